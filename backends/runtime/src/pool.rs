@@ -1,0 +1,559 @@
+//! A fork-join thread pool for grids of independent programs.
+//!
+//! Invariants: which thread runs which programs depends only on the grid and the number of
+//! threads, never on timing; a run allocates nothing; when [`Pool::run`] returns, no thread
+//! touches its closure any more, panics included. Waiting is a bounded spin, then sleep, so an
+//! idle or stopped process burns no CPU and nothing depends on how long anything takes.
+//!
+//! Each worker owns a mailbox of one cache line. The caller writes a range into the mailboxes of
+//! the workers it needs and flips their state; workers it does not need stay asleep. The last
+//! worker to finish releases the caller.
+
+use std::cell::UnsafeCell;
+use std::hint::spin_loop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// The most threads a pool may have: more than any machine has cores, small enough to fail early
+/// on a typing error.
+pub const MAX_THREADS: usize = 1024;
+
+/// How long a thread spins before it sleeps. Launches of one model follow each other within a few
+/// microseconds and a wake-up costs ten or more, so this bridges the gaps inside a run but not
+/// those between runs.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Spins between two looks at the clock, which itself costs tens of nanoseconds.
+const SPINS_PER_LOOK: u32 = 32;
+
+/// Why a pool could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The number of threads is out of range.
+    #[error("{0} threads were asked for; the number must be from 1 to {MAX_THREADS}")]
+    Threads(usize),
+    /// The system refused a thread.
+    #[error("cannot start a worker thread")]
+    Spawn(#[source] std::io::Error),
+}
+
+/// Why a run failed. Of several failures the one of the lowest programs is reported, so the
+/// answer is the same for any number of threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// A program returned this status, which is not zero.
+    #[error("a kernel stopped with status {0}")]
+    Status(u32),
+    /// A program panicked.
+    #[error("a program panicked")]
+    Panicked,
+}
+
+/// What [`Pool::run`] calls: programs `lo..hi` on thread `thread_index`, giving 0 or a status.
+pub type Body<'a> = dyn Fn(u64, u64, usize) -> u32 + Sync + 'a;
+
+/// The states of a mailbox.
+const IDLE: u32 = 0;
+const ASLEEP: u32 = 1;
+const WORK: u32 = 2;
+const EXIT: u32 = 3;
+
+/// Set in `Shared::pending` while the caller sleeps.
+const CALLER_ASLEEP: usize = 1 << (usize::BITS - 1);
+
+/// What a program range came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Status(u32),
+    Panicked,
+}
+
+impl Outcome {
+    fn of(body: &Body<'_>, lo: u64, hi: u64, thread_index: usize) -> Self {
+        match catch_unwind(AssertUnwindSafe(|| body(lo, hi, thread_index))) {
+            Ok(status) => Self::Status(status),
+            Err(payload) => {
+                // The payload is the panicking code's own type: dropping it may panic again, and
+                // that would leave the caller waiting for ever.
+                std::mem::forget(payload);
+                Self::Panicked
+            }
+        }
+    }
+
+    fn into_result(self) -> Result<(), RunError> {
+        match self {
+            Self::Status(0) => Ok(()),
+            Self::Status(status) => Err(RunError::Status(status)),
+            Self::Panicked => Err(RunError::Panicked),
+        }
+    }
+}
+
+struct Order {
+    /// The caller's closure with its lifetime erased. Only read between the flip to `WORK` and the
+    /// decrement of `pending`, during which the caller waits.
+    body: Option<*const Body<'static>>,
+    lo: u64,
+    hi: u64,
+    outcome: Outcome,
+}
+
+/// Aligned to two cache lines because adjacent lines are fetched in pairs.
+#[repr(align(128))]
+struct Mailbox {
+    state: AtomicU32,
+    /// Belongs to the worker while `state` is `WORK`, and to the caller otherwise.
+    order: UnsafeCell<Order>,
+}
+
+struct Shared {
+    mailboxes: Box<[Mailbox]>,
+    pending: Pending,
+    spin: Duration,
+}
+
+#[repr(align(128))]
+struct Pending {
+    /// Workers that have not finished, and `CALLER_ASLEEP`.
+    count: AtomicUsize,
+    /// The thread to wake; written by the caller while no worker runs.
+    caller: UnsafeCell<Option<Thread>>,
+}
+
+// SAFETY: the cells are handed back and forth by the atomics beside them: `order` by `state` and
+// `pending.count`, `caller` by `count`, as the comments on them say. The closure behind
+// `Order::body` is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the raw pointer is only followed while the caller lends the closure.
+unsafe impl Send for Shared {}
+
+/// Spins until `done` or until the time is up, and says which.
+fn spin_until(spin: Duration, done: impl Fn() -> bool) -> bool {
+    if done() {
+        return true;
+    }
+    if spin.is_zero() {
+        return false;
+    }
+    let start = Instant::now();
+    loop {
+        for _ in 0..SPINS_PER_LOOK {
+            spin_loop();
+            if done() {
+                return true;
+            }
+        }
+        if start.elapsed() >= spin {
+            return false;
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, worker: usize) {
+        let Some(mailbox) = self.mailboxes.get(worker) else {
+            return;
+        };
+        loop {
+            if self.next_state(mailbox) == EXIT {
+                return;
+            }
+            // SAFETY: the state is `WORK`, so the order is this thread's.
+            let order = unsafe { &mut *mailbox.order.get() };
+            if let Some(body) = order.body.take() {
+                // SAFETY: the caller keeps the closure alive until `pending` reaches zero, which
+                // needs the decrement below.
+                let body = unsafe { &*body };
+                order.outcome = Outcome::of(body, order.lo, order.hi, worker + 1);
+            }
+            // The order goes back before the count, so that the caller may refill it at once.
+            mailbox.state.store(IDLE, Ordering::Release);
+            self.finish_one();
+        }
+    }
+
+    /// Waits for the caller's next message.
+    fn next_state(&self, mailbox: &Mailbox) -> u32 {
+        let state = || mailbox.state.load(Ordering::Acquire);
+        if !spin_until(self.spin, || state() != IDLE) {
+            // Fails only if a message has just come, and then there is no reason to sleep.
+            let _ =
+                mailbox
+                    .state
+                    .compare_exchange(IDLE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
+            while state() == ASLEEP {
+                thread::park();
+            }
+        }
+        state()
+    }
+
+    fn finish_one(&self) {
+        let before = self.pending.count.fetch_sub(1, Ordering::AcqRel);
+        if before == CALLER_ASLEEP | 1 {
+            // The caller stays until the count is zero with the bit cleared, so `caller` may be
+            // read up to that store, and the clone used after it.
+            // SAFETY: the caller wrote it before it published this run, and waits.
+            let caller = unsafe { (*self.pending.caller.get()).clone() };
+            self.pending.count.store(0, Ordering::Release);
+            if let Some(caller) = caller {
+                caller.unpark();
+            }
+        }
+    }
+
+    fn wait_for_workers(&self) {
+        let count = &self.pending.count;
+        if spin_until(self.spin, || count.load(Ordering::Acquire) == 0) {
+            return;
+        }
+        if count.fetch_or(CALLER_ASLEEP, Ordering::AcqRel) == 0 {
+            // The last worker finished in between and saw no sleeper: nobody else clears the bit.
+            count.store(0, Ordering::Relaxed);
+            return;
+        }
+        while count.load(Ordering::Acquire) != 0 {
+            thread::park();
+        }
+    }
+}
+
+/// A fixed set of threads, of which the caller of [`Pool::run`] is the first.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads including the caller's own: one thread spawns nothing.
+    ///
+    /// # Errors
+    /// [`PoolError::Threads`] if the number is 0 or above [`MAX_THREADS`], [`PoolError::Spawn`] if
+    /// the system refuses a thread (those already started are joined).
+    pub fn new(threads: usize) -> Result<Self, PoolError> {
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(PoolError::Threads(threads));
+        }
+        let mailbox = || Mailbox {
+            state: AtomicU32::new(IDLE),
+            order: UnsafeCell::new(Order {
+                body: None,
+                lo: 0,
+                hi: 0,
+                outcome: Outcome::Status(0),
+            }),
+        };
+        // With more threads than cores a spinning thread keeps a working one off its core.
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let spin = if threads > cores {
+            Duration::ZERO
+        } else {
+            SPIN
+        };
+        let mut pool = Self {
+            shared: Arc::new(Shared {
+                mailboxes: (1..threads).map(|_| mailbox()).collect(),
+                pending: Pending {
+                    count: AtomicUsize::new(0),
+                    caller: UnsafeCell::new(None),
+                },
+                spin,
+            }),
+            workers: Vec::with_capacity(threads - 1),
+        };
+        for worker in 0..threads - 1 {
+            let shared = Arc::clone(&pool.shared);
+            let handle = thread::Builder::new()
+                .name(format!("kiln-{}", worker + 1))
+                .spawn(move || shared.work(worker))
+                .map_err(PoolError::Spawn)?;
+            pool.workers.push(handle);
+        }
+        Ok(pool)
+    }
+
+    /// The number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs programs `0..programs`, each exactly once, in one contiguous range per thread.
+    ///
+    /// Ranges start at multiples of `grain` (0 counts as 1), and thread `t` gets the `t`-th range,
+    /// so a grid of fewer than `threads` grains leaves the last threads alone. `body` is called at
+    /// most once per thread; a `thread_index` below [`Pool::threads`] names the thread's own
+    /// scratch memory.
+    ///
+    /// # Errors
+    /// The first status that is not zero, in the order of programs, or [`RunError::Panicked`]. The
+    /// other ranges still run to their end.
+    pub fn run(&mut self, programs: u64, grain: u64, body: &Body<'_>) -> Result<(), RunError> {
+        let split = Split::new(programs, grain, self.threads());
+        let Some((lo, hi)) = split.range(0) else {
+            return Ok(());
+        };
+        if split.chunks == 1 {
+            return Outcome::of(body, lo, hi, 0).into_result();
+        }
+        let others = || self.shared.mailboxes.iter().zip(&self.workers).zip(1..);
+        // SAFETY: only the lifetime changes. The pointer is not followed after this function
+        // returns: each worker that gets it is counted in `pending`, and both this function and
+        // its unwinding are past `wait_for_workers`, because `Outcome::of` catches panics.
+        let erased: *const Body<'static> =
+            unsafe { std::mem::transmute::<&Body<'_>, &Body<'static>>(body) };
+        // SAFETY: no worker runs, because the last run waited for all of them and `&mut self`
+        // excludes a second run.
+        unsafe { *self.shared.pending.caller.get() = Some(thread::current()) };
+        self.shared
+            .pending
+            .count
+            .store(split.chunks - 1, Ordering::Release);
+        for ((mailbox, worker), chunk) in others() {
+            let Some((lo, hi)) = split.range(chunk) else {
+                break;
+            };
+            // SAFETY: the worker is idle or asleep, so the order is the caller's.
+            unsafe {
+                *mailbox.order.get() = Order {
+                    body: Some(erased),
+                    lo,
+                    hi,
+                    outcome: Outcome::Status(0),
+                };
+            }
+            if mailbox.state.swap(WORK, Ordering::AcqRel) == ASLEEP {
+                worker.thread().unpark();
+            }
+        }
+        let mut outcome = Outcome::of(body, lo, hi, 0);
+        self.shared.wait_for_workers();
+        for ((mailbox, _), _) in others().take(split.chunks - 1) {
+            if outcome != Outcome::Status(0) {
+                break;
+            }
+            // SAFETY: the workers are done and have handed their orders back.
+            outcome = unsafe { (*mailbox.order.get()).outcome };
+        }
+        outcome.into_result()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for (mailbox, worker) in self.shared.mailboxes.iter().zip(&self.workers) {
+            if mailbox.state.swap(EXIT, Ordering::AcqRel) == ASLEEP {
+                worker.thread().unpark();
+            }
+        }
+        for worker in self.workers.drain(..) {
+            // Workers catch every panic of the closures; there is nothing to hear from them.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads())
+    }
+}
+
+/// The static partition of a grid.
+#[derive(Clone, Copy)]
+struct Split {
+    programs: u64,
+    grain: u64,
+    /// Grains that every chunk gets.
+    each: u64,
+    /// The first `extra` chunks get one more.
+    extra: u64,
+    /// Number of chunks that are not empty.
+    chunks: usize,
+}
+
+impl Split {
+    fn new(programs: u64, grain: u64, threads: usize) -> Self {
+        let grain = grain.max(1);
+        let grains = programs.div_ceil(grain);
+        // At most `threads`, so it fits.
+        let chunks = grains.min(threads as u64) as usize;
+        let divisor = (chunks as u64).max(1);
+        Self {
+            programs,
+            grain,
+            each: grains / divisor,
+            extra: grains % divisor,
+            chunks,
+        }
+    }
+
+    /// The programs of a chunk; `None` for those that have none.
+    fn range(&self, chunk: usize) -> Option<(u64, u64)> {
+        if chunk >= self.chunks {
+            return None;
+        }
+        let edge = |chunk: u64| {
+            let grains = chunk * self.each + chunk.min(self.extra);
+            grains.saturating_mul(self.grain).min(self.programs)
+        };
+        Some((edge(chunk as u64), edge(chunk as u64 + 1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
+
+    fn ranges(threads: usize, programs: u64, grain: u64) -> Vec<(u64, u64, usize)> {
+        let seen = Mutex::new(Vec::new());
+        Pool::new(threads)
+            .unwrap()
+            .run(programs, grain, &|lo, hi, thread| {
+                seen.lock().unwrap().push((lo, hi, thread));
+                0
+            })
+            .unwrap();
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        seen
+    }
+
+    #[test]
+    fn the_partition_is_static() {
+        assert_eq!(ranges(1, 10, 1), [(0, 10, 0)]);
+        assert_eq!(ranges(3, 10, 1), [(0, 4, 0), (4, 7, 1), (7, 10, 2)]);
+        assert_eq!(ranges(4, 10, 4), [(0, 4, 0), (4, 8, 1), (8, 10, 2)]);
+        assert_eq!(ranges(4, 1, 0), [(0, 1, 0)]);
+        assert_eq!(ranges(4, 0, 1), []);
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_cover_the_grid_once(
+            programs in prop_oneof![0..1000u64, Just(u64::MAX), any::<u64>()],
+            grain in prop_oneof![0..20u64, Just(u64::MAX), any::<u64>()],
+            threads in 1..40usize,
+        ) {
+            let split = Split::new(programs, grain, threads);
+            let mut next = 0;
+            for chunk in 0..threads {
+                let Some((lo, hi)) = split.range(chunk) else { break };
+                prop_assert_eq!(lo, next);
+                prop_assert!(lo < hi);
+                prop_assert_eq!(lo % grain.max(1), 0);
+                next = hi;
+            }
+            prop_assert_eq!(next, programs);
+        }
+    }
+
+    #[test]
+    fn many_runs_see_each_program_once() {
+        for threads in [1, 2, 3, 8] {
+            let mut pool = Pool::new(threads).unwrap();
+            for round in 0..2000u64 {
+                let sum = AtomicU64::new(0);
+                let programs = round % 37;
+                pool.run(programs, 1 + round % 3, &|lo, hi, thread| {
+                    assert!(thread < threads);
+                    sum.fetch_add((lo..hi).map(|x| x + 1).sum(), Ordering::Relaxed);
+                    0
+                })
+                .unwrap();
+                assert_eq!(sum.into_inner(), programs * (programs + 1) / 2);
+                // Now and then long enough for everyone to fall asleep.
+                if round % 500 == 0 {
+                    thread::sleep(SPIN * 10);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_caller_sleeps_through_long_work_and_wakes() {
+        let mut pool = Pool::new(3).unwrap();
+        for _ in 0..20 {
+            pool.run(3, 1, &|_, _, thread| {
+                if thread > 0 {
+                    thread::sleep(Duration::from_millis(thread as u64));
+                }
+                0
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn the_lowest_failure_wins_and_the_pool_survives() {
+        let mut pool = Pool::new(4).unwrap();
+        let failing_at = |at: &'static [u64]| {
+            move |lo: u64, hi: u64, _: usize| {
+                at.iter()
+                    .find(|x| (lo..hi).contains(x))
+                    .map_or(0, |x| *x as u32)
+            }
+        };
+        assert_eq!(
+            pool.run(100, 1, &failing_at(&[30, 99])),
+            Err(RunError::Status(30))
+        );
+        assert_eq!(
+            pool.run(100, 1, &failing_at(&[99])),
+            Err(RunError::Status(99))
+        );
+        assert_eq!(pool.run(100, 1, &failing_at(&[])), Ok(()));
+    }
+
+    #[test]
+    fn panics_are_errors_on_every_thread() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropping the payload panics too");
+            }
+        }
+        let mut pool = Pool::new(3).unwrap();
+        for victim in 0..3 {
+            let outcome = pool.run(3, 1, &|_, _, thread| {
+                if thread == victim {
+                    std::panic::panic_any(Bomb);
+                }
+                0
+            });
+            assert_eq!(outcome, Err(RunError::Panicked));
+        }
+        // A status of lower programs comes before a panic of higher ones.
+        let outcome = pool.run(3, 1, &|_, _, thread| match thread {
+            0 => 0,
+            1 => 7,
+            _ => panic!("expected by this test"),
+        });
+        assert_eq!(outcome, Err(RunError::Status(7)));
+        assert_eq!(pool.run(3, 1, &|_, _, _| 0), Ok(()));
+    }
+
+    #[test]
+    fn one_thread_runs_on_the_caller() {
+        let mut pool = Pool::new(1).unwrap();
+        assert!(pool.workers.is_empty());
+        let here = thread::current().id();
+        pool.run(5, 1, &|_, _, _| u32::from(thread::current().id() != here))
+            .unwrap();
+    }
+
+    #[test]
+    fn thread_counts_are_checked() {
+        assert!(matches!(Pool::new(0), Err(PoolError::Threads(0))));
+        assert!(matches!(
+            Pool::new(MAX_THREADS + 1),
+            Err(PoolError::Threads(_))
+        ));
+    }
+}
