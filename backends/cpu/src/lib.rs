@@ -1,0 +1,1 @@
+//! Vector programs to machine code through Cranelift.

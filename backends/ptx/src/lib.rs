@@ -1,0 +1,1 @@
+//! Warp programs to PTX text.

@@ -1,0 +1,159 @@
+//! Tile programs: the one kernel language for all targets.
+//!
+//! Invariant: a tile program is a list of parts; the programs (grid points) of all parts are numbered consecutively,
+//! are independent of one another, and together store every element of every output exactly once. Values are small
+//! dense tiles of static shape. There are no threads, registers or barriers in it.
+//!
+//! Axes: inside an index expression the symbol `aK` stands for the position along axis K of the tile that the
+//! statement defines (or stores). Grid and loop variables are ordinary symbols.
+
+use crate::dtype::DType;
+use crate::expr::{Expr, Symbol};
+use crate::id::{Arena, Id};
+use crate::scalar::{BinaryOp, Constant, Less, UnaryOp};
+
+/// A tile program. See the module documentation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TileProgram {
+    /// Name, such as `k3`.
+    pub name: String,
+    /// Buffers in the order of the kernel's arguments.
+    pub buffers: Vec<Buffer>,
+    /// The parts, which together cover the outputs.
+    pub parts: Vec<Part>,
+    /// Types of all tiles.
+    pub tiles: Arena<TileType>,
+}
+
+/// A handle to a tile.
+pub type TileId = Id<TileType>;
+
+/// A tile's type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TileType {
+    /// Element type.
+    pub dtype: DType,
+    /// Extents; a scalar has none.
+    pub shape: Vec<usize>,
+}
+
+/// A kernel argument in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// Name for people.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// How many elements the buffer holds; an address at or past it is out of bounds.
+    pub len: Expr,
+    /// Whether the kernel stores to it.
+    pub written: bool,
+}
+
+/// Programs with the same body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Grid variables with their extents, outermost first; the last one runs fastest.
+    pub grid: Vec<(Symbol, Expr)>,
+    /// What each program does.
+    pub body: Vec<Stmt>,
+}
+
+/// A statement of a tile program.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stmt {
+    /// Defines a tile.
+    Let(TileId, TileOp),
+    /// A counted loop that carries tiles.
+    For(For),
+    /// Stores a tile: element `[a0, a1, ...]` goes to the address.
+    Store {
+        /// Index into the buffers.
+        buffer: usize,
+        /// Address in elements, over grid and loop variables and the axes of `value`.
+        address: Expr,
+        /// Elements for which not all conditions hold are not stored.
+        mask: Vec<Less>,
+        /// The tile.
+        value: TileId,
+    },
+}
+
+/// `for var in lo..hi step step`: `hi - lo` is a multiple of `step` by construction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct For {
+    /// Loop variable.
+    pub var: Symbol,
+    /// First value.
+    pub lo: Expr,
+    /// End, exclusive.
+    pub hi: Expr,
+    /// Step, at least 1.
+    pub step: i64,
+    /// Tiles carried from one iteration to the next.
+    pub carried: Vec<Carried>,
+    /// Body.
+    pub body: Vec<Stmt>,
+}
+
+/// A tile carried by a loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The value before the first iteration.
+    pub init: TileId,
+    /// Its name inside the body.
+    pub inside: TileId,
+    /// What the body hands to the next iteration.
+    pub next: TileId,
+    /// Its name after the loop (the last `next`, or `init` where there was no iteration).
+    pub after: TileId,
+}
+
+/// How a tile is computed. All operands of elementwise operations have the result's shape, except that an extent
+/// of 1 broadcasts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TileOp {
+    /// Every element is the constant.
+    Const(Constant),
+    /// Element `[a0, a1, ...]` is the expression's value, as i64.
+    Index(Expr),
+    /// Element `[a0, a1, ...]` is loaded from the address.
+    Load {
+        /// Index into the buffers.
+        buffer: usize,
+        /// Address in elements; symbol `vK` in it stands for the element of `gathered[K]` at the same position.
+        address: Expr,
+        /// i64 tiles (broadcast to the result's shape) that the address may use as `v0`, `v1`, ...
+        gathered: Vec<TileId>,
+        /// Where not all conditions hold nothing is loaded and the element is `other`.
+        mask: Vec<Less>,
+        /// See `mask`.
+        other: Constant,
+    },
+    /// Elementwise operation on one tile.
+    Unary(UnaryOp, TileId),
+    /// Elementwise operation on two tiles.
+    Binary(BinaryOp, TileId, TileId),
+    /// `a * b + c` with one rounding.
+    Fma(TileId, TileId, TileId),
+    /// Elementwise `if a { b } else { c }`.
+    Select(TileId, TileId, TileId),
+    /// Elementwise conversion.
+    Cast(DType, TileId),
+    /// Folds the axis away to extent 1 with an associative operation (add, mul, min, max, and, or).
+    Reduce(BinaryOp, usize, TileId),
+    /// The tile with its axes in another order.
+    Transpose(Vec<usize>, TileId),
+    /// Matrix product `a[m,k] · b[k,n] + acc[m,n]`, accumulated in the type of `acc`.
+    Dot(TileId, TileId, TileId),
+    /// The i64 tile, where every element is in `-extent..extent`, with the negative ones moved up by `extent`;
+    /// any other element makes the kernel fail with this status.
+    CheckIndex {
+        /// The indices.
+        index: TileId,
+        /// Exclusive bound.
+        extent: Expr,
+        /// Status that the kernel returns.
+        status: u32,
+    },
+}

@@ -1,0 +1,1 @@
+//! Everything that decides: rewrites, fusion, tiling, memory planning.

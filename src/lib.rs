@@ -1,0 +1,1 @@
+//! Kiln: a compile-to-kernel model compiler.

@@ -1,0 +1,1 @@
+//! Conformance, model and golden tests of the whole project.
