@@ -5,6 +5,36 @@
 //! `fn(args: *const *mut u8, dims: *const i64, lo: i64, hi: i64, scratch: *mut u8) -> u32`:
 //! it runs programs `lo..hi` of the kernel and returns 0, or the status of the first failed check.
 
+//!
+//! The text form (see the tests for a whole program; `#` begins a comment):
+//!
+//! ```text
+//! vector @k3(b0: f32, b1: f32 written, dims 1) {
+//!   %0: i64 = lo
+//!   %1: i64 = dim 0
+//!   %2: f32x4 = 0.0f32
+//!   for %3 in %0..%1 step 4 carry (%4: f32x4 = %2) {
+//!     %5: f32x4 = load b0[%3 + 8]
+//!     %6: f32x4 = add(%4, %5)
+//!     store b1[%3], %6
+//!   } next (%6) as (%7)
+//!   %8: f32 = fold_add(%7)
+//!   %9: bool = lt(%8, %8)
+//!   fail 1 if %9
+//! }
+//! ```
+
+mod interp;
+mod parse;
+mod print;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use interp::{InterpError, run};
+pub use verify::VerifyError;
+
 use crate::dtype::DType;
 use crate::id::{Arena, Id};
 use crate::scalar::{BinaryOp, Constant, UnaryOp};
@@ -28,13 +58,30 @@ pub struct VectorProgram {
 pub type ValueId = Id<VectorType>;
 
 /// The type of a value: `lanes` elements. A scalar has one lane.
-/// Comparisons of vectors give `Bool` with the operands' lanes; such a mask is only used by `select`, `and`, `or`, `xor`, `not`.
+/// Comparisons of vectors give `Bool` with the operands' lanes; such a mask is never loaded or stored, and not bitcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VectorType {
     /// Element type; one that [`crate::vector`] programs compute with: bool, 8- to 64-bit integers, f32, f64.
     pub dtype: DType,
     /// 1, or a power of two.
     pub lanes: u32,
+}
+
+impl VectorType {
+    /// One element.
+    pub fn scalar(dtype: DType) -> VectorType {
+        VectorType { dtype, lanes: 1 }
+    }
+
+    /// `lanes` elements.
+    pub fn vector(dtype: DType, lanes: u32) -> VectorType {
+        VectorType { dtype, lanes }
+    }
+
+    /// Whether there is one lane.
+    pub fn is_scalar(self) -> bool {
+        self.lanes == 1
+    }
 }
 
 /// A place in a buffer: element `index + offset`.
@@ -84,7 +131,7 @@ pub struct For {
     pub lo: ValueId,
     /// End, exclusive, i64 scalar. No iteration where `lo >= hi`.
     pub hi: ValueId,
-    /// Step, at least 1.
+    /// Step, at least 1. `hi + step` must not exceed `i64::MAX`.
     pub step: i64,
     /// Values carried from one iteration to the next.
     pub carried: Vec<Carried>,
@@ -116,7 +163,7 @@ pub enum Op {
     Lo,
     /// End of the programs to run, i64 scalar.
     Hi,
-    /// Consecutive elements, as many as the result has lanes.
+    /// Consecutive elements, as many as the result has lanes; a bool is true where its byte is not 0.
     Load(Address),
     /// Every lane is the one element there.
     LoadSplat(Address),
@@ -128,18 +175,51 @@ pub enum Op {
     Pack(Vec<ValueId>),
     /// One lane as a scalar.
     Extract(ValueId, u32),
-    /// Lanewise operation on one value. Only: neg abs not floor ceil round trunc sqrt (floats); neg abs not (integers); not (bool).
+    /// Lanewise operation on one value. Only: neg abs not floor ceil round trunc sqrt (floats); neg abs not (integers);
+    /// not (bool).
     Unary(UnaryOp, ValueId),
     /// Lanewise operation on two values of one type: all of [`BinaryOp`] but `pow`, and `rem`, `mod` only on integers.
+    /// On bools: `and`, `or`, `xor`, `add` (or), `mul` (and), `min`, `max` and the comparisons.
     Binary(BinaryOp, ValueId, ValueId),
-    /// `a * b + c` with one rounding.
+    /// `a * b + c` of floats with one rounding; with two (after the product, after the sum) on a target without
+    /// fused multiply-add, which is x86-64 below v3.
     Fma(ValueId, ValueId, ValueId),
     /// Lanewise `if a { b } else { c }`.
     Select(ValueId, ValueId, ValueId),
-    /// Lanewise conversion by the rules of [`crate::semantics`].
+    /// Lanewise conversion by the rules of [`crate::semantics`]; each rounds at most once.
     Cast(DType, ValueId),
-    /// The bits of the value as another type of the same size.
+    /// The bytes of the value, lanes in memory order, as another type of the same total size.
     Bitcast(DType, ValueId),
     /// All lanes folded to a scalar with add, mul, min, max, and, or — pairwise: lanes i and i + n/2 first.
     Fold(BinaryOp, ValueId),
+}
+
+impl Op {
+    /// Calls `f` with every value that the operation reads, in order.
+    pub fn for_each_operand(&self, mut f: impl FnMut(ValueId)) {
+        match self {
+            Op::Const(_) | Op::Dim(_) | Op::Lo | Op::Hi => {}
+            Op::Load(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) => {
+                if let Some(index) = a.index {
+                    f(index);
+                }
+            }
+            Op::Splat(a)
+            | Op::Extract(a, _)
+            | Op::Unary(_, a)
+            | Op::Cast(_, a)
+            | Op::Bitcast(_, a)
+            | Op::Fold(_, a) => f(*a),
+            Op::Binary(_, a, b) => {
+                f(*a);
+                f(*b);
+            }
+            Op::Fma(a, b, c) | Op::Select(a, b, c) => {
+                f(*a);
+                f(*b);
+                f(*c);
+            }
+            Op::Pack(values) => values.iter().copied().for_each(f),
+        }
+    }
 }
