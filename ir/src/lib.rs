@@ -6,7 +6,12 @@
 pub mod dtype;
 pub mod expr;
 pub mod float8;
+pub mod graph;
 pub mod id;
+pub mod layout;
+pub mod nest;
+pub mod ops;
+pub mod plan;
 pub mod scalar;
 pub mod semantics;
 pub mod tensor;
@@ -16,6 +21,8 @@ pub mod vector;
 
 pub use dtype::{Class, DType};
 pub use expr::{Expr, Ranges, Symbol};
+pub use graph::{Graph, Origin, TensorType};
 pub use id::{Arena, Id};
+pub use layout::Layout;
 pub use scalar::{BinaryOp, Code, Constant, Scalar, UnaryOp};
 pub use tensor::{Tensor, TensorError};

@@ -102,6 +102,17 @@ impl Constant {
         Some(Constant { dtype, bits })
     }
 
+    /// Appends the constant as an element of row-major data.
+    pub fn store(self, out: &mut Vec<u8>) {
+        match self.dtype.class() {
+            Class::Float => semantics::store_f32(self.dtype, f32::from_bits(self.bits as u32), out),
+            Class::Double => out.extend_from_slice(&self.bits.to_le_bytes()),
+            Class::Signed | Class::Unsigned | Class::Bool | Class::Complex | Class::Str => {
+                semantics::store_i64(self.dtype, self.bits as i64, out);
+            }
+        }
+    }
+
     /// The value as f64.
     pub fn as_f64(self) -> f64 {
         match self.dtype.class() {

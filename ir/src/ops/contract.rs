@@ -1,0 +1,114 @@
+//! `contract`: a product of two tensors summed over shared axes; matrix products of every orientation and batch.
+
+use super::{Attribute, Attributes, Meaning, OpError, Operator, operands};
+use crate::expr::Expr;
+use crate::graph::TensorType;
+use crate::nest::{Nest, axis, fold_axis};
+use crate::scalar::{BinaryOp, Code, Source};
+
+/// `out[labels of out] = sum over the other labels of lhs[labels] * rhs[labels]`, as in Einstein's notation: each
+/// axis of an operand has a letter, `"bmk", "bkn" -> "bmn"`. A letter occurs once in an operand; every letter of `out` occurs
+/// in an operand; both operands have one element type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contract {
+    /// Letters of the left operand's axes.
+    pub lhs: String,
+    /// Letters of the right operand's axes.
+    pub rhs: String,
+    /// Letters of the result's axes.
+    pub out: String,
+}
+
+impl Contract {
+    /// A contraction with these letters.
+    pub fn new(lhs: &str, rhs: &str, out: &str) -> Contract {
+        Contract { lhs: lhs.into(), rhs: rhs.into(), out: out.into() }
+    }
+
+    pub(super) fn from_attributes(a: &Attributes) -> Result<Contract, OpError> {
+        Ok(Contract::new(a.word("lhs")?, a.word("rhs")?, a.word("out")?))
+    }
+
+    /// The letters that are summed over, in the order of the left operand, then the right one.
+    pub fn summed(&self) -> String {
+        let mut letters = String::new();
+        for c in self.lhs.chars().chain(self.rhs.chars()) {
+            if !self.out.contains(c) && !letters.contains(c) {
+                letters.push(c);
+            }
+        }
+        letters
+    }
+
+    fn extent(&self, letter: char, lhs: &TensorType, rhs: &TensorType) -> Option<Expr> {
+        let at = |letters: &str, t: &TensorType| letters.find(letter).and_then(|i| t.dims.get(i).cloned());
+        at(&self.lhs, lhs).or_else(|| at(&self.rhs, rhs))
+    }
+}
+
+impl Operator for Contract {
+    fn name(&self) -> &'static str {
+        "contract"
+    }
+
+    fn attributes(&self) -> Attributes {
+        let text = |s: &str| Attribute::Text(s.into());
+        Attributes::new().with("lhs", text(&self.lhs)).with("rhs", text(&self.rhs)).with("out", text(&self.out))
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [lhs, rhs] = operands(inputs)?;
+        for (letters, t) in [(&self.lhs, lhs), (&self.rhs, rhs)] {
+            let distinct = letters.chars().enumerate().all(|(i, c)| letters.find(c) == Some(i));
+            if !letters.is_ascii() || letters.len() != t.rank() || !distinct {
+                return Err(OpError::new(format!("letters `{letters}` do not fit {t}")));
+            }
+        }
+        if lhs.dtype != rhs.dtype || !(lhs.dtype.is_float() || lhs.dtype.is_int()) {
+            return Err(OpError::new("operands must have one numeric element type"));
+        }
+        for (i, c) in self.lhs.chars().enumerate() {
+            if let Some(j) = self.rhs.find(c)
+                && lhs.dims[i] != rhs.dims[j]
+            {
+                return Err(OpError::new(format!(
+                    "axis {i} of the left operand has extent {}, axis {j} of the right one {}",
+                    lhs.dims[i], rhs.dims[j]
+                )));
+            }
+        }
+        let mut dims = Vec::new();
+        for (i, c) in self.out.chars().enumerate() {
+            if self.out.find(c) != Some(i) {
+                return Err(OpError::new(format!("letter `{c}` occurs twice in the result")));
+            }
+            let fail = || OpError::new(format!("letter `{c}` of the result is in no operand"));
+            dims.push(self.extent(c, lhs, rhs).ok_or_else(fail)?);
+        }
+        Ok(vec![TensorType::new(lhs.dtype, dims)])
+    }
+
+    fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
+        let out = self.infer(inputs)?.remove(0);
+        let (lhs, rhs) = (inputs[0], inputs[1]);
+        let summed = self.summed();
+        let index = |letters: &str| -> Vec<Expr> {
+            let symbol = |c| match self.out.find(c) {
+                Some(n) => Expr::from(axis(n)),
+                None => Expr::from(fold_axis(summed.find(c).unwrap_or(0))),
+            };
+            letters.chars().map(symbol).collect()
+        };
+        let mut body = Code::new();
+        let a = body.load_at(Source::Input(0), index(&self.lhs), lhs.dtype);
+        let b = body.load_at(Source::Input(1), index(&self.rhs), rhs.dtype);
+        let product = body.binary(BinaryOp::Mul, a, b)?;
+        body.set_result(product);
+        let folds: Vec<Expr> = summed.chars().filter_map(|c| self.extent(c, lhs, rhs)).collect();
+        Ok(Meaning::Nests(vec![if folds.is_empty() {
+            Nest::map(out.dims, body)
+        } else {
+            Nest::fold(out.dims, folds, BinaryOp::Add, body)
+        }]))
+    }
+}

@@ -1,0 +1,134 @@
+//! The plan verifier: recomputes lives from the steps and rejects overlap.
+
+use super::{Place, Plan, SlotId, Step};
+use crate::DType;
+
+/// Something is wrong with a plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("plan: {0}")]
+pub struct PlanError(pub String);
+
+impl Plan {
+    /// All errors: dims that are not constant, places outside their section or not aligned, reads before the first write, writes
+    /// to weights and inputs, outputs never written, slots that overlap while both live, wrong kernel numbers.
+    pub fn verify(&self) -> Vec<PlanError> {
+        let mut errors = Vec::new();
+        let mut fail = |message: String| errors.push(PlanError(message));
+        self.verify_places(&mut fail);
+        self.verify_order(&mut fail);
+        self.verify_overlap(&mut fail);
+        errors
+    }
+
+    fn verify_places(&self, fail: &mut dyn FnMut(String)) {
+        for (id, slot) in self.slots.iter() {
+            let strings = slot.ty.dtype == DType::Str;
+            let bytes = slot.ty.bytes().as_const().and_then(|b| u64::try_from(b).ok());
+            let Some(bytes) = bytes.filter(|&b| b < 1 << 48) else {
+                fail(format!("slot {id} has no constant size: {}", slot.ty));
+                continue;
+            };
+            let (at, limit) = match slot.place {
+                Place::Weights(at) => (at, self.weight_bytes),
+                Place::Arena(at) => (at, self.arena_bytes),
+                Place::Input(n) => {
+                    if self.inputs.get(n).is_none_or(|(_, s)| *s != id) {
+                        fail(format!("slot {id} is not input {n}"));
+                    }
+                    continue;
+                }
+                Place::Output(n) => {
+                    if self.outputs.get(n).is_none_or(|(_, s)| *s != id) {
+                        fail(format!("slot {id} is not output {n}"));
+                    }
+                    continue;
+                }
+                Place::Host if strings => continue,
+                Place::Host => {
+                    fail(format!("slot {id} of {} is held by the host", slot.ty));
+                    continue;
+                }
+            };
+            if strings {
+                fail(format!("slot {id} of strings is in memory that holds none"));
+            }
+            if at % 64 != 0 || at.checked_add(bytes).is_none_or(|end| end > limit) {
+                fail(format!(
+                    "slot {id}: {bytes} bytes at {at} are not aligned or exceed {limit}"
+                ));
+            }
+        }
+        for (n, (name, slot)) in self.inputs.iter().enumerate() {
+            if self.slots[*slot].place != Place::Input(n) {
+                fail(format!("input {name:?} is not in place"));
+            }
+        }
+        for (n, (name, slot)) in self.outputs.iter().enumerate() {
+            if self.slots[*slot].place != Place::Output(n) && self.slots[*slot].place != Place::Host {
+                fail(format!("output {name:?} is not in place"));
+            }
+        }
+    }
+
+    fn verify_order(&self, fail: &mut dyn FnMut(String)) {
+        let mut written: Vec<bool> = self
+            .slots
+            .iter()
+            .map(|(_, s)| matches!(s.place, Place::Weights(_) | Place::Input(_)))
+            .collect();
+        for (n, step) in self.steps.iter().enumerate() {
+            let (reads, writes) = step.accesses();
+            if let Step::Launch { kernel, .. } = step
+                && *kernel >= self.kernels.len()
+            {
+                fail(format!(
+                    "step {n} launches kernel {kernel}, there are {}",
+                    self.kernels.len()
+                ));
+            }
+            if let Step::Copy { from, to } = step
+                && self.slots[*from].ty != self.slots[*to].ty
+            {
+                fail(format!(
+                    "step {n} copies {} to {}",
+                    self.slots[*from].ty, self.slots[*to].ty
+                ));
+            }
+            for slot in reads {
+                if !written[slot.index()] {
+                    fail(format!("step {n} reads slot {slot} before it is written"));
+                }
+            }
+            for slot in writes {
+                if matches!(self.slots[*slot].place, Place::Weights(_) | Place::Input(_)) {
+                    fail(format!("step {n} writes slot {slot}, which is constant"));
+                }
+                written[slot.index()] = true;
+            }
+        }
+        for (name, slot) in &self.outputs {
+            if !written[slot.index()] {
+                fail(format!("output {name:?} is never written"));
+            }
+        }
+    }
+
+    fn verify_overlap(&self, fail: &mut dyn FnMut(String)) {
+        let lives = self.lives();
+        let mut arena: Vec<(u64, u64, usize, usize, SlotId)> = Vec::new();
+        for (id, slot) in self.slots.iter() {
+            if let (Place::Arena(at), Some((first, last))) = (slot.place, lives[id.index()]) {
+                arena.push((at, at.saturating_add(self.slot_bytes(id)), first, last, id));
+            }
+        }
+        // Sweep over offsets: only slots that share bytes are compared.
+        arena.sort_unstable_by_key(|a| a.0);
+        for (i, a) in arena.iter().enumerate() {
+            for b in arena[i + 1..].iter().take_while(|b| b.0 < a.1) {
+                if a.2 <= b.3 && b.2 <= a.3 && a.0 < b.1 {
+                    fail(format!("slots {} and {} overlap while both live", a.4, b.4));
+                }
+            }
+        }
+    }
+}
