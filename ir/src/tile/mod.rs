@@ -5,7 +5,38 @@
 //! dense tiles of static shape. There are no threads, registers or barriers in it.
 //!
 //! Axes: inside an index expression the symbol `aK` stands for the position along axis K of the tile that the
-//! statement defines (or stores). Grid and loop variables are ordinary symbols.
+//! statement defines (or stores). Grid and loop variables are ordinary symbols. Every other symbol is a run-time dim.
+//!
+//! The text form (`#` begins a comment):
+//!
+//! ```text
+//! kernel @k3(x: f32[98304], w: f32[2359296], y: f32[393216] written) {
+//!   part grid(i = 32, j = 384) {
+//!     %0: f32[4,8] = const 0.0f32
+//!     for k in 0..768 step 1 carry(%1: f32[4,8] = %0) {
+//!       %2: f32[4,1] = load x[768*a0 + 3072*i + k]
+//!       %3: f32[1,8] = load w[a1 + 8*j + 3072*k]
+//!       %4: f32[4,8] = fma %2, %3, %1
+//!     } next(%4) as(%5)
+//!     store y[a1 + 3072*a0 + 12288*i + 8*j] = %5 if(a0 + 4*i < 126)
+//!   }
+//! }
+//! ```
+//!
+//! The other operations: `index(a0 + k)`, `load x[v0 + a1] with(%3) if(a0 < n, k < 9) else 0.0f32`, `exp %1`,
+//! `add %1, %2`, `select %1, %2, %3`, `cast %1`, `reduce add 1, %2`, `transpose [1, 0], %2`, `dot %1, %2, %3`,
+//! `check %1 in(extent) status 3`.
+
+mod interp;
+mod parse;
+mod print;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use interp::{RunError, run};
+pub use verify::VerifyError;
 
 use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
@@ -28,6 +59,35 @@ pub struct TileProgram {
 /// A handle to a tile.
 pub type TileId = Id<TileType>;
 
+impl TileProgram {
+    /// How many programs all parts have together.
+    pub fn programs(&self) -> Expr {
+        self.parts.iter().fold(Expr::default(), |sum, part| sum.add(&part.programs()))
+    }
+}
+
+impl Part {
+    /// How many programs the part has: the product of the grid's extents, none of which counts as less than 0.
+    pub fn programs(&self) -> Expr {
+        self.grid.iter().fold(Expr::from(1i64), |n, (_, extent)| n.mul(&extent.greatest(&Expr::default())))
+    }
+}
+
+/// The symbol of axis `k` of a tile in index expressions, `ak`.
+pub fn axis(k: usize) -> Symbol {
+    Symbol::numbered("a", k)
+}
+
+/// The symbol of the `k`-th gathered tile of a load in its address, `vk`.
+pub fn gathered(k: usize) -> Symbol {
+    Symbol::numbered("v", k)
+}
+
+/// Whether the name is that of an axis or a gathered tile, which no dim, grid or loop variable may have.
+pub fn is_reserved(symbol: &Symbol) -> bool {
+    symbol.name().strip_prefix(['a', 'v']).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// A tile's type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TileType {
@@ -35,6 +95,13 @@ pub struct TileType {
     pub dtype: DType,
     /// Extents; a scalar has none.
     pub shape: Vec<usize>,
+}
+
+impl TileType {
+    /// How many elements there are; `usize::MAX` where that does not fit.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().fold(1usize, |n, &e| n.saturating_mul(e))
+    }
 }
 
 /// A kernel argument in memory.
@@ -109,8 +176,8 @@ pub struct Carried {
     pub after: TileId,
 }
 
-/// How a tile is computed. All operands of elementwise operations have the result's shape, except that an extent
-/// of 1 broadcasts.
+/// How a tile is computed. All operands of elementwise operations have the result's rank and shape, except that an
+/// extent of 1 broadcasts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TileOp {
     /// Every element is the constant.
@@ -134,24 +201,26 @@ pub enum TileOp {
     Unary(UnaryOp, TileId),
     /// Elementwise operation on two tiles.
     Binary(BinaryOp, TileId, TileId),
-    /// `a * b + c` with one rounding.
+    /// `a * b + c` with one rounding; on integers a wrapping product and sum.
     Fma(TileId, TileId, TileId),
     /// Elementwise `if a { b } else { c }`.
     Select(TileId, TileId, TileId),
     /// Elementwise conversion.
     Cast(DType, TileId),
-    /// Folds the axis away to extent 1 with an associative operation (add, mul, min, max, and, or).
+    /// Folds the axis away to extent 1 with an associative operation (add, mul, min, max, and, or). In which order
+    /// is open: the interpreter goes by rising index, other targets group otherwise, always in the same way.
     Reduce(BinaryOp, usize, TileId),
     /// The tile with its axes in another order.
     Transpose(Vec<usize>, TileId),
-    /// Matrix product `a[m,k] · b[k,n] + acc[m,n]`, accumulated in the type of `acc`.
+    /// Matrix product `a[m,k] · b[k,n] + acc[m,n]`: `a` and `b` converted to the type of `acc`, then `fma` by
+    /// rising `k` on floats, a wrapping product and sum on integers.
     Dot(TileId, TileId, TileId),
     /// The i64 tile, where every element is in `-extent..extent`, with the negative ones moved up by `extent`;
-    /// any other element makes the kernel fail with this status.
+    /// any other element makes the kernel fail with this status (not 0), before anything that follows.
     CheckIndex {
         /// The indices.
         index: TileId,
-        /// Exclusive bound.
+        /// Exclusive bound, over dims, grid and loop variables and axes.
         extent: Expr,
         /// Status that the kernel returns.
         status: u32,

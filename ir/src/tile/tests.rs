@@ -1,0 +1,219 @@
+use super::{RunError, TileProgram, run};
+use crate::expr::{Ranges, Symbol};
+
+const MATMUL: &str = "kernel @k3(x: f32[24], w: f32[48], y: f32[32] written) {
+  part grid(i = 1, j = 2) {
+    %0: f32[4,4] = const 0.0f32
+    for k in 0..6 step 2 carry(%1: f32[4,4] = %0) {
+      %2: f32[4,2] = load x[6*a0 + a1 + 24*i + k]
+      %3: f32[2,4] = load w[8*a0 + a1 + 4*j + 8*k]
+      %4: f32[4,4] = dot %2, %3, %1
+    } next(%4) as(%5)
+    store y[8*a0 + a1 + 32*i + 4*j] = %5
+  }
+}
+";
+
+const MIXED: &str = "kernel @mixed(x: f32[n], table: f32[20], ids: i64[3], y: f32[3*n] written, m: bool[1] written) {
+  part grid(p = 3) {
+    %0: i64[1,1] = load ids[p]
+    %1: i64[1,1] = check %0 in(5) status 7
+    for c in 0..n step 1 {
+      %2: f32[1,4] = load table[a1 + 4*v0] with(%1)
+      %3: f32[1,4] = load x[a1 + c] if(a1 + c < n) else minus_inf_f32
+      %4: f32[1,4] = max %2, %3
+      %5: f32[4,1] = transpose [1, 0], %4
+      %6: f32[1,1] = reduce add 0, %5
+      %7: bool[1,1] = lt %6, %6
+      %8: f32[1,1] = const 2.0f32
+      %9: f32[1,1] = select %7, %8, %6
+      %10: i32[1,1] = to_i32 %9
+      %11: i32[1,1] = neg %10
+      %12: f32[1,1] = to_f32 %11
+      %13: f32[1,1] = fma %12, %8, %9
+      store y[c + n*p] = %13
+    }
+  }
+  part grid() {
+    %14: i64[4] = index(a0 + 3)
+    %15: i64[1] = reduce max 0, %14
+    %16: bool[1] = eq %15, %15
+    store m[a0] = %16 if(a0 < 1)
+  }
+}
+";
+
+fn floats(v: &[f32]) -> Vec<u8> {
+    v.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn read(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+fn dims(n: i64) -> Ranges {
+    Ranges::from([(Symbol::new("n"), (n, n))])
+}
+
+fn n_is(n: i64) -> impl Fn(&Symbol) -> Option<i64> {
+    move |s| (s.name() == "n").then_some(n)
+}
+
+#[test]
+fn text_parses_back() {
+    for text in [MATMUL, MIXED] {
+        let program = TileProgram::parse(text).unwrap();
+        assert_eq!(program.to_string(), text);
+        assert_eq!(TileProgram::parse(&program.to_string()).unwrap(), program);
+        assert_eq!(program.verify(&dims(6)), Ok(()));
+    }
+}
+
+#[test]
+fn a_product_of_matrices() {
+    let program = TileProgram::parse(MATMUL).unwrap();
+    let x: Vec<f32> = (0..24).map(|i| (i % 5) as f32 - 2.0).collect();
+    let w: Vec<f32> = (0..48).map(|i| (i % 7) as f32 - 3.0).collect();
+    let mut buffers = [floats(&x), floats(&w), vec![0; 128]];
+    run(&program, &mut buffers, &|_| None, 0..program.programs().as_const().unwrap()).unwrap();
+    let expected: Vec<f32> = (0..32).map(|i| (0..6).map(|k| x[i / 8 * 6 + k] * w[k * 8 + i % 8]).sum()).collect();
+    assert_eq!(read(&buffers[2]), expected);
+}
+
+#[test]
+fn only_the_programs_asked_for_run() {
+    let program = TileProgram::parse(MATMUL).unwrap();
+    let mut buffers = [floats(&[1.0; 24]), floats(&[1.0; 48]), vec![0; 128]];
+    run(&program, &mut buffers, &|_| None, 1..2).unwrap();
+    let row = [0.0, 0.0, 0.0, 0.0, 6.0, 6.0, 6.0, 6.0];
+    assert_eq!(read(&buffers[2]), row.repeat(4));
+}
+
+fn mixed(ids: [i64; 3]) -> ([Vec<u8>; 5], Result<(), RunError>) {
+    let program = TileProgram::parse(MIXED).unwrap();
+    let table: Vec<f32> = (0..20).map(|i| i as f32).collect();
+    let mut buffers = [
+        floats(&[0.0, 10.0, 20.0, 2.0, 5.0, 6.0]),
+        floats(&table),
+        ids.iter().flat_map(|i| i.to_le_bytes()).collect(),
+        vec![0; 72],
+        vec![0; 1],
+    ];
+    let result = run(&program, &mut buffers, &n_is(6), 0..4);
+    (buffers, result)
+}
+
+#[test]
+fn gathers_masks_and_reductions() {
+    let (buffers, result) = mixed([1, -5, 4]);
+    assert_eq!(result, Ok(()));
+    // Row 1 of the table is 4..8; with x[0..4] = 0, 10, 20, 2 the maxima 4, 10, 20, 7 add to s = 41: s - 2s.
+    let y = read(&buffers[3]);
+    assert_eq!(y[0], -41.0);
+    // Past the end of x only the table counts: 6 (x[5]), 5, 6, 7.
+    assert_eq!(y[5], -24.0);
+    // -5 stands for row 0.
+    assert_eq!(y[6], -(0.0 + 10.0 + 20.0 + 3.0));
+    assert_eq!(buffers[4], [1]);
+}
+
+#[test]
+fn a_failed_check_stops_the_kernel() {
+    for bad in [5, -6] {
+        let failed = RunError::Failed { kernel: "mixed".into(), status: 7 };
+        assert_eq!(mixed([0, bad, 0]).1, Err(failed));
+    }
+}
+
+#[test]
+fn an_access_out_of_bounds_names_buffer_and_element() {
+    let text = "kernel @far(x: f32[4], y: f32[n] written) {
+      part grid(i = n) { %0: f32[1] = load x[mod(i, 100)] store y[i] = %0 }
+    }";
+    let program = TileProgram::parse(text).unwrap();
+    assert_eq!(program.verify(&dims(5)), Ok(()));
+    let mut buffers = [vec![0; 16], vec![0; 20]];
+    let error = run(&program, &mut buffers, &n_is(5), 0..5).unwrap_err();
+    assert_eq!(error.to_string(), "kernel @far: element 4 of `x`, which has 4 elements");
+}
+
+/// One wrong statement each in a kernel with `%0: f32[4,8]`, `%1: i64[4,1]` and the variable `k` in scope.
+#[test]
+fn the_verifier_names_every_error() {
+    for (stmt, expected) in [
+        ("%9: f32[4,8] = neg %8", "%8 is not defined"),
+        ("%9: f32[4,8] = neg %7", "%7 is not visible here"),
+        ("%0: f32[4,8] = const 0.0f32", "%0 is assigned a second time"),
+        ("%9: f64[4,8] = neg %0", "the result is f32, declared as f64"),
+        ("%9: i64[4,1] = exp %1", "`exp` is not defined on i64"),
+        ("%9: f32[4,8] = add %0, %1", "`add` of f32 and i64: wants equal types"),
+        ("%9: f32[8,8] = neg %0", "%0 is f32[4,8], which does not broadcast to f32[8,8]"),
+        ("%9: i64[4,2] = neg %1", "no operand has extent 2 along axis 1"),
+        ("%9: f32[4,8] = load x[a2]", "`a2` in `a2` is not defined here"),
+        ("%9: f32[4,8] = load x[v0]", "`v0` in `v0` is not defined here"),
+        ("%9: f32[4,8] = load x[z] if(q < 1)", "`q` in `q` is not defined here"),
+        ("%9: f32[4,8] = load x[8*a0 + a1 + 1]", "address 1..=32 is out of bounds of `x`, which has 32 elements"),
+        ("%9: f32[2] = load x[a0 - k]", "address -2..=1 is out of bounds of `x`, which has 32 elements"),
+        ("%9: f32[2] = load x[n + a0 + 32]", "is out of bounds of `x`, which has 32 elements"),
+        ("%9: f32[4,8] = load x[v0] with(%0)", "%0 is f32; gathered tiles are i64"),
+        ("%9: f32[4,8] = load y[0] else 0i64", "`0i64` is no f32"),
+        ("store x[a0 + a1] = %0", "`x` is not declared `written`"),
+        ("store y[a0] = %1", "`y` holds f32, the tile is i64[4,1]"),
+        ("%9: f32[4,8] = reduce add 1, %0", "f32[4,8] without axis 1 is no f32[4,8]"),
+        ("%9: f32[4,1] = reduce sub 1, %0", "`sub` is not associative"),
+        ("%9: f32[4,8] = transpose [1, 0], %0", "f32[4,8] is no transpose of f32[4,8] by [1, 0]"),
+        ("%9: f32[4,8] = dot %0, %0, %0", "is no matrix product"),
+        ("%9: i64[4,1] = check %1 in(4) status 0", "status 0 means success"),
+        ("for k in 0..4 step 1 {}", "`k` is defined already"),
+        ("for a1 in 0..4 step 1 {}", "the variable `a1` has the name of an axis"),
+        ("for l in 0..4 step 3 {}", "the step 3 does not divide"),
+        ("for l in 0..4 step 1 carry(%9: f32[4,8] = %1) {} next(%9) as(%10)", "%1 is i64[4,1], wants f32[4,8]"),
+        ("%9: f32[4,0] = const 0.0f32", "has no elements"),
+        ("%9: f32[4,8] = const 1i64", "the result is i64, declared as f32"),
+    ] {
+        let text = format!(
+            "kernel @bad(x: f32[32], y: f32[64] written) {{ part grid(z = 2) {{
+               for j in 0..1 step 1 {{ %7: f32[4,8] = const 0.0f32 }}
+               for k in 0..4 step 2 {{
+                 %0: f32[4,8] = load x[8*a0 + a1] %1: i64[4,1] = index(a0) {stmt}
+               }} }} }}"
+        );
+        let errors = TileProgram::parse(&text).unwrap().verify(&dims(6)).unwrap_err();
+        assert!(errors.iter().any(|e| e.message.contains(expected)), "{stmt}: {errors:?}");
+    }
+}
+
+#[test]
+fn the_verifier_collects_errors_of_the_head() {
+    let text = "kernel @bad(x: f32[a0], x: str[4]) { part grid(v1 = q, n = 2) {} }";
+    let errors = TileProgram::parse(text).unwrap().verify(&dims(6)).unwrap_err();
+    let all: Vec<_> = errors.iter().map(|e| e.message.as_str()).collect();
+    assert_eq!(
+        all,
+        [
+            "`a0` in `a0` is not defined here",
+            "two buffers have the name `x`",
+            "buffer `x`: tile programs do not compute with str",
+            "`q` in `q` is not defined here",
+            "the variable `v1` has the name of an axis or a gathered tile",
+            "`n` is defined already",
+        ]
+    );
+}
+
+#[test]
+fn text_that_is_no_program_is_refused_with_its_place() {
+    for (text, expected) in [
+        ("kernel k()", "line 1, column 9: expected a name such as `@k3`"),
+        ("kernel @k() { part grid() { store z[0] = %1 } }", "expected the name of a buffer"),
+        ("kernel @k() { part grid() { %0: f32[] = flip %1 } }", "expected the name of a tile operation"),
+        ("kernel @k() { part grid() { %99999999: f32[] = const 1.0f32 } }", "the number of the tile is too large"),
+        (
+            "kernel @k() { part grid() { for i in 0..2 step 1 carry(%0: f32[] = %1) {} next() as() } }",
+            "carries 1 tiles",
+        ),
+    ] {
+        let error = TileProgram::parse(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
