@@ -227,7 +227,10 @@ fn looks_like(bytes: &Bytes) -> Option<&'static str> {
 pub fn from_proto(proto: ModelProto, external: &ExternalData, limits: &Limits) -> Result<Model, LoadError> {
     let mut problems = Problems::default();
     let (mut model, mut functions) = read::read(proto, external, limits, &mut problems);
-    names::check(&mut model.graph, &mut functions, limits, &mut problems);
+    // What was not read because of a limit would be missed by name, and wrongly reported as undefined.
+    if problems.iter().all(|p| p.kind != ProblemKind::Limit) {
+        names::check(&mut model.graph, &mut functions, limits, &mut problems);
+    }
     if problems.is_empty() {
         inline::inline(&mut model, &functions, limits, &mut problems);
     }

@@ -172,7 +172,9 @@ impl Checker<'_> {
         }
         let order = topological(&needs);
         if order.len() < count {
-            let cycle = cycle(&needs, &order);
+            let mut cycle = cycle(&needs, &order);
+            cycle.reverse();
+            from_lowest(&mut cycle);
             let shown: Vec<String> = cycle
                 .iter()
                 .take(CYCLE_SHOWN)
@@ -212,7 +214,13 @@ fn topological(needs: &[Vec<usize>]) -> Vec<usize> {
     order
 }
 
-/// A cycle among the positions that `order` leaves out, from producer to user.
+/// Rotates a cycle so that it starts at its lowest position.
+fn from_lowest(cycle: &mut [usize]) {
+    let lowest = cycle.iter().enumerate().min_by_key(|&(_, &position)| position).map_or(0, |(i, _)| i);
+    cycle.rotate_left(lowest);
+}
+
+/// A cycle among the positions that `order` leaves out; each needs the one after it.
 fn cycle(needs: &[Vec<usize>], order: &[usize]) -> Vec<usize> {
     let sorted: HashSet<usize> = order.iter().copied().collect();
     let Some(mut at) = (0..needs.len()).find(|i| !sorted.contains(i)) else { return Vec::new() };
@@ -220,9 +228,7 @@ fn cycle(needs: &[Vec<usize>], order: &[usize]) -> Vec<usize> {
     let mut path = Vec::new();
     loop {
         if let Some(&start) = walked.get(&at) {
-            let mut cycle = path.split_off(start);
-            cycle.reverse();
-            return cycle;
+            return path.split_off(start);
         }
         walked.insert(at, path.len());
         path.push(at);
@@ -250,9 +256,10 @@ fn calls(functions: &[Function], limits: &Limits, problems: &mut Problems) {
     let order = topological(&needs);
     let mut push = |kind, message| problems.push(Problem { kind, scope: None, node: None, message });
     if order.len() < functions.len() {
-        let cycle = cycle(&needs, &order);
+        let mut cycle = cycle(&needs, &order);
+        from_lowest(&mut cycle);
         let shown: Vec<String> =
-            cycle.iter().rev().take(CYCLE_SHOWN).filter_map(|&i| functions.get(i)).map(Function::shown).collect();
+            cycle.iter().take(CYCLE_SHOWN).filter_map(|&i| functions.get(i)).map(Function::shown).collect();
         push(ProblemKind::Invalid, format!("functions call themselves: {}", shown.join(" -> ")));
     }
     let mut depths = vec![1usize; functions.len()];

@@ -222,10 +222,12 @@ impl Reader<'_> {
     }
 
     fn main_graph(&mut self, proto: GraphProto) -> Graph {
-        let graph = self.graph(proto, 0);
-        for input in graph.inputs.iter().filter(|i| i.ty.is_none()) {
-            self.problem(ProblemKind::Invalid, format!("the input {} has no type", shown(&input.name)));
+        for input in &proto.input {
+            if input.r#type.as_ref().is_none_or(|ty| ty.value.is_none()) {
+                self.invalid(format!("the input {} has no type", shown(&input.name)));
+            }
         }
+        let graph = self.graph(proto, 0);
         if graph.outputs.is_empty() {
             self.invalid("the graph has no outputs");
         }

@@ -83,14 +83,16 @@ enum Content {
     Message(Kind),
     /// Text or bytes.
     Text,
-    /// Packed numbers.
-    Numbers,
+    /// Packed numbers of fixed size.
+    Fixed,
+    /// Packed varints, each of which becomes a number of that many bytes.
+    Varints(u64),
     Unknown,
 }
 
 /// Name and content of a field, for fields that may be length-delimited.
 fn field(kind: Kind, number: u64) -> (&'static str, Content) {
-    use Content::{Message, Numbers, Text};
+    use Content::{Fixed, Message, Text, Varints};
     match (kind, number) {
         (Kind::Model, 8) => ("opset_import", Message(Kind::OperatorSet)),
         (Kind::Model, 7) => ("graph", Message(Kind::Graph)),
@@ -118,8 +120,8 @@ fn field(kind: Kind, number: u64) -> (&'static str, Content) {
         (Kind::Attribute, 6) => ("g", Message(Kind::Graph)),
         (Kind::Attribute, 22) => ("sparse_tensor", Message(Kind::SparseTensor)),
         (Kind::Attribute, 14) => ("tp", Message(Kind::Type)),
-        (Kind::Attribute, 7) => ("floats", Numbers),
-        (Kind::Attribute, 8) => ("ints", Numbers),
+        (Kind::Attribute, 7) => ("floats", Fixed),
+        (Kind::Attribute, 8) => ("ints", Varints(8)),
         (Kind::Attribute, 10) => ("tensors", Message(Kind::Tensor)),
         (Kind::Attribute, 11) => ("graphs", Message(Kind::Graph)),
         (Kind::Attribute, 23) => ("sparse_tensors", Message(Kind::SparseTensor)),
@@ -138,22 +140,22 @@ fn field(kind: Kind, number: u64) -> (&'static str, Content) {
         (Kind::OperatorSet, 1) => ("domain", Text),
         (Kind::Annotation, 1) => ("tensor_name", Text),
         (Kind::Annotation, 2) => ("quant_parameter_tensor_names", Message(Kind::Entry)),
-        (Kind::Tensor, 1) => ("dims", Numbers),
+        (Kind::Tensor, 1) => ("dims", Varints(8)),
         (Kind::Tensor, 3) => ("segment", Message(Kind::Segment)),
-        (Kind::Tensor, 4) => ("float_data", Numbers),
-        (Kind::Tensor, 5) => ("int32_data", Numbers),
+        (Kind::Tensor, 4) => ("float_data", Fixed),
+        (Kind::Tensor, 5) => ("int32_data", Varints(4)),
         (Kind::Tensor, 6) => ("string_data", Text),
-        (Kind::Tensor, 7) => ("int64_data", Numbers),
+        (Kind::Tensor, 7) => ("int64_data", Varints(8)),
         (Kind::Tensor, 8) => ("name", Text),
         (Kind::Tensor, 9) => ("raw_data", Text),
-        (Kind::Tensor, 10) => ("double_data", Numbers),
-        (Kind::Tensor, 11) => ("uint64_data", Numbers),
+        (Kind::Tensor, 10) => ("double_data", Fixed),
+        (Kind::Tensor, 11) => ("uint64_data", Varints(8)),
         (Kind::Tensor, 12) => ("doc_string", Text),
         (Kind::Tensor, 13) => ("external_data", Message(Kind::Entry)),
         (Kind::Tensor, 16) => ("metadata_props", Message(Kind::Entry)),
         (Kind::SparseTensor, 1) => ("values", Message(Kind::Tensor)),
         (Kind::SparseTensor, 2) => ("indices", Message(Kind::Tensor)),
-        (Kind::SparseTensor, 3) => ("dims", Numbers),
+        (Kind::SparseTensor, 3) => ("dims", Varints(8)),
         (Kind::Entry, 1 | 2) => ("entry text", Text),
         (Kind::ValueInfo, 1 | 3) => ("value text", Text),
         (Kind::ValueInfo, 2) => ("type", Message(Kind::Type)),
@@ -177,7 +179,7 @@ fn field(kind: Kind, number: u64) -> (&'static str, Content) {
         (Kind::Sequence, 6) => ("map_values", Message(Kind::Map)),
         (Kind::Sequence, 7) => ("optional_values", Message(Kind::Optional)),
         (Kind::Sequence, 1) => ("name", Text),
-        (Kind::Map, 3) => ("keys", Numbers),
+        (Kind::Map, 3) => ("keys", Varints(8)),
         (Kind::Map, 4) => ("string_keys", Text),
         (Kind::Map, 5) => ("values", Message(Kind::Sequence)),
         (Kind::Map, 1) => ("name", Text),
@@ -324,15 +326,15 @@ pub fn scan(kind: Kind, bytes: &[u8], limit: u64) -> Result<(), ScanError> {
             0 => {
                 walk.varint(end, name)?;
                 // A number may be one of a repeated field that is not packed.
-                walk.take(16, name)?;
+                walk.take(24, name)?;
             }
             1 => {
                 walk.skip(8, end, name)?;
-                walk.take(16, name)?;
+                walk.take(24, name)?;
             }
             5 => {
                 walk.skip(4, end, name)?;
-                walk.take(8, name)?;
+                walk.take(12, name)?;
             }
             2 => {
                 let len = walk.varint(end, name)?;
@@ -355,8 +357,13 @@ pub fn scan(kind: Kind, bytes: &[u8], limit: u64) -> Result<(), ScanError> {
                     }
                     // Names are copied; bytes are shared, and share the handle's cost with a String's.
                     Content::Text => walk.take(if name == "raw_data" { 64 } else { 64 + len }, name)?,
-                    // One byte of a packed varint becomes eight, in a Vec that grows by doubling.
-                    Content::Numbers => walk.take(len.saturating_mul(16), name)?,
+                    // A Vec grows by doubling, and a tensor made of the numbers is another copy.
+                    Content::Fixed => walk.take(len.saturating_mul(3), name)?,
+                    Content::Varints(size) => {
+                        let content = walk.bytes.get(content_start..walk.at).unwrap_or_default();
+                        let count = content.iter().filter(|&&b| b < 0x80).count() as u64;
+                        walk.take(count.saturating_mul(3 * size), name)?;
+                    }
                     Content::Unknown => {}
                 }
             }
