@@ -1,1 +1,12 @@
-//! Everything that decides: rewrites, fusion, tiling, memory planning.
+//! Everything that decides: rewrites, fusion, tiling, layouts and memory planning.
+//!
+//! Invariant: passes read and write `kiln_ir` types only; they do no I/O and know no file format and no code generator.
+#![forbid(unsafe_code)]
+
+pub mod group;
+pub mod kernel;
+pub mod layout;
+pub mod memory;
+pub mod pipeline;
+pub mod plan;
+pub mod rewrite;

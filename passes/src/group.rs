@@ -1,0 +1,485 @@
+//! Groups: what becomes one kernel.
+//!
+//! Invariant: a group computes one value of the graph from values that other groups, the caller or the weights
+//! provide; its stages are nests whose `Source::Input(k)` is `inputs[k]`, and only the last stage's result leaves it.
+
+use kiln_ir::expr::Expr;
+use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
+use kiln_ir::nest::{self, Nest};
+use kiln_ir::ops::{Meaning, Op};
+use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source, UnaryOp};
+use std::collections::{BTreeMap, HashMap};
+
+/// One kernel's worth of the graph.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Nests, the last one computes `output`.
+    pub stages: Vec<Nest>,
+    /// What `Source::Input(k)` reads.
+    pub inputs: Vec<ValueId>,
+    /// The value that is computed.
+    pub output: ValueId,
+    /// The model's nodes that went in.
+    pub origin: Origin,
+    /// The ops that went in, for people: `conv+map`.
+    pub what: String,
+    /// The nodes that went in.
+    pub nodes: Vec<NodeId>,
+}
+
+/// What is executed, in order.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// A kernel.
+    Kernel(Group),
+    /// A node that the runtime's Rust code computes.
+    Host(NodeId),
+    /// The value is another one's memory under other dims.
+    Alias {
+        /// The value that owns the memory.
+        of: ValueId,
+        /// The value that is the same memory.
+        value: ValueId,
+    },
+}
+
+impl Group {
+    /// Whether the group is a single nest without fold.
+    fn is_pointwise(&self) -> bool {
+        matches!(self.stages.as_slice(), [only] if only.folds.is_empty())
+    }
+
+    fn is_identity(&self, code: &Code) -> bool {
+        matches!(code.node(code.result()), Scalar::Load(..) | Scalar::Arg(_))
+    }
+
+    /// Whether the group only moves elements, at affine indices and without conditions.
+    fn is_view(&self) -> bool {
+        self.is_pointwise()
+            && self.is_identity(&self.stages[0].body)
+            && self.is_identity(&self.stages[0].finish)
+            && {
+                let mut plain = true;
+                self.stages[0].for_each_load(&mut |_, coords| {
+                    plain &= coords.iter().all(|c| match c {
+                        Coord::Index(e) => is_affine(e),
+                        Coord::Value(_) => false,
+                    });
+                });
+                plain
+            }
+    }
+
+    /// A measure of the work for one element of a pointwise group.
+    fn element_cost(&self) -> u64 {
+        let cost = |node: &Scalar| match node {
+            Scalar::Unary(
+                UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Not | UnaryOp::Floor | UnaryOp::Ceil | UnaryOp::Round | UnaryOp::Trunc,
+                _,
+            ) => 1,
+            Scalar::Unary(UnaryOp::Sqrt | UnaryOp::Recip | UnaryOp::Sign, _) => 4,
+            Scalar::Unary(..) => 20,
+            Scalar::Binary(BinaryOp::Div, ..) => 4,
+            Scalar::Binary(BinaryOp::Pow | BinaryOp::Rem | BinaryOp::Mod, ..) => 40,
+            Scalar::Binary(..) | Scalar::Select(..) | Scalar::Cast(..) => 1,
+            Scalar::Guard(..) => 8,
+            Scalar::Arg(_) | Scalar::Const(_) | Scalar::Index(_) | Scalar::Load(..) => 0,
+        };
+        self.stages.iter().flat_map(|s| [&s.body, &s.finish]).flat_map(|c| c.nodes()).map(|(_, n)| cost(n)).sum()
+    }
+
+    fn has_guard(&self) -> bool {
+        self.stages
+            .iter()
+            .flat_map(|s| [&s.body, &s.finish])
+            .any(|c| c.nodes().any(|(_, n)| matches!(n, Scalar::Guard(..)) || gathers(n)))
+    }
+
+    fn input_index(&mut self, value: ValueId) -> usize {
+        match self.inputs.iter().position(|&v| v == value) {
+            Some(n) => n,
+            None => {
+                self.inputs.push(value);
+                self.inputs.len() - 1
+            }
+        }
+    }
+
+    /// Estimated arithmetic operations of one run, where the dims are constant.
+    pub fn operations(&self) -> u64 {
+        let product = |e: &[Expr]| e.iter().filter_map(|d| d.as_size()).fold(1u64, |a, d| a.saturating_mul(d as u64));
+        self.stages
+            .iter()
+            .map(|s| {
+                let (body, finish) = s.operations();
+                let points = product(&s.dims);
+                points.saturating_mul(product(&s.folds)).saturating_mul(body).saturating_add(points.saturating_mul(finish))
+            })
+            .fold(0, u64::saturating_add)
+    }
+}
+
+fn gathers(node: &Scalar) -> bool {
+    matches!(node, Scalar::Load(_, coords) if coords.iter().any(|c| matches!(c, Coord::Value(_))))
+}
+
+fn is_affine(e: &Expr) -> bool {
+    e.terms().all(|(atoms, _)| matches!(atoms, [kiln_ir::expr::Atom::Symbol(_)]))
+}
+
+/// Cuts the graph into groups and host nodes, in an order in which they can run.
+///
+/// `on_host` says of a node that no kernel can be made of it (its types, its op); such nodes are not fused.
+/// The fusion rules: a producer without fold goes into its only reader (views go into all readers that can absorb
+/// them); a chain of elementwise work after a fold goes into that fold's `finish`.
+///
+/// # Errors
+/// The graph has a cycle or an op refuses its operands, which a verified graph excludes.
+pub fn group(graph: &Graph, on_host: &dyn Fn(NodeId) -> bool) -> Result<Vec<Work>, kiln_ir::graph::GraphError> {
+    let order = graph.live_order()?;
+    let users = Users { graph, live: order.iter().copied().collect() };
+    let mut groups: HashMap<ValueId, Group> = HashMap::new();
+    let mut hosts: HashMap<ValueId, NodeId> = HashMap::new();
+    let mut aliases: HashMap<ValueId, ValueId> = HashMap::new();
+    for &id in &order {
+        let node = graph.node(id);
+        let types: Vec<_> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+        let fail = |e: kiln_ir::ops::OpError| kiln_ir::graph::GraphError::new(&node.origin, e.to_string());
+        let meaning = if on_host(id) { Meaning::Host } else { node.op.meaning(&types).map_err(fail)? };
+        let output = node.outputs[0];
+        let Meaning::Nests(stages) = meaning else {
+            for &v in &node.outputs {
+                hosts.insert(v, id);
+            }
+            continue;
+        };
+        let read_by_host = graph.users(output).iter().any(|&n| users.live.contains(&n) && is_host(graph, n, on_host));
+        if !read_by_host && is_alias(graph, &node.op, node.inputs.first().copied(), output) {
+            aliases.insert(output, node.inputs[0]);
+            continue;
+        }
+        let mut group = Group {
+            stages,
+            inputs: node.inputs.clone(),
+            output,
+            origin: node.origin.clone(),
+            what: node.op.name().to_string(),
+            nodes: vec![id],
+        };
+        absorb_producers(graph, &mut group, &groups, &users);
+        merge_into_fold(graph, &mut group, &groups, &users);
+        groups.insert(output, group);
+    }
+    Ok(demanded(graph, &order, groups, &hosts, &aliases))
+}
+
+fn is_host(graph: &Graph, node: NodeId, on_host: &dyn Fn(NodeId) -> bool) -> bool {
+    on_host(node) || matches!(graph.node(node).op, Op::Host(_))
+}
+
+/// Whether the node's result is its operand's memory: a reshape, or a transpose that only moves axes of extent 1, of
+/// a row-major value that is no constant. An output of the graph has memory of its own.
+fn is_alias(graph: &Graph, op: &Op, from: Option<ValueId>, to: ValueId) -> bool {
+    let Some(from) = from else { return false };
+    let (a, b) = (graph.ty(from), graph.ty(to));
+    let movable = graph.constant(from).is_none() && !graph.is_output(to);
+    let same = a.layout.is_row_major() && b.layout.is_row_major() && a.dtype == b.dtype;
+    let in_order = match op {
+        Op::Reshape(_) => true,
+        Op::Transpose(t) => {
+            let moved: Vec<usize> = t.perm.iter().copied().filter(|&n| a.dims[n].as_const() != Some(1)).collect();
+            moved.is_sorted()
+        }
+        _ => false,
+    };
+    movable && same && in_order
+}
+
+fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, Group>, users: &Users<'_>) {
+    let mut k = 0;
+    while k < group.inputs.len() {
+        let value = group.inputs[k];
+        let new = groups.get(&value).filter(|p| p.is_pointwise() && !graph.is_output(value)).and_then(|producer| {
+            let once = users.all_in(value, &group.nodes);
+            let cost = producer.element_cost();
+            let fits = if group.is_pointwise() {
+                // A guarded consumer would evaluate what it guards everywhere unless it only moves elements.
+                once && !(producer.has_guard() && group.has_guard()) || producer.is_view()
+            } else if group.stages.len() > 1 {
+                producer.is_view() || once && cost <= 2 && !producer.has_guard()
+            } else if is_plain_reduction(&group.stages[0]) {
+                producer.is_view() || once && !producer.has_guard()
+            } else {
+                producer.is_view()
+            };
+            if fits { inline(group, k, producer) } else { None }
+        });
+        match new {
+            // What was read twice before may be read here alone now: look at all inputs again.
+            Some(mut new) => {
+                drop_unread_inputs(&mut new);
+                *group = new;
+                k = 0;
+            }
+            None => k += 1,
+        }
+    }
+}
+
+/// Who reads a value.
+struct Users<'a> {
+    graph: &'a Graph,
+    live: std::collections::HashSet<NodeId>,
+}
+
+impl Users<'_> {
+    /// Whether all live readers of the value are among the nodes.
+    fn all_in(&self, value: ValueId, nodes: &[NodeId]) -> bool {
+        self.graph.users(value).iter().filter(|n| self.live.contains(n)).all(|n| nodes.contains(n))
+    }
+}
+
+/// A fold that reads every element of its operand at most once.
+fn is_plain_reduction(nest: &Nest) -> bool {
+    let total: usize = nest.dims.len() + nest.folds.len();
+    let mut once = true;
+    let mut loads = 0;
+    nest.for_each_load(&mut |_, coords| {
+        loads += 1;
+        let symbols: std::collections::BTreeSet<_> = coords
+            .iter()
+            .filter_map(|c| match c {
+                Coord::Index(e) => e.as_symbol().cloned(),
+                Coord::Value(_) => None,
+            })
+            .collect();
+        let constants = coords.iter().filter(|c| matches!(c, Coord::Index(e) if e.as_const() == Some(0))).count();
+        let ones = nest.dims.iter().filter(|d| d.as_const() == Some(1)).count();
+        once &= symbols.len() + constants.max(ones) >= total && symbols.len() + constants == coords.len();
+    });
+    once && loads == 1
+}
+
+/// `group` with every load of input `k` replaced by the producer's scalar code at that index.
+fn inline(group: &Group, k: usize, producer: &Group) -> Option<Group> {
+    let mut new = group.clone();
+    let map: Vec<usize> = producer.inputs.iter().map(|&v| new.input_index(v)).collect();
+    let nest = &producer.stages[0];
+    for stage in &mut new.stages {
+        for code in [&mut stage.body, &mut stage.finish] {
+            let mut out = Code::new();
+            let result = out
+                .inline(code, &mut |out, node, _| match node {
+                    Scalar::Load(Source::Input(n), coords) if *n == k => {
+                        let index: Option<Vec<Expr>> = coords
+                            .iter()
+                            .map(|c| match c {
+                                Coord::Index(e) => Some(e.clone()),
+                                Coord::Value(_) => None,
+                            })
+                            .collect();
+                        let Some(index) = index else {
+                            return Err(kiln_ir::scalar::TypeError("the producer is read at computed indices".into()));
+                        };
+                        splice(out, nest, &index, &map).map(Some)
+                    }
+                    _ => Ok(None),
+                })
+                .ok()?;
+            out.set_result(result);
+            *code = out;
+        }
+    }
+    new.origin.merge(&producer.origin);
+    new.nodes.extend_from_slice(&producer.nodes);
+    if !producer.is_view() {
+        new.what = format!("{}+{}", producer.what, new.what);
+    }
+    Some(new)
+}
+
+/// Adds the pointwise nest's value at an index; its inputs are renumbered by `map`.
+fn splice(
+    out: &mut Code,
+    nest: &Nest,
+    index: &[Expr],
+    map: &[usize],
+) -> Result<kiln_ir::Id<Scalar>, kiln_ir::scalar::TypeError> {
+    let at: BTreeMap<_, _> = index.iter().enumerate().map(|(n, e)| (nest::axis(n), e.clone())).collect();
+    let substitute = |e: &Expr| e.substitute(&|s| at.get(s).cloned());
+    let mut moved = |out: &mut Code, node: &Scalar, dtype| {
+        Ok(Some(match node {
+            Scalar::Load(source, coords) => {
+                let source = match source {
+                    Source::Input(n) => Source::Input(map[*n]),
+                    Source::Stage(n) => Source::Stage(*n),
+                };
+                let coords = coords
+                    .iter()
+                    .map(|c| match c {
+                        Coord::Index(e) => Coord::Index(substitute(e)),
+                        Coord::Value(v) => Coord::Value(*v),
+                    })
+                    .collect();
+                out.load(source, coords, dtype)
+            }
+            Scalar::Index(e) => out.index(substitute(e)),
+            Scalar::Guard(conditions, a, b) => {
+                let conditions = conditions
+                    .iter()
+                    .map(|c| kiln_ir::scalar::Less { left: substitute(&c.left), right: substitute(&c.right) })
+                    .collect();
+                out.push(Scalar::Guard(conditions, *a, *b))?
+            }
+            _ => return Ok(None),
+        }))
+    };
+    let body = out.inline(&nest.body, &mut moved)?;
+    out.inline(&nest.finish, &mut |out, node, dtype| match node {
+        Scalar::Arg(0) => Ok(Some(body)),
+        _ => moved(out, node, dtype),
+    })
+}
+
+/// Where a pointwise group reads the result of a fold (or of several stages) element by element and is its only
+/// reader, the group becomes the fold's `finish`.
+fn merge_into_fold(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, Group>, users: &Users<'_>) {
+    if !group.is_pointwise() || group.has_guard() {
+        return;
+    }
+    let dims = &group.stages[0].dims;
+    // The latest candidate: the others then are there before it runs.
+    let candidate = (0..group.inputs.len())
+        .filter(|&k| {
+            let value = group.inputs[k];
+            let Some(producer) = groups.get(&value) else { return false };
+            let mut identity = true;
+            group.stages[0].for_each_load(&mut |source, coords| {
+                if source == Source::Input(k) {
+                    let here = coords.iter().enumerate().all(|(n, c)| match c {
+                        Coord::Index(e) => {
+                            e.as_symbol() == Some(&nest::axis(n)) || dims[n].as_const() == Some(1) && e.as_const() == Some(0)
+                        }
+                        Coord::Value(_) => false,
+                    });
+                    identity &= here && coords.len() == dims.len();
+                }
+            });
+            let last = producer.stages.last();
+            !producer.is_pointwise()
+                && !graph.is_output(value)
+                && users.all_in(value, &group.nodes)
+                && identity
+                && last.is_some_and(|s| s.dims == *dims)
+                && graph.ty(value).layout == graph.ty(group.output).layout
+        })
+        .max_by_key(|&k| group.inputs[k]);
+    let Some(k) = candidate else { return };
+    let producer = &groups[&group.inputs[k]];
+    let mut new = producer.clone();
+    let map: Vec<usize> =
+        group.inputs.iter().enumerate().map(|(n, &v)| if n == k { 0 } else { new.input_index(v) }).collect();
+    let Some(last) = new.stages.last_mut() else { return };
+    let mut finish = Code::new();
+    let value = {
+        let Ok(v) = finish.inline(&last.finish, &mut |_, _, _| Ok(None)) else { return };
+        v
+    };
+    let own = &group.stages[0];
+    let mut moved = |out: &mut Code, node: &Scalar, dtype| {
+        Ok(match node {
+            Scalar::Load(Source::Input(n), _) if *n == k => Some(value),
+            Scalar::Load(Source::Input(n), coords) => Some(out.load(Source::Input(map[*n]), coords.clone(), dtype)),
+            _ => None,
+        })
+    };
+    let Ok(body) = finish.inline(&own.body, &mut moved) else { return };
+    let Ok(result) = finish.inline(&own.finish, &mut |out, node, dtype| match node {
+        Scalar::Arg(0) => Ok(Some(body)),
+        _ => moved(out, node, dtype),
+    }) else {
+        return;
+    };
+    finish.set_result(result);
+    last.finish = finish;
+    new.output = group.output;
+    new.origin.merge(&group.origin);
+    new.nodes.extend_from_slice(&group.nodes);
+    new.what = format!("{}+{}", new.what, group.what);
+    drop_unread_inputs(&mut new);
+    *group = new;
+}
+
+fn drop_unread_inputs(group: &mut Group) {
+    let mut read = vec![false; group.inputs.len()];
+    for stage in &group.stages {
+        stage.for_each_load(&mut |source, _| {
+            if let Source::Input(n) = source {
+                read[n] = true;
+            }
+        });
+    }
+    if read.iter().all(|&r| r) {
+        return;
+    }
+    let mut map = Vec::new();
+    let mut kept = Vec::new();
+    for (n, &r) in read.iter().enumerate() {
+        map.push(kept.len());
+        if r {
+            kept.push(group.inputs[n]);
+        }
+    }
+    for stage in &mut group.stages {
+        for code in [&mut stage.body, &mut stage.finish] {
+            let mut out = Code::new();
+            let renumbered = out.inline(code, &mut |out, node, dtype| {
+                Ok(match node {
+                    Scalar::Load(Source::Input(n), coords) => {
+                        Some(out.load(Source::Input(map[*n]), coords.clone(), dtype))
+                    }
+                    _ => None,
+                })
+            });
+            if let Ok(result) = renumbered {
+                out.set_result(result);
+                *code = out;
+            }
+        }
+    }
+    group.inputs = kept;
+}
+
+/// What the outputs need, in topological order of the values.
+fn demanded(
+    graph: &Graph,
+    order: &[NodeId],
+    mut groups: HashMap<ValueId, Group>,
+    hosts: &HashMap<ValueId, NodeId>,
+    aliases: &HashMap<ValueId, ValueId>,
+) -> Vec<Work> {
+    let mut needed: std::collections::HashSet<ValueId> = graph.outputs.iter().map(|(_, v)| *v).collect();
+    let mut work = Vec::new();
+    let mut hosted = std::collections::HashSet::new();
+    for &id in order.iter().rev() {
+        for &value in graph.node(id).outputs.iter().rev() {
+            if !needed.contains(&value) {
+                continue;
+            }
+            if let Some(&of) = aliases.get(&value) {
+                needed.insert(of);
+                work.push(Work::Alias { of, value });
+            } else if let Some(&host) = hosts.get(&value) {
+                if hosted.insert(host) {
+                    needed.extend(graph.node(host).inputs.iter().copied());
+                    work.push(Work::Host(host));
+                }
+            } else if let Some(group) = groups.remove(&value) {
+                needed.extend(group.inputs.iter().copied());
+                work.push(Work::Kernel(group));
+            }
+        }
+    }
+    work.reverse();
+    work
+}

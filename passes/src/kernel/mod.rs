@@ -1,0 +1,652 @@
+//! Groups to tile programs.
+//!
+//! Invariant: the parts of a tile program cover every element of the group's result exactly once, with tiles whose extents
+//! fit without masks; a schedule changes speed, never results other than by the order of float additions in a fold.
+
+mod emit;
+pub mod flat;
+mod schedule;
+
+use crate::group::Group;
+use emit::{Emitter, Place, tile_axis};
+use flat::{Axis, FlatNest};
+use kiln_ir::dtype::DType;
+use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::graph::{Graph, TensorType, ValueId};
+use kiln_ir::layout::Layout;
+use kiln_ir::nest;
+use kiln_ir::scalar::{BinaryOp, Coord, Scalar, Source};
+use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
+use std::collections::BTreeMap;
+
+pub use schedule::{Machine, Schedule};
+
+/// No tile program could be made of a group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct KernelError(pub String);
+
+/// Whether vector programs compute with the type.
+pub fn is_kernel_type(dtype: DType) -> bool {
+    matches!(
+        dtype,
+        DType::Bool
+            | DType::I8
+            | DType::I16
+            | DType::I32
+            | DType::I64
+            | DType::U8
+            | DType::U16
+            | DType::U32
+            | DType::U64
+            | DType::F32
+            | DType::F64
+    )
+}
+
+/// The layouts that the group's constant operands should have, decided before the tile program is made.
+///
+/// The right operand of a product is cut into panels as wide as the register tile and laid out in the order in which the loops
+/// read it.
+pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec<(ValueId, Layout)> {
+    let [stage] = group.stages.as_slice() else { return vec![] };
+    if stage.folds.is_empty() {
+        return vec![];
+    }
+    let Some((column, extent)) = column_axis(graph.ty(group.output)) else { return vec![] };
+    let column = nest::axis(column);
+    let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
+    let width = machine.columns(rows, extent);
+    let mut wishes = Vec::new();
+    for (_, node) in stage.body.nodes() {
+        let Scalar::Load(Source::Input(n), coords) = node else { continue };
+        let value = group.inputs[*n];
+        let ty = graph.ty(value);
+        let own = graph.constant(value).is_some() && ty.layout.is_row_major() && graph.users(value).len() == 1;
+        let index: Option<Vec<&Expr>> = coords
+            .iter()
+            .map(|c| match c {
+                Coord::Index(e) => Some(e),
+                Coord::Value(_) => None,
+            })
+            .collect();
+        let Some(index) = index.filter(|_| own) else { continue };
+        let Some(axis) = index.iter().position(|e| e.as_symbol() == Some(&column)) else { continue };
+        if index.iter().filter(|e| e.mentions(&column)).count() != 1 {
+            continue;
+        }
+        // Panels outside, then the folds in loop order; axes that the loops do not walk (groups) go first.
+        let position = |e: &Expr| {
+            (0..stage.folds.len()).find(|&f| e.mentions(&nest::fold_axis(f))).map_or(-1, |f| f as i64)
+        };
+        let mut order: Vec<usize> = (0..ty.rank()).filter(|&a| a != axis).collect();
+        order.sort_by_key(|&a| position(index[a]));
+        order.insert(0, axis);
+        let block = (width > 1).then_some((axis, width));
+        if block.is_none() {
+            order.rotate_left(1);
+        }
+        wishes.push((value, Layout { order, block }));
+    }
+    wishes
+}
+
+/// The result axis that is innermost in memory, with its extent; axes of extent 1 do not count.
+fn column_axis(ty: &TensorType) -> Option<(usize, usize)> {
+    let mut order = ty.layout.order.iter().rev().filter_map(|&a| Some((a, ty.dims[a].as_size()?)));
+    order.find(|(_, e)| *e > 1)
+}
+
+/// Makes the tile program of a group.
+///
+/// # Errors
+/// A dim is not constant, a type or a form of code is not for kernels.
+pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine) -> Result<TileProgram, KernelError> {
+    let fail = |m: &str| KernelError(format!("{}: {m}", group.origin));
+    let mut buffers = Vec::new();
+    let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
+    let output = graph.ty(group.output);
+    for (n, ty) in types.iter().chain([&output]).enumerate() {
+        if !is_kernel_type(ty.dtype) {
+            return Err(fail(&format!("{} is no type for kernels", ty.dtype)));
+        }
+        let written = n == types.len();
+        let name = if written { "out".to_string() } else { format!("in{n}") };
+        let len = ty.layout.storage_len(&ty.dims);
+        if len.as_const().is_none() {
+            return Err(fail(&format!("dims of {ty} are not bound; bind them with --bind NAME=N")));
+        }
+        buffers.push(Buffer { name, dtype: ty.dtype, len, written });
+    }
+    for stage in &group.stages {
+        for (id, node) in stage.body.nodes().chain(stage.finish.nodes()) {
+            let code = if stage.body.len() > id.index() && stage.body.node(id) == node { &stage.body } else { &stage.finish };
+            if !is_kernel_type(code.dtype(id)) {
+                return Err(fail(&format!("{} is no type for kernels", code.dtype(id))));
+            }
+        }
+    }
+    let program = TileProgram { name: name.into(), buffers, parts: vec![], tiles: kiln_ir::Arena::default() };
+    let mut builder = Builder { program, machine, buffers: (0..types.len()).collect(), fresh: 0 };
+    if output.elements().as_const() == Some(0) {
+        return Ok(builder.program);
+    }
+    let flats: Option<Vec<FlatNest>> = group.stages.iter().map(|s| FlatNest::new(s, &types, output)).collect();
+    let flats = flats.ok_or_else(|| fail("an extent is not constant"))?;
+    let done = match flats.as_slice() {
+        [only] => builder.single(only.clone()),
+        _ => builder.rows(group, &flats),
+    };
+    done.ok_or_else(|| fail("the code has a form that kernels do not have"))?;
+    Ok(builder.program)
+}
+
+/// The axes of every tile: rows and columns of the result, and the elements of a fold that runs along vector lanes.
+const ROW: usize = 0;
+const COLUMN: usize = 1;
+const LANE: usize = 2;
+
+/// The shape of a tile of one element.
+fn single() -> Vec<usize> {
+    vec![1; 3]
+}
+
+/// A run of an axis cut into equal blocks.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    lo: i64,
+    block: i64,
+    count: i64,
+}
+
+/// Whole blocks, then what is left: as many whole vectors as fit, then single elements (in one tile where `lanes` is 1).
+fn segments(extent: i64, block: i64, lanes: i64) -> Vec<Segment> {
+    let block = block.clamp(1, extent.max(1));
+    let mut cut = vec![Segment { lo: 0, block, count: extent / block }];
+    let mut lo = extent / block * block;
+    let vectors = (extent - lo) / lanes * lanes;
+    if vectors > 0 {
+        cut.push(Segment { lo, block: vectors, count: 1 });
+        lo += vectors;
+    }
+    if lo < extent {
+        cut.push(Segment { lo, block: extent - lo, count: 1 });
+    }
+    cut.retain(|s| s.count > 0);
+    cut
+}
+
+struct Builder<'a> {
+    program: TileProgram,
+    machine: &'a Machine,
+    buffers: Vec<usize>,
+    fresh: usize,
+}
+
+/// What a register tile covers.
+struct Tiling<'a> {
+    nest: &'a FlatNest,
+    row: Option<(Symbol, Segment)>,
+    column: Option<(Symbol, Segment)>,
+    /// The fold that runs along the lanes of a vector, with how many elements at a time.
+    lanes: Option<(Symbol, i64)>,
+    unroll: i64,
+}
+
+impl Builder<'_> {
+    fn symbol(&mut self, prefix: &str) -> Symbol {
+        self.fresh += 1;
+        Symbol::numbered(prefix, self.fresh - 1)
+    }
+
+    fn emitter<'e>(&'e mut self, stages: &'e [TileId]) -> Emitter<'e> {
+        Emitter { program: &mut self.program, buffers: &self.buffers, stages, status: 1 }
+    }
+
+    /// One nest: boxes, each with its own schedule.
+    fn single(&mut self, nest: FlatNest) -> Option<()> {
+        for nest in nest.boxes(40) {
+            let nest = nest.collapse();
+            if nest.axes.iter().any(|a| a.extent == 0) {
+                continue;
+            }
+            if nest.folds.is_empty() { self.pointwise(&nest)? } else { self.fold(&nest)? }
+        }
+        Some(())
+    }
+
+    /// No fold: a program walks along the innermost axis in memory, or along a chunk of it.
+    fn pointwise(&mut self, nest: &FlatNest) -> Option<()> {
+        let column = nest.axes.iter().position(|a| nest.store.coefficient(&a.symbol) == Some(1));
+        let lanes = self.machine.lanes as i64;
+        let width = lanes * self.machine.pointwise_vectors(nest);
+        let mut outer = nest.axes.clone();
+        let Some(column) = column.map(|c| outer.remove(c)) else {
+            return self.chunk(nest, &outer, None, Segment { lo: 0, block: 1, count: 1 }, width);
+        };
+        let chunk = (self.machine.chunk / width * width).max(width);
+        let programs: i64 = outer.iter().map(|a| a.extent).product();
+        if programs >= 64 || column.extent <= chunk {
+            let whole = Segment { lo: 0, block: column.extent, count: 1 };
+            return self.chunk(nest, &outer, Some(&column), whole, width);
+        }
+        for segment in segments(column.extent, chunk, 1) {
+            self.chunk(nest, &outer, Some(&column), segment, width)?;
+        }
+        Some(())
+    }
+
+    /// A part whose programs each cover one block of the column axis.
+    fn chunk(
+        &mut self,
+        nest: &FlatNest,
+        outer: &[Axis],
+        column: Option<&Axis>,
+        segment: Segment,
+        width: i64,
+    ) -> Option<()> {
+        let mut place = Place::default();
+        let mut grid = Vec::new();
+        for a in outer {
+            grid.push((a.symbol.clone(), Expr::from(a.extent)));
+            place.ranges.insert(a.symbol.clone(), (0, a.extent - 1));
+        }
+        let mut base = Expr::from(segment.lo);
+        if segment.count > 1 {
+            let symbol = self.symbol("c");
+            grid.push((symbol.clone(), Expr::from(segment.count)));
+            place.ranges.insert(symbol.clone(), (0, segment.count - 1));
+            base = base.add(&Expr::from(symbol).scale(segment.block));
+        }
+        let mut body = Vec::new();
+        match column {
+            None => {
+                place.shape = single();
+                self.point(&mut body, nest, &place, &[])?;
+            }
+            Some(column) => self.walk(&mut body, nest, &place, column, &base, segment.block, width, &[])?,
+        }
+        self.program.parts.push(Part { grid, body });
+        Some(())
+    }
+
+    /// Walks along an axis from `base` for `extent` elements, `width` at a time.
+    #[allow(clippy::too_many_arguments)] // All of them say where and how far.
+    fn walk(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        nest: &FlatNest,
+        place: &Place,
+        column: &Axis,
+        base: &Expr,
+        extent: i64,
+        width: i64,
+        stages: &[TileId],
+    ) -> Option<()> {
+        for s in segments(extent, width, self.machine.lanes as i64) {
+            let mut place = place.clone();
+            let lo = base.add(&Expr::from(s.lo));
+            place.shape = single();
+            place.shape[COLUMN] = s.block as usize;
+            place.ranges.insert(tile_axis(COLUMN), (0, s.block - 1));
+            let element = Expr::from(tile_axis(COLUMN));
+            if s.count == 1 {
+                place.at.insert(column.symbol.clone(), lo.add(&element));
+                self.point(body, nest, &place, stages)?;
+                continue;
+            }
+            // The loop variable counts elements, so that it is the index register of every address.
+            let var = self.symbol("j");
+            place.ranges.insert(var.clone(), (0, (s.count - 1) * s.block));
+            place.at.insert(column.symbol.clone(), lo.add(&Expr::from(&var)).add(&element));
+            let mut inner = Vec::new();
+            self.point(&mut inner, nest, &place, stages)?;
+            body.push(Stmt::For(For {
+                var,
+                lo: Expr::default(),
+                hi: Expr::from(s.count * s.block),
+                step: s.block,
+                carried: vec![],
+                body: inner,
+            }));
+        }
+        Some(())
+    }
+
+    /// Body, finish and store of a nest without fold at a place.
+    fn point(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, stages: &[TileId]) -> Option<()> {
+        let mut e = self.emitter(stages);
+        let value = e.code(body, &nest.body, place, None)?;
+        let value = e.code(body, &nest.finish, place, Some(value))?;
+        self.store(body, nest, place, value);
+        Some(())
+    }
+
+    fn store(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, value: TileId) {
+        let buffer = self.program.buffers.len() - 1;
+        let address = place.expr(&nest.store);
+        let ty = self.program.tiles[value].clone();
+        // A value that is the same along an axis of the tile is repeated: a store writes what it is given.
+        let full: Vec<usize> = (0..place.shape.len())
+            .map(|n| if address.mentions(&tile_axis(n)) { place.shape[n] } else { 1 })
+            .collect();
+        let value = if ty.shape == full {
+            value
+        } else {
+            let mut e = self.emitter(&[]);
+            let zero = kiln_ir::Constant::int(ty.dtype, 0);
+            let other = e.define(body, ty.dtype, full.clone(), TileOp::Const(zero));
+            let yes = kiln_ir::Constant { dtype: DType::Bool, bits: 1 };
+            let condition = e.define(body, DType::Bool, vec![1; full.len()], TileOp::Const(yes));
+            e.define(body, ty.dtype, full, TileOp::Select(condition, value, other))
+        };
+        body.push(Stmt::Store { buffer, address, mask: vec![], value });
+    }
+
+    /// A fold: register tiles of rows and columns.
+    fn fold(&mut self, nest: &FlatNest) -> Option<()> {
+        let schedule = Schedule::choose(nest, self.machine);
+        let lanes = self.machine.lanes as i64;
+        let axis = |s: &Symbol| nest.axes.iter().find(|a| a.symbol == *s).cloned();
+        let row = schedule.row.as_ref().and_then(axis);
+        let column = schedule.column.as_ref().and_then(axis);
+        let taken = |a: &Axis| [&row, &column].iter().any(|t| t.as_ref().is_some_and(|t| t.symbol == a.symbol));
+        let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
+        let whole = |a: &Option<Axis>, block: i64, lanes: i64| match a {
+            None => vec![None],
+            Some(a) => segments(a.extent, block, lanes).into_iter().map(|s| Some((a.symbol.clone(), s))).collect(),
+        };
+        let column_lanes = if schedule.lanes.is_some() { 1 } else { lanes };
+        for column in whole(&column, schedule.columns, column_lanes) {
+            let mut place = Place::default();
+            let mut grid = Vec::new();
+            let mut add = |symbol: &Symbol, extent: i64, place: &mut Place| {
+                grid.push((symbol.clone(), Expr::from(extent)));
+                place.ranges.insert(symbol.clone(), (0, extent - 1));
+            };
+            // Columns outermost: their panel of weights stays in cache while rows stream by.
+            if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.count > 1) {
+                let block = Symbol::new(&format!("{symbol}_block"));
+                add(&block, s.count, &mut place);
+            }
+            for a in &outer {
+                add(&a.symbol, a.extent, &mut place);
+            }
+            let programs: i64 = grid.iter().filter_map(|(_, e)| e.as_const()).product();
+            let rows = whole(&row, schedule.rows, 1);
+            if programs >= self.machine.enough_programs {
+                let mut body = Vec::new();
+                for row in &rows {
+                    self.row_loop(&mut body, nest, &schedule, &place, row.clone(), column.clone())?;
+                }
+                self.program.parts.push(Part { grid, body });
+                continue;
+            }
+            for row in rows {
+                let (mut grid, mut place) = (grid.clone(), place.clone());
+                if let Some((symbol, s)) = row.as_ref().filter(|(_, s)| s.count > 1) {
+                    let block = Symbol::new(&format!("{symbol}_block"));
+                    grid.push((block.clone(), Expr::from(s.count)));
+                    place.ranges.insert(block, (0, s.count - 1));
+                }
+                let mut body = Vec::new();
+                self.register_tile(&mut body, nest, &schedule, &place, row, column.clone())?;
+                self.program.parts.push(Part { grid, body });
+            }
+        }
+        Some(())
+    }
+
+    fn row_loop(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        nest: &FlatNest,
+        schedule: &Schedule,
+        place: &Place,
+        row: Option<(Symbol, Segment)>,
+        column: Option<(Symbol, Segment)>,
+    ) -> Option<()> {
+        let Some((symbol, s)) = row.clone().filter(|(_, s)| s.count > 1) else {
+            return self.register_tile(body, nest, schedule, place, row, column);
+        };
+        let var = Symbol::new(&format!("{symbol}_block"));
+        let mut place = place.clone();
+        place.ranges.insert(var.clone(), (0, s.count - 1));
+        let mut inner = Vec::new();
+        self.register_tile(&mut inner, nest, schedule, &place, row, column)?;
+        let (lo, hi) = (Expr::default(), Expr::from(s.count));
+        body.push(Stmt::For(For { var, lo, hi, step: 1, carried: vec![], body: inner }));
+        Some(())
+    }
+
+    /// Fold, finish and store of one register tile.
+    fn register_tile(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        nest: &FlatNest,
+        schedule: &Schedule,
+        place: &Place,
+        row: Option<(Symbol, Segment)>,
+        column: Option<(Symbol, Segment)>,
+    ) -> Option<()> {
+        let tiling = Tiling { nest, row, column, lanes: schedule.lanes.clone(), unroll: schedule.unroll };
+        let mut place = place.clone();
+        place.shape = single();
+        for (n, axis) in [(ROW, &tiling.row), (COLUMN, &tiling.column)] {
+            let Some((symbol, s)) = axis else { continue };
+            place.shape[n] = s.block as usize;
+            place.ranges.insert(tile_axis(n), (0, s.block - 1));
+            let mut e = Expr::from(s.lo).add(&Expr::from(tile_axis(n)));
+            if s.count > 1 {
+                e = e.add(&Expr::symbol(&format!("{symbol}_block")).scale(s.block));
+            }
+            place.at.insert(symbol.clone(), e);
+        }
+        let value = self.folded(body, &tiling, &place, &[])?;
+        let mut e = self.emitter(&[]);
+        let value = e.code(body, &nest.finish, &place, Some(value))?;
+        self.store(body, nest, &place, value);
+        Some(())
+    }
+
+    /// The folded value of a register tile, of the place's shape.
+    fn folded(&mut self, body: &mut Vec<Stmt>, tiling: &Tiling<'_>, place: &Place, stages: &[TileId]) -> Option<TileId> {
+        let nest = tiling.nest;
+        let dtype = nest.body.result_type();
+        let neutral = kiln_ir::nest::neutral(nest.combine, dtype);
+        let mut folds = nest.folds.clone();
+        let Some((symbol, lanes)) = &tiling.lanes else {
+            let shape = place.shape.clone();
+            let init = self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral));
+            return self.fold_loops(body, tiling, place, &folds, 1, init, stages);
+        };
+        // The lanes' fold becomes the innermost one; the accumulator gets an axis of its own, folded at the end.
+        let at = folds.iter().position(|f| f.symbol == *symbol)?;
+        let vector = folds.remove(at);
+        let width = (*lanes).min(vector.extent);
+        let main = vector.extent / width * width;
+        let mut wide = place.clone();
+        wide.shape[LANE] = width as usize;
+        wide.ranges.insert(tile_axis(LANE), (0, width - 1));
+        let element = |base: Expr| base.add(&Expr::from(tile_axis(LANE)));
+        let mut e = self.emitter(stages);
+        let init = e.define(body, dtype, wide.shape.clone(), TileOp::Const(neutral));
+        let mut loops = folds.clone();
+        let var = Axis { symbol: self.symbol("q"), extent: main / width };
+        let index = Expr::from(&var.symbol).scale(width);
+        wide.at.insert(vector.symbol.clone(), element(index));
+        loops.push(var);
+        let partial = self.fold_loops(body, tiling, &wide, &loops, 1, init, stages)?;
+        let mut e = self.emitter(stages);
+        let mut total = e.define(body, dtype, place.shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
+        if main < vector.extent {
+            let mut rest = place.clone();
+            let var = Axis { symbol: self.symbol("q"), extent: vector.extent - main };
+            rest.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&Expr::from(main)));
+            folds.push(var);
+            total = self.fold_loops(body, tiling, &rest, &folds, 1, total, stages)?;
+        }
+        Some(total)
+    }
+
+    /// Loops over folds, outermost first, around one accumulation step; the last loop is unrolled.
+    #[allow(clippy::too_many_arguments)] // The recursion peels `folds`; the rest stays.
+    fn fold_loops(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        tiling: &Tiling<'_>,
+        place: &Place,
+        folds: &[Axis],
+        depth: usize,
+        init: TileId,
+        stages: &[TileId],
+    ) -> Option<TileId> {
+        let Some((fold, rest)) = folds.split_first() else {
+            let nest = tiling.nest;
+            return self.emitter(stages).accumulate(body, &nest.body, place, nest.combine, init);
+        };
+        let unroll = if rest.is_empty() { tiling.unroll.clamp(1, fold.extent.max(1)) } else { 1 };
+        let whole = fold.extent / unroll;
+        let mut value = init;
+        let base = self.symbol("k");
+        let step = |this: &mut Self, body: &mut Vec<Stmt>, place: &Place, base: &Expr, count: i64, mut value: TileId| {
+            for u in 0..count {
+                let mut place = place.clone();
+                let at = base.add(&Expr::from(u));
+                // The fold's symbol may itself be part of what stands for another symbol (vector folds).
+                for e in place.at.values_mut() {
+                    *e = e.replace(&fold.symbol, &at);
+                }
+                place.at.insert(fold.symbol.clone(), at);
+                value = this.fold_loops(body, tiling, &place, rest, depth + 1, value, stages)?;
+            }
+            Some(value)
+        };
+        if whole == 1 {
+            value = step(self, body, place, &Expr::default(), unroll, value)?;
+        } else if whole > 1 {
+            let mut place = place.clone();
+            place.ranges.insert(base.clone(), (0, (whole - 1) * unroll));
+            let ty = self.program.tiles[value].clone();
+            let inside = self.program.tiles.push(ty.clone());
+            let mut inner = Vec::new();
+            let next = step(self, &mut inner, &place, &Expr::from(&base), unroll, inside)?;
+            let after = self.program.tiles.push(ty);
+            body.push(Stmt::For(For {
+                var: base,
+                lo: Expr::default(),
+                hi: Expr::from(whole * unroll),
+                step: unroll,
+                carried: vec![Carried { init: value, inside, next, after }],
+                body: inner,
+            }));
+            value = after;
+        }
+        let left = fold.extent - whole * unroll;
+        step(self, body, place, &Expr::from(whole * unroll), left, value)
+    }
+
+    /// Several stages (softmax, norms): a program computes the folds of one row, then walks along it.
+    fn rows(&mut self, group: &Group, flats: &[FlatNest]) -> Option<()> {
+        let (last, folds) = flats.split_last()?;
+        let prefix = folds.first()?.axes.clone();
+        if folds.iter().any(|f| f.axes != prefix) {
+            return None;
+        }
+        // Which axis of the last stage is which axis of the stages: read off its loads of them.
+        let mut names: BTreeMap<Symbol, Symbol> = BTreeMap::new();
+        let mut fine = true;
+        group.stages.last()?.for_each_load(&mut |source, coords| {
+            if let Source::Stage(_) = source {
+                for (n, c) in coords.iter().enumerate() {
+                    match c {
+                        Coord::Index(e) => match e.as_symbol() {
+                            Some(s) => {
+                                names.insert(s.clone(), Symbol::numbered("p", n));
+                            }
+                            None => fine &= e.as_const() == Some(0) && prefix[n].extent == 1,
+                        },
+                        Coord::Value(_) => fine = false,
+                    }
+                }
+            }
+        });
+        if !fine {
+            return None;
+        }
+        let mut place = Place::default();
+        let mut grid = Vec::new();
+        for (n, a) in prefix.iter().enumerate() {
+            let symbol = Symbol::numbered("p", n);
+            grid.push((symbol.clone(), Expr::from(a.extent)));
+            place.ranges.insert(symbol, (0, a.extent - 1));
+        }
+        let mut body = Vec::new();
+        let mut stages = Vec::new();
+        for flat in folds {
+            let mut place = place.clone();
+            for (n, a) in flat.axes.iter().enumerate() {
+                place.at.insert(a.symbol.clone(), Expr::from(Symbol::numbered("p", n)));
+            }
+            place.shape = single();
+            let schedule = Schedule::row(flat, self.machine);
+            let tiling = Tiling { nest: flat, row: None, column: None, lanes: schedule.lanes, unroll: schedule.unroll };
+            let value = self.folded(&mut body, &tiling, &place, &stages)?;
+            let mut e = self.emitter(&stages);
+            let value = e.code(&mut body, &flat.finish, &place, Some(value))?;
+            stages.push(value);
+        }
+        for (from, to) in &names {
+            place.at.insert(from.clone(), Expr::from(to));
+        }
+        // An axis of extent 1 that the stages index by 0 needs no name.
+        let free: Vec<Axis> = last.axes.iter().filter(|a| !names.contains_key(&a.symbol)).cloned().collect();
+        let zero = |nest: &FlatNest| {
+            nest.substitute(&|s| free.iter().any(|a| a.symbol == *s && a.extent == 1).then(Expr::default))
+        };
+        let last = zero(last)?;
+        let mut free: Vec<Axis> = free.into_iter().filter(|a| a.extent > 1).collect();
+        let column = free.iter().position(|a| last.store.coefficient(&a.symbol) == Some(1));
+        let column = column.map(|c| free.remove(c));
+        let mut inner = Vec::new();
+        match &column {
+            Some(column) => {
+                let width = self.machine.lanes as i64 * self.machine.pointwise_vectors(&last);
+                self.walk(&mut inner, &last, &place, column, &Expr::default(), column.extent, width, &stages)?;
+            }
+            None => {
+                place.shape = single();
+                for a in &free {
+                    place.ranges.insert(a.symbol.clone(), (0, a.extent - 1));
+                }
+                self.point(&mut inner, &last, &place, &stages)?;
+            }
+        }
+        for a in free.iter().rev() {
+            let (lo, hi) = (Expr::default(), Expr::from(a.extent));
+            inner = vec![Stmt::For(For { var: a.symbol.clone(), lo, hi, step: 1, carried: vec![], body: inner })];
+        }
+        body.extend(inner);
+        self.program.parts.push(Part { grid, body });
+        Some(())
+    }
+}
+
+/// How a fold's operands lie along a symbol: for each load of the body, its coefficient there.
+pub(crate) fn coefficients(nest: &FlatNest, symbol: &Symbol) -> Vec<Option<i64>> {
+    let live = nest.body.live();
+    let mut found = Vec::new();
+    for (id, node) in nest.body.nodes() {
+        if let (Scalar::Load(Source::Input(_), coords), true) = (node, live[id.index()])
+            && let Some(Coord::Index(e)) = coords.first()
+        {
+            found.push(e.coefficient(symbol));
+        }
+    }
+    found
+}
+
+/// Whether the fold is a sum of products, which a multiply-add unit computes.
+pub(crate) fn is_product_sum(nest: &FlatNest) -> bool {
+    nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
+}

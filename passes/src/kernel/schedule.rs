@@ -1,0 +1,155 @@
+//! The cost model: which axes a register tile covers and how far.
+//!
+//! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
+
+use super::flat::{Axis, FlatNest};
+use super::{coefficients, is_product_sum};
+use kiln_ir::expr::Symbol;
+use kiln_ir::scalar::{Scalar, Source};
+
+/// What the cost model knows of the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Lanes of a vector of 32-bit elements.
+    pub lanes: usize,
+    /// Vector registers.
+    pub registers: usize,
+    /// Elements of a long elementwise loop that one program computes.
+    pub chunk: i64,
+    /// So many programs keep all threads busy; with fewer, rows become programs too.
+    pub enough_programs: i64,
+}
+
+impl Machine {
+    /// 128-bit vectors in 16 registers: x86-64 below AVX-512 as Cranelift uses it, and aarch64.
+    pub fn narrow() -> Machine {
+        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12 }
+    }
+
+    /// How many columns a register tile of a product has, for a result with that many rows and columns.
+    pub fn columns(&self, rows: usize, columns: usize) -> usize {
+        let vectors = if rows < 4 { self.registers / 2 } else { 2 };
+        let most = vectors * self.lanes;
+        if columns >= most { most } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
+    }
+
+    /// How many rows a register tile with that many columns has: balanced, so that the last tile is not a sliver.
+    fn rows(&self, rows: i64, columns: i64) -> i64 {
+        let vectors = (columns as usize).div_ceil(self.lanes).max(1);
+        // Accumulators, the vectors of one row of the right operand, one broadcast and one temporary.
+        let most = ((self.registers - vectors - 2) / vectors).clamp(1, 12) as i64;
+        let tiles = (rows + most - 1) / most;
+        (rows + tiles - 1) / tiles
+    }
+
+    /// How many vectors an elementwise loop computes at a time: few where the code is long.
+    pub(super) fn pointwise_vectors(&self, nest: &FlatNest) -> i64 {
+        let heavy = |n: &Scalar| matches!(n, Scalar::Unary(..) | Scalar::Select(..));
+        let nodes = nest.body.len() + nest.finish.len();
+        let unary = [&nest.body, &nest.finish].iter().flat_map(|c| c.nodes()).filter(|(_, n)| heavy(n)).count();
+        if nodes > 12 || unary > 1 { 1 } else { 4 }
+    }
+}
+
+/// How a fold is tiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Result axis of the tile's rows.
+    pub row: Option<Symbol>,
+    /// Rows of a tile.
+    pub rows: i64,
+    /// Result axis of the tile's columns.
+    pub column: Option<Symbol>,
+    /// Columns of a tile.
+    pub columns: i64,
+    /// The fold that runs along vector lanes, with how many elements at a time; without it the columns do.
+    pub lanes: Option<(Symbol, i64)>,
+    /// How often the innermost loop's body is repeated.
+    pub unroll: i64,
+}
+
+impl Schedule {
+    /// The schedule of a fold.
+    pub fn choose(nest: &FlatNest, machine: &Machine) -> Schedule {
+        let column = nest.axes.iter().find(|a| nest.store.coefficient(&a.symbol) == Some(1));
+        // Along the columns: every load is contiguous, or the same for all of them. Blocked weights have no single coefficient
+        // but are contiguous within a block, which is what a tile covers.
+        let along = |s: &Symbol| coefficients(nest, s).iter().all(|c| matches!(c, None | Some(0 | 1)));
+        let reads_input = |n: &Scalar| matches!(n, Scalar::Load(Source::Input(_), _));
+        let loads = nest.body.nodes().filter(|(_, n)| reads_input(n)).count();
+        let by_columns = column.filter(|a| a.extent >= machine.lanes as i64 && along(&a.symbol));
+        if let Some(column) = by_columns {
+            return Schedule::by_columns(nest, machine, column);
+        }
+        let fold = nest.folds.iter().rev().find(|f| {
+            let c = coefficients(nest, &f.symbol);
+            f.extent >= machine.lanes as i64 && c.iter().all(|c| matches!(c, Some(0 | 1))) && c.contains(&Some(1))
+        });
+        if let Some(fold) = fold {
+            return Schedule::by_fold(nest, machine, fold, loads);
+        }
+        match column {
+            Some(column) => Schedule::by_columns(nest, machine, column),
+            None => Schedule { row: None, rows: 1, column: None, columns: 1, lanes: None, unroll: 4 },
+        }
+    }
+
+    fn by_columns(nest: &FlatNest, machine: &Machine, column: &Axis) -> Schedule {
+        let along = coefficients(nest, &column.symbol);
+        // Rows along which what is loaded as a vector can be used again.
+        let reuse = |a: &&Axis| {
+            a.symbol != column.symbol
+                && coefficients(nest, &a.symbol).iter().zip(&along).any(|(r, c)| *r == Some(0) && *c != Some(0))
+        };
+        let row = nest.axes.iter().filter(reuse).max_by_key(|a| a.extent).filter(|a| a.extent > 1);
+        let rows = row.map_or(1, |a| a.extent);
+        let all: i64 = nest.axes.iter().filter(|a| a.symbol != column.symbol).map(|a| a.extent).product();
+        let columns = machine.columns(all.max(1) as usize, column.extent as usize) as i64;
+        Schedule {
+            row: row.map(|a| a.symbol.clone()),
+            rows: machine.rows(rows, columns),
+            column: Some(column.symbol.clone()),
+            columns,
+            lanes: None,
+            unroll: 4,
+        }
+    }
+
+    fn by_fold(nest: &FlatNest, machine: &Machine, fold: &Axis, loads: usize) -> Schedule {
+        if !is_product_sum(nest) || loads < 2 {
+            let mut s = Schedule::row(nest, machine);
+            s.lanes = Some((fold.symbol.clone(), (4 * machine.lanes) as i64));
+            return s;
+        }
+        // Rows that only one operand walks along, columns that only the other one does.
+        let only = |first: bool, a: &&Axis| {
+            let c = coefficients(nest, &a.symbol);
+            let zero = |n: usize| c.get(n).is_none_or(|c| *c == Some(0));
+            a.extent > 1 && zero(usize::from(first)) && !zero(usize::from(!first))
+        };
+        let widest = |first: bool| nest.axes.iter().filter(|a| only(first, a)).max_by_key(|a| a.extent);
+        let (row, column) = (widest(true), widest(false));
+        let rows = row.map_or(1, |a| a.extent.min(4));
+        let columns = column.map_or(1, |a| a.extent.min(if rows > 1 { 2 } else { 4 }));
+        Schedule {
+            row: row.map(|a| a.symbol.clone()),
+            rows,
+            column: column.map(|a| a.symbol.clone()),
+            columns,
+            lanes: Some((fold.symbol.clone(), machine.lanes as i64)),
+            unroll: 2,
+        }
+    }
+
+    /// The schedule of a fold that makes one value of a row.
+    pub fn row(nest: &FlatNest, machine: &Machine) -> Schedule {
+        let contiguous = |f: &&Axis| {
+            coefficients(nest, &f.symbol).iter().all(|c| matches!(c, Some(0 | 1))) && f.extent >= machine.lanes as i64
+        };
+        let fold = nest.folds.iter().rev().find(contiguous);
+        let heavy = nest.body.nodes().any(|(_, n)| matches!(n, Scalar::Unary(..)));
+        let vectors = if heavy { 1 } else { 4 };
+        let lanes = fold.map(|f| (f.symbol.clone(), vectors * machine.lanes as i64));
+        Schedule { row: None, rows: 1, column: None, columns: 1, lanes, unroll: 1 }
+    }
+}

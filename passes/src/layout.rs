@@ -1,0 +1,74 @@
+//! The layout pass: convolutional parts of a graph become channels-last.
+//!
+//! Invariant: inputs, outputs and constants of the graph keep the row-major layout (constants are repacked by the scheduler); values
+//! whose layout changes are only read through their type's layout, which every nest is.
+//!
+//! A convolution reads all channels of a pixel for each output channel: with channels innermost the outputs are a contiguous
+//! vector and the inputs broadcasts of neighbouring elements, whatever the stride of the window.
+
+use kiln_ir::graph::{Graph, GraphError, ValueId};
+use kiln_ir::layout::Layout;
+use kiln_ir::ops::Op;
+use std::collections::HashSet;
+
+/// Gives channels-last layout to the results of convolutions and of what flows from and into them.
+///
+/// # Errors
+/// The graph has a cycle.
+pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
+    let order = graph.live_order()?;
+    let outputs: HashSet<ValueId> = graph.outputs.iter().map(|(_, v)| *v).collect();
+    let mut last: HashSet<ValueId> = HashSet::new();
+    for &id in &order {
+        let node = graph.node(id);
+        let output = node.outputs[0];
+        let rank = graph.ty(output).rank();
+        let from = |v: &ValueId| last.contains(v) && graph.ty(*v).rank() == rank;
+        let take = match &node.op {
+            Op::Conv(_) => {
+                // Depthwise and dense convolutions alike; what feeds them follows if it was made for them.
+                rank > 2
+            }
+            Op::Map(_) | Op::Pool(_) | Op::Pad(_) | Op::Concat(_) | Op::Slice(_) => node.inputs.iter().any(from),
+            Op::Reduce(_)
+            | Op::Contract(_)
+            | Op::Softmax(_)
+            | Op::Norm(_)
+            | Op::Reshape(_)
+            | Op::Transpose(_)
+            | Op::Broadcast(_)
+            | Op::Gather(_)
+            | Op::GatherElements(_)
+            | Op::GatherNd(_)
+            | Op::Iota(_)
+            | Op::Host(_) => false,
+        };
+        if take {
+            last.insert(output);
+        }
+    }
+    // The border that is put around a convolution's input is a copy in any case: it may as well reorder.
+    for &id in order.iter().rev() {
+        let node = graph.node(id);
+        let feeds = |v: ValueId| graph.users(v).iter().all(|&u| matches!(graph.node(u).op, Op::Conv(_)));
+        if matches!(node.op, Op::Pad(_)) && graph.ty(node.outputs[0]).rank() > 2 && feeds(node.outputs[0]) {
+            last.insert(node.outputs[0]);
+        }
+    }
+    // Host ops read and write row-major tensors.
+    for &id in &order {
+        let node = graph.node(id);
+        if matches!(node.op, Op::Host(_)) {
+            for v in node.inputs.iter().chain(&node.outputs) {
+                last.remove(v);
+            }
+        }
+    }
+    for v in last {
+        if !outputs.contains(&v) && graph.constant(v).is_none() {
+            let rank = graph.ty(v).rank();
+            graph.set_layout(v, Layout::channels_last(rank));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The pipeline: which passes run, in which order, and what comes out.
+//!
+//! Invariant: every pass takes a verified graph and leaves one; the list below is the only place that orders them.
+
+use crate::group::{Work, group};
+use crate::kernel::{Machine, is_kernel_type, preferred_layouts, tile_program};
+use crate::layout::assign_layouts;
+use crate::plan::{Weight, build_plan};
+use crate::rewrite;
+use kiln_ir::graph::{Graph, GraphError, NodeId, Origin};
+use kiln_ir::ops::Op;
+use kiln_ir::plan::Plan;
+use kiln_ir::tile::TileProgram;
+use std::collections::HashSet;
+
+/// A pass could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// A graph is not what it should be; the pass that left it so is named.
+    #[error("after pass `{pass}`: {error}")]
+    Graph {
+        /// The pass.
+        pass: &'static str,
+        /// What is wrong.
+        error: GraphError,
+    },
+    /// The model has dims that are still free.
+    #[error("{0}")]
+    Free(String),
+    /// The planner made a plan that its verifier rejects: a bug of ours.
+    #[error("the plan is not valid: {0}")]
+    Plan(String),
+}
+
+/// A graph pass.
+pub struct Pass {
+    /// Name, as dumps and messages show it.
+    pub name: &'static str,
+    run: fn(&Graph) -> Result<Graph, GraphError>,
+}
+
+/// The passes on graphs, in the order in which they run.
+pub const PASSES: &[Pass] = &[
+    Pass { name: "compact", run: Graph::compact },
+    Pass { name: "fold", run: rewrite::fold_constants },
+    Pass { name: "canonicalise", run: rewrite::canonicalise },
+    Pass { name: "recognise", run: rewrite::recognise },
+    Pass { name: "fold-again", run: rewrite::fold_constants },
+    Pass { name: "common", run: rewrite::eliminate_common },
+    Pass {
+        name: "layout",
+        run: |g| {
+            let mut g = g.compact()?;
+            assign_layouts(&mut g)?;
+            Ok(g)
+        },
+    },
+];
+
+/// Runs the graph passes. `observe` sees the graph after each, with the pass' name (dumps, verification by interpretation);
+/// an error from it stops the pipeline.
+///
+/// # Errors
+/// A pass fails or leaves a graph that does not verify.
+pub fn optimise(
+    graph: Graph,
+    observe: &mut dyn FnMut(&'static str, &Graph, &Graph) -> Result<(), GraphError>,
+) -> Result<Graph, PassError> {
+    let mut graph = graph;
+    for pass in PASSES {
+        let fail = |error| PassError::Graph { pass: pass.name, error };
+        let next = (pass.run)(&graph).map_err(fail)?;
+        if let Some(error) = next.verify().into_iter().next() {
+            return Err(fail(error));
+        }
+        observe(pass.name, &graph, &next).map_err(fail)?;
+        graph = next;
+    }
+    Ok(graph)
+}
+
+/// What the pipeline makes of a graph.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The plan.
+    pub plan: Plan,
+    /// What the weights section holds.
+    pub weights: Vec<Weight>,
+    /// The kernels' tile programs, in the order of the plan's kernels.
+    pub kernels: Vec<TileProgram>,
+    /// Why nodes run on the host that are no host ops: node names and reason.
+    pub host_reasons: Vec<(Origin, String)>,
+}
+
+/// Cuts an optimised graph into kernels and plans them. `lowers` says whether a backend can take a tile program; what it
+/// refuses runs on the host.
+///
+/// # Errors
+/// Dims are free, or the graph is not valid.
+pub fn schedule(
+    graph: &Graph,
+    machine: &Machine,
+    lowers: &mut dyn FnMut(&TileProgram) -> Result<(), String>,
+) -> Result<Compiled, PassError> {
+    let fail = |error| PassError::Graph { pass: "schedule", error };
+    let free: Vec<&str> = graph.symbols.keys().map(|s| s.name()).collect();
+    let is_free = graph.values().any(|(_, v)| v.ty.shape().is_none());
+    if is_free {
+        let how = "bind them with --bind NAME=N (dims that are free at run time are not built yet)";
+        return Err(PassError::Free(format!("dims {} are free: {how}", free.join(", "))));
+    }
+    let mut host: HashSet<NodeId> = HashSet::new();
+    let mut host_reasons: Vec<(Origin, String)> = Vec::new();
+    for (id, node) in graph.nodes() {
+        if let Some(reason) = host_reason(graph, id)
+            && !matches!(node.op, Op::Host(_))
+        {
+            host.insert(id);
+            host_reasons.push((node.origin.clone(), reason));
+        }
+    }
+    // Each round moves at least one refused group to the host, so there are at most as many as nodes.
+    loop {
+        let mut graph = graph.clone();
+        for &id in &host {
+            // Host ops read and write row-major tensors.
+            let node = graph.node(id).clone();
+            for &v in node.inputs.iter().chain(&node.outputs) {
+                let rank = graph.ty(v).rank();
+                graph.set_layout(v, kiln_ir::Layout::row_major(rank));
+            }
+        }
+        let work = group(&graph, &|id| host.contains(&id)).map_err(fail)?;
+        let groups: Vec<_> = work
+            .iter()
+            .filter_map(|w| match w {
+                Work::Kernel(g) => Some(g),
+                Work::Host(_) | Work::Alias { .. } => None,
+            })
+            .collect();
+        for g in &groups {
+            for (value, layout) in preferred_layouts(&graph, g, machine) {
+                graph.set_layout(value, layout);
+            }
+        }
+        let mut kernels = Vec::new();
+        let mut refused = false;
+        for (n, g) in groups.iter().enumerate() {
+            let made = tile_program(&graph, g, &format!("k{n}"), machine).map_err(|e| e.to_string());
+            match made.and_then(|p| lowers(&p).map(|()| p)) {
+                Ok(program) => kernels.push(program),
+                Err(reason) => {
+                    refused = true;
+                    host.extend(g.nodes.iter().copied());
+                    host_reasons.push((g.origin.clone(), reason));
+                }
+            }
+        }
+        if refused {
+            continue;
+        }
+        let (plan, weights) = build_plan(&graph, &work, &kernels).map_err(fail)?;
+        if let Some(e) = plan.verify().into_iter().next() {
+            return Err(PassError::Plan(e.to_string()));
+        }
+        return Ok(Compiled { plan, weights, kernels, host_reasons });
+    }
+}
+
+/// Why a node cannot be a kernel, if its types say so.
+fn host_reason(graph: &Graph, id: NodeId) -> Option<String> {
+    let node = graph.node(id);
+    if let Op::Host(h) = &node.op {
+        return Some(format!("`{}` is a host op", h.function()));
+    }
+    let mut types: Vec<_> = node.inputs.iter().chain(&node.outputs).map(|&v| graph.ty(v).dtype).collect();
+    if let Op::Map(m) = &node.op {
+        types.extend(m.body.nodes().map(|(n, _)| m.body.dtype(n)));
+    }
+    types.into_iter().find(|&t| !is_kernel_type(t)).map(|t| format!("kernels do not compute with {t}"))
+}

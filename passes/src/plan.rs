@@ -1,0 +1,208 @@
+//! From groups to a plan: slots for values, steps in order, weights in the layouts that kernels read.
+//!
+//! Invariant: a plan made here passes `Plan::verify`; every value that crosses a step has one slot.
+
+use crate::group::{Group, Work};
+use crate::memory::{ALIGNMENT, plan_memory};
+use kiln_ir::dtype::DType;
+use kiln_ir::graph::{Definition, Graph, GraphError, Origin, ValueId};
+use kiln_ir::layout::Layout;
+use kiln_ir::plan::{Kernel, Place, Plan, Slot, SlotId, Step};
+use kiln_ir::tensor::Tensor;
+use kiln_ir::tile::TileProgram;
+use std::collections::HashMap;
+
+/// A weight of the plan: where it goes, and what is stored there.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Byte in the weights section.
+    pub offset: u64,
+    /// The constant, row-major.
+    pub tensor: Tensor,
+    /// How it is stored.
+    pub layout: Layout,
+}
+
+impl Weight {
+    /// The bytes as they are stored.
+    pub fn bytes(&self) -> bytes::Bytes {
+        if self.layout.is_row_major() { self.tensor.shared_bytes() } else { pack(&self.tensor, &self.layout).into() }
+    }
+}
+
+/// The elements of a row-major tensor in the order of a layout; padding is zero.
+fn pack(tensor: &Tensor, layout: &Layout) -> Vec<u8> {
+    let (shape, size, data) = (tensor.shape(), tensor.dtype().size(), tensor.bytes());
+    // The storage as a dense tensor: one axis for each of `order`, and the block innermost.
+    let mut extents: Vec<usize> = layout.order.iter().map(|&a| shape[a]).collect();
+    let block = layout.block.map(|(axis, block)| (layout.order.iter().position(|&a| a == axis).unwrap_or(0), block));
+    if let Some((at, block)) = block {
+        extents[at] = extents[at].div_ceil(block);
+    }
+    let mut strides = vec![1usize; shape.len()];
+    for n in (0..shape.len().saturating_sub(1)).rev() {
+        strides[n] = strides[n + 1] * shape[n + 1];
+    }
+    let inner = block.map_or(1, |(_, b)| b);
+    let mut out = vec![0u8; extents.iter().product::<usize>() * inner * size];
+    let mut index = vec![0usize; extents.len()];
+    for chunk in out.chunks_exact_mut(inner * size) {
+        let mut from = 0;
+        for (n, &axis) in layout.order.iter().enumerate() {
+            let scale = block.filter(|b| b.0 == n).map_or(1, |b| b.1);
+            from += index[n] * scale * strides[axis];
+        }
+        match block {
+            None => chunk.copy_from_slice(&data[from * size..(from + 1) * size]),
+            Some((at, b)) => {
+                let axis = layout.order[at];
+                let here = (shape[axis] - index[at] * b).min(b);
+                for (k, element) in chunk.chunks_exact_mut(size).take(here).enumerate() {
+                    let from = from + k * strides[axis];
+                    element.copy_from_slice(&data[from * size..(from + 1) * size]);
+                }
+            }
+        }
+        for n in (0..index.len()).rev() {
+            index[n] += 1;
+            if index[n] < extents[n] {
+                break;
+            }
+            index[n] = 0;
+        }
+    }
+    out
+}
+
+/// Work that one thread should have at least, in operations or bytes; below it a fork costs more than it saves.
+const WORK_PER_THREAD: u64 = 30_000;
+
+/// Builds the plan of a graph that was cut into work; `programs` holds the tile program of each kernel, in order.
+///
+/// # Errors
+/// A value has dims that are not constant.
+pub fn build_plan(graph: &Graph, work: &[Work], programs: &[TileProgram]) -> Result<(Plan, Vec<Weight>), GraphError> {
+    let mut builder = Builder { graph, plan: Plan { name: graph.name.clone(), ..Plan::default() }, slots: HashMap::new(), weights: vec![] };
+    for (n, &v) in graph.inputs.iter().enumerate() {
+        let slot = builder.add(v, Place::Input(n))?;
+        let name = graph.value(v).name.clone().unwrap_or_default();
+        builder.plan.inputs.push((name, slot));
+    }
+    // An output that a step computes is computed in place; the first output to name a value gets that.
+    let made: std::collections::HashSet<ValueId> = work
+        .iter()
+        .flat_map(|w| match w {
+            Work::Kernel(g) => vec![g.output],
+            Work::Host(n) => graph.node(*n).outputs.clone(),
+            Work::Alias { .. } => vec![],
+        })
+        .collect();
+    for (n, (name, v)) in graph.outputs.iter().enumerate() {
+        let slot = if made.contains(v) && !builder.slots.contains_key(v) {
+            builder.add(*v, Place::Output(n))?
+        } else {
+            builder.fresh(*v, Place::Output(n))?
+        };
+        builder.plan.outputs.push((name.clone(), slot));
+    }
+    let mut programs = programs.iter();
+    for w in work {
+        match w {
+            Work::Alias { of, value } => {
+                let slot = builder.slot(*of)?;
+                builder.slots.insert(*value, slot);
+            }
+            Work::Host(id) => {
+                let node = graph.node(*id);
+                let inputs = node.inputs.iter().map(|&v| builder.slot(v)).collect::<Result<_, _>>()?;
+                let outputs = node.outputs.iter().map(|&v| builder.slot(v)).collect::<Result<_, _>>()?;
+                builder.plan.steps.push(Step::Host { op: node.op.clone(), inputs, outputs, origin: node.origin.clone() });
+            }
+            Work::Kernel(group) => {
+                let Some(program) = programs.next() else { break };
+                builder.launch(group, program)?;
+            }
+        }
+    }
+    for (n, (_, v)) in graph.outputs.iter().enumerate() {
+        let (from, to) = (builder.slot(*v)?, builder.plan.outputs[n].1);
+        if from != to {
+            builder.plan.steps.push(Step::Copy { from, to });
+        }
+    }
+    let Builder { mut plan, weights, .. } = builder;
+    plan_memory(&mut plan);
+    Ok((plan, weights))
+}
+
+struct Builder<'a> {
+    graph: &'a Graph,
+    plan: Plan,
+    slots: HashMap<ValueId, SlotId>,
+    weights: Vec<Weight>,
+}
+
+impl Builder<'_> {
+    fn fresh(&mut self, v: ValueId, place: Place) -> Result<SlotId, GraphError> {
+        let value = self.graph.value(v);
+        let mut ty = value.ty.clone();
+        if matches!(place, Place::Output(_)) {
+            ty.layout = Layout::row_major(ty.rank());
+        }
+        if ty.shape().is_none() {
+            let origin = Origin::new(value.name.as_deref().unwrap_or("a value"));
+            return Err(GraphError::new(&origin, format!("{ty} has free dims; bind them with --bind NAME=N")));
+        }
+        let place = if ty.dtype == DType::Str && !matches!(place, Place::Input(_) | Place::Output(_)) { Place::Host } else { place };
+        Ok(self.plan.slots.push(Slot { name: value.name.clone(), ty, place }))
+    }
+
+    fn add(&mut self, v: ValueId, place: Place) -> Result<SlotId, GraphError> {
+        let slot = self.fresh(v, place)?;
+        self.slots.insert(v, slot);
+        Ok(slot)
+    }
+
+    fn slot(&mut self, v: ValueId) -> Result<SlotId, GraphError> {
+        if let Some(&slot) = self.slots.get(&v) {
+            return Ok(slot);
+        }
+        let Definition::Constant(tensor) = &self.graph.value(v).definition else {
+            return self.add(v, Place::Arena(0));
+        };
+        let offset = self.plan.weight_bytes;
+        let slot = self.add(v, Place::Weights(offset))?;
+        self.plan.weight_bytes = (offset + self.plan.slot_bytes(slot)).next_multiple_of(ALIGNMENT);
+        let layout = self.graph.ty(v).layout.clone();
+        self.weights.push(Weight { offset, tensor: tensor.clone(), layout });
+        Ok(slot)
+    }
+
+    fn launch(&mut self, group: &Group, program: &TileProgram) -> Result<(), GraphError> {
+        let mut arguments: Vec<SlotId> = Vec::new();
+        for &v in &group.inputs {
+            arguments.push(self.slot(v)?);
+        }
+        arguments.push(self.slot(group.output)?);
+        let programs: u64 = program
+            .parts
+            .iter()
+            .map(|p| p.grid.iter().filter_map(|(_, e)| e.as_size()).fold(1u64, |a, d| a.saturating_mul(d as u64)))
+            .sum();
+        let operations = group.operations();
+        let bytes = arguments.iter().map(|&s| self.plan.slot_bytes(s)).sum::<u64>();
+        let each = (operations.max(bytes) / programs.max(1)).max(1);
+        self.plan.kernels.push(Kernel {
+            name: program.name.clone(),
+            programs,
+            grain: WORK_PER_THREAD.div_ceil(each),
+            origin: group.origin.clone(),
+            what: group.what.clone(),
+            operations,
+            bytes,
+        });
+        let kernel = self.plan.kernels.len() - 1;
+        self.plan.steps.push(Step::Launch { kernel, arguments, written: 1 });
+        Ok(())
+    }
+}
