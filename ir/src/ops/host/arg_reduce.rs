@@ -14,7 +14,8 @@ pub(super) const FUNCTION: Function = Function { name: "arg_reduce", infer, eval
 fn infer(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
     let [x] = operands(inputs)?;
     let (axis, keep) = (a.size("axis")?, a.bool("keep")?);
-    (a.bool("max")?, a.bool("last")?);
+    a.bool("max")?;
+    a.bool("last")?;
     check_axes(&[axis], x.rank())?;
     if !x.dtype.is_float() && !x.dtype.is_int() {
         return Err(OpError::new(format!("wants numbers, not {}", x.dtype)));

@@ -3,6 +3,18 @@
 //! Invariant: a host op is named in [`TABLE`], one file each; its attributes are data, so that a plan can hold it as text.
 
 mod arg_reduce;
+mod columns_to_image;
+mod cumulate;
+mod determinant;
+mod element;
+mod fourier;
+mod grid_sample;
+mod max_pool;
+mod recurrent;
+mod roi_align;
+mod scatter;
+mod text;
+mod top_k;
 
 use super::{Attribute, Attributes, Meaning, OpError, Operator};
 use crate::graph::TensorType;
@@ -34,7 +46,25 @@ impl PartialEq for Function {
 }
 
 /// All host ops.
-pub const TABLE: &[Function] = &[arg_reduce::FUNCTION];
+pub const TABLE: &[Function] = &[
+    arg_reduce::FUNCTION,
+    columns_to_image::FUNCTION,
+    cumulate::FUNCTION,
+    determinant::FUNCTION,
+    fourier::FUNCTION,
+    grid_sample::FUNCTION,
+    max_pool::POOL,
+    max_pool::UNPOOL,
+    recurrent::GRU,
+    recurrent::LSTM,
+    recurrent::RNN,
+    roi_align::FUNCTION,
+    scatter::ELEMENTS,
+    scatter::ND,
+    text::CONCAT,
+    text::EQUAL,
+    top_k::FUNCTION,
+];
 
 impl Host {
     /// The host op of a name.
@@ -84,5 +114,34 @@ impl Operator for Host {
 
     fn meaning(&self, _: &[&TensorType]) -> Result<Meaning, OpError> {
         Ok(Meaning::Host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(name: &str, attributes: Attributes) -> Host {
+        let op = Host::new(name, attributes).unwrap();
+        let again = Host::from_attributes(&op.attributes()).unwrap();
+        assert_eq!(op, again, "a host op rebuilt from its own attributes");
+        op
+    }
+
+    /// The results, which have the types that the op infers.
+    pub(super) fn run(name: &str, attributes: Attributes, inputs: &[Tensor]) -> Vec<Tensor> {
+        let op = op(name, attributes);
+        let types = element::types(inputs);
+        let inferred = op.infer(&types.iter().collect::<Vec<_>>()).unwrap();
+        let results = op.eval(inputs).unwrap();
+        assert_eq!(inferred, element::types(&results));
+        results
+    }
+
+    /// The message with which the op refuses values of types that it accepts.
+    pub(super) fn fails(name: &str, attributes: Attributes, inputs: &[Tensor]) -> String {
+        let op = op(name, attributes);
+        op.infer(&element::types(inputs).iter().collect::<Vec<_>>()).unwrap();
+        op.eval(inputs).unwrap_err().0
     }
 }
