@@ -3,7 +3,9 @@
 //! Invariant: no file is opened here; bytes come in, and a closure gives the content of external data.
 
 pub mod external;
+pub mod import;
 pub mod model;
+pub mod ops;
 pub mod problem;
 pub mod proto;
 pub mod sniff;

@@ -1,0 +1,212 @@
+//! A checked ONNX model to Kiln's graph.
+//!
+//! Invariant: every problem of a model is found in one pass: a node that cannot be imported leaves its results undefined, nodes
+//! that need those are passed over in silence, all others are tried. Values that are known here (constants, and
+//! the contents of small integer tensors as expressions over dims) are computed here, so that shapes that exporters compute step by step
+//! arrive as dims.
+
+mod body;
+mod contents;
+mod context;
+mod errors;
+mod symbols;
+
+pub use body::{Body, S};
+pub use context::{Bound, Context, Outputs};
+pub use errors::{Failure, ImportErrors, Unsupported};
+
+use super::model::{self, Model, Node, ValueType};
+use super::ops;
+use super::value::Value;
+use kiln_ir::graph::ValueId;
+use kiln_ir::{Expr, Graph, TensorType};
+use std::collections::{BTreeMap, HashMap};
+
+/// Bytes that a sparse constant may take when it is made dense.
+const DENSE_LIMIT: usize = 1 << 30;
+
+/// What the caller knows of the model's inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Symbolic dims by name, with their least and greatest value; equal ones fix the dim.
+    pub bind: BTreeMap<String, (i64, i64)>,
+    /// Inputs whose dims are fixed entirely.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+}
+
+/// Imports a model.
+///
+/// # Errors
+/// All problems at once; see [`ImportErrors`].
+pub fn import(model: &Model, options: &Options) -> Result<Graph, ImportErrors> {
+    let mut importer = Importer::new(&model.graph.name);
+    importer.inputs(&model.graph, options);
+    let outputs = importer.body(&model.graph);
+    for (info, bound) in model.graph.outputs.iter().zip(outputs) {
+        importer.output(info, bound);
+    }
+    let Importer { graph, mut errors, .. } = importer;
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    graph.compact().map_err(|e| {
+        errors.invalid(None, e.to_string());
+        errors
+    })
+}
+
+/// The state of an import.
+#[derive(Debug)]
+pub(super) struct Importer {
+    graph: Graph,
+    /// What names mean, innermost graph last; nothing where the value could not be imported.
+    scopes: Vec<HashMap<String, Option<Bound>>>,
+    /// Contents of integer values with at most one axis, where they are known as expressions.
+    contents: HashMap<ValueId, Vec<Expr>>,
+    errors: ImportErrors,
+}
+
+impl Importer {
+    fn new(name: &str) -> Importer {
+        Importer {
+            graph: Graph::new(name),
+            scopes: vec![HashMap::new()],
+            contents: HashMap::new(),
+            errors: ImportErrors::default(),
+        }
+    }
+
+    fn define(&mut self, name: &str, bound: Option<Bound>) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.insert(name.to_owned(), bound);
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<&Bound> {
+        self.scopes.iter().rev().find_map(|s| s.get(name)).and_then(Option::as_ref)
+    }
+
+    /// Defines the inputs of the main graph.
+    fn inputs(&mut self, graph: &model::Graph, options: &Options) {
+        let mut symbols = symbols::Symbols::new(&options.bind);
+        for input in &graph.inputs {
+            if let (Some(ValueType::Tensor(t)), Some(shape)) = (&input.ty, options.shapes.get(&input.name))
+                && let Err(message) = symbols.fix(t, shape)
+            {
+                self.errors.invalid(None, format!("input {}: {message}", super::problem::shown(&input.name)));
+            }
+        }
+        for input in &graph.inputs {
+            let bound = match &input.ty {
+                Some(ValueType::Tensor(t)) => {
+                    let fixed = options.shapes.get(&input.name).map(Vec::as_slice);
+                    match symbols.dims(&input.name, t, fixed) {
+                        Some(dims) => {
+                            Some(Bound::Tensor(self.graph.add_input(&input.name, TensorType::new(t.dtype, dims))))
+                        }
+                        None => {
+                            let name = super::problem::shown(&input.name);
+                            self.errors.unsupported_value(format!("input {name}: not even its rank is known"));
+                            None
+                        }
+                    }
+                }
+                other => {
+                    let name = super::problem::shown(&input.name);
+                    let ty = other.as_ref().map_or(String::new(), |t| format!(" of type {t}"));
+                    self.errors.unsupported_value(format!("input {name}{ty}: only tensors can be inputs"));
+                    None
+                }
+            };
+            self.define(&input.name, bound);
+        }
+        self.graph.symbols = symbols.into_ranges();
+    }
+
+    /// Imports constants and nodes of a graph, whose inputs are defined; returns what its outputs mean.
+    fn body(&mut self, graph: &model::Graph) -> Vec<Option<Bound>> {
+        for initializer in &graph.initializers {
+            let tensor = match &initializer.value {
+                Value::Tensor(t) => Some(t.clone()),
+                Value::Sparse(s) => match s.to_dense(DENSE_LIMIT) {
+                    Ok(t) => Some(t),
+                    Err(e) => {
+                        let name = super::problem::shown(&initializer.name);
+                        self.errors.unsupported_value(format!("initializer {name}: {e}"));
+                        None
+                    }
+                },
+                Value::Sequence(_) | Value::Optional(_) | Value::Map(..) => None,
+            };
+            let bound = tensor.map(|t| {
+                let id = self.graph.add_constant(t);
+                self.graph.set_name(id, &initializer.name);
+                Bound::Tensor(id)
+            });
+            self.define(&initializer.name, bound);
+        }
+        for node in &graph.nodes {
+            self.node(node);
+        }
+        graph.outputs.iter().map(|o| self.find(&o.name).cloned()).collect()
+    }
+
+    /// Imports a subgraph in a scope of its own, with its inputs bound to values.
+    fn subgraph(&mut self, graph: &model::Graph, inputs: Vec<Bound>) -> Vec<Option<Bound>> {
+        self.scopes.push(HashMap::new());
+        for (info, bound) in graph.inputs.iter().zip(inputs) {
+            self.define(&info.name, Some(bound));
+        }
+        let outputs = self.body(graph);
+        self.scopes.pop();
+        outputs
+    }
+
+    fn node(&mut self, node: &Node) {
+        let outputs = match ops::find(&node.domain, &node.op_type, node.opset) {
+            Err(message) => Err(Failure::Unsupported(message)),
+            Ok(spec) => match node.only_attributes(spec.attributes) {
+                Err(e) => Err(e.into()),
+                Ok(()) => Context::new(self, node).and_then(|mut cx| (spec.import)(&mut cx)),
+            },
+        };
+        let outputs = match outputs {
+            Ok(outputs) => outputs.0,
+            Err(failure) => {
+                self.errors.push(node, failure);
+                Vec::new()
+            }
+        };
+        let mut outputs = outputs.into_iter();
+        for name in &node.outputs {
+            let bound = outputs.next();
+            let Some(name) = name else { continue };
+            if let Some(Bound::Tensor(id)) = bound
+                && self.graph.value(id).name.is_none()
+            {
+                self.graph.set_name(id, name);
+            }
+            self.define(name, bound);
+        }
+    }
+
+    /// Makes a value an output of the graph, if it has the type that the model declares.
+    fn output(&mut self, info: &model::ValueInfo, bound: Option<Bound>) {
+        let name = super::problem::shown(&info.name);
+        match bound {
+            None => {}
+            Some(Bound::Tensor(id)) => {
+                let found = self.graph.ty(id).dtype;
+                match info.ty.as_ref().and_then(ValueType::tensor) {
+                    Some(t) if t.dtype != found => {
+                        self.errors.invalid(None, format!("output {name} is declared as {}, but is {found}", t.dtype));
+                    }
+                    _ => self.graph.add_output(&info.name, id),
+                }
+            }
+            Some(Bound::Sequence(_) | Bound::Optional(_)) => {
+                self.errors.unsupported_value(format!("output {name}: only tensors can be outputs"));
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Scalar code of elementwise ops, written as one writes formulas.
+//!
+//! Invariant: the first ill-typed operation is remembered and reported at the end; what follows it is harmless.
+
+use kiln_ir::scalar::TypeError;
+use kiln_ir::{BinaryOp, Code, Constant, DType, Id, Scalar, UnaryOp};
+
+/// A value in a [`Body`].
+pub type S = Id<Scalar>;
+
+/// Scalar code being written.
+#[derive(Debug, Default)]
+pub struct Body {
+    code: Code,
+    error: Option<TypeError>,
+}
+
+macro_rules! binaries {
+    ($($name:ident = $op:ident),*) => {$(
+        #[doc = concat!("[`BinaryOp::", stringify!($op), "`].")]
+        pub fn $name(&mut self, a: S, b: S) -> S {
+            self.binary(BinaryOp::$op, a, b)
+        }
+    )*};
+}
+
+macro_rules! unaries {
+    ($($name:ident = $op:ident),*) => {$(
+        #[doc = concat!("[`UnaryOp::", stringify!($op), "`].")]
+        pub fn $name(&mut self, a: S) -> S {
+            self.unary(UnaryOp::$op, a)
+        }
+    )*};
+}
+
+impl Body {
+    /// Operand `n`.
+    pub(super) fn arg(&mut self, n: usize, dtype: DType) -> S {
+        self.code.arg(n, dtype)
+    }
+
+    fn keep(&mut self, made: Result<S, TypeError>, otherwise: S) -> S {
+        made.unwrap_or_else(|e| {
+            self.error.get_or_insert(e);
+            otherwise
+        })
+    }
+
+    /// A unary operation.
+    pub fn unary(&mut self, op: UnaryOp, a: S) -> S {
+        let made = self.code.unary(op, a);
+        self.keep(made, a)
+    }
+
+    /// A binary operation.
+    pub fn binary(&mut self, op: BinaryOp, a: S, b: S) -> S {
+        let made = self.code.binary(op, a, b);
+        self.keep(made, a)
+    }
+
+    binaries! { add = Add, sub = Sub, mul = Mul, div = Div, pow = Pow, min = Min, max = Max, and = And, or = Or,
+    eq = Eq, ne = Ne, lt = Lt, le = Le, gt = Gt, ge = Ge }
+    unaries! { neg = Neg, abs = Abs, not = Not, sqrt = Sqrt, recip = Recip, exp = Exp, log = Log, tanh = Tanh,
+    erf = Erf, sigmoid = Sigmoid, sign = Sign, floor = Floor, ceil = Ceil, round = Round }
+
+    /// `if c { a } else { b }`.
+    pub fn select(&mut self, c: S, a: S, b: S) -> S {
+        let made = self.code.select(c, a, b);
+        self.keep(made, a)
+    }
+
+    /// A conversion.
+    pub fn cast(&mut self, to: DType, a: S) -> S {
+        let made = self.code.cast(to, a);
+        self.keep(made, a)
+    }
+
+    /// A number of the type that `like` has.
+    pub fn lit(&mut self, like: S, value: f64) -> S {
+        let dtype = self.dtype(like);
+        self.code.constant(Constant::float(dtype, value))
+    }
+
+    /// An integer of the type that `like` has.
+    pub fn int(&mut self, like: S, value: i64) -> S {
+        let dtype = self.dtype(like);
+        self.code.constant(Constant::int(dtype, value))
+    }
+
+    /// A constant.
+    pub fn constant(&mut self, constant: Constant) -> S {
+        self.code.constant(constant)
+    }
+
+    /// The type of a value.
+    pub fn dtype(&self, a: S) -> DType {
+        self.code.dtype(a)
+    }
+
+    /// The code with its result.
+    pub(super) fn finish(mut self, result: S) -> Result<Code, TypeError> {
+        self.code.set_result(result);
+        match self.error {
+            None => Ok(self.code),
+            Some(e) => Err(e),
+        }
+    }
+}

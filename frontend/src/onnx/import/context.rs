@@ -1,0 +1,413 @@
+//! What an importer of one node works with: the node's inputs and attributes, and ways to add core ops.
+//!
+//! Invariant: importers add to the graph only through a [`Context`], which computes what it can at once and names the node as the origin
+//! of all that it adds.
+
+use super::contents::{self, Known};
+use super::{Body, Failure, Importer, S};
+use crate::onnx::model::{Graph, Node};
+use crate::onnx::problem::shown;
+use kiln_ir::graph::ValueId;
+use kiln_ir::ops::{self, Map, Op, OpError};
+use kiln_ir::tensor::element_count;
+use kiln_ir::{Class, Constant, DType, Expr, Origin, Ranges, Tensor, TensorType};
+
+/// What a name of the model means.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Bound {
+    /// A tensor.
+    Tensor(ValueId),
+    /// A sequence whose length is known.
+    Sequence(Vec<Bound>),
+    /// An optional of which it is known whether there is something in it.
+    Optional(Option<Box<Bound>>),
+}
+
+/// What the outputs of a node mean, in order. Outputs of the model that are missing here are ones that Kiln does not compute.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outputs(pub Vec<Bound>);
+
+impl From<ValueId> for Outputs {
+    fn from(v: ValueId) -> Outputs {
+        Outputs(vec![Bound::Tensor(v)])
+    }
+}
+impl From<Vec<ValueId>> for Outputs {
+    fn from(v: Vec<ValueId>) -> Outputs {
+        Outputs(v.into_iter().map(Bound::Tensor).collect())
+    }
+}
+impl From<Bound> for Outputs {
+    fn from(v: Bound) -> Outputs {
+        Outputs(vec![v])
+    }
+}
+
+/// A node being imported. See the module documentation.
+pub struct Context<'a> {
+    importer: &'a mut Importer,
+    /// The node.
+    pub node: &'a Node,
+    inputs: Vec<Option<Bound>>,
+    origin: Origin,
+}
+
+type Result<T> = std::result::Result<T, Failure>;
+
+impl<'a> Context<'a> {
+    /// Fails with [`Failure::Skip`] where an input could not be imported.
+    pub(super) fn new(importer: &'a mut Importer, node: &'a Node) -> Result<Context<'a>> {
+        let captured = node.subgraphs().flat_map(|g| g.captures.iter());
+        if captured.into_iter().any(|name| importer.find(name).is_none()) {
+            return Err(Failure::Skip);
+        }
+        let find = |name: &Option<String>| match name {
+            None => Ok(None),
+            Some(name) => importer.find(name).cloned().map(Some).ok_or(Failure::Skip),
+        };
+        let inputs = node.inputs.iter().map(find).collect::<Result<Vec<_>>>()?;
+        Ok(Context { importer, node, inputs, origin: Origin::new(&node.name) })
+    }
+
+    /// Version of the operator set.
+    pub fn opset(&self) -> i64 {
+        self.node.opset
+    }
+
+    /// How many inputs are listed, absent ones at the end left out.
+    pub fn input_count(&self) -> usize {
+        self.inputs.iter().rposition(Option::is_some).map_or(0, |n| n + 1)
+    }
+
+    /// What input `i` means, whatever its kind; nothing where it is absent.
+    pub fn bound(&self, i: usize) -> Option<&Bound> {
+        self.inputs.get(i).and_then(Option::as_ref)
+    }
+
+    /// The tensor that input `i` is; nothing where it is absent.
+    pub fn optional(&self, i: usize) -> Result<Option<ValueId>> {
+        match self.bound(i) {
+            None => Ok(None),
+            Some(Bound::Tensor(v)) => Ok(Some(*v)),
+            Some(Bound::Sequence(_) | Bound::Optional(_)) => {
+                Err(Failure::invalid(format!("input {i} is a sequence or an optional, not a tensor")))
+            }
+        }
+    }
+
+    /// The tensor that input `i` is.
+    pub fn input(&self, i: usize) -> Result<ValueId> {
+        self.optional(i)?.ok_or_else(|| Failure::invalid(format!("input {i} is missing")))
+    }
+
+    /// All inputs, of which none may be absent.
+    pub fn all_inputs(&self) -> Result<Vec<ValueId>> {
+        let inputs = (0..self.node.inputs.len()).map(|i| self.input(i)).collect::<Result<Vec<_>>>()?;
+        if inputs.is_empty() { Err(Failure::invalid("there is no input")) } else { Ok(inputs) }
+    }
+
+    /// Whether output `i` is wanted.
+    pub fn wants(&self, i: usize) -> bool {
+        self.node.output(i).is_some()
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, v: ValueId) -> &TensorType {
+        self.importer.graph.ty(v)
+    }
+
+    /// The element type of a value.
+    pub fn dtype(&self, v: ValueId) -> DType {
+        self.ty(v).dtype
+    }
+
+    /// The dims of a value.
+    pub fn dims(&self, v: ValueId) -> Vec<Expr> {
+        self.ty(v).dims.clone()
+    }
+
+    /// The number of axes of a value.
+    pub fn rank(&self, v: ValueId) -> usize {
+        self.ty(v).rank()
+    }
+
+    /// Bounds of the graph's symbols.
+    pub fn ranges(&self) -> &Ranges {
+        &self.importer.graph.symbols
+    }
+
+    /// The dims of a value as numbers.
+    pub fn static_dims(&self, v: ValueId) -> Result<Vec<usize>> {
+        let ty = self.ty(v);
+        ty.shape().ok_or_else(|| {
+            Failure::unsupported(format!(
+                "the dims [{}] must be known; bind their symbols",
+                kiln_ir::text::Commas(&ty.dims)
+            ))
+        })
+    }
+
+    /// The constant that a value is, if it is one.
+    pub fn constant_of(&self, v: ValueId) -> Option<&Tensor> {
+        self.importer.graph.constant(v)
+    }
+
+    /// The constant that input `i` must be; `what` names the input.
+    pub fn constant_input(&self, i: usize, what: &str) -> Result<&Tensor> {
+        let v = self.input(i)?;
+        self.constant_of(v).ok_or_else(|| computed(what, &self.node.op_type))
+    }
+
+    /// The contents of an integer tensor with at most one axis as expressions over dims, where they are known.
+    pub fn contents(&self, v: ValueId) -> Option<Vec<Expr>> {
+        if let Some(known) = self.importer.contents.get(&v) {
+            return Some(known.clone());
+        }
+        let t = self.constant_of(v).filter(|t| t.shape().len() <= 1 && t.len() <= contents::MAX)?;
+        Some(t.to_i64()?.into_iter().map(Expr::from).collect())
+    }
+
+    /// The integers that input `i` must hold as expressions over dims; `what` names the input.
+    pub fn exprs(&self, i: usize, what: &str) -> Result<Vec<Expr>> {
+        let v = self.input(i)?;
+        let ty = self.ty(v);
+        if !ty.dtype.is_int() || ty.rank() > 1 {
+            return Err(Failure::invalid(format!("`{what}` is {ty}, not a list of integers")));
+        }
+        self.contents(v).ok_or_else(|| computed(what, &self.node.op_type))
+    }
+
+    /// The integers that input `i` must hold; `what` names the input.
+    pub fn ints(&self, i: usize, what: &str) -> Result<Vec<i64>> {
+        let exprs = self.exprs(i, what)?;
+        let number = |e: &Expr| {
+            e.as_const().ok_or_else(|| Failure::unsupported(format!("`{what}` depends on `{e}`; bind its symbols")))
+        };
+        exprs.iter().map(number).collect()
+    }
+
+    /// [`Context::ints`] of an input that may be absent.
+    pub fn optional_ints(&self, i: usize, what: &str) -> Result<Option<Vec<i64>>> {
+        if self.bound(i).is_none() { Ok(None) } else { self.ints(i, what).map(Some) }
+    }
+
+    /// The single number that input `i` must hold.
+    pub fn number(&self, i: usize, what: &str) -> Result<Constant> {
+        let t = self.constant_input(i, what)?;
+        if t.len() != 1 {
+            return Err(Failure::invalid(format!("`{what}` has {} elements, not 1", t.len())));
+        }
+        Constant::load(t.dtype(), t.bytes(), 0)
+            .ok_or_else(|| Failure::invalid(format!("`{what}` is of type {}, not a number", t.dtype())))
+    }
+
+    /// An axis from `-rank..rank` as one from `0..rank`.
+    pub fn axis(&self, axis: i64, rank: usize) -> Result<usize> {
+        let r = i64::try_from(rank).unwrap_or(i64::MAX);
+        let from_start = if axis < 0 { axis.saturating_add(r) } else { axis };
+        match usize::try_from(from_start) {
+            Ok(a) if a < rank => Ok(a),
+            _ => Err(Failure::invalid(format!("axis {axis} is outside of a tensor with {rank} axes"))),
+        }
+    }
+
+    /// Distinct axes, in the order given.
+    pub fn axes(&self, axes: &[i64], rank: usize) -> Result<Vec<usize>> {
+        let mut found: Vec<usize> = Vec::with_capacity(axes.len());
+        for &a in axes {
+            let axis = self.axis(a, rank)?;
+            if found.contains(&axis) {
+                return Err(Failure::invalid(format!("axis {a} occurs twice in {axes:?}")));
+            }
+            found.push(axis);
+        }
+        Ok(found)
+    }
+
+    /// Attribute `axis`, or `default`.
+    pub fn axis_attribute(&self, default: i64, rank: usize) -> Result<usize> {
+        self.axis(self.node.int_or("axis", default)?, rank)
+    }
+
+    /// An attribute of integers that are at least `least`, `count` of them; nothing where it is absent.
+    pub fn sizes(&self, name: &str, count: usize, least: usize) -> Result<Option<Vec<usize>>> {
+        let Some(ints) = self.node.ints_opt(name)? else { return Ok(None) };
+        if ints.len() != count {
+            return Err(self.node.attribute_value(name, format!("has {} entries, not {count}", ints.len())).into());
+        }
+        let size = |&i: &i64| usize::try_from(i).ok().filter(|&n| n >= least && n <= 1 << 31);
+        ints.iter()
+            .map(|i| size(i).ok_or_else(|| self.node.attribute_value(name, format!("{i} is out of range")).into()))
+            .collect::<Result<Vec<_>>>()
+            .map(Some)
+    }
+
+    /// Adds a constant.
+    pub fn constant(&mut self, tensor: Tensor) -> ValueId {
+        self.importer.graph.add_constant(tensor)
+    }
+
+    /// Adds a constant without axes.
+    pub fn scalar(&mut self, constant: Constant) -> Result<ValueId> {
+        let mut bytes = Vec::new();
+        constant.store(&mut bytes);
+        Ok(self.constant(Tensor::new(constant.dtype, vec![], bytes)?))
+    }
+
+    /// Adds a float (or converted integer) without axes.
+    pub fn float(&mut self, dtype: DType, value: f64) -> Result<ValueId> {
+        self.scalar(Constant::float(dtype, value))
+    }
+
+    /// Adds an i64 vector of constants.
+    pub fn int_vector(&mut self, values: &[i64]) -> Result<ValueId> {
+        Ok(self.constant(Tensor::from_i64(&[values.len()], values)?))
+    }
+
+    /// Adds an i64 tensor with at most one axis that holds dims: a constant where they are known.
+    pub fn dims_tensor(&mut self, exprs: &[Expr], scalar: bool) -> Result<ValueId> {
+        let shape: Vec<usize> = if scalar { vec![] } else { vec![exprs.len()] };
+        if let Some(known) = exprs.iter().map(Expr::as_const).collect::<Option<Vec<i64>>>() {
+            return Ok(self.constant(Tensor::from_i64(&shape, &known)?));
+        }
+        // Position `e` of 0, 1, ..., e is the only core expression for the number `e`.
+        let mut parts = Vec::with_capacity(exprs.len());
+        for e in exprs {
+            let count = self.add(ops::Iota { dims: vec![e.add(&Expr::from(1i64))], axis: 0 }, &[])?;
+            let last = ops::Slice { starts: vec![e.clone()], steps: vec![1], dims: vec![Expr::from(1i64)] };
+            parts.push(self.add(last, &[count])?);
+        }
+        let whole = if parts.len() == 1 { parts[0] } else { self.add(ops::Concat { axis: 0 }, &parts)? };
+        let whole = self.reshape(whole, shape.into_iter().map(Expr::from).collect())?;
+        self.importer.contents.insert(whole, exprs.to_vec());
+        Ok(whole)
+    }
+
+    /// Adds a core op; constants are computed at once where that is cheap.
+    pub fn add_all(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        let op = op.into();
+        let types: Vec<&TensorType> = inputs.iter().map(|&v| self.importer.graph.ty(v)).collect();
+        let outs = op.infer(&types).map_err(|e| self.refused(e, inputs))?;
+        for ty in &outs {
+            if let Some(shape) = ty.shape() {
+                element_count(&shape, ty.dtype.size().max(1))?;
+            }
+        }
+        let followed = if let [out] = outs.as_slice() { self.follow(&op, inputs, out) } else { None };
+        if let ([out], Some(exprs)) = (outs.as_slice(), &followed)
+            && let Some(known) = exprs.iter().map(Expr::as_const).collect::<Option<Vec<i64>>>()
+        {
+            let mut bytes = Vec::new();
+            known.iter().for_each(|&v| Constant::int(out.dtype, v).store(&mut bytes));
+            return Ok(vec![self.constant(Tensor::new(out.dtype, out.shape().unwrap_or_default(), bytes)?)]);
+        }
+        let node = self.importer.graph.add_node(op, inputs, &self.origin);
+        let node = node.map_err(|e| self.refused(e, inputs))?;
+        let made = self.importer.graph.node(node).outputs.clone();
+        if let (Some(exprs), [v]) = (followed, made.as_slice()) {
+            self.importer.contents.insert(*v, exprs);
+        }
+        Ok(made)
+    }
+
+    /// [`Context::add_all`] of an op with one result.
+    pub fn add(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<ValueId> {
+        let op = op.into();
+        let name = op.name();
+        let made = self.add_all(op, inputs)?;
+        made.first().copied().ok_or_else(|| Failure::unsupported(format!("`{name}` has no result")))
+    }
+
+    fn follow(&self, op: &Op, inputs: &[ValueId], out: &TensorType) -> Option<Vec<Expr>> {
+        if inputs.is_empty() || out.rank() > 1 || !(out.dtype.is_int() || out.dtype == DType::Bool) {
+            return None;
+        }
+        let known = |&v: &ValueId| Some(Known { ty: self.ty(v).clone(), contents: self.contents(v)? });
+        let known = inputs.iter().map(known).collect::<Option<Vec<_>>>()?;
+        contents::propagate(op, &known, out, self.ranges())
+    }
+
+    /// What a core op's refusal means for the model.
+    fn refused(&self, e: OpError, inputs: &[ValueId]) -> Failure {
+        let types = || inputs.iter().map(|&v| self.ty(v));
+        if types().any(|t| matches!(t.dtype.class(), Class::Complex | Class::Str)) {
+            return Failure::unsupported(format!("{}: complex numbers and strings are not supported here", e.0));
+        }
+        if types().any(|t| t.shape().is_none()) {
+            return Failure::unsupported(format!("{}; with symbols bound to numbers it may fit", e.0));
+        }
+        Failure::Invalid(e.0)
+    }
+
+    /// Adds an elementwise op with broadcasting: `f` gets the operands and returns the result.
+    pub fn map(&mut self, inputs: &[ValueId], f: impl FnOnce(&mut Body, &[S]) -> S) -> Result<ValueId> {
+        let mut body = Body::default();
+        let args: Vec<S> = inputs.iter().enumerate().map(|(n, &v)| body.arg(n, self.dtype(v))).collect();
+        let result = f(&mut body, &args);
+        let code = body.finish(result).map_err(|e| self.refused(e.into(), inputs))?;
+        self.add(Map { body: code }, inputs)
+    }
+
+    /// [`Context::map`] of floats: types narrower than f32 are computed in f32 and rounded once, to the type of operand 0.
+    pub fn float_map(&mut self, inputs: &[ValueId], f: impl FnOnce(&mut Body, &[S]) -> S) -> Result<ValueId> {
+        if let Some(&v) = inputs.iter().find(|&&v| !self.dtype(v).is_float()) {
+            return Err(Failure::invalid(format!("an operand is {}, not of floats", self.ty(v))));
+        }
+        self.map(inputs, |b, args| {
+            let Some(&first) = args.first() else { return f(b, args) };
+            let dtype = b.dtype(first);
+            let wide: Vec<S> = args
+                .iter()
+                .map(|&a| if b.dtype(a).class() == Class::Float { b.cast(DType::F32, a) } else { a })
+                .collect();
+            let result = f(b, &wide);
+            b.cast(dtype, result)
+        })
+    }
+
+    /// The value converted to a type.
+    pub fn cast(&mut self, v: ValueId, to: DType) -> Result<ValueId> {
+        if self.dtype(v) == to { Ok(v) } else { self.map(&[v], |b, a| b.cast(to, a[0])) }
+    }
+
+    /// The value under other dims.
+    pub fn reshape(&mut self, v: ValueId, dims: Vec<Expr>) -> Result<ValueId> {
+        if self.ty(v).dims == dims { Ok(v) } else { self.add(ops::Reshape { dims }, &[v]) }
+    }
+
+    /// The value with its axes in another order.
+    pub fn transpose(&mut self, v: ValueId, perm: &[usize]) -> Result<ValueId> {
+        if perm.len() == self.rank(v) && perm.iter().enumerate().all(|(n, &p)| n == p) {
+            return Ok(v);
+        }
+        self.add(ops::Transpose { perm: perm.to_vec() }, &[v])
+    }
+
+    /// The value repeated to dims that it broadcasts to.
+    pub fn broadcast(&mut self, v: ValueId, dims: Vec<Expr>) -> Result<ValueId> {
+        if self.ty(v).dims == dims { Ok(v) } else { self.add(ops::Broadcast { dims }, &[v]) }
+    }
+
+    /// A vector along one axis of a tensor: reshaped to `[n, 1, ...]`, so that it broadcasts to tensors with `rank` axes.
+    pub fn along(&mut self, v: ValueId, axis: usize, rank: usize) -> Result<ValueId> {
+        let dims = self.dims(v);
+        let [n] = dims.as_slice() else {
+            return Err(Failure::invalid(format!("a vector was expected, not {}", self.ty(v))));
+        };
+        let mut dims = vec![n.clone()];
+        dims.resize(rank.saturating_sub(axis).max(1), Expr::from(1i64));
+        self.reshape(v, dims)
+    }
+
+    /// Imports a subgraph in place, with its inputs bound to values.
+    pub fn inline(&mut self, graph: &Graph, inputs: Vec<Bound>) -> Result<Outputs> {
+        let outputs = self.importer.subgraph(graph, inputs);
+        // What is missing has been reported.
+        outputs.into_iter().collect::<Option<Vec<_>>>().map(Outputs).ok_or(Failure::Skip)
+    }
+}
+
+/// The failure for an operand that must be a constant and is not.
+fn computed(what: &str, op: &str) -> Failure {
+    Failure::unsupported(format!("`{what}` of {} is computed at run time; it must be a constant", shown(op)))
+}
