@@ -66,7 +66,7 @@ pub struct Expr {
 /// Inclusive bounds of symbols; a symbol that is absent is unbounded.
 pub type Ranges = BTreeMap<Symbol, (i64, i64)>;
 
-fn floor_div(a: i64, b: i64) -> i64 {
+pub(crate) fn floor_div(a: i64, b: i64) -> i64 {
     if b == 0 {
         return 0;
     }
@@ -74,7 +74,7 @@ fn floor_div(a: i64, b: i64) -> i64 {
     if a.wrapping_rem(b) != 0 && (a < 0) != (b < 0) { q - 1 } else { q }
 }
 
-fn floor_mod(a: i64, b: i64) -> i64 {
+pub(crate) fn floor_mod(a: i64, b: i64) -> i64 {
     if b == 0 {
         return 0;
     }

@@ -8,6 +8,7 @@ pub mod expr;
 pub mod float8;
 pub mod graph;
 pub mod id;
+pub mod interp;
 pub mod layout;
 pub mod nest;
 pub mod ops;

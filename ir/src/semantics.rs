@@ -120,6 +120,21 @@ pub fn round_to(dtype: DType, value: f32) -> f32 {
     }
 }
 
+/// Rounds an f64 once to the values of a type of class [`Class::Float`].
+pub fn narrow(dtype: DType, value: f64) -> f32 {
+    let nearest = value as f32;
+    if dtype == DType::F32 || f64::from(nearest) == value || value.is_nan() {
+        return round_to(dtype, nearest);
+    }
+    // Round to odd first: an inexact f32 with its last bit set rounds to a narrower type as the exact value does.
+    let towards_zero = if f64::from(nearest).abs() > value.abs() {
+        f32::from_bits(nearest.to_bits() - 1)
+    } else {
+        nearest
+    };
+    round_to(dtype, f32::from_bits(towards_zero.to_bits() | 1))
+}
+
 /// Brings an integer into the range of its type by keeping the low bits.
 pub fn wrap(dtype: DType, value: i64) -> i64 {
     let unused = 64 - dtype.bits().clamp(1, 64);
@@ -174,9 +189,13 @@ pub fn unary_f64(op: UnaryOp, x: f64) -> f64 {
         UnaryOp::Cosh => libm::cosh(x),
         UnaryOp::Tanh => libm::tanh(x),
         UnaryOp::Asinh => libm::asinh(x),
+        // libm's answer is a number for large negative arguments.
+        UnaryOp::Acosh if x < 1.0 => f64::NAN,
         UnaryOp::Acosh => libm::acosh(x),
         UnaryOp::Atanh => libm::atanh(x),
         UnaryOp::Erf => libm::erf(x),
+        // Either way nothing overflows.
+        UnaryOp::Sigmoid if x < 0.0 => libm::exp(x) / (1.0 + libm::exp(x)),
         UnaryOp::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
     }
 }
