@@ -39,6 +39,12 @@ pub fn axes(rank: usize) -> Vec<Expr> {
     (0..rank).map(|n| Expr::from(axis(n))).collect()
 }
 
+/// Bounds of the index symbols `i0`, `i1`, ... of constant extents.
+pub fn index_ranges(dims: &[Expr]) -> Ranges {
+    let bound = |d: &Expr| (0, d.bounds(&Ranges::new()).1.saturating_sub(1).max(0));
+    dims.iter().enumerate().map(|(n, d)| (axis(n), bound(d))).collect()
+}
+
 impl Nest {
     /// A nest without fold.
     pub fn map(dims: Vec<Expr>, body: Code) -> Nest {

@@ -55,26 +55,29 @@ impl Group {
 
     /// Whether the group only moves elements, at affine indices and without conditions.
     fn is_view(&self) -> bool {
-        self.is_pointwise()
-            && self.is_identity(&self.stages[0].body)
-            && self.is_identity(&self.stages[0].finish)
-            && {
-                let mut plain = true;
-                self.stages[0].for_each_load(&mut |_, coords| {
-                    plain &= coords.iter().all(|c| match c {
-                        Coord::Index(e) => is_affine(e),
-                        Coord::Value(_) => false,
-                    });
+        self.is_pointwise() && self.is_identity(&self.stages[0].body) && self.is_identity(&self.stages[0].finish) && {
+            let mut plain = true;
+            self.stages[0].for_each_load(&mut |_, coords| {
+                plain &= coords.iter().all(|c| match c {
+                    Coord::Index(e) => is_affine(e),
+                    Coord::Value(_) => false,
                 });
-                plain
-            }
+            });
+            plain
+        }
     }
 
     /// A measure of the work for one element of a pointwise group.
     fn element_cost(&self) -> u64 {
         let cost = |node: &Scalar| match node {
             Scalar::Unary(
-                UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Not | UnaryOp::Floor | UnaryOp::Ceil | UnaryOp::Round | UnaryOp::Trunc,
+                UnaryOp::Neg
+                | UnaryOp::Abs
+                | UnaryOp::Not
+                | UnaryOp::Floor
+                | UnaryOp::Ceil
+                | UnaryOp::Round
+                | UnaryOp::Trunc,
                 _,
             ) => 1,
             Scalar::Unary(UnaryOp::Sqrt | UnaryOp::Recip | UnaryOp::Sign, _) => 4,
@@ -113,7 +116,10 @@ impl Group {
             .map(|s| {
                 let (body, finish) = s.operations();
                 let points = product(&s.dims);
-                points.saturating_mul(product(&s.folds)).saturating_mul(body).saturating_add(points.saturating_mul(finish))
+                points
+                    .saturating_mul(product(&s.folds))
+                    .saturating_mul(body)
+                    .saturating_add(points.saturating_mul(finish))
             })
             .fold(0, u64::saturating_add)
     }
@@ -358,7 +364,8 @@ fn merge_into_fold(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, G
                 if source == Source::Input(k) {
                     let here = coords.iter().enumerate().all(|(n, c)| match c {
                         Coord::Index(e) => {
-                            e.as_symbol() == Some(&nest::axis(n)) || dims[n].as_const() == Some(1) && e.as_const() == Some(0)
+                            e.as_symbol() == Some(&nest::axis(n))
+                                || dims[n].as_const() == Some(1) && e.as_const() == Some(0)
                         }
                         Coord::Value(_) => false,
                     });

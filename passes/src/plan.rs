@@ -82,7 +82,12 @@ const WORK_PER_THREAD: u64 = 30_000;
 /// # Errors
 /// A value has dims that are not constant.
 pub fn build_plan(graph: &Graph, work: &[Work], programs: &[TileProgram]) -> Result<(Plan, Vec<Weight>), GraphError> {
-    let mut builder = Builder { graph, plan: Plan { name: graph.name.clone(), ..Plan::default() }, slots: HashMap::new(), weights: vec![] };
+    let mut builder = Builder {
+        graph,
+        plan: Plan { name: graph.name.clone(), ..Plan::default() },
+        slots: HashMap::new(),
+        weights: vec![],
+    };
     for (n, &v) in graph.inputs.iter().enumerate() {
         let slot = builder.add(v, Place::Input(n))?;
         let name = graph.value(v).name.clone().unwrap_or_default();
@@ -116,7 +121,12 @@ pub fn build_plan(graph: &Graph, work: &[Work], programs: &[TileProgram]) -> Res
                 let node = graph.node(*id);
                 let inputs = node.inputs.iter().map(|&v| builder.slot(v)).collect::<Result<_, _>>()?;
                 let outputs = node.outputs.iter().map(|&v| builder.slot(v)).collect::<Result<_, _>>()?;
-                builder.plan.steps.push(Step::Host { op: node.op.clone(), inputs, outputs, origin: node.origin.clone() });
+                builder.plan.steps.push(Step::Host {
+                    op: node.op.clone(),
+                    inputs,
+                    outputs,
+                    origin: node.origin.clone(),
+                });
             }
             Work::Kernel(group) => {
                 let Some(program) = programs.next() else { break };
@@ -153,7 +163,11 @@ impl Builder<'_> {
             let origin = Origin::new(value.name.as_deref().unwrap_or("a value"));
             return Err(GraphError::new(&origin, format!("{ty} has free dims; bind them with --bind NAME=N")));
         }
-        let place = if ty.dtype == DType::Str && !matches!(place, Place::Input(_) | Place::Output(_)) { Place::Host } else { place };
+        let place = if ty.dtype == DType::Str && !matches!(place, Place::Input(_) | Place::Output(_)) {
+            Place::Host
+        } else {
+            place
+        };
         Ok(self.plan.slots.push(Slot { name: value.name.clone(), ty, place }))
     }
 

@@ -4,7 +4,7 @@ use super::{Attributes, Meaning, OpError, Operator, check_axes};
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::nest::{Nest, axes};
-use crate::scalar::{Code, Less, Scalar, Source};
+use crate::scalar::{Code, Constant, Less, Scalar, Source};
 
 /// The operands one after another along an axis; their other dims are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,14 @@ impl Operator for Concat {
             let mut index = at.clone();
             index[self.axis] = index[self.axis].sub(&start);
             let load = body.load_at(Source::Input(n), index, out.dtype);
+            // Both ends are guarded: the part of a guard that does not hold may still be evaluated.
+            let load = if n == 0 {
+                load
+            } else {
+                let zero = body.constant(Constant::int(out.dtype, 0));
+                let before = Less { left: start.sub(&Expr::from(1i64)), right: at[self.axis].clone() };
+                body.push(Scalar::Guard(vec![before], load, zero))?
+            };
             result = Some(match result {
                 None => load,
                 Some(rest) => body.push(Scalar::Guard(

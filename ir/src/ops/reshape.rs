@@ -3,7 +3,7 @@
 use super::{Attributes, Meaning, OpError, Operator, operands};
 use crate::expr::{Expr, Ranges};
 use crate::graph::TensorType;
-use crate::nest::{Nest, axes};
+use crate::nest::{Nest, axes, index_ranges};
 use crate::scalar::{Code, Source};
 
 /// The operand's elements in row-major order under new dims with the same product.
@@ -42,8 +42,7 @@ impl Operator for Reshape {
         let x = inputs[0];
         let at = axes(out.rank());
         let flat = out.layout.address(&out.dims, &at, &Ranges::new());
-        let nest = Nest::map(out.dims, Code::new());
-        let ranges = nest.ranges(&Ranges::new());
+        let ranges = index_ranges(&out.dims);
         let mut index = vec![Expr::default(); x.rank()];
         let mut stride = Expr::from(1i64);
         let mut outermost = None;
@@ -61,6 +60,6 @@ impl Operator for Reshape {
         let mut body = Code::new();
         let load = body.load_at(Source::Input(0), index, x.dtype);
         body.set_result(load);
-        Ok(Meaning::Nests(vec![Nest::map(nest.dims, body)]))
+        Ok(Meaning::Nests(vec![Nest::map(out.dims, body)]))
     }
 }

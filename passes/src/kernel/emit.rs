@@ -81,7 +81,13 @@ impl Emitter<'_> {
     }
 
     /// Emits the code's value at a place; argument 0 is `argument`.
-    pub fn code(&mut self, body: &mut Vec<Stmt>, code: &Code, place: &Place, argument: Option<TileId>) -> Option<TileId> {
+    pub fn code(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        code: &Code,
+        place: &Place,
+        argument: Option<TileId>,
+    ) -> Option<TileId> {
         let mut done = HashMap::new();
         self.node(body, code, code.result(), place, argument, &[], &mut done)
     }

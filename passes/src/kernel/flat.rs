@@ -67,9 +67,10 @@ pub fn map_exprs(code: &Code, f: &dyn Fn(&Expr) -> Expr) -> Result<Code, TypeErr
 }
 
 impl FlatNest {
-    /// The nest with linear addresses, given the types of the inputs and of the result. Loads of stages keep their
+    /// The nest with linear addresses, given the types of the inputs and of the result (of a stage whose result stays in
+    /// registers there is none). Loads of stages keep their
     /// coordinates. Nothing where an extent is not constant.
-    pub fn new(nest: &Nest, inputs: &[&TensorType], output: &TensorType) -> Option<FlatNest> {
+    pub fn new(nest: &Nest, inputs: &[&TensorType], output: Option<&TensorType>) -> Option<FlatNest> {
         let ranges = nest.ranges(&Ranges::new());
         let loops = |extents: &[Expr], symbol: &dyn Fn(usize) -> Symbol| -> Option<Vec<Axis>> {
             extents.iter().enumerate().map(|(n, e)| Some(Axis { symbol: symbol(n), extent: e.as_const()? })).collect()
@@ -103,7 +104,8 @@ impl FlatNest {
             combine: nest.combine,
             body: flatten(&nest.body)?,
             finish: flatten(&nest.finish)?,
-            store: output.layout.address(&nest.dims, &nest::axes(nest.dims.len()), &ranges),
+            store: output
+                .map_or(Expr::default(), |t| t.layout.address(&nest.dims, &nest::axes(nest.dims.len()), &ranges)),
         })
     }
 
@@ -266,7 +268,9 @@ fn cut(nest: &FlatNest) -> Option<(usize, i64)> {
                 let difference = c.left.sub(&c.right);
                 for (n, axis) in nest.axes.iter().enumerate() {
                     let Some(k) = difference.coefficient(&axis.symbol).filter(|&k| k != 0) else { continue };
-                    let Some(constant) = difference.sub(&Expr::from(&axis.symbol).scale(k)).as_const() else { continue };
+                    let Some(constant) = difference.sub(&Expr::from(&axis.symbol).scale(k)).as_const() else {
+                        continue;
+                    };
                     // k > 0: holds for i < ceil(-constant / k); k < 0: holds from floor(constant / -k) + 1 on.
                     let at = if k > 0 {
                         (-constant).div_euclid(k) + i64::from((-constant).rem_euclid(k) != 0)
@@ -307,4 +311,3 @@ fn resolve_guards(nest: &FlatNest) -> Option<FlatNest> {
     };
     Some(FlatNest { body: resolve(&nest.body)?, finish: resolve(&nest.finish)?, ..nest.clone() })
 }
-

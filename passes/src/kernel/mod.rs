@@ -76,9 +76,8 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec
             continue;
         }
         // Panels outside, then the folds in loop order; axes that the loops do not walk (groups) go first.
-        let position = |e: &Expr| {
-            (0..stage.folds.len()).find(|&f| e.mentions(&nest::fold_axis(f))).map_or(-1, |f| f as i64)
-        };
+        let position =
+            |e: &Expr| (0..stage.folds.len()).find(|&f| e.mentions(&nest::fold_axis(f))).map_or(-1, |f| f as i64);
         let mut order: Vec<usize> = (0..ty.rank()).filter(|&a| a != axis).collect();
         order.sort_by_key(|&a| position(index[a]));
         order.insert(0, axis);
@@ -120,7 +119,8 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
     }
     for stage in &group.stages {
         for (id, node) in stage.body.nodes().chain(stage.finish.nodes()) {
-            let code = if stage.body.len() > id.index() && stage.body.node(id) == node { &stage.body } else { &stage.finish };
+            let code =
+                if stage.body.len() > id.index() && stage.body.node(id) == node { &stage.body } else { &stage.finish };
             if !is_kernel_type(code.dtype(id)) {
                 return Err(fail(&format!("{} is no type for kernels", code.dtype(id))));
             }
@@ -131,7 +131,10 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
     if output.elements().as_const() == Some(0) {
         return Ok(builder.program);
     }
-    let flats: Option<Vec<FlatNest>> = group.stages.iter().map(|s| FlatNest::new(s, &types, output)).collect();
+    let last = group.stages.len().saturating_sub(1);
+    let stored = |n: usize| (n == last).then_some(output);
+    let flats: Option<Vec<FlatNest>> =
+        group.stages.iter().enumerate().map(|(n, s)| FlatNest::new(s, &types, stored(n))).collect();
     let flats = flats.ok_or_else(|| fail("an extent is not constant"))?;
     let done = match flats.as_slice() {
         [only] => builder.single(only.clone()),
@@ -327,9 +330,8 @@ impl Builder<'_> {
         let address = place.expr(&nest.store);
         let ty = self.program.tiles[value].clone();
         // A value that is the same along an axis of the tile is repeated: a store writes what it is given.
-        let full: Vec<usize> = (0..place.shape.len())
-            .map(|n| if address.mentions(&tile_axis(n)) { place.shape[n] } else { 1 })
-            .collect();
+        let full: Vec<usize> =
+            (0..place.shape.len()).map(|n| if address.mentions(&tile_axis(n)) { place.shape[n] } else { 1 }).collect();
         let value = if ty.shape == full {
             value
         } else {
@@ -450,7 +452,13 @@ impl Builder<'_> {
     }
 
     /// The folded value of a register tile, of the place's shape.
-    fn folded(&mut self, body: &mut Vec<Stmt>, tiling: &Tiling<'_>, place: &Place, stages: &[TileId]) -> Option<TileId> {
+    fn folded(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        tiling: &Tiling<'_>,
+        place: &Place,
+        stages: &[TileId],
+    ) -> Option<TileId> {
         let nest = tiling.nest;
         let dtype = nest.body.result_type();
         let neutral = kiln_ir::nest::neutral(nest.combine, dtype);
@@ -509,19 +517,20 @@ impl Builder<'_> {
         let whole = fold.extent / unroll;
         let mut value = init;
         let base = self.symbol("k");
-        let step = |this: &mut Self, body: &mut Vec<Stmt>, place: &Place, base: &Expr, count: i64, mut value: TileId| {
-            for u in 0..count {
-                let mut place = place.clone();
-                let at = base.add(&Expr::from(u));
-                // The fold's symbol may itself be part of what stands for another symbol (vector folds).
-                for e in place.at.values_mut() {
-                    *e = e.replace(&fold.symbol, &at);
+        let step =
+            |this: &mut Self, body: &mut Vec<Stmt>, place: &Place, base: &Expr, count: i64, mut value: TileId| {
+                for u in 0..count {
+                    let mut place = place.clone();
+                    let at = base.add(&Expr::from(u));
+                    // The fold's symbol may itself be part of what stands for another symbol (vector folds).
+                    for e in place.at.values_mut() {
+                        *e = e.replace(&fold.symbol, &at);
+                    }
+                    place.at.insert(fold.symbol.clone(), at);
+                    value = this.fold_loops(body, tiling, &place, rest, depth + 1, value, stages)?;
                 }
-                place.at.insert(fold.symbol.clone(), at);
-                value = this.fold_loops(body, tiling, &place, rest, depth + 1, value, stages)?;
-            }
-            Some(value)
-        };
+                Some(value)
+            };
         if whole == 1 {
             value = step(self, body, place, &Expr::default(), unroll, value)?;
         } else if whole > 1 {

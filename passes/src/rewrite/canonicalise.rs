@@ -61,9 +61,7 @@ fn join_views(graph: &Graph, id: NodeId) -> Option<Patch> {
             }
             let dims = &graph.ty(input).dims;
             let moved: Vec<usize> = outer.perm.iter().copied().filter(|&n| dims[n].as_const() != Some(1)).collect();
-            moved
-                .is_sorted()
-                .then(|| Patch::node(output, Reshape { dims: graph.ty(output).dims.clone() }, &[input]))
+            moved.is_sorted().then(|| Patch::node(output, Reshape { dims: graph.ty(output).dims.clone() }, &[input]))
         }
         Op::Reshape(outer) => match producer(graph, input)? {
             (inner_id, Node { op: Op::Reshape(_), inputs, .. }) => {
@@ -82,7 +80,9 @@ fn transpose_operand(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(c) = &node.op else { return None };
     for side in 0..2 {
-        let Some((inner, Node { op: Op::Transpose(t), inputs, .. })) = producer(graph, node.inputs[side]) else { continue };
+        let Some((inner, Node { op: Op::Transpose(t), inputs, .. })) = producer(graph, node.inputs[side]) else {
+            continue;
+        };
         let letters: Vec<char> = if side == 0 { c.lhs.chars().collect() } else { c.rhs.chars().collect() };
         let mut moved = vec![' '; letters.len()];
         for (n, &from) in t.perm.iter().enumerate() {
@@ -114,4 +114,3 @@ fn transpose_result(graph: &Graph, id: NodeId) -> Option<Patch> {
     patch.also.push(inner);
     Some(patch)
 }
-

@@ -20,13 +20,11 @@ pub fn fold_constants(graph: &Graph) -> Result<Graph, GraphError> {
         let node = graph.node(id).clone();
         let operands: Option<Vec<_>> = node.inputs.iter().map(|&v| graph.constant(v).cloned()).collect();
         let Some(operands) = operands else { continue };
-        let size = |shape: &[usize], dtype: kiln_ir::DType| element_count(shape, dtype.size()).map(|n| n * dtype.size());
+        let size =
+            |shape: &[usize], dtype: kiln_ir::DType| element_count(shape, dtype.size()).map(|n| n * dtype.size());
         let read: usize = operands.iter().filter_map(|t| size(t.shape(), t.dtype()).ok()).sum();
-        let made: Option<usize> = node
-            .outputs
-            .iter()
-            .map(|&v| graph.ty(v).shape().and_then(|s| size(&s, graph.ty(v).dtype).ok()))
-            .sum();
+        let made: Option<usize> =
+            node.outputs.iter().map(|&v| graph.ty(v).shape().and_then(|s| size(&s, graph.ty(v).dtype).ok())).sum();
         if made.is_none_or(|m| m > read.max(MOST_GROWTH)) || is_random(&node.op) {
             continue;
         }

@@ -34,7 +34,9 @@ fn unary(graph: &Graph, v: ValueId, op: UnaryOp) -> Option<ValueId> {
     let (_, node) = producer(graph, v)?;
     let Op::Map(m) = &node.op else { return None };
     match m.body.node(m.body.result()) {
-        Scalar::Unary(found, a) if *found == op && matches!(m.body.node(*a), Scalar::Arg(0)) => node.inputs.first().copied(),
+        Scalar::Unary(found, a) if *found == op && matches!(m.body.node(*a), Scalar::Arg(0)) => {
+            node.inputs.first().copied()
+        }
         _ => None,
     }
 }
@@ -98,7 +100,8 @@ fn layer_norm(graph: &Graph, id: NodeId) -> Option<Patch> {
     }
     let norm = Norm { kind: NormKind::Layer, axes: 1, epsilon };
     let mut patch = Patch::node(output, norm, &[x]);
-    patch.also = [centred, root, variance, square_mean, square, average].iter().filter_map(|&v| graph.producer(v)).collect();
+    patch.also =
+        [centred, root, variance, square_mean, square, average].iter().filter_map(|&v| graph.producer(v)).collect();
     Some(patch)
 }
 
@@ -113,7 +116,9 @@ fn is_square(graph: &Graph, v: ValueId) -> Option<ValueId> {
     let (_, node) = producer(graph, v)?;
     let Op::Map(m) = &node.op else { return None };
     match m.body.node(m.body.result()) {
-        Scalar::Binary(BinaryOp::Mul, a, b) if a == b && matches!(m.body.node(*a), Scalar::Arg(0)) => node.inputs.first().copied(),
+        Scalar::Binary(BinaryOp::Mul, a, b) if a == b && matches!(m.body.node(*a), Scalar::Arg(0)) => {
+            node.inputs.first().copied()
+        }
         _ => None,
     }
 }
