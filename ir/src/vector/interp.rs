@@ -23,9 +23,7 @@ pub enum InterpError {
         message: String,
     },
     /// An access reached outside a buffer.
-    #[error(
-        "vector program @{program}: `{statement}`: element {element} of b{buffer}, which holds {len} elements"
-    )]
+    #[error("vector program @{program}: `{statement}`: element {element} of b{buffer}, which holds {len} elements")]
     OutOfBounds {
         /// Name of the program.
         program: String,
@@ -63,30 +61,16 @@ pub fn run(
     fused: bool,
 ) -> Result<u32, InterpError> {
     program.verify().map_err(InterpError::Invalid)?;
-    let wrong = |message: String| InterpError::Arguments {
-        program: program.name.clone(),
-        message,
-    };
+    let wrong = |message: String| InterpError::Arguments { program: program.name.clone(), message };
     if buffers.len() != program.buffers.len() {
-        return Err(wrong(format!(
-            "{} buffers, wants {}",
-            buffers.len(),
-            program.buffers.len()
-        )));
+        return Err(wrong(format!("{} buffers, wants {}", buffers.len(), program.buffers.len())));
     }
     if dims.len() != program.dims {
-        return Err(wrong(format!(
-            "{} dims, wants {}",
-            dims.len(),
-            program.dims
-        )));
+        return Err(wrong(format!("{} dims, wants {}", dims.len(), program.dims)));
     }
     for (i, (buffer, (dtype, _))) in buffers.iter().zip(&program.buffers).enumerate() {
         if !buffer.len().is_multiple_of(dtype.size()) {
-            return Err(wrong(format!(
-                "b{i} has {} bytes, no whole number of {dtype}",
-                buffer.len()
-            )));
+            return Err(wrong(format!("b{i} has {} bytes, no whole number of {dtype}", buffer.len())));
         }
     }
     // Verified lanes are at most 64, so the sum of as many as fit memory does not overflow.
@@ -96,16 +80,7 @@ pub fn run(
         start.push(lanes);
         lanes += ty.lanes as usize;
     }
-    let mut frame = Frame {
-        program,
-        buffers,
-        dims,
-        lo,
-        hi,
-        fused,
-        start,
-        lanes: vec![0; lanes],
-    };
+    let mut frame = Frame { program, buffers, dims, lo, hi, fused, start, lanes: vec![0; lanes] };
     match frame.region(&program.body) {
         Ok(()) => Ok(0),
         Err(Stop::Fail(status)) => Ok(status),
@@ -173,9 +148,7 @@ fn binary(op: BinaryOp, dtype: DType, a: Lane, b: Lane) -> Lane {
             Class::Float => semantics::compare(op, f32_of(a), f32_of(b)),
             Class::Double => semantics::compare(op, f64::from_bits(a), f64::from_bits(b)),
             Class::Signed => semantics::compare(op, a as i64, b as i64),
-            Class::Unsigned | Class::Bool | Class::Complex | Class::Str => {
-                semantics::compare(op, a, b)
-            }
+            Class::Unsigned | Class::Bool | Class::Complex | Class::Str => semantics::compare(op, a, b),
         };
         return Lane::from(truth == Some(true));
     }
@@ -240,16 +213,11 @@ impl Frame<'_, '_> {
                     let element = self.element(stmt, address, lane as i128)?;
                     let bytes = &self.lanes[from + lane].to_le_bytes()[..dtype.size()];
                     let begin = element * dtype.size();
-                    self.buffers[address.buffer][begin..begin + dtype.size()]
-                        .copy_from_slice(bytes);
+                    self.buffers[address.buffer][begin..begin + dtype.size()].copy_from_slice(bytes);
                 }
                 Ok(())
             }
-            Stmt::If {
-                condition,
-                then,
-                otherwise,
-            } => {
+            Stmt::If { condition, then, otherwise } => {
                 let holds = self.scalar(*condition) != 0;
                 self.region(if holds { then } else { otherwise })
             }
@@ -259,14 +227,7 @@ impl Frame<'_, '_> {
                 }
                 Ok(())
             }
-            Stmt::For(For {
-                var,
-                lo,
-                hi,
-                step,
-                carried,
-                body,
-            }) => {
+            Stmt::For(For { var, lo, hi, step, carried, body }) => {
                 let mut at = self.scalar(*lo) as i64;
                 let hi = self.scalar(*hi) as i64;
                 for c in carried {
@@ -281,9 +242,7 @@ impl Frame<'_, '_> {
                     moved.clear();
                     for c in carried {
                         let from = self.at(c.next);
-                        moved.extend_from_slice(
-                            &self.lanes[from..from + self.ty(c.next).lanes as usize],
-                        );
+                        moved.extend_from_slice(&self.lanes[from..from + self.ty(c.next).lanes as usize]);
                     }
                     let mut rest = moved.as_slice();
                     for c in carried {
@@ -311,8 +270,7 @@ impl Frame<'_, '_> {
     fn element(&self, stmt: &Stmt, address: &Address, distance: i128) -> Result<usize, Stop> {
         let index = address.index.map_or(0, |id| self.scalar(id) as i64);
         let element = i128::from(index) + i128::from(address.offset) + distance;
-        let len =
-            self.buffers[address.buffer].len() / self.program.buffers[address.buffer].0.size();
+        let len = self.buffers[address.buffer].len() / self.program.buffers[address.buffer].0.size();
         match usize::try_from(element) {
             Ok(element) if element < len => Ok(element),
             _ => Err(Stop::Error(InterpError::OutOfBounds {
@@ -360,8 +318,7 @@ impl Frame<'_, '_> {
                 let operands = self.ty(*a).dtype;
                 let (a, b) = (self.at(*a), self.at(*b));
                 for l in 0..count {
-                    self.lanes[to + l] =
-                        binary(*op, operands, self.lanes[a + l], self.lanes[b + l]);
+                    self.lanes[to + l] = binary(*op, operands, self.lanes[a + l], self.lanes[b + l]);
                 }
             }
             Op::Fma(a, b, c) => {
@@ -374,8 +331,7 @@ impl Frame<'_, '_> {
             Op::Select(a, b, c) => {
                 let (a, b, c) = (self.at(*a), self.at(*b), self.at(*c));
                 for l in 0..count {
-                    self.lanes[to + l] =
-                        self.lanes[if self.lanes[a + l] != 0 { b + l } else { c + l }];
+                    self.lanes[to + l] = self.lanes[if self.lanes[a + l] != 0 { b + l } else { c + l }];
                 }
             }
             Op::Cast(_, a) => {
@@ -402,9 +358,7 @@ impl Frame<'_, '_> {
                 let mut lanes = self.lanes[a..a + from.lanes as usize].to_vec();
                 while lanes.len() > 1 {
                     let half = lanes.len() / 2;
-                    lanes = (0..half)
-                        .map(|l| binary(*op, dtype, lanes[l], lanes[l + half]))
-                        .collect();
+                    lanes = (0..half).map(|l| binary(*op, dtype, lanes[l], lanes[l + half])).collect();
                 }
                 self.lanes[to] = lanes.first().copied().unwrap_or(0);
             }

@@ -34,10 +34,7 @@ impl VectorProgram {
         }
         let dims = lexer.size()?;
         lexer.expect(')')?;
-        let mut parser = Parser {
-            lexer,
-            types: Vec::new(),
-        };
+        let mut parser = Parser { lexer, types: Vec::new() };
         let body = parser.region()?;
         if *parser.lexer.peek() != Token::End {
             return Err(parser.lexer.error("expected the end of the program"));
@@ -46,13 +43,7 @@ impl VectorProgram {
         for ty in parser.types {
             values.push(ty.unwrap_or(VectorType::scalar(DType::Bool)));
         }
-        Ok(VectorProgram {
-            name,
-            buffers,
-            dims,
-            values,
-            body,
-        })
+        Ok(VectorProgram { name, buffers, dims, values, body })
     }
 }
 
@@ -125,9 +116,7 @@ impl Parser<'_> {
             self.lexer.expect('=')?;
             return Ok(Stmt::Let(id, self.op()?));
         }
-        let error = self
-            .lexer
-            .error("expected a statement: `%3: type = ...`, `for`, `if`, `store` or `fail`");
+        let error = self.lexer.error("expected a statement: `%3: type = ...`, `for`, `if`, `store` or `fail`");
         match self.lexer.word().map_err(|_| error.clone())? {
             "store" => {
                 let address = self.address()?;
@@ -138,24 +127,13 @@ impl Parser<'_> {
                 let error = self.lexer.error("a status is a number below 2^32");
                 let status = u32::try_from(self.lexer.integer()?).map_err(|_| error)?;
                 self.lexer.expect_word("if")?;
-                Ok(Stmt::Fail {
-                    condition: self.value()?,
-                    status,
-                })
+                Ok(Stmt::Fail { condition: self.value()?, status })
             }
             "if" => {
                 let condition = self.value()?;
                 let then = self.region()?;
-                let otherwise = if self.lexer.eat_word("else") {
-                    self.region()?
-                } else {
-                    Vec::new()
-                };
-                Ok(Stmt::If {
-                    condition,
-                    then,
-                    otherwise,
-                })
+                let otherwise = if self.lexer.eat_word("else") { self.region()? } else { Vec::new() };
+                Ok(Stmt::If { condition, then, otherwise })
             }
             "for" => Ok(Stmt::For(self.counted_loop()?)),
             _ => Err(error),
@@ -192,31 +170,18 @@ impl Parser<'_> {
             after = self.values()?;
         }
         if next.len() != heads.len() || after.len() != heads.len() {
-            return Err(self.lexer.error(format!(
-                "the loop carries {} values, not as many as it hands on",
-                heads.len()
-            )));
+            return Err(self
+                .lexer
+                .error(format!("the loop carries {} values, not as many as it hands on", heads.len())));
         }
         let mut carried = Vec::new();
         for (((inside, init), next), after) in heads.into_iter().zip(next).zip(after) {
             if let Some(ty) = self.types.get(inside.index()).copied().flatten() {
                 self.define(after, ty);
             }
-            carried.push(Carried {
-                init,
-                inside,
-                next,
-                after,
-            });
+            carried.push(Carried { init, inside, next, after });
         }
-        Ok(For {
-            var,
-            lo,
-            hi,
-            step,
-            carried,
-            body,
-        })
+        Ok(For { var, lo, hi, step, carried, body })
     }
 
     fn values(&mut self) -> Result<Vec<ValueId>, ParseError> {
@@ -234,20 +199,12 @@ impl Parser<'_> {
     fn operands<const N: usize>(&mut self) -> Result<[ValueId; N], ParseError> {
         let values = self.values()?;
         let found = values.len();
-        values.try_into().map_err(|_| {
-            self.lexer
-                .error(format!("expected {N} operands, found {found}"))
-        })
+        values.try_into().map_err(|_| self.lexer.error(format!("expected {N} operands, found {found}")))
     }
 
     fn address(&mut self) -> Result<Address, ParseError> {
         let error = self.lexer.error("expected a buffer such as `b0`");
-        let buffer = self
-            .lexer
-            .word()?
-            .strip_prefix('b')
-            .and_then(|n| n.parse().ok())
-            .ok_or(error)?;
+        let buffer = self.lexer.word()?.strip_prefix('b').and_then(|n| n.parse().ok()).ok_or(error)?;
         self.lexer.expect('[')?;
         let (mut index, mut offset) = (None, 0);
         if let Token::Value(_) = self.lexer.peek() {
@@ -261,26 +218,16 @@ impl Parser<'_> {
             offset = self.lexer.integer()?;
         }
         self.lexer.expect(']')?;
-        Ok(Address {
-            buffer,
-            index,
-            offset,
-        })
+        Ok(Address { buffer, index, offset })
     }
 
     fn op(&mut self) -> Result<Op, ParseError> {
         let Token::Word(word) = *self.lexer.peek() else {
             return Ok(Op::Const(Constant::parse(&mut self.lexer)?));
         };
-        let error = self
-            .lexer
-            .error(format!("`{word}` is no operation of a vector program"));
+        let error = self.lexer.error(format!("`{word}` is no operation of a vector program"));
         let named = |prefix: &str| word.strip_prefix(prefix);
-        if matches!(word, "true" | "false")
-            || ["inf_", "minus_inf_", "nan_"]
-                .iter()
-                .any(|p| named(p).is_some())
-        {
+        if matches!(word, "true" | "false") || ["inf_", "minus_inf_", "nan_"].iter().any(|p| named(p).is_some()) {
             return Ok(Op::Const(Constant::parse(&mut self.lexer)?));
         }
         self.lexer.bump();

@@ -10,11 +10,7 @@ use std::fmt::{self, Display, Formatter, Result, Write};
 impl Display for VectorType {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         self.dtype.fmt(f)?;
-        if self.lanes == 1 {
-            Ok(())
-        } else {
-            write!(f, "x{}", self.lanes)
-        }
+        if self.lanes == 1 { Ok(()) } else { write!(f, "x{}", self.lanes) }
     }
 }
 
@@ -59,11 +55,7 @@ impl Display for VectorProgram {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         write!(f, "vector @{}(", self.name)?;
         for (i, (dtype, written)) in self.buffers.iter().enumerate() {
-            write!(
-                f,
-                "b{i}: {dtype}{}, ",
-                if *written { " written" } else { "" }
-            )?;
+            write!(f, "b{i}: {dtype}{}, ", if *written { " written" } else { "" })?;
         }
         writeln!(f, "dims {}) {{", self.dims)?;
         self.write_region(f, &self.body, 1)?;
@@ -89,26 +81,17 @@ impl VectorProgram {
         })
     }
 
-    /// The first line of a statement, as in the text form.
-    pub(super) fn head<'a>(&'a self, stmt: &'a Stmt) -> impl Display + use<'a> {
+    /// The first line of a statement in the text form: what an error message quotes.
+    pub fn head<'a>(&'a self, stmt: &'a Stmt) -> impl Display + use<'a> {
         fmt::from_fn(move |f| match stmt {
             Stmt::Let(id, op) => write!(f, "{} = {op}", self.typed(*id)),
             Stmt::Store(address, value) => write!(f, "store {address}, {value}"),
             Stmt::Fail { condition, status } => write!(f, "fail {status} if {condition}"),
             Stmt::If { condition, .. } => write!(f, "if {condition} {{"),
-            Stmt::For(For {
-                var,
-                lo,
-                hi,
-                step,
-                carried,
-                ..
-            }) => {
+            Stmt::For(For { var, lo, hi, step, carried, .. }) => {
                 write!(f, "for {var} in {lo}..{hi} step {step}")?;
                 if !carried.is_empty() {
-                    let items = carried
-                        .iter()
-                        .map(|c| format!("{} = {}", self.typed(c.inside), c.init));
+                    let items = carried.iter().map(|c| format!("{} = {}", self.typed(c.inside), c.init));
                     write!(f, " carry ({})", Commas(items))?;
                 }
                 f.write_str(" {")
@@ -122,9 +105,7 @@ impl VectorProgram {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
                 Stmt::Let(..) | Stmt::Store(..) | Stmt::Fail { .. } => {}
-                Stmt::If {
-                    then, otherwise, ..
-                } => {
+                Stmt::If { then, otherwise, .. } => {
                     self.write_region(f, then, depth + 1)?;
                     if !otherwise.is_empty() {
                         writeln!(f, "{indent}}} else {{")?;
@@ -137,11 +118,7 @@ impl VectorProgram {
                     write!(f, "{indent}}}")?;
                     if !carried.is_empty() {
                         let next = Commas(carried.iter().map(|c| c.next));
-                        write!(
-                            f,
-                            " next ({next}) as ({})",
-                            Commas(carried.iter().map(|c| c.after))
-                        )?;
+                        write!(f, " next ({next}) as ({})", Commas(carried.iter().map(|c| c.after)))?;
                     }
                     writeln!(f)?;
                 }

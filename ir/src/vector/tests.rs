@@ -43,81 +43,30 @@ fn the_text_form_round_trips() {
     assert_eq!(printed, text);
     assert_eq!(program.verify(), Ok(()));
     for (address, text) in [
-        (
-            Address {
-                buffer: 1,
-                index: None,
-                offset: -3,
-            },
-            "b1[-3]",
-        ),
-        (
-            Address {
-                buffer: 1,
-                index: Some(ValueId::from_index(2)),
-                offset: -3,
-            },
-            "b1[%2 - 3]",
-        ),
-        (
-            Address {
-                buffer: 1,
-                index: Some(ValueId::from_index(2)),
-                offset: i64::MIN,
-            },
-            "b1[%2 + -9223372036854775808]",
-        ),
+        (Address { buffer: 1, index: None, offset: -3 }, "b1[-3]"),
+        (Address { buffer: 1, index: Some(ValueId::from_index(2)), offset: -3 }, "b1[%2 - 3]"),
+        (Address { buffer: 1, index: Some(ValueId::from_index(2)), offset: i64::MIN }, "b1[%2 + -9223372036854775808]"),
     ] {
         assert_eq!(address.to_string(), text);
         let program = format!("vector @k(dims 0) {{ %1: f32 = load {text} }}");
         let program = VectorProgram::parse(&program).unwrap();
-        assert_eq!(
-            program.body,
-            [Stmt::Let(ValueId::from_index(1), Op::Load(address))]
-        );
+        assert_eq!(program.body, [Stmt::Let(ValueId::from_index(1), Op::Load(address))]);
     }
 }
 
 #[test]
 fn text_that_is_no_program_is_refused_with_its_place() {
     for (text, message) in [
-        (
-            "vector k(dims 0) {}",
-            "line 1, column 9: expected a name such as `@k3`",
-        ),
-        (
-            "vector @k(b1: f32, dims 0) {}",
-            "line 1, column 11: expected `b0`, found `b1`",
-        ),
-        (
-            "vector @k(dims 0) { %0: i64 = load b0[%x] }",
-            "line 1, column 39: expected an integer, found `%`",
-        ),
-        (
-            "vector @k(dims 0) {\n  %0: i64x = lo }",
-            "line 2, column 7: expected a type such as `i64` or `f32x4`",
-        ),
-        (
-            "vector @k(dims 0) { %0: i64 = frob(%1) }",
-            "column 31: `frob` is no operation of a vector program",
-        ),
-        (
-            "vector @k(dims 0) { %0: i64 = add(%1) }",
-            "expected 2 operands, found 1",
-        ),
-        (
-            "vector @k(dims 0) { %99999999: i64 = lo }",
-            "the number of the value is too large",
-        ),
-        (
-            "vector @k(dims 0) { for %0 in %1..%1 step 1 carry (%2: i64 = %1) {} next () as () }",
-            "carries 1 values",
-        ),
+        ("vector k(dims 0) {}", "line 1, column 9: expected a name such as `@k3`"),
+        ("vector @k(b1: f32, dims 0) {}", "line 1, column 11: expected `b0`, found `b1`"),
+        ("vector @k(dims 0) { %0: i64 = load b0[%x] }", "line 1, column 39: expected an integer, found `%`"),
+        ("vector @k(dims 0) {\n  %0: i64x = lo }", "line 2, column 7: expected a type such as `i64` or `f32x4`"),
+        ("vector @k(dims 0) { %0: i64 = frob(%1) }", "column 31: `frob` is no operation of a vector program"),
+        ("vector @k(dims 0) { %0: i64 = add(%1) }", "expected 2 operands, found 1"),
+        ("vector @k(dims 0) { %99999999: i64 = lo }", "the number of the value is too large"),
+        ("vector @k(dims 0) { for %0 in %1..%1 step 1 carry (%2: i64 = %1) {} next () as () }", "carries 1 values"),
         ("vector @k(dims 0) { ", "expected a statement"),
-        (
-            "vector @k(dims 0) { } store",
-            "expected the end of the program",
-        ),
+        ("vector @k(dims 0) { } store", "expected the end of the program"),
     ] {
         let error = VectorProgram::parse(text).unwrap_err().to_string();
         assert!(error.contains(message), "{text}: {error}");
@@ -159,10 +108,7 @@ vector @k(b0: f32, b1: f16 written, dims 1) {
 }
 ";
     let errors = VectorProgram::parse(text).unwrap().verify().unwrap_err();
-    let errors: Vec<String> = errors
-        .iter()
-        .map(|e| format!("{} | {}", e.statement, e.message))
-        .collect();
+    let errors: Vec<String> = errors.iter().map(|e| format!("{} | {}", e.statement, e.message)).collect();
     let want = [
         " | buffer b1: vector programs do not compute with f16",
         "%0: i64 = hi | %0 is assigned a second time",
@@ -199,19 +145,11 @@ vector @k(b0: f32, b1: f16 written, dims 1) {
 /// Runs a program on f32 buffers.
 fn run_f32(text: &str, buffers: &mut [Vec<f32>], dims: &[i64]) -> Result<u32, InterpError> {
     let program = VectorProgram::parse(text).unwrap();
-    let mut bytes: Vec<Vec<u8>> = buffers
-        .iter()
-        .map(|b| b.iter().flat_map(|x| x.to_le_bytes()).collect())
-        .collect();
+    let mut bytes: Vec<Vec<u8>> = buffers.iter().map(|b| b.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
     let mut views: Vec<&mut [u8]> = bytes.iter_mut().map(Vec::as_mut_slice).collect();
     let status = run(&program, &mut views, dims, 0, 1, true);
     for (out, bytes) in buffers.iter_mut().zip(&bytes) {
-        *out = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect();
+        *out = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     }
     status
 }
@@ -256,14 +194,8 @@ vector @dot(b0: f32, b1: f32 written, dims 1) {
         error.to_string(),
         "vector program @dot: `%6: f32x4 = load b0[%3]`: element 8 of b0, which holds 8 elements"
     );
-    assert!(matches!(
-        run_f32(text, &mut buffers[..1], &[4]),
-        Err(InterpError::Arguments { .. })
-    ));
-    assert!(matches!(
-        run_f32(text, &mut buffers, &[]),
-        Err(InterpError::Arguments { .. })
-    ));
+    assert!(matches!(run_f32(text, &mut buffers[..1], &[4]), Err(InterpError::Arguments { .. })));
+    assert!(matches!(run_f32(text, &mut buffers, &[]), Err(InterpError::Arguments { .. })));
 }
 
 #[test]
@@ -336,17 +268,7 @@ vector @cast(b0: f64, b1: f64 written, dims 0) {
         let text = text.replace("FROM", from.name()).replace("TO", to.name());
         let program = VectorProgram::parse(&text).unwrap();
         let mut out = [0u8; 8];
-        assert_eq!(
-            run(
-                &program,
-                &mut [&mut x.to_le_bytes(), &mut out],
-                &[],
-                0,
-                1,
-                true
-            ),
-            Ok(0)
-        );
+        assert_eq!(run(&program, &mut [&mut x.to_le_bytes(), &mut out], &[], 0, 1, true), Ok(0));
         assert_eq!(f64::from_le_bytes(out), want, "{x} as {from} as {to}");
     }
 }

@@ -40,28 +40,18 @@ impl VectorProgram {
         }
         for (i, (dtype, _)) in self.buffers.iter().enumerate() {
             if !computable(*dtype) {
-                verifier.report(
-                    None,
-                    format!("buffer b{i}: vector programs do not compute with {dtype}"),
-                );
+                verifier.report(None, format!("buffer b{i}: vector programs do not compute with {dtype}"));
             }
         }
         verifier.region(&self.body, &[], |_| {});
-        if verifier.errors.is_empty() {
-            Ok(())
-        } else {
-            Err(verifier.errors)
-        }
+        if verifier.errors.is_empty() { Ok(()) } else { Err(verifier.errors) }
     }
 }
 
 /// Whether values of the type exist in vector programs.
 fn computable(dtype: DType) -> bool {
     use DType::*;
-    matches!(
-        dtype,
-        Bool | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64 | F32 | F64
-    )
+    matches!(dtype, Bool | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64 | F32 | F64)
 }
 
 fn unary_is_defined(op: UnaryOp, dtype: DType) -> bool {
@@ -105,9 +95,7 @@ impl Verifier<'_> {
     fn report(&mut self, stmt: Option<&Stmt>, message: impl Into<String>) {
         self.errors.push(VerifyError {
             program: self.program.name.clone(),
-            statement: stmt
-                .map(|s| self.program.head(s).to_string())
-                .unwrap_or_default(),
+            statement: stmt.map(|s| self.program.head(s).to_string()).unwrap_or_default(),
             message: message.into(),
         });
     }
@@ -119,19 +107,10 @@ impl Verifier<'_> {
             return None;
         };
         if !computable(ty.dtype) {
-            self.report(
-                Some(stmt),
-                format!("{id}: vector programs do not compute with {}", ty.dtype),
-            );
+            self.report(Some(stmt), format!("{id}: vector programs do not compute with {}", ty.dtype));
         }
         if !ty.lanes.is_power_of_two() || ty.lanes > MAX_LANES {
-            self.report(
-                Some(stmt),
-                format!(
-                    "{id}: {} lanes; wants a power of two up to {MAX_LANES}",
-                    ty.lanes
-                ),
-            );
+            self.report(Some(stmt), format!("{id}: {} lanes; wants a power of two up to {MAX_LANES}", ty.lanes));
         }
         if self.assigned[id.index()] {
             self.report(Some(stmt), format!("{id} is assigned a second time"));
@@ -146,11 +125,7 @@ impl Verifier<'_> {
         if self.visible.get(id.index()) == Some(&true) {
             return self.program.values.get(id).copied();
         }
-        let what = if self.assigned.get(id.index()) == Some(&true) {
-            "not visible here"
-        } else {
-            "not defined"
-        };
+        let what = if self.assigned.get(id.index()) == Some(&true) { "not visible here" } else { "not defined" };
         self.report(Some(stmt), format!("{id} is {what}"));
         None
     }
@@ -164,12 +139,7 @@ impl Verifier<'_> {
     }
 
     /// Checks a region: `inside` are defined before it, `at_end` runs after it; then what it defined disappears.
-    fn region(
-        &mut self,
-        body: &[Stmt],
-        inside: &[(&Stmt, ValueId)],
-        at_end: impl FnOnce(&mut Self),
-    ) {
+    fn region(&mut self, body: &[Stmt], inside: &[(&Stmt, ValueId)], at_end: impl FnOnce(&mut Self)) {
         let outside = self.visible.clone();
         for (stmt, id) in inside {
             self.define(stmt, *id);
@@ -194,23 +164,11 @@ impl Verifier<'_> {
             Stmt::Store(address, value) => {
                 let ty = self.used(stmt, *value);
                 self.memory(stmt, address, ty);
-                if self
-                    .program
-                    .buffers
-                    .get(address.buffer)
-                    .is_some_and(|(_, written)| !written)
-                {
-                    self.report(
-                        Some(stmt),
-                        format!("b{} is not declared `written`", address.buffer),
-                    );
+                if self.program.buffers.get(address.buffer).is_some_and(|(_, written)| !written) {
+                    self.report(Some(stmt), format!("b{} is not declared `written`", address.buffer));
                 }
             }
-            Stmt::If {
-                condition,
-                then,
-                otherwise,
-            } => {
+            Stmt::If { condition, then, otherwise } => {
                 self.want(stmt, *condition, bool);
                 self.region(then, &[], |_| {});
                 self.region(otherwise, &[], |_| {});
@@ -221,14 +179,7 @@ impl Verifier<'_> {
                     self.report(Some(stmt), "status 0 means success");
                 }
             }
-            Stmt::For(For {
-                var,
-                lo,
-                hi,
-                step,
-                carried,
-                body,
-            }) => {
+            Stmt::For(For { var, lo, hi, step, carried, body }) => {
                 let i64 = VectorType::scalar(DType::I64);
                 self.want(stmt, *lo, i64);
                 self.want(stmt, *hi, i64);
@@ -258,10 +209,7 @@ impl Verifier<'_> {
                     if let (Some(inside), Some(after)) = (inside, after)
                         && inside != after
                     {
-                        self.report(
-                            Some(stmt),
-                            format!("{} is {after}, wants {inside}", c.after),
-                        );
+                        self.report(Some(stmt), format!("{} is {after}, wants {inside}", c.after));
                     }
                 }
             }
@@ -271,18 +219,12 @@ impl Verifier<'_> {
     /// An access of a value of a type.
     fn memory(&mut self, stmt: &Stmt, address: &Address, ty: Option<VectorType>) {
         match self.program.buffers.get(address.buffer) {
-            None => self.report(
-                Some(stmt),
-                format!("there is no buffer b{}", address.buffer),
-            ),
+            None => self.report(Some(stmt), format!("there is no buffer b{}", address.buffer)),
             Some((dtype, _)) => {
                 if let Some(ty) = ty
                     && ty.dtype != *dtype
                 {
-                    self.report(
-                        Some(stmt),
-                        format!("b{} holds {dtype}, the value is {ty}", address.buffer),
-                    );
+                    self.report(Some(stmt), format!("b{} holds {dtype}, the value is {ty}", address.buffer));
                 }
             }
         }
@@ -300,10 +242,7 @@ impl Verifier<'_> {
         let scalar = VectorType::scalar(result.dtype);
         // The type that the operands say the result has.
         let found = match op {
-            Op::Const(c) => Some(VectorType {
-                dtype: c.dtype,
-                ..result
-            }),
+            Op::Const(c) => Some(VectorType { dtype: c.dtype, ..result }),
             Op::Dim(n) => {
                 if *n >= self.program.dims {
                     self.report(Some(stmt), format!("there is no dim {n}"));
@@ -325,10 +264,7 @@ impl Verifier<'_> {
             }
             Op::Pack(values) => {
                 if u32::try_from(values.len()) != Ok(result.lanes) {
-                    self.report(
-                        Some(stmt),
-                        format!("{} scalars for {} lanes", values.len(), result.lanes),
-                    );
+                    self.report(Some(stmt), format!("{} scalars for {} lanes", values.len(), result.lanes));
                 }
                 for v in values {
                     self.want(stmt, *v, scalar);
@@ -346,10 +282,7 @@ impl Verifier<'_> {
                 if let Some(ty) = ty
                     && !unary_is_defined(*op, ty.dtype)
                 {
-                    self.report(
-                        Some(stmt),
-                        format!("`{}` is not defined on {ty}", op.name()),
-                    );
+                    self.report(Some(stmt), format!("`{}` is not defined on {ty}", op.name()));
                 }
                 ty
             }
@@ -362,23 +295,11 @@ impl Verifier<'_> {
                     Some(ty) => {
                         self.want(stmt, *b, ty);
                         if !binary_is_defined(*op, ty.dtype) {
-                            self.report(
-                                Some(stmt),
-                                format!("`{}` is not defined on {ty}", op.name()),
-                            );
+                            self.report(Some(stmt), format!("`{}` is not defined on {ty}", op.name()));
                         }
                     }
                 }
-                ty.map(|ty| {
-                    if op.is_comparison() {
-                        VectorType {
-                            dtype: DType::Bool,
-                            ..ty
-                        }
-                    } else {
-                        ty
-                    }
-                })
+                ty.map(|ty| if op.is_comparison() { VectorType { dtype: DType::Bool, ..ty } } else { ty })
             }
             Op::Fma(a, b, c) => {
                 for v in [a, b, c] {
@@ -390,21 +311,12 @@ impl Verifier<'_> {
                 None
             }
             Op::Select(a, b, c) => {
-                self.want(
-                    stmt,
-                    *a,
-                    VectorType {
-                        dtype: DType::Bool,
-                        ..result
-                    },
-                );
+                self.want(stmt, *a, VectorType { dtype: DType::Bool, ..result });
                 self.want(stmt, *b, result);
                 self.want(stmt, *c, result);
                 None
             }
-            Op::Cast(to, a) => self
-                .used(stmt, *a)
-                .map(|ty| VectorType { dtype: *to, ..ty }),
+            Op::Cast(to, a) => self.used(stmt, *a).map(|ty| VectorType { dtype: *to, ..ty }),
             Op::Bitcast(to, a) => {
                 if let Some(ty) = self.used(stmt, *a) {
                     let bytes = |ty: VectorType| ty.dtype.size() * ty.lanes as usize;
@@ -412,20 +324,14 @@ impl Verifier<'_> {
                         self.report(Some(stmt), format!("the bits of {ty} are no {result}"));
                     }
                 }
-                Some(VectorType {
-                    dtype: *to,
-                    ..result
-                })
+                Some(VectorType { dtype: *to, ..result })
             }
             Op::Fold(op, a) => {
                 let ty = self.used(stmt, *a);
                 if let Some(ty) = ty
                     && !fold_is_defined(*op, ty.dtype)
                 {
-                    self.report(
-                        Some(stmt),
-                        format!("`fold_{}` is not defined on {ty}", op.name()),
-                    );
+                    self.report(Some(stmt), format!("`fold_{}` is not defined on {ty}", op.name()));
                 }
                 ty.map(|ty| VectorType::scalar(ty.dtype))
             }
@@ -433,10 +339,7 @@ impl Verifier<'_> {
         if let Some(found) = found
             && found != result
         {
-            self.report(
-                Some(stmt),
-                format!("the result is {found}, declared as {result}"),
-            );
+            self.report(Some(stmt), format!("the result is {found}, declared as {result}"));
         }
     }
 }

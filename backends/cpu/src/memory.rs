@@ -1,0 +1,94 @@
+//! Loads and stores.
+//!
+//! Invariant: every access is one that the program makes; none is moved over another, because buffers may overlap
+//! where the memory plan computes in place.
+
+use crate::Error;
+use crate::emit::Emitter;
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
+use kiln_ir::DType;
+use kiln_ir::vector::{Address, ValueId, VectorType};
+
+/// Elements lie at any address, and the caller vouches for all of them.
+fn flags() -> MemFlagsData {
+    MemFlagsData::new().with_notrap()
+}
+
+impl Emitter<'_, '_> {
+    /// A pointer and a byte offset for the element `distance` after an address.
+    ///
+    /// Index and scale stay visible as `base + (index << scale)`, which the selectors fold into addressing modes.
+    fn place(&mut self, address: &Address, distance: i128) -> Result<(Value, i32), Error> {
+        let size = self.program.buffers[address.buffer].0.size();
+        let base = self.bases[address.buffer];
+        let pointer = match address.index {
+            None => base,
+            Some(index) => match self.addresses.get(&(address.buffer, index)) {
+                Some(&pointer) => pointer,
+                None => {
+                    let mut bytes = self.value(index);
+                    if size > 1 {
+                        bytes = self.builder.ins().ishl_imm_u(bytes, i64::from(size.trailing_zeros()));
+                    }
+                    let pointer = self.builder.ins().iadd(base, bytes);
+                    self.addresses.insert((address.buffer, index), pointer);
+                    self.known.push((address.buffer, index));
+                    pointer
+                }
+            },
+        };
+        let bytes = (i128::from(address.offset) + distance) * size as i128;
+        if let Ok(offset) = i32::try_from(bytes) {
+            return Ok((pointer, offset));
+        }
+        let bytes = i64::try_from(bytes).map_err(|_| self.unsupported("the offset in bytes overflows"))?;
+        Ok((self.builder.ins().iadd_imm_s(pointer, bytes), 0))
+    }
+
+    /// A scalar.
+    fn load_element(&mut self, dtype: DType, address: &Address, distance: i128) -> Result<Value, Error> {
+        let ty = self.clif_type(VectorType::scalar(dtype))?;
+        let (pointer, offset) = self.place(address, distance)?;
+        let value = self.builder.ins().load(ty, flags(), pointer, offset);
+        // Any byte but 0 is true.
+        Ok(if dtype == DType::Bool { self.builder.ins().icmp_imm_u(IntCC::NotEqual, value, 0) } else { value })
+    }
+
+    pub fn load(&mut self, result: VectorType, ty: Type, address: &Address) -> Result<Value, Error> {
+        if result.is_scalar() {
+            return self.load_element(result.dtype, address, 0);
+        }
+        let (pointer, offset) = self.place(address, 0)?;
+        Ok(self.builder.ins().load(ty, flags(), pointer, offset))
+    }
+
+    pub fn load_splat(&mut self, result: VectorType, ty: Type, address: &Address) -> Result<Value, Error> {
+        let scalar = self.load_element(result.dtype, address, 0)?;
+        Ok(self.splat(result, ty, scalar))
+    }
+
+    pub fn load_strided(
+        &mut self,
+        result: VectorType,
+        ty: Type,
+        address: &Address,
+        stride: i64,
+    ) -> Result<Value, Error> {
+        if stride == 1 {
+            return self.load(result, ty, address);
+        }
+        let mut scalars = Vec::new();
+        for lane in 0..result.lanes {
+            scalars.push(self.load_element(result.dtype, address, i128::from(lane) * i128::from(stride))?);
+        }
+        Ok(self.pack(result, ty, &scalars))
+    }
+
+    pub fn store(&mut self, address: &Address, value: ValueId) -> Result<(), Error> {
+        let value = self.value(value);
+        let (pointer, offset) = self.place(address, 0)?;
+        self.builder.ins().store(flags(), value, pointer, offset);
+        Ok(())
+    }
+}
