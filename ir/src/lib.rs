@@ -19,6 +19,7 @@ pub mod tensor;
 pub mod text;
 pub mod tile;
 pub mod vector;
+pub mod warp;
 
 pub use dtype::{Class, DType};
 pub use expr::{Expr, Ranges, Symbol};

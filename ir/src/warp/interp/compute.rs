@@ -1,0 +1,87 @@
+//! Operations on the registers of one thread, and matrix products of one warp.
+
+use crate::dtype::{Class, DType};
+use crate::scalar::{BinaryOp, Constant, UnaryOp};
+use crate::semantics;
+
+/// The f32 of a value's bits.
+pub(super) fn float(bits: u64) -> f32 {
+    f32::from_bits(bits as u32)
+}
+
+/// The bits of an f32.
+pub(super) fn bits(value: f32) -> u64 {
+    u64::from(value.to_bits())
+}
+
+pub(super) fn unary(op: UnaryOp, dtype: DType, a: u64) -> u64 {
+    match dtype.class() {
+        Class::Float => bits(semantics::unary_f32(op, float(a))),
+        Class::Signed | Class::Unsigned | Class::Bool | Class::Double | Class::Complex | Class::Str => {
+            semantics::unary_int(op, dtype, a as i64).unwrap_or(0) as u64
+        }
+    }
+}
+
+pub(super) fn binary(op: BinaryOp, dtype: DType, a: u64, b: u64) -> u64 {
+    if dtype.class() == Class::Float {
+        let (a, b) = (float(a), float(b));
+        return semantics::compare(op, a, b).map_or_else(|| bits(semantics::binary_f32(op, a, b)), u64::from);
+    }
+    let compared = match dtype.class() {
+        Class::Unsigned => semantics::compare(op, a, b),
+        Class::Signed | Class::Bool | Class::Float | Class::Double | Class::Complex | Class::Str => {
+            semantics::compare(op, a as i64, b as i64)
+        }
+    };
+    match compared {
+        Some(holds) => u64::from(holds),
+        None => semantics::binary_int(op, dtype, a as i64, b as i64).unwrap_or(0) as u64,
+    }
+}
+
+pub(super) fn cast(to: DType, from: Constant) -> u64 {
+    match (from.dtype.class(), to.class()) {
+        (Class::Float, Class::Float) => bits(semantics::round_to(to, float(from.bits))),
+        (Class::Float, _) => semantics::float_to_int(to, f64::from(float(from.bits))) as u64,
+        (Class::Unsigned, Class::Float) => bits(from.bits as f32),
+        (_, Class::Float) => bits(from.bits as i64 as f32),
+        (_, Class::Bool) => u64::from(from.bits != 0),
+        (_, _) => semantics::wrap(to, from.bits as i64) as u64,
+    }
+}
+
+/// `a · b + c` of all warps; the operands are 4 registers of `a`, 2 of `b` and 4 of `c`, over all threads.
+pub(super) fn mma(dtype: DType, operands: &[&[u64]], threads: usize) -> Vec<Vec<u64>> {
+    let register = |n: usize, t: usize| operands.get(n).and_then(|o| o.get(t)).copied().unwrap_or(0);
+    let half = |packed: u64, high: usize| {
+        let bytes = ((packed >> (16 * high)) as u16).to_le_bytes();
+        f64::from(semantics::load_f32(dtype, &bytes, 0))
+    };
+    let mut results = vec![vec![0u64; threads]; 4];
+    for warp in (0..threads).step_by(32) {
+        let (mut a, mut b) = ([[0.0f64; 16]; 16], [[0.0f64; 8]; 16]);
+        for lane in 0..32 {
+            let (group, pair) = (lane / 4, 2 * (lane % 4));
+            for high in 0..2 {
+                for r in 0..4 {
+                    a[group + 8 * (r % 2)][pair + high + 8 * (r / 2)] = half(register(r, warp + lane), high);
+                }
+                for r in 0..2 {
+                    b[pair + high + 8 * r][group] = half(register(4 + r, warp + lane), high);
+                }
+            }
+        }
+        for lane in 0..32 {
+            for (r, result) in results.iter_mut().enumerate() {
+                let (row, column) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
+                let c = f64::from(float(register(6 + r, warp + lane)));
+                let sum = a[row].iter().zip(&b).fold(c, |sum, (x, y)| sum + x * y[column]);
+                if let Some(slot) = result.get_mut(warp + lane) {
+                    *slot = bits(sum as f32);
+                }
+            }
+        }
+    }
+    results
+}
