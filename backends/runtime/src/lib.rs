@@ -2,10 +2,12 @@
 //!
 //! Nothing here decides anything about a model: every decision is in the artifact. The parts are
 //! the container file ([`artifact`]), executable memory ([`code`]), the CPU levels of the machine
-//! ([`cpu`]), budgeted buffers ([`memory`]) and the fork-join thread pool ([`pool`]).
+//! ([`cpu`]), the execution of plans ([`engine`]), budgeted buffers ([`memory`]) and the fork-join
+//! thread pool ([`pool`]).
 
 pub mod artifact;
 pub mod code;
 pub mod cpu;
+pub mod engine;
 pub mod memory;
 pub mod pool;

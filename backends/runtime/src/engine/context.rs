@@ -1,0 +1,465 @@
+//! The memory and threads of one run at a time.
+//!
+//! Invariant: every pointer in the slot table stays valid while its owner in the context lives, and the table is
+//! rebuilt whenever an owner changes. Slots that the plan lets overlap are only reached through these raw pointers, never
+//! through two live references.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kiln_ir::graph::Origin;
+use kiln_ir::interp::{EvalError, eval_op};
+use kiln_ir::plan::{Place, Slot, SlotId, Step};
+use kiln_ir::{DType, Tensor, TensorType};
+
+use super::model::{Loaded, Model};
+use crate::memory::{ALIGNMENT, Budget, Buffer, MemoryError, Reservation};
+use crate::pool::{self, Pool, PoolError};
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The number of inputs is not the model's.
+    #[error("the model has {expected} inputs ({names}), {found} were given")]
+    InputCount {
+        /// Number of the model's inputs.
+        expected: usize,
+        /// Their names.
+        names: String,
+        /// Number of inputs that were given.
+        found: usize,
+    },
+    /// An input is not of the model's type.
+    #[error("input {name:?} must be {expected}, but {found} was given")]
+    InputType {
+        /// The input's name.
+        name: String,
+        /// The type in the plan.
+        expected: String,
+        /// The type that was given.
+        found: String,
+    },
+    /// A run was asked for before inputs were loaded.
+    #[error("no inputs were loaded")]
+    NoInputs,
+    /// A kernel found that the data breaks a rule.
+    #[error("{}", broken_rule(origin, kernel, *status))]
+    Kernel {
+        /// The kernel's name in the plan.
+        kernel: String,
+        /// The model's nodes that it computes.
+        origin: Origin,
+        /// What it returned.
+        status: u32,
+    },
+    /// A host op refused its operands.
+    #[error("{origin}: {error}")]
+    Host {
+        /// The model's nodes that it computes.
+        origin: Origin,
+        /// Why.
+        error: EvalError,
+    },
+    /// A host op gave something else than the plan says: data-dependent extents are not supported.
+    #[error("{origin} gave {found} where the plan has {expected}")]
+    HostResult {
+        /// The model's nodes that it computes.
+        origin: Origin,
+        /// The type in the plan.
+        expected: String,
+        /// The type that came out.
+        found: String,
+    },
+    /// A kernel's code panicked, which generated code cannot do: the fault is Kiln's.
+    #[error("kernel {kernel} panicked")]
+    Panicked {
+        /// The kernel's name in the plan.
+        kernel: String,
+    },
+    /// The plan and the context do not agree, which the verifier excludes: the fault is Kiln's.
+    #[error("internal: {0}")]
+    Internal(&'static str),
+    /// The memory budget does not allow it.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The threads could not be made.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+fn broken_rule(origin: &Origin, kernel: &str, status: u32) -> String {
+    match origin.names().len() {
+        0 => format!("an index is out of range in kernel {kernel} (status {status})"),
+        1 => format!("an index of {origin} is out of range (kernel {kernel}, status {status})"),
+        _ => format!("an index of one of {origin} is out of range (kernel {kernel}, status {status})"),
+    }
+}
+
+impl RunError {
+    /// Whether the data of the inputs is at fault, rather than a limit or Kiln.
+    pub fn is_data(&self) -> bool {
+        match self {
+            Self::InputCount { .. } | Self::InputType { .. } | Self::Kernel { .. } | Self::Host { .. } => true,
+            Self::NoInputs | Self::HostResult { .. } | Self::Panicked { .. } | Self::Internal(_) => false,
+            Self::Memory(_) | Self::Pool(_) => false,
+        }
+    }
+}
+
+/// An input that is loaded: the caller's own memory where it is aligned, else a copy.
+enum Loan {
+    Nothing,
+    Shared(Tensor),
+    Copied(Buffer),
+}
+
+/// What a launch step needs, resolved.
+struct Launch {
+    kernel: crate::code::KernelFn,
+    programs: u64,
+    grain: u64,
+    /// First argument in `Context::arguments`.
+    first: usize,
+}
+
+/// The memory and threads of one run at a time. See the module documentation.
+pub struct Context {
+    model: Arc<Loaded>,
+    budget: Budget,
+    pool: Pool,
+    arena: Buffer,
+    inputs: Vec<Loan>,
+    outputs: Vec<Buffer>,
+    /// Tensors of strings, by slot.
+    strings: Vec<Option<Tensor>>,
+    /// Where slots without bytes point: valid to read and write, as a kernel may form such an address.
+    nothing: Buffer,
+    /// The first byte of each slot.
+    slots: Vec<*mut u8>,
+    /// The arguments of all launches, one after another.
+    arguments: Vec<*mut u8>,
+    /// For each step its launch, if it is one.
+    launches: Vec<Option<Launch>>,
+    loaded: bool,
+    _weights: Reservation,
+}
+
+// SAFETY: the raw pointers lead into memory that the context owns (or shares with immutable owners that it keeps), and
+// running needs `&mut self`.
+unsafe impl Send for Context {}
+
+/// The argument array of a launch, as all threads of the pool read it.
+struct Arguments(*const *mut u8);
+// SAFETY: the array is not changed while a run reads it.
+unsafe impl Sync for Arguments {}
+
+impl Arguments {
+    fn get(&self) -> *const *mut u8 {
+        self.0
+    }
+}
+
+impl Context {
+    /// Memory and `threads` threads to run `model` with. The weights are charged to `budget` too.
+    ///
+    /// # Errors
+    /// [`RunError::Memory`] or [`RunError::Pool`].
+    pub fn new(model: &Model, threads: usize, budget: &Budget) -> Result<Self, RunError> {
+        let loaded = Arc::clone(&model.0);
+        let plan = loaded.plan();
+        let weights = budget.reserve(plan.weight_bytes, "the weights")?;
+        let arena = Buffer::zeroed(budget, plan.arena_bytes, "the arena")?;
+        let nothing = Buffer::zeroed(budget, ALIGNMENT as u64, "an empty tensor")?;
+        let mut launches = Vec::with_capacity(plan.steps.len());
+        let mut first = 0;
+        for step in &plan.steps {
+            launches.push(match step {
+                Step::Launch { kernel: n, arguments, .. } => {
+                    let missing = RunError::Internal("a launch without a kernel");
+                    let (Some(code), Some(kernel)) = (loaded.kernel(*n), plan.kernels.get(*n)) else {
+                        return Err(missing);
+                    };
+                    let launch = Launch { kernel: code, programs: kernel.programs, grain: kernel.grain, first };
+                    first += arguments.len();
+                    Some(launch)
+                }
+                Step::Host { .. } | Step::Copy { .. } => None,
+            });
+        }
+        let mut context = Self {
+            budget: budget.clone(),
+            pool: Pool::new(threads)?,
+            arena,
+            inputs: plan.inputs.iter().map(|_| Loan::Nothing).collect(),
+            outputs: Vec::new(),
+            strings: vec![None; plan.slots.len()],
+            nothing,
+            slots: Vec::new(),
+            arguments: Vec::with_capacity(first),
+            launches,
+            loaded: false,
+            _weights: weights,
+            model: loaded,
+        };
+        context.make_outputs()?;
+        Ok(context)
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Loads inputs, runs, and hands the outputs over.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+        self.load(inputs)?;
+        self.run_loaded()?;
+        self.take_outputs()
+    }
+
+    /// Checks inputs against the plan and keeps them for [`Context::run_loaded`]. A tensor whose memory is aligned to
+    /// [`ALIGNMENT`] bytes is shared, others are copied.
+    ///
+    /// # Errors
+    /// [`RunError::InputCount`], [`RunError::InputType`] or [`RunError::Memory`].
+    pub fn load(&mut self, inputs: &[Tensor]) -> Result<(), RunError> {
+        self.loaded = false;
+        let model = Arc::clone(&self.model);
+        let plan = model.plan();
+        if inputs.len() != plan.inputs.len() {
+            let names: Vec<&str> = plan.inputs.iter().map(|(name, _)| &**name).collect();
+            return Err(RunError::InputCount {
+                expected: plan.inputs.len(),
+                names: names.join(", "),
+                found: inputs.len(),
+            });
+        }
+        for ((name, slot), (n, tensor)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
+            let expected = &plan.slots[*slot].ty;
+            let found = TensorType::of(tensor.dtype(), tensor.shape());
+            if expected.dtype != found.dtype || expected.dims != found.dims {
+                let (expected, found) = (expected.to_string(), found.to_string());
+                return Err(RunError::InputType { name: name.to_string(), expected, found });
+            }
+            if tensor.dtype() == DType::Str {
+                self.strings[slot.index()] = Some(tensor.clone());
+            } else if (tensor.bytes().as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+                self.inputs[n] = Loan::Shared(tensor.clone());
+            } else {
+                let what = format!("the input {name:?}");
+                self.inputs[n] = Loan::Copied(Buffer::copy_of(&self.budget, tensor.bytes(), &what)?);
+            }
+        }
+        self.point();
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// Runs with the inputs that were loaded last, leaving the outputs in the context.
+    ///
+    /// # Errors
+    /// See [`RunError`]; the outputs then hold anything.
+    pub fn run_loaded(&mut self) -> Result<(), RunError> {
+        if !self.loaded {
+            return Err(RunError::NoInputs);
+        }
+        if self.outputs.len() != self.model.plan().outputs.len() {
+            self.make_outputs()?;
+        }
+        let model = Arc::clone(&self.model);
+        for (n, step) in model.plan().steps.iter().enumerate() {
+            match step {
+                Step::Launch { kernel, .. } => self.launch(n, *kernel)?,
+                Step::Host { op, inputs, outputs, origin } => {
+                    let operands = inputs.iter().map(|&slot| self.read(slot)).collect::<Result<Vec<_>, _>>()?;
+                    let results =
+                        eval_op(op, &operands).map_err(|error| RunError::Host { origin: origin.clone(), error })?;
+                    if results.len() != outputs.len() {
+                        return Err(RunError::Internal("a host op gave another number of results"));
+                    }
+                    for (&slot, result) in outputs.iter().zip(results) {
+                        self.write(slot, result, origin)?;
+                    }
+                }
+                Step::Copy { from, to } => self.copy(*from, *to),
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of the n-th output after a run; nothing for strings and for numbers out of range.
+    pub fn output_bytes(&self, n: usize) -> Option<&[u8]> {
+        let (_, slot) = self.model.plan().outputs.get(n)?;
+        let numeric = self.model.plan().slots.get(*slot)?.ty.dtype != DType::Str;
+        numeric.then(|| self.outputs.get(n)).flatten().map(Buffer::as_slice)
+    }
+
+    /// The outputs of the last run, by handing their memory over; the next run gets fresh memory.
+    ///
+    /// # Errors
+    /// [`RunError::Internal`] where no run has been.
+    pub fn take_outputs(&mut self) -> Result<Vec<Tensor>, RunError> {
+        let buffers = std::mem::take(&mut self.outputs);
+        let plan = self.model.plan();
+        if buffers.len() != plan.outputs.len() {
+            return Err(RunError::Internal("outputs were taken before a run"));
+        }
+        let tensor = |((_, slot), buffer): (&(Arc<str>, SlotId), Buffer)| {
+            let ty = &plan.slots[*slot].ty;
+            if ty.dtype == DType::Str {
+                let missing = RunError::Internal("an output of strings was not written");
+                return self.strings[slot.index()].clone().ok_or(missing);
+            }
+            let shape = ty.shape().ok_or(RunError::Internal("an output without a shape"))?;
+            Tensor::new(ty.dtype, shape, Bytes::from_owner(Owned(buffer)))
+                .map_err(|_| RunError::Internal("an output of another size"))
+        };
+        plan.outputs.iter().zip(buffers).map(tensor).collect()
+    }
+
+    fn make_outputs(&mut self) -> Result<(), RunError> {
+        let plan = self.model.plan();
+        let make = |(name, slot): &(Arc<str>, SlotId)| {
+            Buffer::zeroed(&self.budget, plan.slot_bytes(*slot), &format!("the output {name:?}"))
+        };
+        self.outputs = plan.outputs.iter().map(make).collect::<Result<_, _>>()?;
+        self.point();
+        Ok(())
+    }
+
+    /// Rebuilds the slot table and the launches' arguments.
+    fn point(&mut self) {
+        let plan = self.model.plan();
+        self.slots.clear();
+        for (id, slot) in plan.slots.iter() {
+            let pointer = if plan.slot_bytes(id) == 0 {
+                self.nothing.as_mut_ptr()
+            } else {
+                match slot.place {
+                    // Kernels never write to weights: the verifier rejects a plan in which one would.
+                    Place::Weights(at) => self.model.weights(at..at + plan.slot_bytes(id)).as_ptr().cast_mut(),
+                    Place::Input(n) => match self.inputs.get(n) {
+                        Some(Loan::Shared(tensor)) => tensor.bytes().as_ptr().cast_mut(),
+                        Some(Loan::Copied(buffer)) => buffer.as_ptr().cast_mut(),
+                        Some(Loan::Nothing) | None => self.nothing.as_mut_ptr(),
+                    },
+                    Place::Output(n) => match self.outputs.get_mut(n) {
+                        Some(buffer) => buffer.as_mut_ptr(),
+                        None => self.nothing.as_mut_ptr(),
+                    },
+                    // The verifier has checked that the slot ends inside the arena.
+                    Place::Arena(at) => self.arena.as_mut_ptr().wrapping_add(at as usize),
+                    Place::Host => self.nothing.as_mut_ptr(),
+                }
+            };
+            self.slots.push(pointer);
+        }
+        self.arguments.clear();
+        for step in &plan.steps {
+            if let Step::Launch { arguments, .. } = step {
+                self.arguments.extend(arguments.iter().map(|slot| self.slots[slot.index()]));
+            }
+        }
+    }
+
+    fn launch(&mut self, step: usize, kernel: usize) -> Result<(), RunError> {
+        let Some(Some(launch)) = self.launches.get(step) else {
+            return Err(RunError::Internal("a launch that was not resolved"));
+        };
+        let arguments = Arguments(self.arguments.as_ptr().wrapping_add(launch.first));
+        let code = launch.kernel;
+        let done = self.pool.run(launch.programs, launch.grain, &|lo, hi, _| {
+            let (dims, scratch) = (std::ptr::dangling::<i64>(), std::ptr::null_mut());
+            // SAFETY: the code is a kernel of this model, which the context keeps loaded. Its arguments are the slots
+            // that the plan gives it, each of the size that the kernel was compiled for; the verifier has checked that
+            // they lie in their sections, and that those written overlap no other live slot. Programs of one launch
+            // write disjoint elements. No kernel of a plan with constant dims reads `dims`, and none uses scratch.
+            unsafe { code(arguments.get(), dims, lo as i64, hi as i64, scratch) }
+        });
+        match done {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let kernel = self.model.plan().kernels.get(kernel);
+                let name = kernel.map(|k| k.name.clone()).unwrap_or_default();
+                let origin = kernel.map(|k| k.origin.clone()).unwrap_or_default();
+                Err(match error {
+                    pool::RunError::Status(status) => RunError::Kernel { kernel: name, origin, status },
+                    pool::RunError::Panicked => RunError::Panicked { kernel: name },
+                })
+            }
+        }
+    }
+
+    fn slot(&self, slot: SlotId) -> Result<(&Slot, u64), RunError> {
+        let plan = self.model.plan();
+        let found = plan.slots.get(slot).ok_or(RunError::Internal("a slot that is not there"))?;
+        Ok((found, plan.slot_bytes(slot)))
+    }
+
+    /// A slot as a tensor: shared where it is a weight or an input, else copied.
+    fn read(&self, id: SlotId) -> Result<Tensor, RunError> {
+        let internal = RunError::Internal("a slot does not hold what its type says");
+        let (slot, bytes) = self.slot(id)?;
+        if slot.ty.dtype == DType::Str {
+            return self.strings[id.index()].clone().ok_or(internal);
+        }
+        if let Place::Weights(at) = slot.place {
+            return self.model.weight(id, at).ok_or(internal);
+        }
+        if let Place::Input(n) = slot.place
+            && let Some(Loan::Shared(tensor)) = self.inputs.get(n)
+        {
+            return Ok(tensor.clone());
+        }
+        // SAFETY: the slot has that many initialised bytes (buffers start as zeros), and nothing writes to it while
+        // the reference is live, which ends with this statement.
+        let copy = unsafe { std::slice::from_raw_parts(self.slots[id.index()], bytes as usize) }.to_vec();
+        let shape = slot.ty.shape().ok_or(RunError::Internal("a slot without a shape"))?;
+        Tensor::new(slot.ty.dtype, shape, copy).map_err(|_| internal)
+    }
+
+    fn write(&mut self, id: SlotId, tensor: Tensor, origin: &Origin) -> Result<(), RunError> {
+        let (slot, bytes) = self.slot(id)?;
+        let found = TensorType::of(tensor.dtype(), tensor.shape());
+        if slot.ty != found {
+            let (expected, found) = (slot.ty.to_string(), found.to_string());
+            return Err(RunError::HostResult { origin: origin.clone(), expected, found });
+        }
+        if found.dtype == DType::Str {
+            self.strings[id.index()] = Some(tensor);
+            return Ok(());
+        }
+        if tensor.bytes().len() as u64 != bytes {
+            return Err(RunError::Internal("a tensor of another size than its type"));
+        }
+        // SAFETY: the slot has that many bytes, the tensor owns others (operands were copied or are constant), and
+        // nothing else refers to the slot.
+        unsafe { std::ptr::copy_nonoverlapping(tensor.bytes().as_ptr(), self.slots[id.index()], bytes as usize) };
+        Ok(())
+    }
+
+    fn copy(&mut self, from: SlotId, to: SlotId) {
+        self.strings[to.index()] = self.strings[from.index()].clone();
+        let bytes = self.model.plan().slot_bytes(from) as usize;
+        // SAFETY: the verifier has checked that both slots are of one type and inside their sections.
+        unsafe { std::ptr::copy(self.slots[from.index()], self.slots[to.index()], bytes) };
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Context({:?}, {} threads)", self.model.plan().name, self.pool.threads())
+    }
+}
+
+/// A buffer that a tensor owns.
+struct Owned(Buffer);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
