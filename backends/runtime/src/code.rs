@@ -15,13 +15,8 @@ use memmap2::{Mmap, MmapMut};
 /// - `scratch`: the thread's private scratch memory, of the size the plan states.
 ///
 /// Returns 0, or a status that names the rule that the data broke.
-pub type KernelFn = unsafe extern "C" fn(
-    args: *const *mut u8,
-    dims: *const i64,
-    lo: i64,
-    hi: i64,
-    scratch: *mut u8,
-) -> u32;
+pub type KernelFn =
+    unsafe extern "C" fn(args: *const *mut u8, dims: *const i64, lo: i64, hi: i64, scratch: *mut u8) -> u32;
 
 /// Why machine code could not be made executable.
 #[derive(Debug, thiserror::Error)]
@@ -36,9 +31,7 @@ pub enum CodeError {
         source: std::io::Error,
     },
     /// A function does not lie in the code.
-    #[error(
-        "a kernel at offset {offset} with {bytes} bytes is outside the {available} bytes of machine code"
-    )]
+    #[error("a kernel at offset {offset} with {bytes} bytes is outside the {available} bytes of machine code")]
     Outside {
         /// Start of the function.
         offset: u64,
@@ -77,10 +70,7 @@ impl Code {
         if code.is_empty() {
             return Ok(Self { pages: None });
         }
-        let refused = |source| CodeError::Map {
-            bytes: code.len(),
-            source,
-        };
+        let refused = |source| CodeError::Map { bytes: code.len(), source };
         let mut pages = MmapMut::map_anon(code.len()).map_err(refused)?;
         pages.copy_from_slice(code);
         // One `mprotect` from read-write to read-execute.
@@ -109,22 +99,12 @@ impl Code {
     /// [`CodeError::Outside`] or [`CodeError::Misaligned`] if no function can be there.
     pub unsafe fn kernel(&self, offset: u64, bytes: u64) -> Result<KernelFn, CodeError> {
         let available = self.len() as u64;
-        let inside = bytes > 0
-            && offset
-                .checked_add(bytes)
-                .is_some_and(|end| end <= available);
+        let inside = bytes > 0 && offset.checked_add(bytes).is_some_and(|end| end <= available);
         let (Some(pages), true) = (&self.pages, inside) else {
-            return Err(CodeError::Outside {
-                offset,
-                bytes,
-                available,
-            });
+            return Err(CodeError::Outside { offset, bytes, available });
         };
         if !offset.is_multiple_of(INSTRUCTION_ALIGNMENT) {
-            return Err(CodeError::Misaligned {
-                offset,
-                alignment: INSTRUCTION_ALIGNMENT,
-            });
+            return Err(CodeError::Misaligned { offset, alignment: INSTRUCTION_ALIGNMENT });
         }
         // SAFETY: `offset` is inside the mapping, which was just checked, and fits `usize` with it.
         let entry = unsafe { pages.as_ptr().add(offset as usize) };
@@ -193,13 +173,7 @@ mod tests {
         // SAFETY: the bytes at 4096 are the kernel above, and `code` lives to the end of the test.
         let status = unsafe {
             let kernel = code.kernel(4096, DIFFERENCE.len() as u64).unwrap();
-            kernel(
-                std::ptr::null(),
-                std::ptr::null(),
-                3,
-                45,
-                std::ptr::null_mut(),
-            )
+            kernel(std::ptr::null(), std::ptr::null(), 3, 45, std::ptr::null_mut())
         };
         assert_eq!(status, 42);
     }
@@ -207,20 +181,10 @@ mod tests {
     #[test]
     fn functions_outside_the_code_are_refused() {
         let code = Code::new(&[0xc3; 64]).unwrap();
-        for (offset, bytes) in [
-            (0, 65),
-            (64, 1),
-            (64, 0),
-            (0, 0),
-            (u64::MAX, 2),
-            (1, u64::MAX),
-        ] {
+        for (offset, bytes) in [(0, 65), (64, 1), (64, 0), (0, 0), (u64::MAX, 2), (1, u64::MAX)] {
             // SAFETY: nothing is called.
             let answer = unsafe { code.kernel(offset, bytes) };
-            assert!(
-                matches!(answer, Err(CodeError::Outside { .. })),
-                "{offset} {bytes}"
-            );
+            assert!(matches!(answer, Err(CodeError::Outside { .. })), "{offset} {bytes}");
         }
         let empty = Code::new(&[]).unwrap();
         assert!(empty.is_empty());

@@ -51,10 +51,7 @@ impl FromStr for CpuLevel {
     type Err = UnknownLevel;
 
     fn from_str(name: &str) -> Result<Self, UnknownLevel> {
-        Self::ALL
-            .into_iter()
-            .find(|level| level.name() == name)
-            .ok_or_else(|| UnknownLevel(name.to_string()))
+        Self::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| UnknownLevel(name.to_string()))
     }
 }
 
@@ -69,19 +66,14 @@ impl Machine {
     /// the tile registers, which holds for the whole process from then on.
     pub fn detect() -> Self {
         // The levels are nested, so the first one that is missing ends the list.
-        let highest = CpuLevel::ALL
-            .into_iter()
-            .take_while(|level| detect::has(*level))
-            .last();
+        let highest = CpuLevel::ALL.into_iter().take_while(|level| detect::has(*level)).last();
         Self { highest }
     }
 
     /// This machine as if it had nothing above `ceiling`: how tests and `--cpu` choose less than
     /// the best.
     pub fn capped(self, ceiling: CpuLevel) -> Self {
-        Self {
-            highest: self.highest.map(|highest| highest.min(ceiling)),
-        }
+        Self { highest: self.highest.map(|highest| highest.min(ceiling)) }
     }
 
     /// The highest level, if the machine runs any.
@@ -96,17 +88,12 @@ impl Machine {
 
     /// The supported levels in ascending order.
     pub fn levels(self) -> impl Iterator<Item = CpuLevel> {
-        CpuLevel::ALL
-            .into_iter()
-            .filter(move |level| self.supports(*level))
+        CpuLevel::ALL.into_iter().filter(move |level| self.supports(*level))
     }
 
     /// The best of the `available` levels that runs here.
     pub fn choose(self, available: impl IntoIterator<Item = CpuLevel>) -> Option<CpuLevel> {
-        available
-            .into_iter()
-            .filter(|level| self.supports(*level))
-            .max()
+        available.into_iter().filter(|level| self.supports(*level)).max()
     }
 }
 
@@ -118,9 +105,7 @@ mod detect {
     /// Whether this machine has what `level` adds to the level below it.
     pub fn has(level: CpuLevel) -> bool {
         match level {
-            CpuLevel::Portable => {
-                has_feature!("ssse3") && has_feature!("sse4.1") && has_feature!("sse4.2")
-            }
+            CpuLevel::Portable => has_feature!("ssse3") && has_feature!("sse4.1") && has_feature!("sse4.2"),
             // These macros include the check that the system saves the wide registers.
             CpuLevel::X86_64V3 => {
                 has_feature!("avx")
@@ -140,10 +125,7 @@ mod detect {
                     && has_feature!("avx512vl")
             }
             CpuLevel::Amx => {
-                has_feature!("avx512vnni")
-                    && has_feature!("avx512bf16")
-                    && cpu_has_tiles()
-                    && system_allows_tiles()
+                has_feature!("avx512vnni") && has_feature!("avx512bf16") && cpu_has_tiles() && system_allows_tiles()
             }
         }
     }
@@ -163,13 +145,7 @@ mod detect {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: this request takes no pointers and only adds a permission to the process.
-        let answer = unsafe {
-            libc::syscall(
-                libc::SYS_arch_prctl,
-                ARCH_REQ_XCOMP_PERM,
-                XFEATURE_XTILEDATA,
-            )
-        };
+        let answer = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
         answer == 0
     }
 
@@ -214,14 +190,8 @@ mod tests {
 
     #[test]
     fn a_cap_lowers_the_choice_and_never_raises_it() {
-        let machine = Machine {
-            highest: Some(CpuLevel::X86_64V4),
-        };
-        assert_eq!(
-            machine.levels().collect::<Vec<_>>(),
-            &CpuLevel::ALL[..3],
-            "ascending, up to the highest"
-        );
+        let machine = Machine { highest: Some(CpuLevel::X86_64V4) };
+        assert_eq!(machine.levels().collect::<Vec<_>>(), &CpuLevel::ALL[..3], "ascending, up to the highest");
         let all = CpuLevel::ALL;
         assert_eq!(machine.choose(all), Some(CpuLevel::X86_64V4));
         assert_eq!(machine.capped(CpuLevel::Amx), machine);
@@ -237,10 +207,7 @@ mod tests {
         let machine = Machine::detect();
         #[cfg(target_arch = "x86_64")]
         {
-            assert_eq!(
-                machine.supports(CpuLevel::Portable),
-                std::arch::is_x86_feature_detected!("sse4.2")
-            );
+            assert_eq!(machine.supports(CpuLevel::Portable), std::arch::is_x86_feature_detected!("sse4.2"));
             if machine.supports(CpuLevel::X86_64V3) {
                 assert!(std::arch::is_x86_feature_detected!("fma"));
             }

@@ -2,12 +2,13 @@
 //!
 //! Nothing here decides anything about a model: every decision is in the artifact. The parts are
 //! the container file ([`artifact`]), executable memory ([`code`]), the CPU levels of the machine
-//! ([`cpu`]), the execution of plans ([`engine`]), budgeted buffers ([`memory`]) and the fork-join
+//! ([`cpu`]), the execution of plans ([`engine`]), mapped files ([`file`](mod@file)), budgeted buffers ([`memory`]) and the fork-join
 //! thread pool ([`pool`]).
 
 pub mod artifact;
 pub mod code;
 pub mod cpu;
 pub mod engine;
+pub mod file;
 pub mod memory;
 pub mod pool;

@@ -25,9 +25,7 @@ const MAPPED_FROM_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
     /// The request would exceed the limit.
-    #[error(
-        "{what} needs {needed} bytes, but only {available} of the memory limit of {limit} bytes are left"
-    )]
+    #[error("{what} needs {needed} bytes, but only {available} of the memory limit of {limit} bytes are left")]
     OverBudget {
         /// What the memory was for.
         what: String,
@@ -69,11 +67,7 @@ pub struct Budget(Arc<Account>);
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Account {
-            limit,
-            used: AtomicU64::new(0),
-            peak: AtomicU64::new(0),
-        }))
+        Self(Arc::new(Account { limit, used: AtomicU64::new(0), peak: AtomicU64::new(0) }))
     }
 
     /// A budget that refuses nothing but still counts.
@@ -103,19 +97,13 @@ impl Budget {
     /// [`MemoryError::OverBudget`] if the limit would be exceeded; nothing is charged then.
     pub fn reserve(&self, bytes: u64, what: &str) -> Result<Reservation, MemoryError> {
         let account = &self.0;
-        let charged = account
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes)
-                    .filter(|total| *total <= account.limit)
-            });
+        let charged = account.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|total| *total <= account.limit)
+        });
         match charged {
             Ok(before) => {
                 account.peak.fetch_max(before + bytes, Ordering::Relaxed);
-                Ok(Reservation {
-                    budget: self.clone(),
-                    bytes,
-                })
+                Ok(Reservation { budget: self.clone(), bytes })
             }
             Err(used) => Err(MemoryError::OverBudget {
                 what: what.to_string(),
@@ -175,10 +163,7 @@ impl Buffer {
     /// [`MemoryError::OutOfMemory`] if the system refuses.
     pub fn zeroed(budget: &Budget, bytes: u64, what: &str) -> Result<Self, MemoryError> {
         let charge = budget.reserve(bytes, what)?;
-        let refused = || MemoryError::OutOfMemory {
-            what: what.to_string(),
-            needed: bytes,
-        };
+        let refused = || MemoryError::OutOfMemory { what: what.to_string(), needed: bytes };
         let size = usize::try_from(bytes).map_err(|_| refused())?;
         let storage = if size == 0 {
             Storage::Empty
@@ -195,11 +180,7 @@ impl Buffer {
             }
             Storage::Mapped(MmapMut::map_anon(size).map_err(|_| refused())?)
         };
-        Ok(Self {
-            storage,
-            bytes: size,
-            _charge: charge,
-        })
+        Ok(Self { storage, bytes: size, _charge: charge })
     }
 
     /// Allocates a buffer that holds a copy of `source`.
@@ -279,17 +260,7 @@ mod tests {
     #[test]
     fn buffers_are_aligned_zeroed_and_charged() {
         let budget = Budget::new(10 << 20);
-        for bytes in [
-            0usize,
-            1,
-            63,
-            64,
-            65,
-            4096,
-            MAPPED_FROM_BYTES - 1,
-            MAPPED_FROM_BYTES,
-            3 << 20,
-        ] {
+        for bytes in [0usize, 1, 63, 64, 65, 4096, MAPPED_FROM_BYTES - 1, MAPPED_FROM_BYTES, 3 << 20] {
             let mut buffer = Buffer::zeroed(&budget, bytes as u64, "a test").unwrap();
             assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
             assert_eq!(buffer.len(), bytes);

@@ -183,10 +183,7 @@ impl Shared {
         let state = || mailbox.state.load(Ordering::Acquire);
         if !spin_until(self.spin, || state() != IDLE) {
             // Fails only if a message has just come, and then there is no reason to sleep.
-            let _ =
-                mailbox
-                    .state
-                    .compare_exchange(IDLE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
+            let _ = mailbox.state.compare_exchange(IDLE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
             while state() == ASLEEP {
                 thread::park();
             }
@@ -242,27 +239,15 @@ impl Pool {
         }
         let mailbox = || Mailbox {
             state: AtomicU32::new(IDLE),
-            order: UnsafeCell::new(Order {
-                body: None,
-                lo: 0,
-                hi: 0,
-                outcome: Outcome::Status(0),
-            }),
+            order: UnsafeCell::new(Order { body: None, lo: 0, hi: 0, outcome: Outcome::Status(0) }),
         };
         // With more threads than cores a spinning thread keeps a working one off its core.
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let spin = if threads > cores {
-            Duration::ZERO
-        } else {
-            SPIN
-        };
+        let spin = if threads > cores { Duration::ZERO } else { SPIN };
         let mut pool = Self {
             shared: Arc::new(Shared {
                 mailboxes: (1..threads).map(|_| mailbox()).collect(),
-                pending: Pending {
-                    count: AtomicUsize::new(0),
-                    caller: UnsafeCell::new(None),
-                },
+                pending: Pending { count: AtomicUsize::new(0), caller: UnsafeCell::new(None) },
                 spin,
             }),
             workers: Vec::with_capacity(threads - 1),
@@ -305,27 +290,18 @@ impl Pool {
         // SAFETY: only the lifetime changes. The pointer is not followed after this function
         // returns: each worker that gets it is counted in `pending`, and both this function and
         // its unwinding are past `wait_for_workers`, because `Outcome::of` catches panics.
-        let erased: *const Body<'static> =
-            unsafe { std::mem::transmute::<&Body<'_>, &Body<'static>>(body) };
+        let erased: *const Body<'static> = unsafe { std::mem::transmute::<&Body<'_>, &Body<'static>>(body) };
         // SAFETY: no worker runs, because the last run waited for all of them and `&mut self`
         // excludes a second run.
         unsafe { *self.shared.pending.caller.get() = Some(thread::current()) };
-        self.shared
-            .pending
-            .count
-            .store(split.chunks - 1, Ordering::Release);
+        self.shared.pending.count.store(split.chunks - 1, Ordering::Release);
         for ((mailbox, worker), chunk) in others() {
             let Some((lo, hi)) = split.range(chunk) else {
                 break;
             };
             // SAFETY: the worker is idle or asleep, so the order is the caller's.
             unsafe {
-                *mailbox.order.get() = Order {
-                    body: Some(erased),
-                    lo,
-                    hi,
-                    outcome: Outcome::Status(0),
-                };
+                *mailbox.order.get() = Order { body: Some(erased), lo, hi, outcome: Outcome::Status(0) };
             }
             if mailbox.state.swap(WORK, Ordering::AcqRel) == ASLEEP {
                 worker.thread().unpark();
@@ -384,13 +360,7 @@ impl Split {
         // At most `threads`, so it fits.
         let chunks = grains.min(threads as u64) as usize;
         let divisor = (chunks as u64).max(1);
-        Self {
-            programs,
-            grain,
-            each: grains / divisor,
-            extra: grains % divisor,
-            chunks,
-        }
+        Self { programs, grain, each: grains / divisor, extra: grains % divisor, chunks }
     }
 
     /// The programs of a chunk; `None` for those that have none.
@@ -496,20 +466,10 @@ mod tests {
     fn the_lowest_failure_wins_and_the_pool_survives() {
         let mut pool = Pool::new(4).unwrap();
         let failing_at = |at: &'static [u64]| {
-            move |lo: u64, hi: u64, _: usize| {
-                at.iter()
-                    .find(|x| (lo..hi).contains(x))
-                    .map_or(0, |x| *x as u32)
-            }
+            move |lo: u64, hi: u64, _: usize| at.iter().find(|x| (lo..hi).contains(x)).map_or(0, |x| *x as u32)
         };
-        assert_eq!(
-            pool.run(100, 1, &failing_at(&[30, 99])),
-            Err(RunError::Status(30))
-        );
-        assert_eq!(
-            pool.run(100, 1, &failing_at(&[99])),
-            Err(RunError::Status(99))
-        );
+        assert_eq!(pool.run(100, 1, &failing_at(&[30, 99])), Err(RunError::Status(30)));
+        assert_eq!(pool.run(100, 1, &failing_at(&[99])), Err(RunError::Status(99)));
         assert_eq!(pool.run(100, 1, &failing_at(&[])), Ok(()));
     }
 
@@ -546,17 +506,13 @@ mod tests {
         let mut pool = Pool::new(1).unwrap();
         assert!(pool.workers.is_empty());
         let here = thread::current().id();
-        pool.run(5, 1, &|_, _, _| u32::from(thread::current().id() != here))
-            .unwrap();
+        pool.run(5, 1, &|_, _, _| u32::from(thread::current().id() != here)).unwrap();
     }
 
     #[test]
     fn thread_counts_are_checked() {
         assert!(matches!(Pool::new(0), Err(PoolError::Threads(0))));
-        assert!(matches!(
-            Pool::new(MAX_THREADS + 1),
-            Err(PoolError::Threads(_))
-        ));
+        assert!(matches!(Pool::new(MAX_THREADS + 1), Err(PoolError::Threads(_))));
     }
 
     /// Stopping and continuing a process halts all its threads at arbitrary points.

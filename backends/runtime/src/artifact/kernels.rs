@@ -1,7 +1,7 @@
 //! Where each kernel lies in a code section.
 //!
 //! Invariant: entry `n` is kernel `n` of the plan, for every CPU level, and every entry lies
-//! inside the code. The text form has one line per kernel: `name offset bytes emitter`.
+//! inside the code. The text form has one line per kernel: `name offset bytes programs grain emitter`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +15,10 @@ pub struct KernelEntry {
     pub offset: u64,
     /// Its size in bytes.
     pub bytes: u64,
+    /// How many programs its grid has.
+    pub programs: u64,
+    /// The fewest programs that are worth a thread of their own.
+    pub grain: u64,
     /// The emitter that made it, for reports; no white space.
     pub emitter: String,
 }
@@ -26,8 +30,8 @@ pub struct KernelTable(pub Vec<KernelEntry>);
 /// Why a text is no kernel table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KernelTableError {
-    /// A line is not `name offset bytes emitter`.
-    #[error("line {0} of the kernel table is not `name offset bytes emitter`")]
+    /// A line is not `name offset bytes programs grain emitter`.
+    #[error("line {0} of the kernel table is not `name offset bytes programs grain emitter`")]
     Line(usize),
     /// A kernel does not lie inside the code.
     #[error("kernel {name} lies outside the {code_bytes} bytes of machine code")]
@@ -51,10 +55,7 @@ impl KernelTable {
         };
         match self.0.iter().find(|entry| !inside(entry)) {
             None => Ok(()),
-            Some(entry) => Err(KernelTableError::Outside {
-                name: entry.name.clone(),
-                code_bytes,
-            }),
+            Some(entry) => Err(KernelTableError::Outside { name: entry.name.clone(), code_bytes }),
         }
     }
 }
@@ -62,13 +63,8 @@ impl KernelTable {
 impl fmt::Display for KernelTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for entry in &self.0 {
-            let KernelEntry {
-                name,
-                offset,
-                bytes,
-                emitter,
-            } = entry;
-            writeln!(f, "{name} {offset} {bytes} {emitter}")?;
+            let KernelEntry { name, offset, bytes, programs, grain, emitter } = entry;
+            writeln!(f, "{name} {offset} {bytes} {programs} {grain} {emitter}")?;
         }
         Ok(())
     }
@@ -84,6 +80,8 @@ impl FromStr for KernelTable {
                 name: words.next().filter(|name| !name.is_empty())?.to_string(),
                 offset: words.next()?.parse().ok()?,
                 bytes: words.next()?.parse().ok()?,
+                programs: words.next()?.parse().ok()?,
+                grain: words.next()?.parse().ok()?,
                 emitter: words.next()?.to_string(),
             };
             words.next().is_none().then_some(entry)
@@ -102,29 +100,16 @@ mod tests {
 
     #[test]
     fn tables_round_trip_and_are_checked() {
-        let text = "k0 0 128 cranelift\nk1 128 64 wide\n";
+        let text = "k0 0 128 7 1 cranelift\nk1 128 64 1 2 wide\n";
         let table: KernelTable = text.parse().unwrap();
         assert_eq!(table.to_string(), text);
         assert_eq!(table.check(192), Ok(()));
-        assert_eq!(
-            table.check(191).unwrap_err().to_string(),
-            "kernel k1 lies outside the 191 bytes of machine code"
-        );
-        for bad in [
-            "k0 0 128",
-            "k0 0 128 cranelift x",
-            "k0 -1 4 c",
-            "",
-            " 0 1 c",
-        ] {
-            let text = format!("k 0 1 c\n{bad}\n");
-            assert_eq!(
-                text.parse::<KernelTable>(),
-                Err(KernelTableError::Line(2)),
-                "{bad:?}"
-            );
+        assert_eq!(table.check(191).unwrap_err().to_string(), "kernel k1 lies outside the 191 bytes of machine code");
+        for bad in ["k0 0 128 1 1", "k0 0 128 1 1 cranelift x", "k0 -1 4 1 1 c", "", " 0 1 1 1 c"] {
+            let text = format!("k 0 1 1 1 c\n{bad}\n");
+            assert_eq!(text.parse::<KernelTable>(), Err(KernelTableError::Line(2)), "{bad:?}");
         }
-        let huge: KernelTable = format!("k {} 2 c\n", u64::MAX).parse().unwrap();
+        let huge: KernelTable = format!("k {} 2 1 1 c\n", u64::MAX).parse().unwrap();
         assert!(huge.check(u64::MAX).is_err());
     }
 }

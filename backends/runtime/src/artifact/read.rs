@@ -14,8 +14,8 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::{
-    FORMAT_VERSION, HASH_DIGITS, HASH_KEY, LENGTH_BYTES, MAX_HEADER_BYTES, PAD, PREFIX,
-    SECTION_ALIGNMENT, WEIGHTS, describe, header_hash, is_artifact,
+    FORMAT_VERSION, HASH_DIGITS, HASH_KEY, LENGTH_BYTES, MAX_HEADER_BYTES, PAD, PREFIX, SECTION_ALIGNMENT, WEIGHTS,
+    describe, header_hash, is_artifact,
 };
 use crate::cpu::CpuLevel;
 use crate::memory::Buffer;
@@ -30,9 +30,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self {
-            verify_weights: true,
-        }
+        Self { verify_weights: true }
     }
 }
 
@@ -55,9 +53,7 @@ pub enum ArtifactError {
         path: PathBuf,
     },
     /// The file is of another kind.
-    #[error(
-        "this is no Kiln artifact but looks like {looks_like}; `kiln compile` makes an artifact from a model"
-    )]
+    #[error("this is no Kiln artifact but looks like {looks_like}; `kiln compile` makes an artifact from a model")]
     NotAnArtifact {
         /// What it looks like instead.
         looks_like: &'static str,
@@ -138,15 +134,10 @@ impl Artifact {
     /// # Errors
     /// See [`ArtifactError`].
     pub fn open(path: &Path, options: &LoadOptions) -> Result<Self, ArtifactError> {
-        let io = |source| ArtifactError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
+        let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
         // Asked before opening, because opening a pipe would wait for its other end.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(ArtifactError::NotAFile {
-                path: path.to_path_buf(),
-            });
+            return Err(ArtifactError::NotAFile { path: path.to_path_buf() });
         }
         let file = File::open(path).map_err(io)?;
         // SAFETY: the mapping is read-only and private. Rust's rule that the bytes do not change
@@ -200,9 +191,7 @@ impl Artifact {
         let section = self.contents.sections.get(name);
         section
             .and_then(|section| self.bytes.as_slice().get(section.range.clone()))
-            .ok_or_else(|| ArtifactError::Missing {
-                name: name.to_string(),
-            })
+            .ok_or_else(|| ArtifactError::Missing { name: name.to_string() })
     }
 
     /// A section that holds text.
@@ -210,9 +199,7 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError::Missing`] or [`ArtifactError::NotText`].
     pub fn text(&self, name: &str) -> Result<&str, ArtifactError> {
-        std::str::from_utf8(self.section(name)?).map_err(|_| ArtifactError::NotText {
-            name: name.to_string(),
-        })
+        std::str::from_utf8(self.section(name)?).map_err(|_| ArtifactError::NotText { name: name.to_string() })
     }
 
     /// The CPU levels there is code for, in ascending order.
@@ -241,9 +228,7 @@ struct Contents {
 }
 
 fn damaged(section: &str) -> ArtifactError {
-    ArtifactError::Damaged {
-        section: section.to_string(),
-    }
+    ArtifactError::Damaged { section: section.to_string() }
 }
 
 fn invalid(why: impl ToString) -> ArtifactError {
@@ -254,9 +239,7 @@ impl Contents {
     /// Reads the header, after its hash was checked, and places the sections.
     fn parse(file: &[u8]) -> Result<Self, ArtifactError> {
         if !is_artifact(file) {
-            return Err(ArtifactError::NotAnArtifact {
-                looks_like: describe(file),
-            });
+            return Err(ArtifactError::NotAnArtifact { looks_like: describe(file) });
         }
         let damaged_header = || damaged("header");
         // The version comes first: everything after it may differ in another format.
@@ -270,10 +253,7 @@ impl Contents {
             .and_then(|digits| digits.parse::<u32>().ok())
             .ok_or_else(damaged_header)?;
         if version > FORMAT_VERSION {
-            return Err(ArtifactError::Newer {
-                found: version,
-                supported: FORMAT_VERSION,
-            });
+            return Err(ArtifactError::Newer { found: version, supported: FORMAT_VERSION });
         }
         let header_bytes = file
             .first_chunk::<LENGTH_BYTES>()
@@ -281,13 +261,8 @@ impl Contents {
             .filter(|length| *length <= MAX_HEADER_BYTES)
             .ok_or_else(damaged_header)?;
         let data_start = LENGTH_BYTES + header_bytes as usize;
-        let truncated = |expected: u64| ArtifactError::Truncated {
-            found: file.len() as u64,
-            expected,
-        };
-        let front = file
-            .get(..data_start)
-            .ok_or_else(|| truncated(data_start as u64))?;
+        let truncated = |expected: u64| ArtifactError::Truncated { found: file.len() as u64, expected };
+        let front = file.get(..data_start).ok_or_else(|| truncated(data_start as u64))?;
         let hash_start = hash_key + HASH_KEY.len();
         let hash_digits = hash_start..hash_start + HASH_DIGITS;
         let stored = front
@@ -307,16 +282,13 @@ impl Contents {
         if !(data_start as u64).is_multiple_of(SECTION_ALIGNMENT) {
             return Err(invalid("the data is not aligned"));
         }
-        let expected = data_start
-            .checked_add(parsed.data_len())
-            .ok_or_else(|| invalid("the sections are too large"))?;
+        let expected =
+            data_start.checked_add(parsed.data_len()).ok_or_else(|| invalid("the sections are too large"))?;
         if file.len() < expected {
             return Err(truncated(expected as u64));
         }
         if file.len() > expected {
-            return Err(ArtifactError::TooLong {
-                extra: (file.len() - expected) as u64,
-            });
+            return Err(ArtifactError::TooLong { extra: (file.len() - expected) as u64 });
         }
         let no_metadata = HashMap::new();
         let metadata = parsed.metadata().as_ref().unwrap_or(&no_metadata);

@@ -4,9 +4,7 @@ use super::{LENGTH_BYTES, PREFIX};
 
 /// Whether a file that starts like this claims to be an artifact. 64 bytes are enough to tell.
 pub fn is_artifact(start: &[u8]) -> bool {
-    start
-        .get(LENGTH_BYTES..)
-        .is_some_and(|header| header.starts_with(PREFIX))
+    start.get(LENGTH_BYTES..).is_some_and(|header| header.starts_with(PREFIX))
 }
 
 /// What the file looks like, as a phrase for a message ("a GGUF file").
@@ -14,17 +12,11 @@ pub fn describe(start: &[u8]) -> &'static str {
     const MAGICS: &[(&[u8], &str)] = &[
         (b"GGUF", "a GGUF file"),
         (b"\x7fELF", "an ELF program or library"),
-        (
-            b"PK\x03\x04",
-            "a ZIP archive, such as a .npz or PyTorch file",
-        ),
+        (b"PK\x03\x04", "a ZIP archive, such as a .npz or PyTorch file"),
         (b"\x1f\x8b", "a gzip file"),
         (b"\x93NUMPY", "a .npy array"),
         (b"\x89HDF", "an HDF5 file"),
-        (
-            b"version https://git-lfs",
-            "a Git LFS pointer instead of the file itself",
-        ),
+        (b"version https://git-lfs", "a Git LFS pointer instead of the file itself"),
         (b"<!DOCTYPE", "an HTML page"),
         (b"<html", "an HTML page"),
     ];
@@ -55,10 +47,7 @@ pub fn describe(start: &[u8]) -> &'static str {
     if let [0x08, 1..=32, 0x12 | 0x1a | 0x22 | 0x3a | 0x42, ..] = start {
         return "an ONNX model";
     }
-    if start
-        .iter()
-        .all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~'))
-    {
+    if start.iter().all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~')) {
         return "a text file";
     }
     "an unknown kind of file"
@@ -75,10 +64,7 @@ mod tests {
             (b"GGUF\x03\0\0\0", "a GGUF file"),
             (b"\x08\x07\x12\x07pytorch", "an ONNX model"),
             (b"\x08\x08:\x99\x01", "an ONNX model"),
-            (
-                b"\x40\0\0\0\0\0\0\0{\"weight\":{",
-                "a safetensors file of plain weights",
-            ),
+            (b"\x40\0\0\0\0\0\0\0{\"weight\":{", "a safetensors file of plain weights"),
             (b"hello, world\n", "a text file"),
             (b"\xff\xfe\xfd", "an unknown kind of file"),
         ] {

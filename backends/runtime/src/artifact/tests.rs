@@ -52,33 +52,18 @@ fn what_is_written_is_read() {
     assert_eq!(artifact.text(PLAN).unwrap(), "plan text\n");
     assert_eq!(artifact.section(WEIGHTS).unwrap(), WEIGHT_BYTES);
     assert_eq!(artifact.section("code.amx").unwrap(), b"");
-    assert_eq!(
-        artifact.levels().collect::<Vec<_>>(),
-        [CpuLevel::Portable, CpuLevel::Amx]
-    );
+    assert_eq!(artifact.levels().collect::<Vec<_>>(), [CpuLevel::Portable, CpuLevel::Amx]);
     let listed: Vec<_> = artifact.sections().collect();
     assert_eq!(
         listed,
-        [
-            ("code.amx", 0),
-            ("code.portable", 3),
-            ("kernels.portable", 17),
-            ("plan", 10),
-            ("weights", 300)
-        ]
+        [("code.amx", 0), ("code.portable", 3), ("kernels.portable", 17), ("plan", 10), ("weights", 300)]
     );
     for (name, bytes) in listed {
         let section = artifact.section(name).unwrap();
         assert!(bytes == 0 || (section.as_ptr() as u64).is_multiple_of(SECTION_ALIGNMENT));
     }
-    assert!(matches!(
-        artifact.section(GOLDEN),
-        Err(ArtifactError::Missing { .. })
-    ));
-    assert!(matches!(
-        artifact.text(WEIGHTS),
-        Err(ArtifactError::NotText { .. })
-    ));
+    assert!(matches!(artifact.section(GOLDEN), Err(ArtifactError::Missing { .. })));
+    assert!(matches!(artifact.text(WEIGHTS), Err(ArtifactError::NotText { .. })));
 }
 
 #[test]
@@ -91,10 +76,7 @@ fn any_safetensors_reader_reads_it() {
     assert_eq!((header + 8) % 64, 0);
     let metadata = metadata.metadata().clone().unwrap();
     assert_eq!(metadata["format"], "kiln");
-    assert_eq!(
-        metadata["blake3.weights"],
-        blake3::hash(&WEIGHT_BYTES).to_string()
-    );
+    assert_eq!(metadata["blake3.weights"], blake3::hash(&WEIGHT_BYTES).to_string());
 }
 
 #[test]
@@ -130,19 +112,9 @@ fn every_truncation_is_noticed() {
         assert!(decode(&good[..length]).is_err(), "{length} bytes");
     }
     let error = decode(&good[..good.len() - 1]).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        format!(
-            "the artifact is truncated: it has {} of its {} bytes",
-            good.len() - 1,
-            good.len()
-        )
-    );
+    assert_eq!(error, format!("the artifact is truncated: it has {} of its {} bytes", good.len() - 1, good.len()));
     let longer = [&good[..], b"\0"].concat();
-    assert!(matches!(
-        decode(&longer),
-        Err(ArtifactError::TooLong { extra: 1 })
-    ));
+    assert!(matches!(decode(&longer), Err(ArtifactError::TooLong { extra: 1 })));
 }
 
 #[test]
@@ -154,9 +126,7 @@ fn damage_is_named_and_weights_may_be_trusted() {
         decode(&bytes).unwrap_err().to_string(),
         "the artifact is damaged: its weights section does not match its hash"
     );
-    let trusting = LoadOptions {
-        verify_weights: false,
-    };
+    let trusting = LoadOptions { verify_weights: false };
     let buffer = |bytes: &[u8]| Buffer::copy_of(&Budget::unlimited(), bytes, "a test").unwrap();
     assert!(Artifact::from_buffer(buffer(&bytes), &trusting).is_ok());
     // Trust ends with the weights.
@@ -173,16 +143,7 @@ fn a_newer_format_says_so() {
     let mut bytes = encode(&manifest(), sections());
     bytes[LENGTH_BYTES + PREFIX.len()] = b'2';
     let error = decode(&bytes).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ArtifactError::Newer {
-                found: 2,
-                supported: 1
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ArtifactError::Newer { found: 2, supported: 1 }), "{error}");
 }
 
 #[test]
@@ -219,21 +180,9 @@ fn forged_headers_are_errors() {
     for (metadata, tensors, data) in [
         ("", good, &b"abcd"[..]),
         (",\"blake3.x\":\"zz\"", good, b"abcd"),
-        (
-            &hashed,
-            r#","x":{"dtype":"U8","shape":[4],"data_offsets":[1,5]}"#,
-            b"abcde",
-        ),
-        (
-            &hashed,
-            r#","x":{"dtype":"U8","shape":[5],"data_offsets":[0,4]}"#,
-            b"abcd",
-        ),
-        (
-            &hashed,
-            r#","x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#,
-            b"abcd",
-        ),
+        (&hashed, r#","x":{"dtype":"U8","shape":[4],"data_offsets":[1,5]}"#, b"abcde"),
+        (&hashed, r#","x":{"dtype":"U8","shape":[5],"data_offsets":[0,4]}"#, b"abcd"),
+        (&hashed, r#","x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#, b"abcd"),
         (
             &hashed,
             r#","x":{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,18446744073709551615]}"#,
@@ -246,11 +195,7 @@ fn forged_headers_are_errors() {
             b"abcdabcd",
         ),
         // Padding that is not zero.
-        (
-            &hashed,
-            r#","pad.0":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#,
-            b"abcd",
-        ),
+        (&hashed, r#","pad.0":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#, b"abcd"),
         (&hashed, r#","x":7"#, b""),
         (&hashed, ",", b""),
     ] {
@@ -291,10 +236,7 @@ fn section_names_and_lengths_are_checked() {
         assert!(matches!(result, Err(WriteError::Name(_))), "{name:?}");
     }
     let twice = vec![Section::new("a", b"x"), Section::new("a", b"y")];
-    assert!(matches!(
-        write_to(&mut out, &manifest(), twice),
-        Err(WriteError::Name(_))
-    ));
+    assert!(matches!(write_to(&mut out, &manifest(), twice), Err(WriteError::Name(_))));
     for announced in [0, 2, 4, 99] {
         let wrong = Section::streamed("a", announced, |out| out.write_all(b"abc"));
         let error = write_to(&mut out, &manifest(), vec![wrong]).unwrap_err();
@@ -309,10 +251,8 @@ fn section_names_and_lengths_are_checked() {
 
 /// Everything that is in a folder, by name.
 fn listing(folder: &std::path::Path) -> Vec<String> {
-    let mut names: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -330,10 +270,7 @@ fn files_are_replaced_whole() {
     let weights = artifact.section(WEIGHTS).unwrap().as_ptr() as u64;
     assert!(weights.is_multiple_of(SECTION_ALIGNMENT));
     // Byte-identical to the one in memory, and to itself.
-    assert_eq!(
-        std::fs::read(&path).unwrap(),
-        encode(&manifest(), sections())
-    );
+    assert_eq!(std::fs::read(&path).unwrap(), encode(&manifest(), sections()));
     // The old mapping survives a replacement.
     write(&path, &manifest(), vec![Section::new("plan", b"other")]).unwrap();
     assert_eq!(artifact.section(WEIGHTS).unwrap(), WEIGHT_BYTES);
@@ -344,11 +281,7 @@ fn a_failure_leaves_nothing_and_keeps_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.kiln");
     std::fs::write(&path, "old").unwrap();
-    for kind in [
-        ErrorKind::StorageFull,
-        ErrorKind::PermissionDenied,
-        ErrorKind::Other,
-    ] {
+    for kind in [ErrorKind::StorageFull, ErrorKind::PermissionDenied, ErrorKind::Other] {
         let failing = Section::streamed("weights", 10, |out| {
             out.write_all(b"half")?;
             Err(io::Error::from(kind))
@@ -370,10 +303,7 @@ fn places_that_cannot_be_written_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();
-    for path in [
-        folder.path().join("missing").join("model.kiln"),
-        file.join("model.kiln"),
-    ] {
+    for path in [folder.path().join("missing").join("model.kiln"), file.join("model.kiln")] {
         let error = write(&path, &manifest(), sections()).unwrap_err();
         assert!(matches!(error, WriteError::NotWritable { .. }), "{error:?}");
     }
@@ -442,14 +372,9 @@ impl Seek for SmallDisk {
 fn a_disk_that_fills_up_never_holds_a_valid_artifact() {
     let size = encode(&manifest(), sections()).len();
     for room in (0..size).step_by(7) {
-        let mut disk = SmallDisk {
-            out: Cursor::new(Vec::new()),
-            room,
-        };
+        let mut disk = SmallDisk { out: Cursor::new(Vec::new()), room };
         let error = write_to(&mut disk, &manifest(), sections()).unwrap_err();
-        let WriteError::Io(error) = error else {
-            panic!("{error:?}")
-        };
+        let WriteError::Io(error) = error else { panic!("{error:?}") };
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         assert!(decode(disk.out.get_ref()).is_err());
     }

@@ -9,8 +9,7 @@ use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::{
-    FORMAT_VERSION, HASH_DIGITS, HASH_KEY, LENGTH_BYTES, MAX_HEADER_BYTES, PAD, PREFIX,
-    SECTION_ALIGNMENT, header_hash,
+    FORMAT_VERSION, HASH_DIGITS, HASH_KEY, LENGTH_BYTES, MAX_HEADER_BYTES, PAD, PREFIX, SECTION_ALIGNMENT, header_hash,
 };
 
 /// What an artifact says about itself besides its sections.
@@ -44,11 +43,7 @@ impl<'a> Section<'a> {
         bytes: u64,
         produce: impl FnMut(&mut dyn Write) -> io::Result<()> + 'a,
     ) -> Self {
-        Self {
-            name: name.into(),
-            bytes,
-            produce: Box::new(produce),
-        }
+        Self { name: name.into(), bytes, produce: Box::new(produce) }
     }
 }
 
@@ -108,11 +103,7 @@ pub enum WriteError {
 ///
 /// # Errors
 /// See [`WriteError`]; `path` is as it was before, and the temporary file is gone.
-pub fn write(
-    path: &Path,
-    manifest: &Manifest,
-    sections: Vec<Section<'_>>,
-) -> Result<u64, WriteError> {
+pub fn write(path: &Path, manifest: &Manifest, sections: Vec<Section<'_>>) -> Result<u64, WriteError> {
     let layout = Layout::new(manifest, sections)?;
     let bytes = layout.file_bytes;
     let named = |error: WriteError| match error {
@@ -127,9 +118,7 @@ pub fn write(
     };
     // Renaming over a device or a folder would destroy it or fail late.
     if fs::metadata(&target).is_ok_and(|found| !found.is_file()) || target.file_name().is_none() {
-        return Err(WriteError::NotAFile {
-            path: path.to_path_buf(),
-        });
+        return Err(WriteError::NotAFile { path: path.to_path_buf() });
     }
     let folder = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -146,9 +135,7 @@ pub fn write(
     layout.write(&mut out).map_err(named)?;
     out.into_inner().map_err(|error| io(error.into_error()))?;
     temporary.as_file().sync_all().map_err(io)?;
-    temporary
-        .persist(&target)
-        .map_err(|error| io(error.error))?;
+    temporary.persist(&target).map_err(|error| io(error.error))?;
     // The name itself is durable only when its folder is synced. The artifact is complete by now,
     // so file systems that cannot do this are not a failure.
     #[cfg(unix)]
@@ -179,11 +166,7 @@ fn classify(path: &Path, bytes: u64, source: io::Error) -> WriteError {
     let path = path.to_path_buf();
     match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            WriteError::NoSpace {
-                path,
-                bytes,
-                source,
-            }
+            WriteError::NoSpace { path, bytes, source }
         }
         ErrorKind::PermissionDenied
         | ErrorKind::ReadOnlyFilesystem
@@ -210,9 +193,7 @@ impl<'a> Layout<'a> {
         for (index, section) in sections.iter().enumerate() {
             let name = &section.name;
             let spelled = !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'));
+                && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'));
             let repeated = index > 0 && sections.get(index - 1).is_some_and(|x| x.name == *name);
             if !spelled || repeated || name.starts_with(PAD) || name == "__metadata__" {
                 return Err(WriteError::Name(name.clone()));
@@ -221,20 +202,11 @@ impl<'a> Layout<'a> {
         let mut end = 0u64;
         let mut placed = Vec::with_capacity(sections.len());
         for section in sections {
-            let start = end
-                .checked_next_multiple_of(SECTION_ALIGNMENT)
-                .ok_or(WriteError::TooLarge)?;
-            end = start
-                .checked_add(section.bytes)
-                .ok_or(WriteError::TooLarge)?;
+            let start = end.checked_next_multiple_of(SECTION_ALIGNMENT).ok_or(WriteError::TooLarge)?;
+            end = start.checked_add(section.bytes).ok_or(WriteError::TooLarge)?;
             placed.push((start, section));
         }
-        let mut layout = Self {
-            manifest: manifest.clone(),
-            sections: placed,
-            header_bytes: 0,
-            file_bytes: 0,
-        };
+        let mut layout = Self { manifest: manifest.clone(), sections: placed, header_bytes: 0, file_bytes: 0 };
         // Hashes have one length, so a header with made-up ones has the size of the real one.
         let unhashed = vec![blake3::Hash::from_bytes([0; 32]); layout.sections.len()];
         let used = LENGTH_BYTES as u64 + layout.header(&unhashed).len() as u64;
@@ -271,9 +243,7 @@ impl<'a> Layout<'a> {
         let mut end = 0;
         let mut tensor = |name: &str, start: u64, bytes: u64| {
             let (name, end) = (quoted(name), start + bytes);
-            header.push_str(&format!(
-                r#",{name}:{{"dtype":"U8","shape":[{bytes}],"data_offsets":[{start},{end}]}}"#
-            ));
+            header.push_str(&format!(r#",{name}:{{"dtype":"U8","shape":[{bytes}],"data_offsets":[{start},{end}]}}"#));
         };
         for (index, (start, section)) in self.sections.iter().enumerate() {
             if end < *start {
@@ -319,8 +289,7 @@ impl<'a> Layout<'a> {
         let front = self.front(&hashes)?;
         out.seek(SeekFrom::Start(start)).map_err(WriteError::Io)?;
         out.write_all(&front).map_err(WriteError::Io)?;
-        out.seek(SeekFrom::Start(start.saturating_add(self.file_bytes)))
-            .map_err(WriteError::Io)?;
+        out.seek(SeekFrom::Start(start.saturating_add(self.file_bytes))).map_err(WriteError::Io)?;
         Ok(())
     }
 }
@@ -350,24 +319,12 @@ impl<W: Write> Write for Tee<'_, W> {
     }
 }
 
-fn write_section(
-    out: &mut impl Write,
-    section: &mut Section<'_>,
-) -> Result<blake3::Hash, WriteError> {
-    let mut tee = Tee {
-        out,
-        hasher: blake3::Hasher::new(),
-        written: 0,
-        announced: section.bytes,
-    };
+fn write_section(out: &mut impl Write, section: &mut Section<'_>) -> Result<blake3::Hash, WriteError> {
+    let mut tee = Tee { out, hasher: blake3::Hasher::new(), written: 0, announced: section.bytes };
     let produced = (section.produce)(&mut tee);
     // Too much is reported as that, whatever the producer made of the error it got.
     if tee.written > tee.announced || (produced.is_ok() && tee.written < tee.announced) {
-        return Err(WriteError::Length {
-            name: section.name.clone(),
-            announced: tee.announced,
-            written: tee.written,
-        });
+        return Err(WriteError::Length { name: section.name.clone(), announced: tee.announced, written: tee.written });
     }
     produced.map_err(WriteError::Io)?;
     Ok(tee.hasher.finalize())

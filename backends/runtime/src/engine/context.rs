@@ -176,10 +176,8 @@ impl Context {
             launches.push(match step {
                 Step::Launch { kernel: n, arguments, .. } => {
                     let missing = RunError::Internal("a launch without a kernel");
-                    let (Some(code), Some(kernel)) = (loaded.kernel(*n), plan.kernels.get(*n)) else {
-                        return Err(missing);
-                    };
-                    let launch = Launch { kernel: code, programs: kernel.programs, grain: kernel.grain, first };
+                    let (code, entry) = loaded.kernel(*n).ok_or(missing)?;
+                    let launch = Launch { kernel: code, programs: entry.programs, grain: entry.grain, first };
                     first += arguments.len();
                     Some(launch)
                 }

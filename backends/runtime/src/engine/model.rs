@@ -46,6 +46,12 @@ pub enum LoadError {
     /// The code cannot be made executable.
     #[error(transparent)]
     Code(#[from] CodeError),
+    /// The code is for another architecture.
+    #[error("the artifact has code for {found}, this machine is {}", std::env::consts::ARCH)]
+    Architecture {
+        /// The architecture that it was compiled for.
+        found: String,
+    },
     /// There is no code that may be used here.
     #[error(
         "the artifact has code for {}, but {}",
@@ -112,6 +118,9 @@ impl Model {
     /// See [`LoadError`].
     pub fn new(artifact: Artifact, options: &ModelOptions) -> Result<Self, LoadError> {
         let plan = read_plan(&artifact)?;
+        if let Some(found) = artifact.options().get("arch").filter(|arch| *arch != std::env::consts::ARCH) {
+            return Err(LoadError::Architecture { found: found.clone() });
+        }
         let machine = Machine::detect();
         let asked = |level: &CpuLevel| options.levels.as_ref().is_none_or(|levels| levels.contains(level));
         let level = machine.choose(artifact.levels().filter(asked)).ok_or_else(|| LoadError::NoLevel {
@@ -166,9 +175,9 @@ impl Loaded {
         &self.plan
     }
 
-    /// The code of the plan's n-th kernel.
-    pub(super) fn kernel(&self, n: usize) -> Option<KernelFn> {
-        self.kernels.get(n).copied()
+    /// The code of the plan's n-th kernel, and what the table says of it.
+    pub(super) fn kernel(&self, n: usize) -> Option<(KernelFn, &artifact::KernelEntry)> {
+        Some((*self.kernels.get(n)?, self.table.0.get(n)?))
     }
 
     /// The bytes of the weights section in that range; empty where the range is not inside.

@@ -35,7 +35,7 @@ const FAIL: &[u8] = &[0xb8, 7, 0, 0, 0, 0xc3];
 
 fn kernel(name: &str, origin: &str) -> Kernel {
     let origin = Origin::new(origin);
-    Kernel { name: name.into(), programs: 8, grain: 1, origin, what: "map".into(), operations: 8, bytes: 64 }
+    Kernel { name: name.into(), origin, what: "map".into(), operations: 8, bytes: 64 }
 }
 
 fn slot(plan: &mut Plan, dtype: DType, dims: &[usize], place: Place) -> SlotId {
@@ -68,6 +68,8 @@ fn artifact(plan: &Plan, indices: [i64; 2], levels: &[CpuLevel]) -> Buffer {
         name: name.into(),
         offset,
         bytes: bytes.len() as u64,
+        programs: 8,
+        grain: 1,
         emitter: "hand".into(),
     };
     let mut code = DOUBLE.to_vec();
