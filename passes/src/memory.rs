@@ -81,7 +81,7 @@ mod tests {
                 }
             }
             plan.kernels.push(kiln_ir::plan::Kernel {
-                name: "k0".into(), programs: 1, grain: 1, origin: Default::default(), what: String::new(), operations: 0, bytes: 0,
+                name: "k0".into(), origin: Default::default(), what: String::new(), operations: 0, bytes: 0,
             });
             for arguments in steps {
                 let written = arguments.len();

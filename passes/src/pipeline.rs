@@ -86,22 +86,26 @@ pub struct Compiled {
     pub plan: Plan,
     /// What the weights section holds.
     pub weights: Vec<Weight>,
-    /// The kernels' tile programs, in the order of the plan's kernels.
-    pub kernels: Vec<TileProgram>,
+    /// For each target the kernels' tile programs, in the order of the plan's kernels.
+    pub kernels: Vec<Vec<TileProgram>>,
     /// Why nodes run on the host that are no host ops: node names and reason.
     pub host_reasons: Vec<(Origin, String)>,
 }
 
-/// Cuts an optimised graph into kernels and plans them. `lowers` says whether a backend can take a tile program; what it
-/// refuses runs on the host.
+/// A backend, as the scheduler sees it.
+pub struct Target<'a> {
+    /// What the cost model knows of it.
+    pub machine: Machine,
+    /// Says whether the backend can take a tile program; what one target refuses runs on the host for all of them.
+    pub lowers: &'a mut dyn FnMut(&TileProgram) -> Result<(), String>,
+}
+
+/// Cuts an optimised graph into kernels and plans them, once for all targets: the weights are stored in the layout that
+/// the first target prefers.
 ///
 /// # Errors
 /// Dims are free, or the graph is not valid.
-pub fn schedule(
-    graph: &Graph,
-    machine: &Machine,
-    lowers: &mut dyn FnMut(&TileProgram) -> Result<(), String>,
-) -> Result<Compiled, PassError> {
+pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
     let free: Vec<&str> = graph.symbols.keys().map(|s| s.name()).collect();
     let is_free = graph.values().any(|(_, v)| v.ty.shape().is_none());
@@ -138,28 +142,33 @@ pub fn schedule(
                 Work::Host(_) | Work::Alias { .. } => None,
             })
             .collect();
-        for g in &groups {
-            for (value, layout) in preferred_layouts(&graph, g, machine) {
-                graph.set_layout(value, layout);
+        if let Some(first) = targets.first() {
+            for g in &groups {
+                for (value, layout) in preferred_layouts(&graph, g, &first.machine) {
+                    graph.set_layout(value, layout);
+                }
             }
         }
-        let mut kernels = Vec::new();
+        let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
         let mut refused = false;
         for (n, g) in groups.iter().enumerate() {
-            let made = tile_program(&graph, g, &format!("k{n}"), machine).map_err(|e| e.to_string());
-            match made.and_then(|p| lowers(&p).map(|()| p)) {
-                Ok(program) => kernels.push(program),
-                Err(reason) => {
-                    refused = true;
-                    host.extend(g.nodes.iter().copied());
-                    host_reasons.push((g.origin.clone(), reason));
+            for (target, kernels) in targets.iter_mut().zip(&mut kernels) {
+                let made = tile_program(&graph, g, &format!("k{n}"), &target.machine).map_err(|e| e.to_string());
+                match made.and_then(|p| (target.lowers)(&p).map(|()| p)) {
+                    Ok(program) => kernels.push(program),
+                    Err(reason) => {
+                        refused = true;
+                        host.extend(g.nodes.iter().copied());
+                        host_reasons.push((g.origin.clone(), reason));
+                        break;
+                    }
                 }
             }
         }
         if refused {
             continue;
         }
-        let (plan, weights) = build_plan(&graph, &work, &kernels).map_err(fail)?;
+        let (plan, weights) = build_plan(&graph, &work).map_err(fail)?;
         if let Some(e) = plan.verify().into_iter().next() {
             return Err(PassError::Plan(e.to_string()));
         }

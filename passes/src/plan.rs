@@ -5,11 +5,12 @@
 use crate::group::{Group, Work};
 use crate::memory::{ALIGNMENT, plan_memory};
 use kiln_ir::dtype::DType;
+use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Definition, Graph, GraphError, Origin, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::plan::{Kernel, Place, Plan, Slot, SlotId, Step};
 use kiln_ir::tensor::Tensor;
-use kiln_ir::tile::TileProgram;
+use kiln_ir::tile::{Part, TileProgram};
 use std::collections::HashMap;
 
 /// A weight of the plan: where it goes, and what is stored there.
@@ -77,11 +78,24 @@ fn pack(tensor: &Tensor, layout: &Layout) -> Vec<u8> {
 /// Work that one thread should have at least, in operations or bytes; below it a fork costs more than it saves.
 const WORK_PER_THREAD: u64 = 30_000;
 
-/// Builds the plan of a graph that was cut into work; `programs` holds the tile program of each kernel, in order.
+/// How many programs the grid of a kernel has.
+pub fn program_count(program: &TileProgram) -> u64 {
+    let size = |e: &Expr| e.as_size().unwrap_or(0) as u64;
+    let part = |p: &Part| p.grid.iter().map(|(_, e)| size(e)).fold(1u64, u64::saturating_mul);
+    program.parts.iter().map(part).fold(0, u64::saturating_add)
+}
+
+/// The fewest programs that are worth a thread of their own.
+pub fn grain(kernel: &Kernel, programs: u64) -> u64 {
+    let each = (kernel.operations.max(kernel.bytes) / programs.max(1)).max(1);
+    WORK_PER_THREAD.div_ceil(each)
+}
+
+/// Builds the plan of a graph that was cut into work; kernels are named in its order.
 ///
 /// # Errors
 /// A value has dims that are not constant.
-pub fn build_plan(graph: &Graph, work: &[Work], programs: &[TileProgram]) -> Result<(Plan, Vec<Weight>), GraphError> {
+pub fn build_plan(graph: &Graph, work: &[Work]) -> Result<(Plan, Vec<Weight>), GraphError> {
     let mut builder = Builder {
         graph,
         plan: Plan { name: graph.name.clone(), ..Plan::default() },
@@ -110,7 +124,6 @@ pub fn build_plan(graph: &Graph, work: &[Work], programs: &[TileProgram]) -> Res
         };
         builder.plan.outputs.push((name.clone(), slot));
     }
-    let mut programs = programs.iter();
     for w in work {
         match w {
             Work::Alias { of, value } => {
@@ -128,10 +141,7 @@ pub fn build_plan(graph: &Graph, work: &[Work], programs: &[TileProgram]) -> Res
                     origin: node.origin.clone(),
                 });
             }
-            Work::Kernel(group) => {
-                let Some(program) = programs.next() else { break };
-                builder.launch(group, program)?;
-            }
+            Work::Kernel(group) => builder.launch(group)?,
         }
     }
     for (n, (_, v)) in graph.outputs.iter().enumerate() {
@@ -192,24 +202,16 @@ impl Builder<'_> {
         Ok(slot)
     }
 
-    fn launch(&mut self, group: &Group, program: &TileProgram) -> Result<(), GraphError> {
+    fn launch(&mut self, group: &Group) -> Result<(), GraphError> {
         let mut arguments: Vec<SlotId> = Vec::new();
         for &v in &group.inputs {
             arguments.push(self.slot(v)?);
         }
         arguments.push(self.slot(group.output)?);
-        let programs: u64 = program
-            .parts
-            .iter()
-            .map(|p| p.grid.iter().filter_map(|(_, e)| e.as_size()).fold(1u64, |a, d| a.saturating_mul(d as u64)))
-            .sum();
         let operations = group.operations();
         let bytes = arguments.iter().map(|&s| self.plan.slot_bytes(s)).sum::<u64>();
-        let each = (operations.max(bytes) / programs.max(1)).max(1);
         self.plan.kernels.push(Kernel {
-            name: program.name.clone(),
-            programs,
-            grain: WORK_PER_THREAD.div_ceil(each),
+            name: format!("k{}", self.plan.kernels.len()),
             origin: group.origin.clone(),
             what: group.what.clone(),
             operations,

@@ -5,7 +5,8 @@ use kiln_ir::interp::eval_op;
 use kiln_ir::plan::{Place, Step};
 use kiln_ir::{DType, Tensor};
 use kiln_passes::kernel::Machine;
-use kiln_passes::pipeline::{Compiled, optimise, schedule};
+use kiln_passes::pipeline::{Compiled, Target, optimise, schedule};
+use kiln_passes::plan::program_count;
 use std::collections::HashMap;
 
 /// Seeded values: small integers where exactness matters, floats otherwise.
@@ -50,7 +51,7 @@ fn by_interpreter(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
 }
 
 /// Runs a plan with every kernel in the tile interpreter.
-fn by_tiles(compiled: &Compiled, inputs: &[Tensor]) -> Vec<Tensor> {
+fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor]) -> Vec<Tensor> {
     let plan = &compiled.plan;
     let mut arena = vec![0xa5u8; plan.arena_bytes as usize];
     let mut weights = vec![0u8; plan.weight_bytes as usize];
@@ -77,12 +78,12 @@ fn by_tiles(compiled: &Compiled, inputs: &[Tensor]) -> Vec<Tensor> {
             Step::Launch { kernel, .. } => {
                 assert_eq!(*kernel, k);
                 k += 1;
-                let program = &compiled.kernels[*kernel];
+                let program = &compiled.kernels[target][*kernel];
                 let verified = program.verify(&kiln_ir::Ranges::new());
                 verified.unwrap_or_else(|errors| panic!("{errors:?}\n{program}"));
                 let mut buffers: Vec<Vec<u8>> = reads.iter().map(|&s| read(s, &arena, &outputs)).collect();
                 buffers.extend(writes.iter().map(|&s| vec![0x5a; size(s)]));
-                let programs = plan.kernels[*kernel].programs as i64;
+                let programs = program_count(program) as i64;
                 let run = kiln_ir::tile::run(program, &mut buffers, &|_| None, 0..programs);
                 run.unwrap_or_else(|e| panic!("{e}\n{program}"));
                 buffers.split_off(reads.len())
@@ -136,16 +137,26 @@ fn check(text: &str) -> Compiled {
         .collect();
     let expected = by_interpreter(&graph, &inputs);
     let optimised = optimise(graph, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
-    for machine in [Machine::narrow(), Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() }] {
-        let compiled = schedule(&optimised, &machine, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
-        let got = by_tiles(&compiled, &inputs);
+    let machines = [
+        Machine::narrow(),
+        Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() },
+        Machine { lanes: 16, registers: 32, ..Machine::narrow() },
+    ];
+    let targets = |lowers: &mut [Box<dyn FnMut(&_) -> _>]| -> Compiled {
+        let mut targets: Vec<Target<'_>> =
+            machines.iter().zip(lowers).map(|(m, l)| Target { machine: m.clone(), lowers: &mut **l }).collect();
+        schedule(&optimised, &mut targets).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let compiled = targets(&mut [Box::new(|_| Ok(())), Box::new(|_| Ok(())), Box::new(|_| Ok(()))]);
+    for target in 0..machines.len() {
+        let got = by_tiles(&compiled, target, &inputs);
         for (e, g) in expected.iter().zip(&got) {
             assert_eq!((e.dtype(), e.shape()), (g.dtype(), g.shape()));
             let (ev, gv) = (e.to_f64().unwrap(), g.to_f64().unwrap());
             let largest = ev.iter().fold(1e-30f64, |a, b| a.max(b.abs()));
             for (n, (a, b)) in ev.iter().zip(&gv).enumerate() {
                 let close = if e.dtype().is_float() { (a - b).abs() <= 2e-6 * largest } else { a == b };
-                let kernels: Vec<String> = compiled.kernels.iter().map(ToString::to_string).collect();
+                let kernels: Vec<String> = compiled.kernels[target].iter().map(ToString::to_string).collect();
                 assert!(
                     close || a.is_nan() && b.is_nan(),
                     "element {n}: {a} expected, {b} found\n{}\n{}",
@@ -155,7 +166,7 @@ fn check(text: &str) -> Compiled {
             }
         }
     }
-    schedule(&optimised, &Machine::narrow(), &mut |_| Ok(())).unwrap()
+    compiled
 }
 
 #[test]
@@ -167,7 +178,7 @@ fn elementwise_chains_become_one_kernel() {
          %5 = map(%4) body = { max(a0, 0.1f32) } : f32[3, 5, 37]
          output %5 \"y\"",
     );
-    assert_eq!(c.kernels.len(), 1);
+    assert_eq!(c.kernels[0].len(), 1);
 }
 
 #[test]
@@ -180,7 +191,7 @@ fn products_with_weights_are_packed_and_take_their_epilogue() {
              %5 = map(%4) body = {{ mul(a0, add(erf(a0), 1.0f32)) }} : f32[{m}, 30]
              output %5 \"y\""
         ));
-        assert_eq!(c.kernels.len(), 1);
+        assert_eq!(c.kernels[0].len(), 1);
         assert!(c.plan.kernels[0].what.starts_with("contract+"));
     }
     check(
@@ -208,7 +219,7 @@ fn attention_products_and_softmax() {
          %14 = reshape(%13) dims = [1, 9, 12] : f32[1, 9, 12]
          output %14 \"y\"",
     );
-    assert!(c.kernels.len() <= 4, "{}", c.plan);
+    assert!(c.kernels[0].len() <= 4, "{}", c.plan);
 }
 
 #[test]
@@ -227,7 +238,7 @@ fn convolutions_channels_last() {
          %12 = reshape(%11) dims = [1, 16] : f32[1, 16]
          output %12 \"y\"\n output %9 \"z\"",
     );
-    assert!(c.kernels.len() <= 7, "{}", c.plan);
+    assert!(c.kernels[0].len() <= 7, "{}", c.plan);
 }
 
 #[test]
@@ -247,7 +258,7 @@ fn normalization_is_recognised_and_computed_in_one_pass_of_rows() {
          %15 = map(%14, %2) body = { add(a0, a1) } : f32[4, 7, 50]
          output %15 \"y\"",
     );
-    assert_eq!(c.kernels.len(), 1, "{}", c.plan);
+    assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
     assert!(c.plan.kernels[0].what.starts_with("norm"));
 }
 

@@ -71,10 +71,6 @@ pub enum Place {
 pub struct Kernel {
     /// Name, such as `k3`.
     pub name: String,
-    /// How many programs its grid has.
-    pub programs: u64,
-    /// The fewest programs that are worth a thread of their own.
-    pub grain: u64,
     /// What the model's nodes are called that it computes.
     pub origin: Origin,
     /// What it does, in a word or two: `conv+map`, `softmax`.
@@ -134,12 +130,7 @@ impl Step {
 impl Plan {
     /// Bytes that a slot takes, padding included; 0 for strings and for absurd sizes, which [`Plan::verify`] reports.
     pub fn slot_bytes(&self, slot: SlotId) -> u64 {
-        self.slots[slot]
-            .ty
-            .bytes()
-            .as_const()
-            .and_then(|b| u64::try_from(b).ok())
-            .unwrap_or(0)
+        self.slots[slot].ty.bytes().as_const().and_then(|b| u64::try_from(b).ok()).unwrap_or(0)
     }
 
     /// For each slot the first and the last step that touches it; nothing for slots that none touches.

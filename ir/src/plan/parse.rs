@@ -27,10 +27,7 @@ impl Plan {
     pub fn parse(source: &str) -> Result<Plan, ParseError> {
         let lexer = &mut Lexer::new(source);
         lexer.expect_word("plan")?;
-        let mut plan = Plan {
-            name: lexer.text()?,
-            ..Plan::default()
-        };
+        let mut plan = Plan { name: lexer.text()?, ..Plan::default() };
         lexer.expect('{')?;
         lexer.expect_word("arena")?;
         plan.arena_bytes = number(lexer)?;
@@ -67,11 +64,7 @@ impl Plan {
                     lexer.expect('→')?;
                     let written = lexer.list('(', ')', |l| plan.slot(l))?;
                     arguments.extend_from_slice(&written);
-                    plan.steps.push(Step::Launch {
-                        kernel,
-                        arguments,
-                        written: written.len(),
-                    });
+                    plan.steps.push(Step::Launch { kernel, arguments, written: written.len() });
                 }
                 "host" => {
                     let inputs = lexer.list('(', ')', |l| plan.slot(l))?;
@@ -86,12 +79,7 @@ impl Plan {
                     };
                     let op = Op::from_attributes(name, &attributes).map_err(|e| lexer.error(e.to_string()))?;
                     let origin = origin(lexer)?;
-                    plan.steps.push(Step::Host {
-                        op,
-                        inputs,
-                        outputs,
-                        origin,
-                    });
+                    plan.steps.push(Step::Host { op, inputs, outputs, origin });
                 }
                 "copy" => {
                     let from = plan.slot(lexer)?;
@@ -108,11 +96,7 @@ impl Plan {
     fn slot(&self, lexer: &mut Lexer<'_>) -> Result<SlotId, ParseError> {
         let here = lexer.error("there is no such slot");
         let n = lexer.value()?;
-        if n < self.slots.len() {
-            Ok(Id::from_index(n))
-        } else {
-            Err(here)
-        }
+        if n < self.slots.len() { Ok(Id::from_index(n)) } else { Err(here) }
     }
 }
 
@@ -122,19 +106,10 @@ fn kernel(lexer: &mut Lexer<'_>) -> Result<Kernel, ParseError> {
         lexer.expect_word(word)?;
         number(lexer)
     };
-    let (programs, grain) = (field("programs")?, field("grain")?);
     let (operations, bytes) = (field("operations")?, field("bytes")?);
     lexer.expect_word("what")?;
     let what = lexer.text()?;
-    Ok(Kernel {
-        name,
-        programs,
-        grain,
-        origin: origin(lexer)?,
-        what,
-        operations,
-        bytes,
-    })
+    Ok(Kernel { name, origin: origin(lexer)?, what, operations, bytes })
 }
 
 fn slot(lexer: &mut Lexer<'_>) -> Result<Slot, ParseError> {

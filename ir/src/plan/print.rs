@@ -23,18 +23,12 @@ fn names(origin: &crate::Origin) -> String {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {:?} {{", self.name)?;
-        writeln!(
-            f,
-            "  arena {} live {} weights {}",
-            self.arena_bytes, self.live_bytes, self.weight_bytes
-        )?;
+        writeln!(f, "  arena {} live {} weights {}", self.arena_bytes, self.live_bytes, self.weight_bytes)?;
         for k in &self.kernels {
             writeln!(
                 f,
-                "  kernel {:?} programs {} grain {} operations {} bytes {} what {:?} from [{}]",
+                "  kernel {:?} operations {} bytes {} what {:?} from [{}]",
                 k.name,
-                k.programs,
-                k.grain,
                 k.operations,
                 k.bytes,
                 k.what,
@@ -60,13 +54,9 @@ impl fmt::Display for Plan {
                 Step::Launch { kernel, .. } => {
                     writeln!(f, "  launch {kernel}({}) -> ({})", Commas(reads), Commas(writes))?
                 }
-                Step::Host { op, origin, .. } => writeln!(
-                    f,
-                    "  host ({}) -> ({}) {op} from [{}]",
-                    Commas(reads),
-                    Commas(writes),
-                    names(origin)
-                )?,
+                Step::Host { op, origin, .. } => {
+                    writeln!(f, "  host ({}) -> ({}) {op} from [{}]", Commas(reads), Commas(writes), names(origin))?
+                }
                 Step::Copy { from, to } => writeln!(f, "  copy {from} -> {to}")?,
             }
         }

@@ -53,9 +53,7 @@ impl Plan {
                 fail(format!("slot {id} of strings is in memory that holds none"));
             }
             if at % 64 != 0 || at.checked_add(bytes).is_none_or(|end| end > limit) {
-                fail(format!(
-                    "slot {id}: {bytes} bytes at {at} are not aligned or exceed {limit}"
-                ));
+                fail(format!("slot {id}: {bytes} bytes at {at} are not aligned or exceed {limit}"));
             }
         }
         for (n, (name, slot)) in self.inputs.iter().enumerate() {
@@ -71,28 +69,19 @@ impl Plan {
     }
 
     fn verify_order(&self, fail: &mut dyn FnMut(String)) {
-        let mut written: Vec<bool> = self
-            .slots
-            .iter()
-            .map(|(_, s)| matches!(s.place, Place::Weights(_) | Place::Input(_)))
-            .collect();
+        let mut written: Vec<bool> =
+            self.slots.iter().map(|(_, s)| matches!(s.place, Place::Weights(_) | Place::Input(_))).collect();
         for (n, step) in self.steps.iter().enumerate() {
             let (reads, writes) = step.accesses();
             if let Step::Launch { kernel, .. } = step
                 && *kernel >= self.kernels.len()
             {
-                fail(format!(
-                    "step {n} launches kernel {kernel}, there are {}",
-                    self.kernels.len()
-                ));
+                fail(format!("step {n} launches kernel {kernel}, there are {}", self.kernels.len()));
             }
             if let Step::Copy { from, to } = step
                 && self.slots[*from].ty != self.slots[*to].ty
             {
-                fail(format!(
-                    "step {n} copies {} to {}",
-                    self.slots[*from].ty, self.slots[*to].ty
-                ));
+                fail(format!("step {n} copies {} to {}", self.slots[*from].ty, self.slots[*to].ty));
             }
             for slot in reads {
                 if !written[slot.index()] {
