@@ -60,7 +60,8 @@ pub fn decode(dtype: DType, bits: u8) -> f32 {
 }
 
 /// The pattern nearest to a value (half to even). Out of range: the greatest finite value where `saturate`, else
-/// infinity or NaN, whichever the format has. A format without NaN (F4E2M1) encodes NaN as its greatest value.
+/// infinity or NaN, whichever the format has. A format without NaN (F4E2M1) encodes NaN as -0,
+/// as ONNX's own conversion does. F8E8M0 rounds up, which is the default of ONNX's Cast.
 pub fn encode(dtype: DType, value: f32, saturate: bool) -> u8 {
     if dtype == DType::F8E8M0 {
         return encode_e8m0(value);
@@ -70,9 +71,7 @@ pub fn encode(dtype: DType, value: f32, saturate: bool) -> u8 {
     let sign = if value.is_sign_negative() { sign_bit } else { 0 };
     let max_bits = encode_magnitude(&f, f.max);
     let Some(nan) = f.nan else {
-        let x = if value.is_nan() { f.max } else { value.abs().min(f.max) };
-        let sign = if value.is_nan() { 0 } else { sign };
-        return sign | encode_magnitude(&f, x);
+        return if value.is_nan() { sign_bit } else { sign | encode_magnitude(&f, value.abs().min(f.max)) };
     };
     let nan = if f.unsigned_zero { nan } else { sign | nan };
     if value.is_nan() {
@@ -117,7 +116,5 @@ fn encode_e8m0(value: f32) -> u8 {
     }
     let bits = value.to_bits();
     let (exponent, mantissa) = ((bits >> 23) as i32, bits & 0x7f_ffff);
-    // Half to even on the exponent, as ONNX's "nearest" rounding does.
-    let up = mantissa > 0x40_0000 || (mantissa == 0x40_0000 && exponent & 1 == 1);
-    (exponent + i32::from(up)).clamp(0, 254) as u8
+    (exponent + i32::from(mantissa != 0)).clamp(0, 254) as u8
 }

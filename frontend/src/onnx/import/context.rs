@@ -8,9 +8,16 @@ use super::{Body, Failure, Importer, S};
 use crate::onnx::model::{Graph, Node};
 use crate::onnx::problem::shown;
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{self, Map, Op, OpError};
+use kiln_ir::interp::{self, EvalError};
+use kiln_ir::ops::{self, Attributes, Host, Map, Meaning, Op, OpError};
 use kiln_ir::tensor::element_count;
 use kiln_ir::{Class, Constant, DType, Expr, Origin, Ranges, Tensor, TensorType};
+
+/// Bytes of results that are computed at once; larger ones are left to the passes, which know what is worth its memory.
+const FOLDED_BYTES: usize = 1 << 20;
+
+/// Elements that such a computation may touch.
+const FOLDED_WORK: usize = 1 << 22;
 
 /// What a name of the model means.
 #[derive(Clone, Debug, PartialEq)]
@@ -301,6 +308,9 @@ impl<'a> Context<'a> {
             known.iter().for_each(|&v| Constant::int(out.dtype, v).store(&mut bytes));
             return Ok(vec![self.constant(Tensor::new(out.dtype, out.shape().unwrap_or_default(), bytes)?)]);
         }
+        if let Some(tensors) = self.fold(&op, inputs, &outs)? {
+            return Ok(tensors.into_iter().map(|t| self.importer.graph.add_constant(t)).collect());
+        }
         let node = self.importer.graph.add_node(op, inputs, &self.origin);
         let node = node.map_err(|e| self.refused(e, inputs))?;
         let made = self.importer.graph.node(node).outputs.clone();
@@ -316,6 +326,29 @@ impl<'a> Context<'a> {
         let name = op.name();
         let made = self.add_all(op, inputs)?;
         made.first().copied().ok_or_else(|| Failure::unsupported(format!("`{name}` has no result")))
+    }
+
+    /// Adds a host op.
+    pub fn host(&mut self, name: &str, attributes: Attributes, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        let host = Host::new(name, attributes).map_err(|e| Failure::unsupported(e.0))?;
+        self.add_all(host, inputs)
+    }
+
+    /// The results, where all operands are constants and there is little work in it.
+    fn fold(&self, op: &Op, inputs: &[ValueId], outs: &[TensorType]) -> Result<Option<Vec<Tensor>>> {
+        let Some(tensors) = inputs.iter().map(|&v| self.constant_of(v).cloned()).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let small = |ty: &TensorType| ty.bytes().as_size().is_some_and(|n| n <= FOLDED_BYTES);
+        if !outs.iter().all(small) || work(op, &tensors).is_none_or(|n| n > FOLDED_WORK) {
+            return Ok(None);
+        }
+        match interp::eval_op(op, &tensors) {
+            Ok(results) => Ok(Some(results)),
+            Err(e @ EvalError::Index { .. }) => Err(Failure::Invalid(e.to_string())),
+            // What the interpreter does not do is left to whoever compiles the node.
+            Err(_) => Ok(None),
+        }
     }
 
     fn follow(&self, op: &Op, inputs: &[ValueId], out: &TensorType) -> Option<Vec<Expr>> {
@@ -404,6 +437,20 @@ impl<'a> Context<'a> {
         let outputs = self.importer.subgraph(graph, inputs);
         // What is missing has been reported.
         outputs.into_iter().collect::<Option<Vec<_>>>().map(Outputs).ok_or(Failure::Skip)
+    }
+}
+
+/// Elements that an evaluation touches; nothing where a size is not a number.
+fn work(op: &Op, inputs: &[Tensor]) -> Option<usize> {
+    let types: Vec<TensorType> = inputs.iter().map(|t| TensorType::of(t.dtype(), t.shape())).collect();
+    let all: usize = inputs.iter().map(Tensor::len).fold(0, usize::saturating_add);
+    match op.meaning(&types.iter().collect::<Vec<_>>()).ok()? {
+        Meaning::Host => Some(all),
+        Meaning::Nests(nests) => nests.iter().try_fold(0usize, |sum, nest| {
+            let extents = nest.dims.iter().chain(&nest.folds);
+            let count = extents.map(Expr::as_size).try_fold(1usize, |n, d| Some(n.saturating_mul(d?)))?;
+            Some(sum.saturating_add(count))
+        }),
     }
 }
 

@@ -38,5 +38,10 @@ fn cast(cx: &mut Context, to: DType) -> Result<Outputs, Failure> {
     if to == DType::F8E8M0 && cx.node.string_or("round_mode", "up")? != "up" {
         return Err(Failure::unsupported("rounding to f8e8m0 other than up is not supported"));
     }
+    if matches!(to, DType::I2 | DType::I4 | DType::U2 | DType::U4) && from.is_float() {
+        // What does not fit the narrow types keeps its low bits, as in ONNX's reference.
+        let wide = cx.cast(x, DType::I32)?;
+        return Ok(cx.cast(wide, to)?.into());
+    }
     Ok(cx.cast(x, to)?.into())
 }

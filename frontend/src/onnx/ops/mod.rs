@@ -48,14 +48,29 @@ macro_rules! operators {
     };
 }
 
+mod sliding;
+
 operators! {
     activation,
+    arg_reduce,
+    batch_normalization,
     binary,
     cast,
     clip,
     compare,
+    conv,
+    conv_transpose,
     dropout,
+    einsum,
+    gemm,
+    global_pool,
     identity,
+    lrn,
+    matmul,
+    normalization,
+    pool,
+    reduce,
+    softmax,
     unary,
     variadic,
     where_,
