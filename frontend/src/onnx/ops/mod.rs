@@ -2,6 +2,8 @@
 //!
 //! Invariant: an operator is known here if and only if it is in the list of a file named below; that list also is the support table.
 
+mod support;
+
 use super::import::{Context, Failure, Outputs};
 use super::model::MAX_OPSET;
 use std::ops::RangeInclusive;
@@ -52,28 +54,50 @@ mod sliding;
 
 operators! {
     activation,
+    affine_grid,
     arg_reduce,
     batch_normalization,
     binary,
     cast,
+    center_crop_pad,
     clip,
+    col2im,
     compare,
     conv,
     conv_transpose,
+    cumulate,
+    det,
     dropout,
     einsum,
+    fourier,
     gemm,
     global_pool,
+    grid_sample,
+    hardmax,
     identity,
+    loss,
     lrn,
     matmul,
+    max_unpool,
     normalization,
+    one_hot,
     pool,
+    quantize,
+    quantized_product,
+    recurrent,
     reduce,
+    resize,
+    reverse_sequence,
+    roi_align,
+    scatter,
     softmax,
+    tensor_scatter,
+    top_k,
+    triangle,
     unary,
     variadic,
     where_,
+    window,
 }
 
 /// All operators, sorted by domain and name.

@@ -1,0 +1,112 @@
+//! `LSTM`, `GRU` and `RNN`.
+
+use super::support::{filled, real};
+use super::{Spec, onnx};
+use crate::onnx::import::{Context, Failure, Outputs};
+use kiln_ir::Expr;
+use kiln_ir::graph::ValueId;
+use kiln_ir::ops::{Attribute, Attributes};
+
+const COMMON: [&str; 7] =
+    ["activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "layout"];
+const LSTM: &[&str] = &[COMMON[0], COMMON[1], COMMON[2], COMMON[3], COMMON[4], COMMON[5], COMMON[6], "input_forget"];
+const GRU: &[&str] =
+    &[COMMON[0], COMMON[1], COMMON[2], COMMON[3], COMMON[4], COMMON[5], COMMON[6], "linear_before_reset"];
+
+pub(super) const OPS: &[Spec] = &[
+    onnx("LSTM", 7, LSTM, |cx| layer(cx, "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])),
+    onnx("GRU", 7, GRU, |cx| layer(cx, "gru", 3, &["Sigmoid", "Tanh"])),
+    onnx("RNN", 7, &COMMON, |cx| layer(cx, "rnn", 1, &["Tanh"])),
+];
+
+/// The functions with their parameters as the host op reads them. Parameters are handed out in order, to those functions that
+/// take any.
+fn activations(cx: &Context, directions: usize, default: &[&str]) -> Result<String, Failure> {
+    let names: Vec<String> = match cx.node.byte_strings_opt("activations")? {
+        Some(given) if !given.is_empty() => given.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect(),
+        _ => default.iter().cycle().take(default.len() * directions).map(|s| s.to_string()).collect(),
+    };
+    let mut alphas = cx.node.floats_opt("activation_alpha")?.unwrap_or_default().iter();
+    let mut betas = cx.node.floats_opt("activation_beta")?.unwrap_or_default().iter();
+    let mut texts = Vec::new();
+    for name in names {
+        let (takes_alpha, takes_beta, alpha, beta) = match name.to_ascii_lowercase().as_str() {
+            "affine" => (true, true, 1.0, 0.0),
+            "scaledtanh" => (true, true, 1.0, 1.0),
+            "hardsigmoid" => (true, true, 0.2, 0.5),
+            "leakyrelu" => (true, false, 0.01, 0.0),
+            "thresholdedrelu" | "elu" => (true, false, 1.0, 0.0),
+            _ => (false, false, 0.0, 0.0),
+        };
+        let alpha = if takes_alpha { alphas.next().copied().unwrap_or(alpha) } else { alpha };
+        let beta = if takes_beta { betas.next().copied().unwrap_or(beta) } else { beta };
+        texts.push(if takes_alpha { format!("{name} {alpha} {beta}") } else { name });
+    }
+    Ok(texts.join(","))
+}
+
+fn layer(cx: &mut Context, name: &str, gates: usize, default: &[&str]) -> Result<Outputs, Failure> {
+    let (mut x, w, r) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let dtype = cx.dtype(x);
+    if cx.rank(x) != 3 || cx.rank(w) != 3 || cx.rank(r) != 3 {
+        return Err(Failure::invalid("X, W and R must have three axes"));
+    }
+    let (directions, reverse) = match cx.node.string_or("direction", "forward")? {
+        "forward" => (1, false),
+        "reverse" => (1, true),
+        "bidirectional" => (2, false),
+        other => return Err(cx.node.attribute_value("direction", format!("{other:?} is none of ONNX's")).into()),
+    };
+    if cx.dims(w)[0].as_size() != Some(directions) {
+        return Err(Failure::invalid(format!("W is {} for {directions} directions", cx.ty(w))));
+    }
+    let batch_first = cx.node.bool_or("layout", false)?;
+    if batch_first {
+        x = cx.transpose(x, &[1, 0, 2])?;
+    }
+    let (time, batch, hidden) = (cx.dims(x)[0].clone(), cx.dims(x)[1].clone(), cx.dims(r)[2].clone());
+    let many = Expr::from(directions);
+    let b = match cx.optional(3)? {
+        Some(b) => b,
+        None => filled(cx, dtype, 0.0, vec![many.clone(), hidden.scale(2 * gates as i64)])?,
+    };
+    let lengths = match cx.optional(4)? {
+        Some(lengths) => lengths,
+        None => {
+            let time = cx.dims_tensor(&[time], true)?;
+            cx.broadcast(time, vec![batch.clone()])?
+        }
+    };
+    let state = |cx: &mut Context, i: usize| -> Result<ValueId, Failure> {
+        match cx.optional(i)? {
+            Some(s) if batch_first => cx.transpose(s, &[1, 0, 2]),
+            Some(s) => Ok(s),
+            None => filled(cx, dtype, 0.0, vec![many.clone(), batch.clone(), hidden.clone()]),
+        }
+    };
+    let h = state(cx, 5)?;
+    let mut inputs = vec![x, w, r, b, h, lengths];
+    let clip = cx.node.float_opt("clip")?.filter(|&c| c > 0.0).map_or(f64::INFINITY, f64::from);
+    let text = Attribute::Text(activations(cx, directions, default)?);
+    let mut a = Attributes::new().with("reverse", reverse).with("activations", text).with("clip", real(clip));
+    match name {
+        "lstm" => {
+            inputs.push(state(cx, 6)?);
+            inputs.push(match cx.optional(7)? {
+                Some(p) => p,
+                None => filled(cx, dtype, 0.0, vec![many.clone(), hidden.scale(3)])?,
+            });
+            a = a.with("coupled", cx.node.bool_or("input_forget", false)?);
+        }
+        "gru" => a = a.with("reset_after", cx.node.bool_or("linear_before_reset", false)?),
+        _ => {}
+    }
+    let mut results = cx.host(name, a, &inputs)?;
+    if batch_first {
+        // Y is [time, directions, batch, hidden], the states are [directions, batch, hidden].
+        for (n, result) in results.iter_mut().enumerate() {
+            *result = if n == 0 { cx.transpose(*result, &[2, 0, 1, 3])? } else { cx.transpose(*result, &[1, 0, 2])? };
+        }
+    }
+    Ok(results.into())
+}
