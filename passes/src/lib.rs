@@ -6,6 +6,7 @@
 pub mod group;
 pub mod kernel;
 pub mod layout;
+pub mod lower;
 pub mod memory;
 pub mod pipeline;
 pub mod plan;

@@ -1,0 +1,182 @@
+//! Loads and stores of tiles.
+//!
+//! Invariant: no element is read or written that the tile program does not read or write. Where a condition may
+//! fail, a load goes to the buffer's first elements instead if those surely exist, and else happens in a loop that
+//! runs once or not at all.
+
+use super::LowerError;
+use super::address::{Condition, lane};
+use super::layout::Home;
+use super::tiles::{Lowering, positions};
+use kiln_ir::DType;
+use kiln_ir::expr::Expr;
+use kiln_ir::scalar::Less;
+use kiln_ir::tile::{TileId, TileOp};
+use kiln_ir::vector::{Address, Carried, For, Op, Stmt, ValueId, VectorType};
+
+/// How the lanes of a vector lie in memory.
+#[derive(Clone, Copy)]
+enum Pattern {
+    One,
+    Consecutive,
+    Same,
+    Strided(i64),
+}
+
+impl<'a> Lowering<'a> {
+    /// The register of a loaded tile whose first element is at a position.
+    pub(super) fn load(&mut self, id: TileId, op: &'a TileOp, at: &[usize]) -> Result<ValueId, LowerError> {
+        let home = self.home(id);
+        if let Some(whole) = self.load_lanes(id, op, at, home)? {
+            return Ok(whole);
+        }
+        let mut lanes = Vec::new();
+        for lane in 0..home.map_or(1, |h| h.lanes) as usize {
+            let mut at = at.to_vec();
+            if let Some(home) = home {
+                at[home.axis] += lane;
+            }
+            let scalar = self.load_lanes(id, op, &at, None)?;
+            lanes.push(scalar.ok_or_else(|| self.unsupported("a load of lanes"))?);
+        }
+        Ok(self.builder.at(self.depths[id.index()]).pack(lanes))
+    }
+
+    /// Loads all lanes at once; nothing where they must be loaded one by one. A scalar never must.
+    fn load_lanes(
+        &mut self,
+        id: TileId,
+        op: &'a TileOp,
+        at: &[usize],
+        home: Option<Home>,
+    ) -> Result<Option<ValueId>, LowerError> {
+        let TileOp::Load { buffer, address, gathered, mask, other } = op else { return Ok(None) };
+        let depth = self.depths[id.index()];
+        let ty = VectorType { dtype: self.ty(id).dtype, lanes: home.map_or(1, |h| h.lanes) };
+        let along = home.map(|h| (h.axis, h.lanes));
+        let holds = match self.mask(mask, at, along)? {
+            Ok(holds) => holds,
+            Err(Condition::Never) => return Ok(Some(self.builder.emit(depth, ty, Op::Const(*other)))),
+            Err(_) => return Ok(None),
+        };
+        if let Some(h) = home
+            && gathered.iter().any(|g| self.ty(*g).shape.get(h.axis) != Some(&1))
+        {
+            return Ok(None);
+        }
+        let values = gathered.iter().map(|&g| self.value(g, at, None)).collect::<Result<Vec<_>, _>>()?;
+        let e = self.placed(address, at, along, &values);
+        let pattern = match (home, e.coefficient(&lane())) {
+            (None, _) => Pattern::One,
+            (Some(_), Some(1)) if ty.dtype != DType::Bool => Pattern::Consecutive,
+            (Some(_), Some(0)) => Pattern::Same,
+            (Some(_), Some(stride)) if ty.dtype != DType::Bool => Pattern::Strided(stride),
+            (Some(_), _) => return Ok(None),
+        };
+        if let (Pattern::Same, Some(h), DType::Bool) = (pattern, home, ty.dtype) {
+            let scalar = self.load_lanes(id, op, at, None)?;
+            let splat = scalar.map(|s| self.builder.emit(depth, VectorType { lanes: h.lanes, ..ty }, Op::Splat(s)));
+            return Ok(splat);
+        }
+        let first = e.replace(&lane(), &Expr::default());
+        let address = self.address(*buffer, &first)?;
+        let make = |address: Address| match pattern {
+            Pattern::One | Pattern::Consecutive => Op::Load(address),
+            Pattern::Same => Op::LoadSplat(address),
+            Pattern::Strided(stride) => Op::LoadStrided(address, stride),
+        };
+        let Some(holds) = holds else { return Ok(Some(self.builder.emit(depth, ty, make(address)))) };
+        let other = self.builder.emit(depth, ty, Op::Const(*other));
+        let last = match pattern {
+            Pattern::One | Pattern::Same => 0,
+            Pattern::Consecutive => i64::from(ty.lanes) - 1,
+            Pattern::Strided(stride) if stride > 0 => stride.saturating_mul(i64::from(ty.lanes) - 1),
+            Pattern::Strided(_) => i64::MAX,
+        };
+        let least = self.program.buffers[*buffer].len.bounds(&self.ranges).0;
+        if last < least {
+            let (index, offset) = match address.index {
+                Some(index) => (index, address.offset),
+                None => (self.builder.i64(address.offset), 0),
+            };
+            let instead = self.builder.i64(-offset);
+            let i64 = VectorType::scalar(DType::I64);
+            let index = self.builder.hoisted(i64, Op::Select(holds, index, instead));
+            let loaded = self.builder.emit(depth, ty, make(Address { index: Some(index), offset, ..address }));
+            let mask_type = VectorType { dtype: DType::Bool, ..ty };
+            let holds = if ty.is_scalar() { holds } else { self.builder.emit(depth, mask_type, Op::Splat(holds)) };
+            return Ok(Some(self.builder.emit(depth, ty, Op::Select(holds, loaded, other))));
+        }
+        Ok(Some(self.load_if(depth, ty, holds, other, make(address))))
+    }
+
+    /// A load that only happens where the condition holds: a loop of one iteration or none.
+    fn load_if(&mut self, depth: usize, ty: VectorType, holds: ValueId, other: ValueId, load: Op) -> ValueId {
+        let (zero, one) = (self.builder.i64(0), self.builder.i64(1));
+        let i64 = VectorType::scalar(DType::I64);
+        let hi = self.builder.hoisted(i64, Op::Select(holds, one, zero));
+        let var = self.builder.fresh(depth + 1, i64);
+        let [inside, next] = [(); 2].map(|()| self.builder.fresh(depth + 1, ty));
+        let after = self.builder.fresh(depth, ty);
+        let carried = vec![Carried { init: other, inside, next, after }];
+        let body = vec![Stmt::Let(next, load)];
+        self.builder.push(depth, Stmt::For(For { var, lo: zero, hi, step: 1, carried, body }));
+        after
+    }
+
+    /// Stores a tile.
+    pub(super) fn store(
+        &mut self,
+        buffer: usize,
+        address: &Expr,
+        mask: &[Less],
+        value: TileId,
+    ) -> Result<(), LowerError> {
+        let home = self.home(value);
+        for at in positions(self.ty(value), home) {
+            if self.store_lanes(buffer, address, mask, value, &at, home)? {
+                continue;
+            }
+            for lane in 0..home.map_or(1, |h| h.lanes) as usize {
+                let mut at = at.clone();
+                if let Some(home) = home {
+                    at[home.axis] += lane;
+                }
+                self.store_lanes(buffer, address, mask, value, &at, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores all lanes at once; false where they must be stored one by one.
+    fn store_lanes(
+        &mut self,
+        buffer: usize,
+        address: &Expr,
+        mask: &[Less],
+        value: TileId,
+        at: &[usize],
+        home: Option<Home>,
+    ) -> Result<bool, LowerError> {
+        let along = home.map(|h| (h.axis, h.lanes));
+        let holds = match self.mask(mask, at, along)? {
+            Ok(holds) => holds,
+            Err(Condition::Never) => return Ok(true),
+            Err(_) => return Ok(false),
+        };
+        let e = self.placed(address, at, along, &[]);
+        if home.is_some() && (e.coefficient(&lane()) != Some(1) || self.ty(value).dtype == DType::Bool) {
+            return Ok(false);
+        }
+        let place = self.address(buffer, &e.replace(&lane(), &Expr::default()))?;
+        let register = self.value(value, at, home)?;
+        let depth = self.builder.depth();
+        let store = Stmt::Store(place, register);
+        let stmt = match holds {
+            Some(condition) => Stmt::If { condition, then: vec![store], otherwise: Vec::new() },
+            None => store,
+        };
+        self.builder.push(depth, stmt);
+        Ok(true)
+    }
+}
