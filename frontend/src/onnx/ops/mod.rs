@@ -2,8 +2,6 @@
 //!
 //! Invariant: an operator is known here if and only if it is in the list of a file named below; that list also is the support table.
 
-mod support;
-
 use super::import::{Context, Failure, Outputs};
 use super::model::MAX_OPSET;
 use std::ops::RangeInclusive;
@@ -51,6 +49,7 @@ macro_rules! operators {
 }
 
 mod sliding;
+mod support;
 
 operators! {
     activation,
@@ -63,36 +62,50 @@ operators! {
     clip,
     col2im,
     compare,
+    concat,
+    constant,
     conv,
     conv_transpose,
     cumulate,
+    depth,
     det,
     dropout,
     einsum,
+    expand,
     fourier,
+    gather,
     gemm,
     global_pool,
     grid_sample,
     hardmax,
     identity,
+    if_,
     loss,
     lrn,
     matmul,
     max_unpool,
     normalization,
     one_hot,
+    pad,
     pool,
     quantize,
     quantized_product,
+    range,
     recurrent,
     reduce,
+    reshape,
     resize,
     reverse_sequence,
     roi_align,
     scatter,
+    shape,
+    slice,
     softmax,
+    split,
+    squeeze,
     tensor_scatter,
     top_k,
+    transpose,
     triangle,
     unary,
     variadic,
