@@ -11,3 +11,4 @@ pub mod memory;
 pub mod pipeline;
 pub mod plan;
 pub mod rewrite;
+pub mod warp;

@@ -30,7 +30,7 @@
 //! }
 //! ```
 //!
-//! The other operations: `add(%1, %2)`, `neg(%1)`, `exp2(%1)`, `log2(%1)`, `fma(%1, %2, %3)`, `select(%1, %2, %3)`,
+//! The other operations: `add(%1, %2)`, `neg(%1)`, `exp2(%1)`, `fma(%1, %2, %3)`, `select(%1, %2, %3)`,
 //! `to_i64(%1)`, `bits_u32(%1)`, `matrix_transposed s1[%0]`.
 
 mod interp;
@@ -213,8 +213,6 @@ pub enum Op {
     Unary(UnaryOp, ValueId),
     /// `2^x` of an f32, at most 2 units in the last place off; denormal results may be 0.
     Exp2(ValueId),
-    /// The binary logarithm of an f32, at most `2^-22` off (relative outside 0.5..2, absolute within).
-    Log2(ValueId),
     /// On f32: add sub mul div min max and comparisons; on integers all but `pow`; on bools: and or xor eq ne.
     Binary(BinaryOp, ValueId, ValueId),
     /// `a * b + c` of f32 with one rounding.
@@ -261,7 +259,7 @@ impl Op {
                 condition.iter().for_each(|(c, _)| f(*c));
             }
             Op::Matrix { address, .. } => address.index.into_iter().for_each(f),
-            Op::Unary(_, a) | Op::Exp2(a) | Op::Log2(a) | Op::Cast(_, a) | Op::Bitcast(_, a) | Op::Shuffle(a, _) => {
+            Op::Unary(_, a) | Op::Exp2(a) | Op::Cast(_, a) | Op::Bitcast(_, a) | Op::Shuffle(a, _) => {
                 f(*a);
             }
             Op::Binary(_, a, b) => [*a, *b].into_iter().for_each(f),

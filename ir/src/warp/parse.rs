@@ -267,7 +267,6 @@ impl Parser<'_> {
                 Op::Load(address, Some((condition, Constant::parse(&mut self.lexer)?)))
             }
             "exp2" => Op::Exp2(self.operands::<1>()?[0]),
-            "log2" => Op::Log2(self.operands::<1>()?[0]),
             "fma" => {
                 let [a, b, c] = self.operands()?;
                 Op::Fma(a, b, c)

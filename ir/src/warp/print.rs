@@ -33,7 +33,6 @@ impl Display for Op {
             Op::Load(address, Some((condition, other))) => write!(f, "load {address} if {condition} else {other}"),
             Op::Unary(op, a) => write!(f, "{}({a})", op.name()),
             Op::Exp2(a) => write!(f, "exp2({a})"),
-            Op::Log2(a) => write!(f, "log2({a})"),
             Op::Binary(op, a, b) => write!(f, "{}({a}, {b})", op.name()),
             Op::Fma(a, b, c) => write!(f, "fma({a}, {b}, {c})"),
             Op::Select(a, b, c) => write!(f, "select({a}, {b}, {c})"),

@@ -205,7 +205,7 @@ impl Verifier<'_> {
                 let mut uniform = match op {
                     Op::Thread | Op::Load(..) | Op::Shuffle(..) | Op::Matrix { .. } | Op::Mma { .. } => false,
                     Op::Const(_) | Op::Block | Op::Dim(_) => true,
-                    Op::Unary(..) | Op::Exp2(_) | Op::Log2(_) | Op::Binary(..) | Op::Fma(..) => true,
+                    Op::Unary(..) | Op::Exp2(_) | Op::Binary(..) | Op::Fma(..) => true,
                     Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) => true,
                 };
                 op.for_each_operand(|v| uniform &= self.is_uniform(v));
@@ -346,7 +346,7 @@ impl Verifier<'_> {
                 }
                 ty
             }
-            Op::Exp2(a) | Op::Log2(a) => {
+            Op::Exp2(a) => {
                 self.want(stmt, *a, DType::F32);
                 Some(DType::F32)
             }

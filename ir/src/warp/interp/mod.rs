@@ -3,7 +3,7 @@
 //! Invariant: it never panics; the threads of a block go through a statement together, and whatever would depend on
 //! another order of threads — a race, shared memory read before it is written or while a copy is under way — is an
 //! error. So a program that runs without an error computes the same on every schedule that a GPU may choose, but for
-//! the rounding of [`Op::Exp2`], [`Op::Log2`] and [`Op::Mma`], which are computed exactly and rounded once here.
+//! the rounding of [`Op::Exp2`] and [`Op::Mma`], which are computed exactly and rounded once here.
 
 mod compute;
 mod memory;
@@ -282,7 +282,6 @@ impl Machine<'_> {
             Op::Dim(n) => vec![self.dims.get(*n).copied().unwrap_or(0) as u64; threads],
             Op::Unary(op, a) => map(self.get(*a), &|a| unary(*op, ty, a)),
             Op::Exp2(a) => map(self.get(*a), &|a| bits(libm::exp2(f64::from(float(a))) as f32)),
-            Op::Log2(a) => map(self.get(*a), &|a| bits(libm::log2(f64::from(float(a))) as f32)),
             Op::Binary(op, a, b) => {
                 let of = self.dtype(*a);
                 self.get(*a).iter().zip(self.get(*b)).map(|(&a, &b)| binary(*op, of, a, b)).collect()

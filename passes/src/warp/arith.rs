@@ -1,0 +1,176 @@
+//! Operations on elements.
+//!
+//! Invariant: what a GPU has no instruction for with the meaning of [`kiln_ir::semantics`] is made of instructions that
+//! it has; f16 and bf16 are computed in f32 and rounded after each operation.
+
+use super::{LowerError, Lowering};
+use kiln_ir::scalar::{BinaryOp, Constant, UnaryOp};
+use kiln_ir::warp::{Op, ValueId};
+use kiln_ir::{Class, DType};
+
+fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
+impl Lowering<'_> {
+    pub(super) fn unary(&mut self, op: UnaryOp, x: ValueId) -> Result<ValueId, LowerError> {
+        use UnaryOp::*;
+        let ty = self.code.ty(x);
+        if is_half(ty) {
+            let wide = self.code.cast(DType::F32, x);
+            let result = self.unary(op, wide)?;
+            return Ok(self.code.cast(ty, result));
+        }
+        if ty != DType::F32 {
+            return match op {
+                Neg | Not => Ok(self.code.unary(op, x)),
+                Abs if ty.class() == Class::Signed => Ok(self.code.unary(op, x)),
+                Abs | Floor | Ceil | Round | Trunc => Ok(x),
+                Sign => Ok(self.sign(x)),
+                Sqrt | Recip | Exp | Log | Sin | Cos | Tan | Asin | Acos | Atan | Sinh | Cosh | Tanh | Asinh
+                | Acosh | Atanh | Erf | Sigmoid => Err(self.unsupported(format!("`{}` of {ty}", op.name()))),
+            };
+        }
+        match op {
+            Neg | Abs | Floor | Ceil | Round | Trunc | Sqrt => Ok(self.code.unary(op, x)),
+            Sign => Ok(self.sign(x)),
+            Recip => {
+                let one = self.code.float(1.0);
+                Ok(self.code.binary(BinaryOp::Div, one, x))
+            }
+            Exp => Ok(self.exp(x)),
+            Sigmoid => {
+                let minus = self.code.unary(Neg, x);
+                let power = self.exp(minus);
+                let one = self.code.float(1.0);
+                let sum = self.code.add(one, power);
+                Ok(self.code.binary(BinaryOp::Div, one, sum))
+            }
+            Not | Log | Sin | Cos | Tan | Asin | Acos | Atan | Sinh | Cosh | Tanh | Asinh | Acosh | Atanh | Erf => {
+                Err(self.unsupported(format!("`{}` of {ty}", op.name())))
+            }
+        }
+    }
+
+    /// 1, -1, or the number itself where it is neither above nor below zero.
+    fn sign(&mut self, x: ValueId) -> ValueId {
+        let ty = self.code.ty(x);
+        let [zero, one, minus] = [0, 1, -1].map(|n| self.code.constant(Constant::int(ty, n)));
+        let above = self.code.binary(BinaryOp::Gt, x, zero);
+        let result = self.code.select(above, one, x);
+        if ty.class() == Class::Unsigned {
+            return result;
+        }
+        let below = self.code.binary(BinaryOp::Lt, x, zero);
+        self.code.select(below, minus, result)
+    }
+
+    /// `e^x` of f32: `2^n 2^f` with an integer `n` and `|f| <= 1/2`, where `x log2(e)` is taken in two parts so that
+    /// `f` is exact to 2^-30. `2^n` is multiplied in two steps, so that results below the normal numbers are rounded
+    /// once and those too large become infinite.
+    fn exp(&mut self, x: ValueId) -> ValueId {
+        let code = &mut self.code;
+        let (low, high) = (code.float(-104.0), code.float(89.0));
+        let x = code.binary(BinaryOp::Max, x, low);
+        let x = code.binary(BinaryOp::Min, x, high);
+        let log2e = std::f64::consts::LOG2_E;
+        let first = code.float(log2e);
+        let second = code.float(log2e - f64::from(log2e as f32));
+        let product = code.binary(BinaryOp::Mul, x, first);
+        let n = code.unary(UnaryOp::Round, product);
+        let minus = code.unary(UnaryOp::Neg, n);
+        let f = code.fma(x, first, minus);
+        let f = code.fma(x, second, f);
+        let fraction = code.op(DType::F32, Op::Exp2(f));
+        let n = code.cast(DType::I32, n);
+        let half = code.with(BinaryOp::Shr, n, 1);
+        let rest = code.binary(BinaryOp::Sub, n, half);
+        [half, rest].into_iter().fold(fraction, |result, n| {
+            let biased = code.with(BinaryOp::Add, n, 127);
+            let bits = code.with(BinaryOp::Shl, biased, 23);
+            let power = code.op(DType::F32, Op::Bitcast(DType::F32, bits));
+            code.binary(BinaryOp::Mul, result, power)
+        })
+    }
+
+    pub(super) fn binary(&mut self, op: BinaryOp, x: ValueId, y: ValueId) -> Result<ValueId, LowerError> {
+        use BinaryOp::*;
+        let ty = self.code.ty(x);
+        if is_half(ty) {
+            let (a, b) = (self.code.cast(DType::F32, x), self.code.cast(DType::F32, y));
+            let result = self.binary(op, a, b)?;
+            return Ok(if op.is_comparison() { result } else { self.code.cast(ty, result) });
+        }
+        if ty == DType::Bool {
+            let mut not = |v| self.code.unary(UnaryOp::Not, v);
+            let (op, x, y) = match op {
+                Add | Max => (Or, x, y),
+                Mul | Min => (And, x, y),
+                Lt => (And, not(x), y),
+                Le => (Or, not(x), y),
+                Gt => (And, x, not(y)),
+                Ge => (Or, x, not(y)),
+                And | Or | Xor | Eq | Ne => (op, x, y),
+                Sub | Div | Rem | Mod | Pow | Shl | Shr => {
+                    return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
+                }
+            };
+            return Ok(self.code.binary(op, x, y));
+        }
+        let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { op == Pow };
+        if missing {
+            return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
+        }
+        Ok(self.code.binary(op, x, y))
+    }
+
+    /// `x * y + z`, with one rounding on floats.
+    pub(super) fn multiply_add(&mut self, x: ValueId, y: ValueId, z: ValueId) -> Result<ValueId, LowerError> {
+        let ty = self.code.ty(z);
+        if is_half(ty) {
+            let [x, y, z] = [x, y, z].map(|v| self.code.cast(DType::F32, v));
+            let sum = self.code.fma(x, y, z);
+            return Ok(self.code.cast(ty, sum));
+        }
+        if ty == DType::F32 {
+            return Ok(self.code.fma(x, y, z));
+        }
+        let product = self.binary(BinaryOp::Mul, x, y)?;
+        self.binary(BinaryOp::Add, product, z)
+    }
+
+    pub(super) fn convert(&mut self, to: DType, x: ValueId) -> ValueId {
+        let from = self.code.ty(x);
+        let by_f32 = from != to && (is_half(from) && to != DType::F32 || is_half(to) && from != DType::F32);
+        let x = if by_f32 { self.code.cast(DType::F32, x) } else { x };
+        self.code.cast(to, x)
+    }
+
+    /// What the reduction begins with: `op(identity, x) = x`. Minus zero for sums, since it alone keeps a minus zero.
+    pub(super) fn identity(&mut self, op: BinaryOp, ty: DType) -> Result<ValueId, LowerError> {
+        let number = match op {
+            BinaryOp::Add | BinaryOp::Or if !ty.is_float() => Some(0.0),
+            BinaryOp::Add => Some(-0.0),
+            BinaryOp::Mul => Some(1.0),
+            BinaryOp::Min if ty.is_float() => Some(f64::INFINITY),
+            BinaryOp::Max if ty.is_float() => Some(f64::NEG_INFINITY),
+            _ => None,
+        };
+        let c = match (op, number) {
+            (_, Some(v)) if ty.is_float() => Constant::float(ty, v),
+            (_, Some(v)) => Constant::int(ty, v as i64),
+            (BinaryOp::Min | BinaryOp::Max | BinaryOp::And, None) => {
+                let (lo, hi) = ty.int_range().unwrap_or((0, 1));
+                let value = match op {
+                    BinaryOp::Min => hi,
+                    BinaryOp::Max => lo,
+                    _ => -1,
+                };
+                Constant::int(ty, value as i64)
+            }
+            (_, None) => return Err(self.unsupported(format!("a reduction with `{}`", op.name()))),
+        };
+        let c = if ty == DType::Bool { Constant { dtype: ty, bits: c.bits & 1 } } else { c };
+        Ok(self.code.constant(c))
+    }
+}

@@ -1,0 +1,431 @@
+//! Which thread holds which elements of a tile, in which register.
+//!
+//! Invariant: the bits of an element's position along an axis (its extent rounded up to a power of two) are each
+//! given by one bit of the register's number or one bit of the thread's number, and no bit of a thread's number
+//! gives two. Threads that differ only in bits that give nothing hold copies of the same elements.
+//!
+//! Tiles that meet in an elementwise operation form a *class* and agree: along each axis of a class there is one
+//! list of bits, and a tile takes as many of them as its extent needs. So no operation but a product, a transpose and a
+//! reduction ever moves an element to another thread. All-constant tiles and tiles of one element fit every layout and
+//! join no classes.
+
+use kiln_ir::tile::{For, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis};
+use kiln_ir::{DType, Expr};
+
+/// What gives one bit of a position along an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bit {
+    /// The next bit of the register's number along the axis.
+    Register,
+    /// A bit of the thread's number.
+    Thread(u32),
+}
+
+/// The layout of a tile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Extents of the tile.
+    pub shape: Vec<usize>,
+    /// For each axis the bits of a position, the least first.
+    pub axes: Vec<Vec<Bit>>,
+}
+
+/// `log2` of the extent rounded up to a power of two.
+pub(super) fn bits_for(extent: usize) -> usize {
+    extent.max(1).next_power_of_two().trailing_zeros() as usize
+}
+
+impl Layout {
+    /// How many registers a thread has along an axis.
+    pub fn along(&self, axis: usize) -> usize {
+        1 << self.axes[axis].iter().filter(|b| **b == Bit::Register).count()
+    }
+
+    /// How many registers a thread has for the tile.
+    pub fn registers(&self) -> usize {
+        (0..self.axes.len()).map(|k| self.along(k)).product()
+    }
+
+    /// The register's number along each axis; the last axis runs fastest.
+    pub fn coordinates(&self, register: usize) -> Vec<usize> {
+        let mut rest = register;
+        let mut out = vec![0; self.axes.len()];
+        for k in (0..self.axes.len()).rev() {
+            out[k] = rest % self.along(k);
+            rest /= self.along(k);
+        }
+        out
+    }
+
+    /// The register of those numbers along the axes, where an axis of extent 1 has the number 0 whatever is given.
+    pub fn register(&self, coordinates: &[usize]) -> usize {
+        coordinates.iter().enumerate().fold(0, |r, (k, &c)| {
+            let n = self.along(k);
+            r * n + if n == 1 { 0 } else { c }
+        })
+    }
+
+    /// What the register's number along an axis adds to the position.
+    pub fn offset(&self, axis: usize, number: usize) -> i64 {
+        let registers = self.axes[axis].iter().enumerate().filter(|(_, b)| **b == Bit::Register);
+        registers.enumerate().map(|(n, (position, _))| ((number >> n & 1) as i64) << position).sum()
+    }
+
+    /// What the register adds to the position along each axis.
+    pub fn offsets(&self, register: usize) -> Vec<i64> {
+        self.coordinates(register).into_iter().enumerate().map(|(k, c)| self.offset(k, c)).collect()
+    }
+
+    /// How many of the least bits along an axis are bits of the register's number.
+    pub fn run(&self, axis: usize) -> usize {
+        self.axes[axis].iter().take_while(|b| **b == Bit::Register).count()
+    }
+
+    /// The bits of the thread's number that give something, as a mask.
+    pub fn used(&self) -> u32 {
+        self.axes.iter().flatten().fold(0, |mask, b| mask | thread_bit(*b))
+    }
+
+    /// The same, of one axis.
+    pub fn used_along(&self, axis: usize) -> u32 {
+        self.axes[axis].iter().fold(0, |mask, b| mask | thread_bit(*b))
+    }
+
+    /// Positions along the axis that are beyond the tile.
+    pub fn is_padded(&self, axis: usize) -> bool {
+        !self.shape[axis].is_power_of_two()
+    }
+}
+
+fn thread_bit(bit: Bit) -> u32 {
+    match bit {
+        Bit::Register => 0,
+        Bit::Thread(n) => 1 << n,
+    }
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Product {
+    /// Multiply-adds in every thread.
+    Fma,
+    /// Matrix instructions.
+    Mma,
+}
+
+/// How the product is computed: by matrix instructions where they compute it with exact products, that is for two
+/// operands of f16 or of bf16 summed in f32. (f32 operands would have to be rounded to tf32.)
+fn product(a: &TileType, b: &TileType, c: &TileType) -> Product {
+    let (m, k) = (a.shape.first().copied().unwrap_or(1), a.shape.get(1).copied().unwrap_or(1));
+    let n = b.shape.get(1).copied().unwrap_or(1);
+    let halves = matches!(a.dtype, DType::F16 | DType::BF16) && a.dtype == b.dtype && c.dtype == DType::F32;
+    if halves && m >= 16 && n >= 8 && k.is_multiple_of(16) { Product::Mma } else { Product::Fma }
+}
+
+/// The layouts of all tiles of a part.
+pub(super) struct Layouts<'a> {
+    program: &'a TileProgram,
+    /// Representative of each tile's class; a tile that stands for itself is its own.
+    parent: Vec<usize>,
+    /// For each class (at its representative), the bits along each axis.
+    bits: Vec<Vec<Vec<Bit>>>,
+    /// For each class, how its products are computed.
+    products: Vec<Option<Product>>,
+    /// Threads of a block, as a power of two.
+    pub threads: u32,
+}
+
+impl<'a> Layouts<'a> {
+    /// Chooses layouts for a block of `1 << threads` threads, or of as many as seem right.
+    pub fn choose(program: &'a TileProgram, part: &Part, threads: Option<u32>) -> Layouts<'a> {
+        let mut layouts = Layouts {
+            program,
+            parent: (0..program.tiles.len()).collect(),
+            bits: vec![Vec::new(); program.tiles.len()],
+            products: Vec::new(),
+            threads: 0,
+        };
+        let mut facts = vec![Facts::default(); program.tiles.len()];
+        layouts.classes(&part.body);
+        layouts.gather(&part.body, &mut facts);
+        layouts.threads = threads.unwrap_or_else(|| facts.iter().map(Facts::threads).max().unwrap_or(0).clamp(5, 8));
+        layouts.products = facts.iter().map(|f| f.product).collect();
+        for (class, facts) in facts.into_iter().enumerate() {
+            if layouts.parent[class] == class {
+                layouts.bits[class] = facts.bits(layouts.threads as usize);
+            }
+        }
+        layouts
+    }
+
+    /// The layout of a tile.
+    pub fn of(&self, id: TileId) -> Layout {
+        let shape = self.program.tiles[id].shape.clone();
+        let bits = &self.bits[self.class(id)];
+        let axis = |(k, &extent): (usize, &usize)| {
+            bits.get(k).into_iter().flatten().take(bits_for(extent)).copied().collect::<Vec<Bit>>()
+        };
+        let axes = shape.iter().enumerate().map(axis).collect();
+        Layout { shape, axes }
+    }
+
+    /// How the product that gives a tile is computed.
+    pub fn product(&self, id: TileId) -> Product {
+        self.products[self.class(id)].unwrap_or(Product::Fma)
+    }
+
+    fn class(&self, id: TileId) -> usize {
+        let mut at = id.index();
+        while self.parent[at] != at {
+            at = self.parent[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: TileId, b: TileId, constants: &[TileId]) {
+        let single = |id: TileId| self.program.tiles[id].shape.iter().all(|&e| e == 1) || constants.contains(&id);
+        if !single(a) && !single(b) {
+            let (a, b) = (self.class(a), self.class(b));
+            self.parent[a.max(b)] = a.min(b);
+        }
+    }
+
+    fn classes(&mut self, body: &[Stmt]) {
+        let mut constants = Vec::new();
+        each(body, &mut |stmt| {
+            if let Stmt::Let(id, TileOp::Const(_)) = stmt {
+                constants.push(*id);
+            }
+        });
+        each(body, &mut |stmt| match stmt {
+            Stmt::Let(id, op) => match op {
+                TileOp::Const(_) | TileOp::Index(_) | TileOp::Transpose(..) => {}
+                TileOp::Load { gathered, .. } => gathered.iter().for_each(|&g| self.join(*id, g, &constants)),
+                TileOp::Unary(_, a) | TileOp::Cast(_, a) | TileOp::Reduce(_, _, a) => self.join(*id, *a, &constants),
+                TileOp::CheckIndex { index, .. } => self.join(*id, *index, &constants),
+                TileOp::Binary(_, a, b) => [a, b].into_iter().for_each(|&a| self.join(*id, a, &constants)),
+                TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) => {
+                    [a, b, c].into_iter().for_each(|&a| self.join(*id, a, &constants));
+                }
+                TileOp::Dot(_, _, acc) => self.join(*id, *acc, &constants),
+            },
+            Stmt::For(For { carried, .. }) => {
+                for c in carried {
+                    // What is carried may change, so a constant that begins it is no constant here.
+                    [c.init, c.next, c.after].into_iter().for_each(|id| self.join(c.inside, id, &[]));
+                }
+            }
+            Stmt::Store { .. } => {}
+        });
+    }
+
+    /// Collects what the choice of a class's layout depends on.
+    fn gather(&self, body: &[Stmt], facts: &mut [Facts]) {
+        let tiles = &self.program.tiles;
+        let see = |facts: &mut [Facts], id: TileId| {
+            let (class, shape) = (self.class(id), &tiles[id].shape);
+            let of_class = &mut facts[class].shape;
+            of_class.resize(of_class.len().max(shape.len()), 1);
+            of_class.iter_mut().zip(shape).for_each(|(most, &e)| *most = e.max(*most));
+            class
+        };
+        let memory = |facts: &mut [Facts], id: TileId, address: &Expr, dtype: DType| {
+            let class = see(facts, id);
+            let shape = &tiles[id].shape;
+            let contiguous = (0..shape.len()).find(|&k| shape[k] > 1 && address.coefficient(&axis(k)) == Some(1));
+            let elements = tiles[id].elements();
+            if let Some(k) = contiguous
+                && facts[class].contiguous.is_none_or(|(_, most, _)| elements > most)
+            {
+                facts[class].contiguous = Some((k, elements, dtype.size().max(1)));
+            }
+        };
+        each(body, &mut |stmt| match stmt {
+            Stmt::Let(id, op) => match op {
+                TileOp::Load { buffer, address, .. } => {
+                    memory(facts, *id, address, self.program.buffers[*buffer].dtype);
+                }
+                TileOp::Dot(a, b, _) => {
+                    let class = see(facts, *id);
+                    let found = product(&tiles[*a], &tiles[*b], &tiles[*id]);
+                    // One layout serves all products of the class.
+                    let mixed = facts[class].product.is_some_and(|p| p != found);
+                    facts[class].product = Some(if mixed { Product::Fma } else { found });
+                }
+                TileOp::Const(_) | TileOp::Index(_) | TileOp::Unary(..) | TileOp::Binary(..) | TileOp::Fma(..) => {
+                    see(facts, *id);
+                }
+                TileOp::Select(..) | TileOp::Cast(..) | TileOp::Reduce(..) | TileOp::Transpose(..) => {
+                    see(facts, *id);
+                }
+                TileOp::CheckIndex { .. } => {
+                    see(facts, *id);
+                }
+            },
+            Stmt::For(For { carried, .. }) => {
+                for c in carried {
+                    [c.init, c.inside, c.next, c.after].into_iter().for_each(|id| {
+                        see(facts, id);
+                    });
+                }
+            }
+            Stmt::Store { buffer, address, value, .. } => {
+                memory(facts, *value, address, self.program.buffers[*buffer].dtype);
+            }
+        });
+    }
+}
+
+/// Calls `f` with every statement, outer ones first.
+pub(super) fn each<'s>(body: &'s [Stmt], f: &mut impl FnMut(&'s Stmt)) {
+    for stmt in body {
+        f(stmt);
+        if let Stmt::For(For { body, .. }) = stmt {
+            each(body, f);
+        }
+    }
+}
+
+/// What the layout of a class depends on.
+#[derive(Clone, Default)]
+struct Facts {
+    /// The greatest extents of its tiles.
+    shape: Vec<usize>,
+    /// The axis along which its largest access is contiguous, the elements of that tile, and bytes of an element.
+    contiguous: Option<(usize, usize, usize)>,
+    /// How it is accumulated into, where it is.
+    product: Option<Product>,
+}
+
+impl Facts {
+    fn total(&self) -> usize {
+        self.shape.iter().map(|&e| bits_for(e)).sum()
+    }
+
+    /// `log2` of the threads that suit the class: 32 accumulators, or 8 elements, for each.
+    fn threads(&self) -> u32 {
+        self.total().saturating_sub(if self.product.is_some() { 5 } else { 3 }) as u32
+    }
+
+    fn bits(&self, threads: usize) -> Vec<Vec<Bit>> {
+        let extents: Vec<usize> = self.shape.iter().map(|&e| bits_for(e)).collect();
+        match (self.product, extents.as_slice()) {
+            (Some(Product::Mma), &[m, n]) => matrix(m, n, threads),
+            (Some(Product::Fma), &[m, n]) => outer_product(m, n, threads),
+            (Some(_), _) | (None, _) => self.blocked(&extents, threads),
+        }
+    }
+
+    /// Wide accesses along the contiguous axis, lanes beside one another along it, then along the axes before it.
+    fn blocked(&self, extents: &[usize], threads: usize) -> Vec<Vec<Bit>> {
+        let last = extents.iter().rposition(|&e| e > 0).unwrap_or(0);
+        let (contiguous, _, size) = self.contiguous.unwrap_or((last, 0, 4));
+        let total: usize = extents.iter().sum();
+        let mut order: Vec<usize> = (0..extents.len()).rev().filter(|&k| k != contiguous).collect();
+        if contiguous < extents.len() {
+            order.insert(0, contiguous);
+        }
+        let mut bits: Vec<Vec<Bit>> = vec![Vec::new(); extents.len()];
+        let wide = (16 / size).max(1).ilog2() as usize;
+        let mut next = 0;
+        for &k in &order {
+            if k == contiguous {
+                bits[k] = vec![Bit::Register; wide.min(extents[k]).min(total.saturating_sub(threads))];
+            }
+            while bits[k].len() < extents[k] && next < threads {
+                bits[k].push(Bit::Thread(next as u32));
+                next += 1;
+            }
+            bits[k].resize(extents[k], Bit::Register);
+        }
+        bits
+    }
+}
+
+/// A square of threads, each with four neighbouring columns and rows, then more of both.
+fn outer_product(m: usize, n: usize, threads: usize) -> Vec<Vec<Bit>> {
+    let columns = n.min(2);
+    let rows = m.min(2).min((m + n).saturating_sub(threads + columns));
+    let across = (n - columns).min(threads.div_ceil(2));
+    let down = (m - rows).min(threads - across);
+    let across = (n - columns).min(threads - down);
+    let list = |extent: usize, registers: usize, first: usize, threads: usize| {
+        let mut bits = vec![Bit::Register; registers];
+        bits.extend((first..first + threads).map(|b| Bit::Thread(b as u32)));
+        bits.resize(extent, Bit::Register);
+        bits
+    };
+    vec![list(m, rows, across, down), list(n, columns, 0, across)]
+}
+
+/// The accumulators of `mma.m16n8k16`: a lane holds rows `lane / 4` and 8 below, columns `2 * (lane % 4)` and the next.
+/// The warps divide what is longer, so that their shares are nearly square.
+fn matrix(m: usize, n: usize, threads: usize) -> Vec<Vec<Bit>> {
+    let (mut down, mut across) = (Vec::new(), Vec::new());
+    for warp in 5..threads {
+        let (rows, columns) = (m - down.len(), n - across.len());
+        if rows > 4 && (rows >= columns || columns <= 3) {
+            down.push(Bit::Thread(warp as u32));
+        } else if columns > 3 {
+            across.push(Bit::Thread(warp as u32));
+        }
+    }
+    let list = |extent: usize, mut bits: Vec<Bit>, warps: Vec<Bit>| {
+        bits.resize(extent - warps.len(), Bit::Register);
+        bits.extend(warps);
+        bits
+    };
+    let rows = vec![Bit::Thread(2), Bit::Thread(3), Bit::Thread(4), Bit::Register];
+    let columns = vec![Bit::Register, Bit::Thread(0), Bit::Thread(1)];
+    vec![list(m, rows, down), list(n, columns, across)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bits: &[Vec<Bit>]) -> String {
+        let bit = |b: &Bit| match b {
+            Bit::Register => "r".to_string(),
+            Bit::Thread(n) => format!("t{n}"),
+        };
+        let axes: Vec<String> = bits.iter().map(|a| a.iter().map(bit).collect::<Vec<_>>().join(" ")).collect();
+        axes.join(" | ")
+    }
+
+    #[test]
+    fn products_are_spread_over_threads() {
+        assert_eq!(text(&outer_product(7, 7, 8)), "r r t4 t5 t6 t7 r | r r t0 t1 t2 t3 r");
+        assert_eq!(text(&outer_product(6, 6, 7)), "r r t4 t5 t6 r | r r t0 t1 t2 t3");
+        assert_eq!(text(&outer_product(0, 10, 7)), " | r r t0 t1 t2 t3 t4 t5 t6 r");
+        assert_eq!(text(&outer_product(2, 2, 5)), "t0 t1 | r r");
+        assert_eq!(text(&matrix(7, 7, 7)), "t2 t3 t4 r r r t5 | r t0 t1 r r r t6");
+        assert_eq!(text(&matrix(4, 7, 7)), "t2 t3 t4 r | r t0 t1 r r t5 t6");
+        assert_eq!(text(&matrix(4, 3, 7)), "t2 t3 t4 r | r t0 t1");
+    }
+
+    #[test]
+    fn rows_are_spread_along_the_contiguous_axis() {
+        let facts = |contiguous, shape: &[usize]| Facts { shape: shape.to_vec(), contiguous, product: None };
+        let bits = |f: Facts, threads| text(&f.bits(threads));
+        assert_eq!(bits(facts(Some((1, 0, 4)), &[2, 1000]), 7), "r | r r t0 t1 t2 t3 t4 t5 t6 r");
+        assert_eq!(bits(facts(Some((1, 0, 2)), &[64, 32]), 7), "t2 t3 t4 t5 t6 r | r r r t0 t1");
+        assert_eq!(bits(facts(Some((0, 0, 4)), &[64, 4]), 5), "r r t0 t1 t2 t3 | t4 r");
+        assert_eq!(bits(facts(None, &[4, 8]), 7), "t3 t4 | t0 t1 t2");
+    }
+
+    #[test]
+    fn registers_know_their_elements() {
+        let layout = Layout {
+            shape: vec![4, 8],
+            axes: vec![vec![Bit::Thread(1), Bit::Register], vec![Bit::Register, Bit::Thread(0), Bit::Register]],
+        };
+        assert_eq!(layout.registers(), 8);
+        for r in 0..8 {
+            assert_eq!(layout.register(&layout.coordinates(r)), r);
+        }
+        assert_eq!(layout.offsets(7), [2, 5]);
+        assert_eq!(layout.used(), 3);
+        assert_eq!(layout.run(1), 1);
+    }
+}

@@ -1,0 +1,174 @@
+//! Loads and stores of tiles.
+//!
+//! Invariant: an access is as wide as the layout, the address and the mask allow for certain, and no thread accesses
+//! what is outside the tile or the mask; of threads that hold copies of an element, one stores it.
+
+use super::index::{Condition, divides};
+use super::layout::Layout;
+use super::{LowerError, Lowering, Tile};
+use kiln_ir::DType;
+use kiln_ir::Expr;
+use kiln_ir::scalar::{BinaryOp, Constant, Less};
+use kiln_ir::tile::{TileId, axis, gathered as gathered_symbol};
+use kiln_ir::warp::{Address, BUFFER_ALIGNMENT, Place, Stmt, ValueId};
+
+/// The axis along which accesses are wide, and of how many elements each is.
+#[derive(Clone, Copy)]
+pub(super) struct Width {
+    pub axis: usize,
+    pub elements: usize,
+}
+
+impl Width {
+    const ONE: Width = Width { axis: 0, elements: 1 };
+}
+
+/// Registers that are accessed together: the first one's number and those of all.
+pub(super) fn groups(layout: &Layout, width: Width) -> Vec<Vec<usize>> {
+    let mut groups = Vec::new();
+    for register in 0..layout.registers() {
+        let mut coordinates = layout.coordinates(register);
+        if width.elements == 1 {
+            groups.push(vec![register]);
+            continue;
+        }
+        let first = coordinates[width.axis];
+        if first % width.elements == 0 {
+            let along = (first..first + width.elements).map(|c| {
+                coordinates[width.axis] = c;
+                layout.register(&coordinates)
+            });
+            groups.push(along.collect());
+        }
+    }
+    groups
+}
+
+impl Lowering<'_> {
+    /// How wide the accesses of a tile at an address under a mask can be.
+    pub(super) fn width(&self, layout: &Layout, dtype: DType, address: &Expr, mask: &[Less]) -> Width {
+        let most = BUFFER_ALIGNMENT / dtype.size().max(1);
+        let mut best = Width::ONE;
+        for k in 0..layout.shape.len() {
+            let symbol = axis(k);
+            if dtype == DType::Bool || address.coefficient(&symbol) != Some(1) {
+                continue;
+            }
+            let fits = |n: i64| {
+                let even = |less: &Less| {
+                    let difference = less.left.sub(&less.right);
+                    match difference.coefficient(&symbol) {
+                        Some(0) => true,
+                        // A multiple of the width plus 0, 1, ... below the width: below zero for all of them or none.
+                        Some(1) => divides(n, &difference, &symbol),
+                        Some(_) | None => false,
+                    }
+                };
+                divides(n, address, &symbol)
+                    && mask.iter().all(even)
+                    && (!layout.is_padded(k) || (layout.shape[k] as i64) % n == 0)
+            };
+            let mut elements = (1usize << layout.run(k)).min(most).min(8);
+            while elements > 1 && !fits(elements as i64) {
+                elements /= 2;
+            }
+            if elements > best.elements {
+                best = Width { axis: k, elements };
+            }
+        }
+        best
+    }
+
+    /// Where the thread's element is, given what its register adds to its position.
+    pub(super) fn address(
+        &mut self,
+        place: Place,
+        address: &Expr,
+        layout: &Layout,
+        offsets: &[i64],
+    ) -> Result<Address, LowerError> {
+        let e = self.at(address, layout, offsets);
+        self.place(place, &e)
+    }
+
+    /// The address of an element.
+    pub(super) fn place(&mut self, place: Place, e: &Expr) -> Result<Address, LowerError> {
+        let offset = e.constant();
+        let rest = e.sub(&Expr::from(offset));
+        let index = if rest.as_const() == Some(0) { None } else { Some(self.expr(&rest)?) };
+        Ok(Address { place, index, offset })
+    }
+
+    pub(super) fn load(
+        &mut self,
+        id: TileId,
+        buffer: usize,
+        address: &Expr,
+        gathered: &[TileId],
+        mask: &[Less],
+        other: Constant,
+    ) -> Result<Tile, LowerError> {
+        let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
+        let width = if gathered.is_empty() { self.width(&layout, dtype, address, mask) } else { Width::ONE };
+        let mut registers = vec![None; layout.registers()];
+        for group in groups(&layout, width) {
+            let Some(&first) = group.first() else { continue };
+            let offsets = layout.offsets(first);
+            let condition = match self.mask(mask, &layout, &offsets)? {
+                Condition::Never => {
+                    let other = self.code.constant(other);
+                    group.iter().for_each(|&r| registers[r] = Some(other));
+                    continue;
+                }
+                Condition::Always => None,
+                Condition::Where(condition) => Some((condition, other)),
+            };
+            for (k, &g) in gathered.iter().enumerate() {
+                let value = self.operand(g, &layout.coordinates(first))?;
+                self.env.insert(gathered_symbol(k), value);
+            }
+            let place = self.address(Place::Global(buffer), address, &layout, &offsets)?;
+            let values = self.code.load(dtype, group.len(), place, condition);
+            group.iter().zip(values).for_each(|(&r, v)| registers[r] = Some(v));
+        }
+        (0..gathered.len()).for_each(|k| {
+            self.env.remove(&gathered_symbol(k));
+        });
+        Ok(Tile::Registers(registers.into_iter().flatten().collect()))
+    }
+
+    pub(super) fn store(&mut self, buffer: usize, address: &Expr, mask: &[Less], id: TileId) -> Result<(), LowerError> {
+        let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
+        let width = self.width(&layout, dtype, address, mask);
+        let owner = self.owner(&layout);
+        for group in groups(&layout, width) {
+            let Some(&first) = group.first() else { continue };
+            let offsets = layout.offsets(first);
+            let condition = match self.mask(mask, &layout, &offsets)? {
+                Condition::Never => continue,
+                Condition::Always => owner,
+                Condition::Where(condition) => self.code.both(Some(condition), owner),
+            };
+            let address = self.address(Place::Global(buffer), address, &layout, &offsets)?;
+            let coordinates = group.iter().map(|&r| layout.coordinates(r));
+            let values = coordinates.map(|c| self.operand(id, &c)).collect::<Result<Vec<_>, _>>()?;
+            self.code.push(Stmt::Store { address, values, condition });
+        }
+        Ok(())
+    }
+
+    /// Whether this thread is the one that stores of those that hold copies; nothing where all threads store.
+    pub(super) fn owner(&mut self, layout: &Layout) -> Option<ValueId> {
+        let idle = ((1u32 << self.layouts.threads) - 1) & !layout.used();
+        self.bits_are_zero(idle)
+    }
+
+    /// Whether these bits of the thread's number are zero; nothing where there are none.
+    pub(super) fn bits_are_zero(&mut self, mask: u32) -> Option<ValueId> {
+        (mask != 0).then(|| {
+            let thread = self.thread();
+            let rest = self.code.with(BinaryOp::And, thread, i64::from(mask));
+            self.code.with(BinaryOp::Eq, rest, 0)
+        })
+    }
+}

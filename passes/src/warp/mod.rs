@@ -1,0 +1,242 @@
+//! Tile programs to warp programs.
+//!
+//! Invariant: everything that makes a kernel fast or slow is decided here and can be read in the warp program: which
+//! thread holds which element (`layout`), how wide each access is (`memory`), what goes through shared memory and how
+//! many copies are under way (`product`, `pipeline`). Results are those of the tile program; sums of floats are in the
+//! tile program's order, but for `reduce` and for products that matrix instructions compute.
+//!
+//! Each part of a tile program becomes a kernel of its own, each of its programs a block.
+
+mod arith;
+mod build;
+mod index;
+mod layout;
+mod memory;
+mod pipeline;
+mod product;
+mod reduce;
+mod tiles;
+
+#[cfg(test)]
+mod tests;
+
+use build::Builder;
+use kiln_ir::expr::{Ranges, Symbol};
+use kiln_ir::scalar::BinaryOp;
+use kiln_ir::tile::{Part, TileId, TileProgram};
+use kiln_ir::warp::{Op, Stmt, ValueId, WarpProgram};
+use kiln_ir::{DType, Expr};
+use layout::Layouts;
+use std::collections::HashMap;
+
+/// A tile program cannot be lowered to warp programs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("kernel @{kernel} cannot be made for a GPU: {what}")]
+pub struct LowerError {
+    /// Name of the tile program.
+    pub kernel: String,
+    /// What is not supported.
+    pub what: String,
+}
+
+/// What a schedule may say about a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Threads of a block, a power of two from 32 to 1024; nothing for as many as suit the tiles.
+    pub threads: Option<u32>,
+    /// How many stages of a loop's product operands are in shared memory, of which one is read and the others are
+    /// being copied; with 1, nothing is copied ahead.
+    pub stages: usize,
+    /// Most bytes of shared memory of a block.
+    pub shared: usize,
+}
+
+impl Default for Options {
+    /// Three stages, and what every GPU from sm_80 on has for each of two blocks (sm_86 has 100 KiB, of which each
+    /// block takes 1).
+    fn default() -> Options {
+        Options { threads: None, stages: 3, shared: 49 << 10 }
+    }
+}
+
+/// Lowers each part of a program that verifies to a kernel. `dims` are the run-time dims with their bounds; they
+/// become the kernel's arguments, in their order there.
+///
+/// # Errors
+/// The program uses a type or an operation for which there is no GPU code yet, or too much shared memory.
+pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<Vec<WarpProgram>, LowerError> {
+    let error = |what: String| LowerError { kernel: program.name.clone(), what };
+    let threads = match options.threads {
+        Some(n) if !n.is_power_of_two() || !(32..=1024).contains(&n) => {
+            return Err(error(format!("blocks of {n} threads; wants a power of two from 32 to 1024")));
+        }
+        n => n.map(u32::ilog2),
+    };
+    let types = program.buffers.iter().map(|b| b.dtype).chain(program.tiles.iter().map(|(_, t)| t.dtype));
+    use DType::*;
+    for dtype in types {
+        if !matches!(dtype, Bool | I32 | U32 | I64 | U64 | F16 | BF16 | F32) {
+            return Err(error(format!("elements of type {dtype}")));
+        }
+    }
+    let mut kernels = Vec::new();
+    for (n, part) in program.parts.iter().enumerate() {
+        let name = if program.parts.len() == 1 { program.name.clone() } else { format!("{}_{n}", program.name) };
+        let lowering = Lowering {
+            program,
+            options,
+            layouts: Layouts::choose(program, part, threads),
+            code: Builder::new(),
+            env: HashMap::new(),
+            ranges: dims.clone(),
+            tiles: HashMap::new(),
+            staged: HashMap::new(),
+        };
+        kernels.push(lowering.part(name, part, dims)?);
+    }
+    Ok(kernels)
+}
+
+/// The values of a tile in each thread.
+#[derive(Clone)]
+enum Tile {
+    /// One value for all elements.
+    Splat(ValueId),
+    /// The registers of the tile's layout.
+    Registers(Vec<ValueId>),
+}
+
+struct Lowering<'a> {
+    program: &'a TileProgram,
+    options: &'a Options,
+    layouts: Layouts<'a>,
+    code: Builder,
+    /// Values of symbols in scope.
+    env: HashMap<Symbol, ValueId>,
+    /// Bounds of symbols in scope.
+    ranges: Ranges,
+    tiles: HashMap<TileId, Tile>,
+    /// Product operands that are in shared memory already.
+    staged: HashMap<TileId, product::Staged>,
+}
+
+impl Lowering<'_> {
+    fn unsupported(&self, what: impl Into<String>) -> LowerError {
+        LowerError { kernel: self.program.name.clone(), what: what.into() }
+    }
+
+    fn part(mut self, name: String, part: &Part, dims: &Ranges) -> Result<WarpProgram, LowerError> {
+        for (n, dim) in dims.keys().enumerate() {
+            let value = self.code.op(DType::I64, Op::Dim(n));
+            self.env.insert(dim.clone(), value);
+        }
+        self.grid(part)?;
+        self.region(&part.body)?;
+        let threads = 1 << self.layouts.threads;
+        let (values, shared, body) = self.code.finish();
+        let kernel = WarpProgram {
+            name,
+            buffers: self.program.buffers.clone(),
+            dims: dims.keys().cloned().collect(),
+            grid: part.programs(),
+            threads,
+            shared,
+            values,
+            body: without_unused(body),
+        };
+        let (_, bytes) = kernel.shared_layout();
+        if bytes > self.options.shared {
+            let what = format!("{bytes} bytes of shared memory; {} are allowed", self.options.shared);
+            return Err(LowerError { kernel: self.program.name.clone(), what });
+        }
+        Ok(kernel)
+    }
+
+    /// Makes the grid variables from the block's number; the last runs fastest.
+    fn grid(&mut self, part: &Part) -> Result<(), LowerError> {
+        let mut rest = self.code.op(DType::I32, Op::Block);
+        for (n, (variable, extent)) in part.grid.iter().enumerate().rev() {
+            let (_, most) = extent.bounds(&self.ranges);
+            let most = most.min(i64::from(i32::MAX)).saturating_sub(1).max(0);
+            let value = if n == 0 {
+                rest
+            } else {
+                let extent = self.expr(extent)?;
+                let extent = self.code.cast(DType::I32, extent);
+                let value = self.code.binary(BinaryOp::Rem, rest, extent);
+                rest = self.code.binary(BinaryOp::Div, rest, extent);
+                value
+            };
+            self.env.insert(variable.clone(), value);
+            self.ranges.insert(variable.clone(), (0, most));
+        }
+        Ok(())
+    }
+
+    /// Adds a symbol for the time of `body`.
+    fn with_symbol<T>(
+        &mut self,
+        symbol: &Symbol,
+        value: ValueId,
+        bounds: (i64, i64),
+        body: impl FnOnce(&mut Self) -> Result<T, LowerError>,
+    ) -> Result<T, LowerError> {
+        self.env.insert(symbol.clone(), value);
+        self.ranges.insert(symbol.clone(), bounds);
+        let result = body(self);
+        self.env.remove(symbol);
+        self.ranges.remove(symbol);
+        result
+    }
+}
+
+/// The statements without operations whose values nothing uses.
+fn without_unused(body: Vec<Stmt>) -> Vec<Stmt> {
+    let mut used = std::collections::HashSet::new();
+    let mut kept = keep(body, &mut used);
+    kept.reverse();
+    kept
+}
+
+/// The statements that are needed, in reverse.
+fn keep(body: Vec<Stmt>, used: &mut std::collections::HashSet<ValueId>) -> Vec<Stmt> {
+    let mut kept = Vec::new();
+    for stmt in body.into_iter().rev() {
+        match stmt {
+            Stmt::Let(ids, op) => {
+                if ids.iter().any(|id| used.contains(id)) {
+                    op.for_each_operand(|v| {
+                        used.insert(v);
+                    });
+                    kept.push(Stmt::Let(ids, op));
+                }
+            }
+            Stmt::Store { .. } | Stmt::Copy { .. } => {
+                let (values, addresses, condition): (&[ValueId], Vec<_>, _) = match &stmt {
+                    Stmt::Store { address, values, condition } => (values, vec![*address], *condition),
+                    Stmt::Copy { to, from, condition, .. } => (&[], vec![*to, *from], *condition),
+                    _ => (&[], vec![], None),
+                };
+                used.extend(values);
+                used.extend(addresses.iter().filter_map(|a| a.index));
+                used.extend(condition);
+                kept.push(stmt);
+            }
+            Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => kept.push(stmt),
+            Stmt::For(mut counted) => {
+                used.extend([counted.lo, counted.hi]);
+                used.extend(counted.carried.iter().flat_map(|c| [c.init, c.next]));
+                let mut body = keep(std::mem::take(&mut counted.body), used);
+                body.reverse();
+                counted.body = body;
+                kept.push(Stmt::For(counted));
+            }
+        }
+    }
+    kept
+}
+
+/// An index expression that is a number.
+fn number(n: i64) -> Expr {
+    Expr::from(n)
+}
