@@ -18,20 +18,23 @@ pub use errors::{Failure, ImportErrors, Unsupported};
 use super::model::{self, Model, Node, ValueType};
 use super::ops;
 use super::value::Value;
-use kiln_ir::graph::ValueId;
-use kiln_ir::{Expr, Graph, TensorType};
-use std::collections::{BTreeMap, HashMap};
+use kiln_ir::graph::{Definition, ValueId};
+use kiln_ir::{Expr, Graph, Tensor, TensorType};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Bytes that a sparse constant may take when it is made dense.
 const DENSE_LIMIT: usize = 1 << 30;
 
 /// What the caller knows of the model's inputs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     /// Symbolic dims by name, with their least and greatest value; equal ones fix the dim.
     pub bind: BTreeMap<String, (i64, i64)>,
     /// Inputs whose dims are fixed entirely.
     pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Inputs whose values are known; the graph is then right for these values only, which is the caller's to see to. The
+    /// inputs that a model needs this for are [`ImportErrors::values`]. They stay inputs, which nothing reads.
+    pub values: BTreeMap<String, Tensor>,
 }
 
 /// Imports a model.
@@ -102,7 +105,8 @@ impl Importer {
                     let fixed = options.shapes.get(&input.name).map(Vec::as_slice);
                     match symbols.dims(&input.name, t, fixed) {
                         Some(dims) => {
-                            Some(Bound::Tensor(self.graph.add_input(&input.name, TensorType::new(t.dtype, dims))))
+                            let id = self.graph.add_input(&input.name, TensorType::new(t.dtype, dims));
+                            self.value(&input.name, id, options.values.get(&input.name))
                         }
                         None => {
                             let name = super::problem::shown(&input.name);
@@ -121,6 +125,38 @@ impl Importer {
             self.define(&input.name, bound);
         }
         self.graph.symbols = symbols.into_ranges();
+    }
+
+    /// The input, or the constant that takes its place.
+    fn value(&mut self, name: &str, input: ValueId, known: Option<&Tensor>) -> Option<Bound> {
+        let Some(known) = known else { return Some(Bound::Tensor(input)) };
+        let ty = self.graph.ty(input);
+        let fits = ty.dims.iter().zip(known.shape()).all(|(d, &n)| d.as_size().is_none_or(|d| d == n));
+        if ty.dtype == known.dtype() && ty.rank() == known.shape().len() && fits {
+            return Some(Bound::Tensor(self.graph.add_constant(known.clone())));
+        }
+        let message = format!(
+            "input {} is {ty}, a value of type {} with dims {:?} was given",
+            super::problem::shown(name),
+            known.dtype(),
+            known.shape()
+        );
+        self.errors.invalid(None, message);
+        None
+    }
+
+    /// The names of the inputs that a value depends on.
+    fn sources(&self, value: ValueId) -> BTreeSet<String> {
+        let (mut seen, mut open, mut found) = (HashSet::from([value]), vec![value], BTreeSet::new());
+        while let Some(v) = open.pop() {
+            let value = self.graph.value(v);
+            match &value.definition {
+                Definition::Input(_) => found.extend(value.name.as_deref().map(str::to_owned)),
+                Definition::Constant(_) => {}
+                Definition::Node(n, _) => open.extend(self.graph.node(*n).inputs.iter().filter(|i| seen.insert(**i))),
+            }
+        }
+        found
     }
 
     /// Imports constants and nodes of a graph, whose inputs are defined; returns what its outputs mean.

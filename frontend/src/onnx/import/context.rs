@@ -162,7 +162,7 @@ impl<'a> Context<'a> {
     /// The constant that input `i` must be; `what` names the input.
     pub fn constant_input(&self, i: usize, what: &str) -> Result<&Tensor> {
         let v = self.input(i)?;
-        self.constant_of(v).ok_or_else(|| computed(what, &self.node.op_type))
+        self.constant_of(v).ok_or_else(|| self.computed(what, v))
     }
 
     /// The contents of an integer tensor with at most one axis as expressions over dims, where they are known.
@@ -174,6 +174,11 @@ impl<'a> Context<'a> {
         Some(t.to_i64()?.into_iter().map(Expr::from).collect())
     }
 
+    /// The failure for an operand that must be known and is not; `what` names it.
+    pub fn computed(&self, what: &str, v: ValueId) -> Failure {
+        Failure::Computed(format!("`{what}` of {}", shown(&self.node.op_type)), self.importer.sources(v))
+    }
+
     /// The integers that input `i` must hold as expressions over dims; `what` names the input.
     pub fn exprs(&self, i: usize, what: &str) -> Result<Vec<Expr>> {
         let v = self.input(i)?;
@@ -181,7 +186,7 @@ impl<'a> Context<'a> {
         if !ty.dtype.is_int() || ty.rank() > 1 {
             return Err(Failure::invalid(format!("`{what}` is {ty}, not a list of integers")));
         }
-        self.contents(v).ok_or_else(|| computed(what, &self.node.op_type))
+        self.contents(v).ok_or_else(|| self.computed(what, v))
     }
 
     /// The integers that input `i` must hold; `what` names the input.
@@ -452,9 +457,4 @@ fn work(op: &Op, inputs: &[Tensor]) -> Option<usize> {
             Some(sum.saturating_add(count))
         }),
     }
-}
-
-/// The failure for an operand that must be a constant and is not.
-fn computed(what: &str, op: &str) -> Failure {
-    Failure::unsupported(format!("`{what}` of {} is computed at run time; it must be a constant", shown(op)))
 }

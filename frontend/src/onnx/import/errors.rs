@@ -6,6 +6,7 @@ use crate::onnx::model::{AttributeError, Node};
 use crate::onnx::problem::{Problem, ProblemKind, shown};
 use kiln_ir::TensorError;
 use kiln_ir::scalar::TypeError;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Names of nodes that a group lists.
@@ -18,6 +19,8 @@ pub enum Failure {
     Invalid(String),
     /// The node may be right, but Kiln does not support it; the message says what to do.
     Unsupported(String),
+    /// An operand must be known and is computed from these inputs of the graph; the message names it.
+    Computed(String, BTreeSet<String>),
     /// An input is missing for a reason that is reported elsewhere.
     Skip,
 }
@@ -94,6 +97,9 @@ pub struct ImportErrors {
     pub invalid: Vec<Problem>,
     /// What is not supported, grouped by operator and reason.
     pub unsupported: Vec<Unsupported>,
+    /// Inputs from whose values operands are computed that must be known: with these in [`super::Options::values`] the
+    /// nodes can be imported.
+    pub values: BTreeSet<String>,
 }
 
 impl fmt::Display for ImportErrors {
@@ -119,6 +125,17 @@ impl ImportErrors {
         match failure {
             Failure::Skip => {}
             Failure::Invalid(message) => self.invalid(Some(node), message),
+            Failure::Computed(message, inputs) => {
+                let names: Vec<String> = inputs.iter().map(|n| shown(n)).collect();
+                let plural = if names.len() == 1 { "" } else { "s" };
+                self.values.extend(inputs);
+                let from =
+                    if names.is_empty() { String::new() } else { format!(" from input{plural} {}", names.join(", ")) };
+                self.push(
+                    node,
+                    Failure::Unsupported(format!("{message} is computed at run time{from}; it must be a constant")),
+                );
+            }
             Failure::Unsupported(message) => {
                 let op = node.reference().op;
                 let same = |u: &&mut Unsupported| u.op == op && u.opset == node.opset && u.message == message;

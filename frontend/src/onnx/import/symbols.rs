@@ -7,8 +7,8 @@ use crate::onnx::model::{Dim, TensorType};
 use kiln_ir::{Expr, Ranges, Symbol};
 use std::collections::{BTreeMap, HashMap};
 
-/// The bounds of a dim of which nothing is known.
-const ANY: (i64, i64) = (1, 1 << 31);
+/// The bounds of a dim of which nothing is known; it fits an i32, which exporters convert dims to.
+const ANY: (i64, i64) = (1, i32::MAX as i64);
 
 /// The symbols made so far.
 pub(super) struct Symbols<'a> {
