@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+/// How many terms a product in a text form may have.
+const MAX_TERMS: usize = 1024;
+
 /// A named integer that is known when the program runs: a dim, a loop variable, an axis of a tile.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Symbol(Arc<str>);
@@ -70,7 +73,7 @@ pub(crate) fn floor_div(a: i64, b: i64) -> i64 {
     if b == 0 {
         return 0;
     }
-    let q = a.wrapping_div(b);
+    let q = a.saturating_div(b);
     if a.wrapping_rem(b) != 0 && (a < 0) != (b < 0) { q - 1 } else { q }
 }
 
@@ -181,10 +184,8 @@ impl Expr {
         if let Some(c) = self.as_const() {
             return other.scale(c);
         }
-        let mut product = other.scale(self.constant).add(&Expr {
-            terms: self.scale(other.constant).terms,
-            constant: 0,
-        });
+        let mut product =
+            other.scale(self.constant).add(&Expr { terms: self.scale(other.constant).terms, constant: 0 });
         for (a, ca) in &self.terms {
             for (b, cb) in &other.terms {
                 let mut atoms = a.clone();
@@ -196,7 +197,7 @@ impl Expr {
         product
     }
 
-    /// The quotient rounded towards minus infinity.
+    /// The quotient rounded towards minus infinity. A divisor that equals the dividend is taken not to be 0.
     pub fn floor_div(&self, divisor: &Expr) -> Expr {
         if self == divisor && self.as_const() != Some(0) {
             return Expr::from(1i64);
@@ -241,17 +242,21 @@ impl Expr {
     /// `self = d * quotient + rest`, with every term whose coefficient `d` divides in the quotient and the
     /// constant of `rest` in `0..|d|`.
     fn split(&self, d: i64) -> (Expr, Expr) {
+        if d == i64::MIN {
+            // |d| is no i64; nothing is split off.
+            return (Expr::default(), self.clone());
+        }
         let (mut quotient, mut rest) = (Expr::default(), Expr::default());
         for (atoms, &c) in &self.terms {
             if c.wrapping_rem(d) == 0 {
-                quotient.terms.insert(atoms.clone(), c.wrapping_div(d));
+                quotient.terms.insert(atoms.clone(), c.saturating_div(d));
             } else {
                 rest.terms.insert(atoms.clone(), c);
             }
         }
         let r = self.constant.wrapping_rem(d).wrapping_add(d.saturating_abs()).wrapping_rem(d);
         rest.constant = r;
-        quotient.constant = (self.constant.saturating_sub(r)).wrapping_div(d);
+        quotient.constant = self.constant.saturating_sub(r).saturating_div(d);
         (quotient, rest)
     }
 
@@ -397,12 +402,7 @@ impl Expr {
             let (mut tl, mut th) = (1i64, 1i64);
             for atom in atoms {
                 let (al, ah) = atom.bounds(ranges);
-                let corners = [
-                    mul_bound(tl, al),
-                    mul_bound(tl, ah),
-                    mul_bound(th, al),
-                    mul_bound(th, ah),
-                ];
+                let corners = [mul_bound(tl, al), mul_bound(tl, ah), mul_bound(th, al), mul_bound(th, ah)];
                 tl = corners.into_iter().fold(i64::MAX, i64::min);
                 th = corners.into_iter().fold(i64::MIN, i64::max);
             }
@@ -457,7 +457,13 @@ impl Expr {
     fn product(lexer: &mut Lexer<'_>) -> Result<Expr, ParseError> {
         let mut product = Expr::factor(lexer)?;
         while lexer.eat('*') {
-            product = product.mul(&Expr::factor(lexer)?);
+            let here = lexer.error("the product has too many terms");
+            let factor = Expr::factor(lexer)?;
+            // Text may come from anywhere: products of sums multiply, and must not eat time and memory.
+            if (product.terms.len() + 1).saturating_mul(factor.terms.len() + 1) > MAX_TERMS {
+                return Err(here);
+            }
+            product = product.mul(&factor);
         }
         Ok(product)
     }
@@ -505,7 +511,7 @@ impl Atom {
                 _ => (i64::MIN, i64::MAX),
             },
             Atom::Mod(_, b) => match b.bounds(ranges) {
-                (lo, hi) if lo > 0 => (0, hi - 1),
+                (lo, hi) if lo > 0 => (0, keep_limit(hi, hi - 1)),
                 _ => (i64::MIN, i64::MAX),
             },
             Atom::Min(a, b) => {
@@ -569,7 +575,19 @@ fn keep_limit(original: i64, quotient: i64) -> i64 {
 }
 
 fn mul_bound(a: i64, b: i64) -> i64 {
-    a.saturating_mul(b)
+    // `i64::MAX * -1` is `i64::MIN + 1`, which would no longer stand for a missing bound.
+    let unbounded = |v: i64| v == i64::MIN || v == i64::MAX;
+    match a.signum() * b.signum() {
+        0 => 0,
+        sign if unbounded(a) || unbounded(b) => {
+            if sign < 0 {
+                i64::MIN
+            } else {
+                i64::MAX
+            }
+        }
+        _ => a.saturating_mul(b),
+    }
 }
 
 fn add_bound(a: i64, b: i64) -> i64 {
@@ -589,14 +607,14 @@ impl fmt::Display for Expr {
             return write!(f, "{}", self.constant);
         }
         for (i, (atoms, &c)) in self.terms.iter().enumerate() {
-            let magnitude = c.unsigned_abs();
-            match (i, c < 0) {
-                (0, true) => write!(f, "-{magnitude}*")?,
-                (0, false) => {}
-                (_, true) => f.write_str(" - ")?,
-                (_, false) => f.write_str(" + ")?,
-            }
-            if magnitude != 1 && !(i == 0 && c < 0) {
+            // The least integer has no positive counterpart that could follow a minus.
+            let (minus, magnitude) = match (i, c) {
+                (1.., c) if c < 0 && c > i64::MIN => (" - ", c.saturating_neg()),
+                (0, c) => ("", c),
+                (_, c) => (" + ", c),
+            };
+            f.write_str(minus)?;
+            if magnitude != 1 {
                 write!(f, "{magnitude}*")?;
             }
             for (j, atom) in atoms.iter().enumerate() {
@@ -605,7 +623,7 @@ impl fmt::Display for Expr {
         }
         match self.constant {
             0 => Ok(()),
-            c if c < 0 => write!(f, " - {}", c.unsigned_abs()),
+            c if c < 0 && c > i64::MIN => write!(f, " - {}", c.unsigned_abs()),
             c => write!(f, " + {c}"),
         }
     }

@@ -64,14 +64,14 @@ pub fn decode(dtype: DType, bits: u8) -> f32 {
 /// as ONNX's own conversion does. F8E8M0 rounds up, which is the default of ONNX's Cast.
 pub fn encode(dtype: DType, value: f32, saturate: bool) -> u8 {
     if dtype == DType::F8E8M0 {
-        return encode_e8m0(value);
+        return encode_e8m0(value, saturate);
     }
     let f = format(dtype);
     let sign_bit = 1u8 << (f.exponent_bits + f.mantissa_bits);
     let sign = if value.is_sign_negative() { sign_bit } else { 0 };
-    let max_bits = encode_magnitude(&f, f.max);
+    let max_bits = encode_magnitude(&f, f.max) as u8;
     let Some(nan) = f.nan else {
-        return if value.is_nan() { sign_bit } else { sign | encode_magnitude(&f, value.abs().min(f.max)) };
+        return if value.is_nan() { sign_bit } else { sign | encode_magnitude(&f, value.abs().min(f.max)) as u8 };
     };
     let nan = if f.unsigned_zero { nan } else { sign | nan };
     if value.is_nan() {
@@ -88,14 +88,15 @@ pub fn encode(dtype: DType, value: f32, saturate: bool) -> u8 {
         return overflow;
     }
     let bits = encode_magnitude(&f, value.abs());
-    if bits > max_bits {
+    if bits > u64::from(max_bits) {
         return overflow;
     }
-    if f.unsigned_zero && bits == 0 { 0 } else { sign | bits }
+    if f.unsigned_zero && bits == 0 { 0 } else { sign | bits as u8 }
 }
 
-/// Rounds a finite magnitude to the format; may return one more than the greatest finite pattern.
-fn encode_magnitude(f: &Format, x: f32) -> u8 {
+/// Rounds a finite magnitude to the format; a magnitude beyond the greatest finite one gives a greater pattern, which
+/// may not fit the format.
+fn encode_magnitude(f: &Format, x: f32) -> u64 {
     let x = f64::from(x);
     let m = f.mantissa_bits as i32;
     let min_exponent = 1 - f.bias;
@@ -103,18 +104,15 @@ fn encode_magnitude(f: &Format, x: f32) -> u8 {
     let units = libm::ldexp(x, m - exponent).round_ties_even();
     // A subnormal has exponent field 0 and fewer than 2^m units; a carry out of the mantissa moves the exponent.
     let field = i64::from(exponent - min_exponent) * (1 << m) + units as i64;
-    let top = (1i64 << (f.exponent_bits + f.mantissa_bits)) - 1;
-    field.clamp(0, top) as u8
+    field.max(0) as u64
 }
 
-fn encode_e8m0(value: f32) -> u8 {
-    if value.is_nan() || value <= 0.0 && value != 0.0 {
+/// The format has no sign and no infinity: magnitudes are rounded, and infinity is NaN, as in ONNX's reference.
+fn encode_e8m0(value: f32, saturate: bool) -> u8 {
+    if !value.is_finite() {
         return 0xff;
     }
-    if value.is_infinite() {
-        return 0xfe;
-    }
-    let bits = value.to_bits();
-    let (exponent, mantissa) = ((bits >> 23) as i32, bits & 0x7f_ffff);
-    (exponent + i32::from(mantissa != 0)).clamp(0, 254) as u8
+    let bits = value.abs().to_bits();
+    let exponent = (bits >> 23) + u32::from(bits & 0x7f_ffff != 0);
+    if exponent > 254 && !saturate { 0xff } else { exponent.min(254) as u8 }
 }

@@ -76,7 +76,7 @@ impl Constant {
     /// A float constant, rounded to the type; integers truncate.
     pub fn float(dtype: DType, value: f64) -> Constant {
         let bits = match dtype.class() {
-            Class::Float => u64::from(semantics::round_to(dtype, value as f32).to_bits()),
+            Class::Float => u64::from(semantics::narrow(dtype, value).to_bits()),
             Class::Double => value.to_bits(),
             _ => semantics::float_to_int(dtype, value) as u64,
         };
@@ -381,7 +381,8 @@ impl Code {
             }
             Scalar::Cast(to, a) => {
                 let from = of(a)?;
-                if matches!(from.class(), Class::Complex | Class::Str) || matches!(to.class(), Class::Complex | Class::Str)
+                if matches!(from.class(), Class::Complex | Class::Str)
+                    || matches!(to.class(), Class::Complex | Class::Str)
                 {
                     return Err(TypeError(format!("cast from {from} to {to} is no kernel operation")));
                 }
@@ -545,10 +546,7 @@ impl Code {
     ///
     /// # Errors
     /// The text is no code or is not well typed.
-    pub fn parse(
-        lexer: &mut Lexer<'_>,
-        type_of: &dyn Fn(&Scalar) -> Option<DType>,
-    ) -> Result<Code, ParseError> {
+    pub fn parse(lexer: &mut Lexer<'_>, type_of: &dyn Fn(&Scalar) -> Option<DType>) -> Result<Code, ParseError> {
         let mut code = Code::new();
         let mut names = HashMap::new();
         lexer.expect('{')?;
@@ -660,7 +658,13 @@ impl Code {
         list.try_into().map_err(|_| lexer.error(format!("expected {N} operands, found {found}")))
     }
 
-    fn write_node(&self, f: &mut fmt::Formatter<'_>, id: Id<Scalar>, named: &[Option<usize>], top: bool) -> fmt::Result {
+    fn write_node(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        id: Id<Scalar>,
+        named: &[Option<usize>],
+        top: bool,
+    ) -> fmt::Result {
         if let (Some(n), false) = (named[id.index()], top) {
             return write!(f, "t{n}");
         }
@@ -704,6 +708,9 @@ impl Code {
     }
 }
 
+/// How deep calls nest in the text form before a node is named.
+const MAX_NESTED: usize = 32;
+
 fn parse_source(word: &str) -> Option<Source> {
     let number = |p: &str| word.strip_prefix(p).and_then(|n| n.parse().ok());
     number("in").map(Source::Input).or_else(|| number("stage").map(Source::Stage))
@@ -733,11 +740,15 @@ impl fmt::Display for Code {
             }
         }
         let mut named = vec![None; self.len()];
+        // How deep the text of a node nests; deep chains are cut, so that neither printing nor parsing is.
+        let mut depths = vec![0usize; self.len()];
         let mut count = 0;
         f.write_str("{ ")?;
         for (id, node) in self.nodes() {
             let small = matches!(node, Scalar::Arg(_) | Scalar::Const(_));
-            if live[id.index()] && uses[id.index()] > 1 && !small {
+            let inner = node.operands().into_iter().filter(|o| named[o.index()].is_none());
+            depths[id.index()] = 1 + inner.map(|o| depths[o.index()]).max().unwrap_or(0);
+            if live[id.index()] && (uses[id.index()] > 1 || depths[id.index()] > MAX_NESTED) && !small {
                 write!(f, "let t{count} = ")?;
                 self.write_node(f, id, &named, true)?;
                 f.write_str("; ")?;

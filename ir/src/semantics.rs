@@ -59,12 +59,9 @@ pub fn load_f32(dtype: DType, bytes: &[u8], i: usize) -> f32 {
         DType::F32 => f32::from_le_bytes(chunk(bytes, i)),
         DType::F16 => f16::from_le_bytes(chunk(bytes, i)).to_f32(),
         DType::BF16 => bf16::from_le_bytes(chunk(bytes, i)).to_f32(),
-        DType::F4E2M1
-        | DType::F8E4M3FN
-        | DType::F8E4M3FNUZ
-        | DType::F8E5M2
-        | DType::F8E5M2FNUZ
-        | DType::F8E8M0 => crate::float8::decode(dtype, bytes.get(i).copied().unwrap_or(0)),
+        DType::F4E2M1 | DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 => {
+            crate::float8::decode(dtype, bytes.get(i).copied().unwrap_or(0))
+        }
         other => load_f64(other, bytes, i) as f32,
     }
 }
@@ -85,12 +82,9 @@ pub fn store_f32(dtype: DType, value: f32, out: &mut Vec<u8>) {
     match dtype {
         DType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
         DType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-        DType::F4E2M1
-        | DType::F8E4M3FN
-        | DType::F8E4M3FNUZ
-        | DType::F8E5M2
-        | DType::F8E5M2FNUZ
-        | DType::F8E8M0 => out.push(crate::float8::encode(dtype, value, true)),
+        DType::F4E2M1 | DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 => {
+            out.push(crate::float8::encode(dtype, value, true))
+        }
         _ => out.extend_from_slice(&value.to_le_bytes()),
     }
 }
@@ -110,12 +104,9 @@ pub fn round_to(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::F16 => f16::from_f32(value).to_f32(),
         DType::BF16 => bf16::from_f32(value).to_f32(),
-        DType::F4E2M1
-        | DType::F8E4M3FN
-        | DType::F8E4M3FNUZ
-        | DType::F8E5M2
-        | DType::F8E5M2FNUZ
-        | DType::F8E8M0 => crate::float8::decode(dtype, crate::float8::encode(dtype, value, true)),
+        DType::F4E2M1 | DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 => {
+            crate::float8::decode(dtype, crate::float8::encode(dtype, value, true))
+        }
         _ => value,
     }
 }
@@ -127,19 +118,17 @@ pub fn narrow(dtype: DType, value: f64) -> f32 {
         return round_to(dtype, nearest);
     }
     // Round to odd first: an inexact f32 with its last bit set rounds to a narrower type as the exact value does.
-    let towards_zero = if f64::from(nearest).abs() > value.abs() {
-        f32::from_bits(nearest.to_bits() - 1)
-    } else {
-        nearest
-    };
+    let towards_zero =
+        if f64::from(nearest).abs() > value.abs() { f32::from_bits(nearest.to_bits() - 1) } else { nearest };
     round_to(dtype, f32::from_bits(towards_zero.to_bits() | 1))
 }
 
-/// Brings an integer into the range of its type by keeping the low bits.
+/// Brings an integer into the range of its type by keeping the low bits; everything but 0 is true.
 pub fn wrap(dtype: DType, value: i64) -> i64 {
     let unused = 64 - dtype.bits().clamp(1, 64);
     match dtype.class() {
         Class::Unsigned => ((value as u64) << unused >> unused) as i64,
+        Class::Bool => i64::from(value != 0),
         _ => value << unused >> unused,
     }
 }

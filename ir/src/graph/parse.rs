@@ -68,7 +68,8 @@ impl Graph {
                 let name = optional_name(lexer)?;
                 lexer.expect(':')?;
                 let ty = TensorType::parse(lexer)?;
-                known.insert(number, graph.add_input(name.as_deref().unwrap_or(""), ty));
+                let id = graph.add_input(name.as_deref().unwrap_or(""), ty);
+                define(lexer, &mut known, number, id)?;
             } else if lexer.eat_word("const") {
                 graph.parse_constant(lexer, data, &mut known)?;
             } else if lexer.eat_word("output") {
@@ -108,8 +109,7 @@ impl Graph {
             Tensor::new(ty.dtype, shape, bytes).map_err(|e| lexer.error(e.to_string()))?
         };
         let id = self.push_value(Value { name, ty, definition: Definition::Constant(tensor) });
-        known.insert(number, id);
-        Ok(())
+        define(lexer, known, number, id)
     }
 
     fn parse_node(&mut self, lexer: &mut Lexer<'_>, known: &mut HashMap<usize, ValueId>) -> Result<(), ParseError> {
@@ -153,9 +153,22 @@ impl Graph {
             }
             self.values[v].name = name;
             self.values[v].ty.layout = ty.layout;
-            known.insert(number, v);
+            define(lexer, known, number, v)?;
         }
         Ok(())
+    }
+}
+
+/// Notes which value a number stands for; a value is defined once.
+fn define(
+    lexer: &Lexer<'_>,
+    known: &mut HashMap<usize, ValueId>,
+    number: usize,
+    value: ValueId,
+) -> Result<(), ParseError> {
+    match known.insert(number, value) {
+        None => Ok(()),
+        Some(_) => Err(lexer.error(format!("%{number} is defined twice"))),
     }
 }
 
@@ -167,4 +180,3 @@ fn operand(lexer: &mut Lexer<'_>, known: &HashMap<usize, ValueId>) -> Result<Val
         .copied()
         .ok_or_else(|| ParseError { message: format!("%{number} is not defined before its use"), ..here })
 }
-

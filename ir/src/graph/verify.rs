@@ -26,7 +26,8 @@ impl Graph {
     pub fn verify(&self) -> Vec<GraphError> {
         let mut errors = Vec::new();
         for (id, node) in self.nodes() {
-            let mut fail = |message: String| errors.push(GraphError::new(&node.origin, format!("node {id}: {message}")));
+            let mut fail =
+                |message: String| errors.push(GraphError::new(&node.origin, format!("node {id}: {message}")));
             let known = |v: &super::ValueId| v.index() < self.values().len();
             if !node.inputs.iter().chain(&node.outputs).all(known) {
                 fail("refers to a value that does not exist".into());
@@ -63,6 +64,16 @@ impl Graph {
                 && let Err(e) = element_count(&shape, value.ty.dtype.size())
             {
                 fail(e.to_string());
+            }
+            let defined = match value.definition {
+                Definition::Input(n) => self.inputs.get(n) == Some(&id),
+                Definition::Node(node, n) => {
+                    node.index() < self.nodes().len() && self.node(node).outputs.get(n) == Some(&id)
+                }
+                Definition::Constant(_) => true,
+            };
+            if !defined {
+                fail("is not what its definition defines".into());
             }
             if let Definition::Constant(t) = &value.definition
                 && (t.dtype() != value.ty.dtype || value.ty.shape().as_deref() != Some(t.shape()))

@@ -89,7 +89,16 @@ struct Mask {
     /// Each must be greater than 0.
     conditions: Vec<Index>,
     lanes: Vec<bool>,
+    /// How many lanes hold, and the first of them.
     count: usize,
+    first: usize,
+}
+
+impl Mask {
+    /// Whether the lanes that hold follow one another.
+    fn is_run(&self) -> bool {
+        self.lanes.iter().skip(self.first).take(self.count).all(|&l| l)
+    }
 }
 
 /// Compiled scalar code.
@@ -119,7 +128,7 @@ impl Program {
     /// # Errors
     /// The code mentions symbols that are no axes, arguments, or sources that are not there.
     pub fn compile(code: &Code, space: &Space, sources: &Sources<'_>, wide: bool) -> Result<Program, EvalError> {
-        let all = Mask { parent: 0, conditions: vec![], lanes: vec![true; LANES], count: LANES };
+        let all = Mask { parent: 0, conditions: vec![], lanes: vec![true; LANES], count: LANES, first: 0 };
         let program = Program {
             instructions: vec![],
             columns: vec![],
@@ -206,6 +215,7 @@ impl Program {
                 }
             }
             mask.count = mask.lanes[..n].iter().filter(|&&l| l).count();
+            mask.first = mask.lanes[..n].iter().position(|&l| l).unwrap_or(0);
         }
         for (i, instruction) in self.instructions.iter().enumerate() {
             let (done, rest) = self.columns.split_at_mut(i);
@@ -243,6 +253,22 @@ fn check(index: i64, place: &Place) -> Result<(), EvalError> {
     }
 }
 
+/// The address of the first of `count` lanes and the step between them, where every coordinate is linear along the axis:
+/// its extremes are at the ends then, and checked.
+fn run_of(places: &[Place], at: &[i64], axis: usize, count: usize) -> Result<Option<(i64, i64)>, EvalError> {
+    let (mut from, mut by) = (0i64, 0i64);
+    for place in places {
+        let Position::Index(e) = &place.at else { return Ok(None) };
+        let Some(step) = e.along(axis) else { return Ok(None) };
+        let base = e.eval(at);
+        check(base, place)?;
+        check(base.saturating_add(step.saturating_mul(count as i64 - 1)), place)?;
+        from += base * place.stride;
+        by += step * place.stride;
+    }
+    Ok(Some((from, by)))
+}
+
 #[allow(clippy::too_many_arguments)]
 fn load(
     tensor: &Tensor,
@@ -261,28 +287,19 @@ fn load(
         column::load(dtype, bytes, number, n, |_| None, out);
         return Ok(());
     }
-    let last = n as i64 - 1;
-    if mask.is_none() {
-        // Every coordinate linear along the axis: its extremes are at the ends.
-        let mut run = Some((0i64, 0i64));
-        for place in places {
-            let step = match &place.at {
-                Position::Index(e) => e.along(axis).map(|step| (e.eval(at), step)),
-                Position::Value(_) => None,
-            };
-            let (Some((base, step)), Some((from, by))) = (step, run) else {
-                run = None;
-                break;
-            };
-            check(base, place)?;
-            check(base.saturating_add(step.saturating_mul(last)), place)?;
-            run = Some((from + base * place.stride, by + step * place.stride));
-        }
-        if let Some((from, by)) = run {
-            if by == 1 {
+    // The lanes that are read, where they follow one another; they begin at another point then.
+    let (first, count) = mask.map_or((0, n), |m| (m.first, m.count));
+    if mask.is_none_or(Mask::is_run) {
+        at[axis] += first as i64;
+        let run = run_of(places, at, axis, count);
+        at[axis] -= first as i64;
+        if let Some((from, by)) = run? {
+            if by == 1 && count == n {
                 column::load_run(dtype, bytes, number, n, from as usize, out);
             } else {
-                column::load(dtype, bytes, number, n, |l| Some((from + by * l as i64) as usize), out);
+                let address = |l: usize| (from + by * (l as i64 - first as i64)) as usize;
+                let read = |l: usize| (first..first + count).contains(&l).then(|| address(l));
+                column::load(dtype, bytes, number, n, read, out);
             }
             return Ok(());
         }
@@ -373,7 +390,13 @@ impl Compiler<'_> {
         }
         let conditions: Result<Vec<Index>, EvalError> =
             conditions.iter().map(|c| self.space.compile(&c.right.sub(&c.left))).collect();
-        self.program.masks.push(Mask { parent, conditions: conditions?, lanes: vec![false; LANES], count: 0 });
+        self.program.masks.push(Mask {
+            parent,
+            conditions: conditions?,
+            lanes: vec![false; LANES],
+            count: 0,
+            first: 0,
+        });
         let mask = self.program.masks.len() - 1;
         self.known.insert((parent, guard), mask);
         Ok(mask)

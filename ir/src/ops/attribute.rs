@@ -49,7 +49,8 @@ impl From<bool> for Attribute {
 }
 impl From<Constant> for Attribute {
     fn from(v: Constant) -> Self {
-        Attribute::Constant(v)
+        // `true` and `false` are parsed as this.
+        if v.dtype == DType::Bool { Attribute::Bool(v.bits != 0) } else { Attribute::Constant(v) }
     }
 }
 impl From<DType> for Attribute {

@@ -43,6 +43,7 @@ pub use slice::Slice;
 pub use softmax::Softmax;
 pub use transpose::Transpose;
 
+use crate::dtype::{Class, DType};
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::nest::Nest;
@@ -180,7 +181,11 @@ impl Op {
     #[must_use]
     pub fn map_exprs(&self, f: &dyn Fn(&Expr) -> Expr) -> Op {
         let attributes = self.operator().attributes();
-        if !attributes.0.iter().any(|(_, a)| matches!(a, Attribute::List(v) if v.iter().any(|e| e.as_const().is_none()))) {
+        if !attributes
+            .0
+            .iter()
+            .any(|(_, a)| matches!(a, Attribute::List(v) if v.iter().any(|e| e.as_const().is_none())))
+        {
             return self.clone();
         }
         // An op is rebuilt from its own attributes; that they fit was checked when it was first made.
@@ -197,6 +202,11 @@ impl fmt::Display for Op {
 /// Exactly `N` operands.
 pub(crate) fn operands<'a, const N: usize>(inputs: &[&'a TensorType]) -> Result<[&'a TensorType; N], OpError> {
     inputs.try_into().map_err(|_| OpError::new(format!("takes {N} operands, not {}", inputs.len())))
+}
+
+/// The type in which an op of several stages computes: f32 for narrower floats.
+pub(crate) fn wide(dtype: DType) -> DType {
+    if dtype.class() == Class::Float { DType::F32 } else { dtype }
 }
 
 /// Whether an axis list names distinct axes below the rank.

@@ -15,7 +15,8 @@ pub enum NormKind {
     Rms,
 }
 
-/// Normalization over the last `axes` axes, without scale and bias (those are maps).
+/// Normalization over the last `axes` axes, without scale and bias (those are maps). Types narrower than
+/// f32 are rounded once, at the end: their range would not hold the sums.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Norm {
     /// What is divided out.
@@ -63,7 +64,7 @@ impl Operator for Norm {
 
     fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
         let out = self.infer(inputs)?.remove(0);
-        let (dtype, rank) = (out.dtype, out.rank());
+        let (dtype, wide, rank) = (out.dtype, super::wide(out.dtype), out.rank());
         let outer = rank - self.axes;
         let dims = out.dims[..outer].to_vec();
         let folds = out.dims[outer..].to_vec();
@@ -72,12 +73,12 @@ impl Operator for Norm {
         row.extend((0..self.axes).map(|n| Expr::from(fold_axis(n))));
         // The count may be symbolic: it enters the code as an index expression.
         let divide = |code: &mut Code| -> Result<_, OpError> {
-            let sum = code.arg(0, dtype);
+            let sum = code.arg(0, wide);
             let n = match count.as_const() {
-                Some(n) => code.constant(Constant::int(dtype, n)),
+                Some(n) => code.constant(Constant::int(wide, n)),
                 None => {
                     let n = code.index(count.clone());
-                    code.cast(dtype, n)?
+                    code.cast(wide, n)?
                 }
             };
             Ok(code.binary(BinaryOp::Div, sum, n)?)
@@ -85,7 +86,9 @@ impl Operator for Norm {
         let mut stages = Vec::new();
         if self.kind == NormKind::Layer {
             let mut body = Code::new();
-            body.load_at(Source::Input(0), row.clone(), dtype);
+            let x = body.load_at(Source::Input(0), row.clone(), dtype);
+            let x = body.cast(wide, x)?;
+            body.set_result(x);
             let mut mean = Nest::fold(dims.clone(), folds.clone(), BinaryOp::Add, body);
             let mut finish = Code::new();
             let result = divide(&mut finish)?;
@@ -95,10 +98,11 @@ impl Operator for Norm {
         }
         let centred = |code: &mut Code, index: Vec<Expr>| -> Result<_, OpError> {
             let x = code.load_at(Source::Input(0), index, dtype);
+            let x = code.cast(wide, x)?;
             Ok(match self.kind {
                 NormKind::Rms => x,
                 NormKind::Layer => {
-                    let mean = code.load_at(Source::Stage(0), axes(outer), dtype);
+                    let mean = code.load_at(Source::Stage(0), axes(outer), wide);
                     code.binary(BinaryOp::Sub, x, mean)?
                 }
             })
@@ -110,7 +114,7 @@ impl Operator for Norm {
         let mut scale = Nest::fold(dims, folds, BinaryOp::Add, square);
         let mut finish = Code::new();
         let mean = divide(&mut finish)?;
-        let epsilon = finish.constant(self.epsilon);
+        let epsilon = finish.constant(Constant::float(wide, self.epsilon.as_f64()));
         let sum = finish.binary(BinaryOp::Add, mean, epsilon)?;
         let root = finish.unary(UnaryOp::Sqrt, sum)?;
         let result = finish.unary(UnaryOp::Recip, root)?;
@@ -121,8 +125,9 @@ impl Operator for Norm {
 
         let mut body = Code::new();
         let x = centred(&mut body, axes(rank))?;
-        let scale = body.load_at(Source::Stage(last), axes(outer), dtype);
+        let scale = body.load_at(Source::Stage(last), axes(outer), wide);
         let result = body.binary(BinaryOp::Mul, x, scale)?;
+        let result = body.cast(dtype, result)?;
         body.set_result(result);
         stages.push(Nest::map(out.dims, body));
         Ok(Meaning::Nests(stages))

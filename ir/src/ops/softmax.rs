@@ -6,7 +6,8 @@ use crate::graph::TensorType;
 use crate::nest::{Nest, axes, axis, fold_axis};
 use crate::scalar::{BinaryOp, Code, Source, UnaryOp};
 
-/// `exp(x - m) / sum(exp(x - m))` with `m` the maximum along the axis, or the logarithm of that.
+/// `exp(x - m) / sum(exp(x - m))` with `m` the maximum along the axis, or the logarithm of that. Types narrower
+/// than f32 are rounded once, at the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Softmax {
     /// The axis.
@@ -41,7 +42,7 @@ impl Operator for Softmax {
 
     fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
         let out = self.infer(inputs)?.remove(0);
-        let dtype = out.dtype;
+        let (dtype, wide) = (out.dtype, super::wide(out.dtype));
         let (mut outer, extent) = (out.dims.clone(), out.dims[self.axis].clone());
         outer.remove(self.axis);
         // Within the folding stages the axes after the folded one have moved up by one.
@@ -57,22 +58,27 @@ impl Operator for Softmax {
         let mut sum = Code::new();
         let x = sum.load_at(Source::Input(0), folded, dtype);
         let m = sum.load_at(Source::Stage(0), stage_at, dtype);
+        let (x, m) = (sum.cast(wide, x)?, sum.cast(wide, m)?);
         let shifted = sum.binary(BinaryOp::Sub, x, m)?;
-        sum.unary(UnaryOp::Exp, shifted)?;
+        let e = sum.unary(UnaryOp::Exp, shifted)?;
+        sum.set_result(e);
 
         let mut body = Code::new();
         let here = (0..out.rank()).map(|n| Expr::from(axis(n))).collect();
         let x = body.load_at(Source::Input(0), here, dtype);
         let m = body.load_at(Source::Stage(0), rest.clone(), dtype);
-        let s = body.load_at(Source::Stage(1), rest, dtype);
+        let s = body.load_at(Source::Stage(1), rest, wide);
+        let (x, m) = (body.cast(wide, x)?, body.cast(wide, m)?);
         let shifted = body.binary(BinaryOp::Sub, x, m)?;
         if self.log {
             let log = body.unary(UnaryOp::Log, s)?;
             let result = body.binary(BinaryOp::Sub, shifted, log)?;
+            let result = body.cast(dtype, result)?;
             body.set_result(result);
         } else {
             let e = body.unary(UnaryOp::Exp, shifted)?;
             let result = body.binary(BinaryOp::Div, e, s)?;
+            let result = body.cast(dtype, result)?;
             body.set_result(result);
         }
         Ok(Meaning::Nests(vec![

@@ -1,7 +1,9 @@
 //! The plan verifier: recomputes lives from the steps and rejects overlap.
 
 use super::{Place, Plan, SlotId, Step};
-use crate::DType;
+use crate::graph::TensorType;
+use crate::ops::Op;
+use crate::{DType, Expr};
 
 /// Something is wrong with a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -10,7 +12,7 @@ pub struct PlanError(pub String);
 
 impl Plan {
     /// All errors: dims that are not constant, places outside their section or not aligned, reads before the first write, writes
-    /// to weights and inputs, outputs never written, slots that overlap while both live, wrong kernel numbers.
+    /// to weights and inputs, outputs never written, slots that overlap while both live, wrong kernel numbers, host ops with other results.
     pub fn verify(&self) -> Vec<PlanError> {
         let mut errors = Vec::new();
         let mut fail = |message: String| errors.push(PlanError(message));
@@ -24,7 +26,8 @@ impl Plan {
         for (id, slot) in self.slots.iter() {
             let strings = slot.ty.dtype == DType::Str;
             let bytes = slot.ty.bytes().as_const().and_then(|b| u64::try_from(b).ok());
-            let Some(bytes) = bytes.filter(|&b| b < 1 << 48) else {
+            // Two negative dims have a positive product: the shape is asked for as well.
+            let Some(bytes) = bytes.filter(|&b| b < 1 << 48 && slot.ty.shape().is_some()) else {
                 fail(format!("slot {id} has no constant size: {}", slot.ty));
                 continue;
             };
@@ -78,6 +81,14 @@ impl Plan {
             {
                 fail(format!("step {n} launches kernel {kernel}, there are {}", self.kernels.len()));
             }
+            if let Step::Launch { arguments, written, .. } = step
+                && *written > arguments.len()
+            {
+                fail(format!("step {n} writes {written} of {} arguments", arguments.len()));
+            }
+            if let Step::Host { op, .. } = step {
+                self.verify_host(op, reads, writes, &mut |message| fail(format!("step {n}: {message}")));
+            }
             if let Step::Copy { from, to } = step
                 && self.slots[*from].ty != self.slots[*to].ty
             {
@@ -98,6 +109,26 @@ impl Plan {
         for (name, slot) in &self.outputs {
             if !written[slot.index()] {
                 fail(format!("output {name:?} is never written"));
+            }
+        }
+    }
+
+    /// The results' types must be those that the op infers, as far as they do not depend on data.
+    fn verify_host(&self, op: &Op, inputs: &[SlotId], outputs: &[SlotId], fail: &mut dyn FnMut(String)) {
+        let types: Vec<&TensorType> = inputs.iter().map(|&s| &self.slots[s].ty).collect();
+        let inferred = match op.infer(&types) {
+            Ok(inferred) => inferred,
+            Err(e) => return fail(e.to_string()),
+        };
+        if inferred.len() != outputs.len() {
+            return fail(format!("{} results of {}, {} inferred", outputs.len(), op.name(), inferred.len()));
+        }
+        for (ty, &slot) in inferred.iter().zip(outputs) {
+            let found = &self.slots[slot].ty;
+            let fits = |(a, b): (&Expr, &Expr)| a.as_const().is_none() || a == b;
+            let same = ty.rank() == found.rank() && ty.dims.iter().zip(&found.dims).all(fits);
+            if ty.dtype != found.dtype || !same {
+                fail(format!("slot {slot} is {found}, {} infers {ty}", op.name()));
             }
         }
     }
