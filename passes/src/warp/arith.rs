@@ -76,13 +76,16 @@ impl Lowering<'_> {
         let log2e = std::f64::consts::LOG2_E;
         let first = code.float(log2e);
         let second = code.float(log2e - f64::from(log2e as f32));
-        let product = code.binary(BinaryOp::Mul, x, first);
-        let n = code.unary(UnaryOp::Round, product);
+        // Numbers of this size have no fraction bits left, so the sum is rounded to an integer, in its low bits.
+        let magic = code.float(12_582_912.0);
+        let sum = code.fma(x, first, magic);
+        let n = code.binary(BinaryOp::Sub, sum, magic);
         let minus = code.unary(UnaryOp::Neg, n);
         let f = code.fma(x, first, minus);
         let f = code.fma(x, second, f);
         let fraction = code.op(DType::F32, Op::Exp2(f));
-        let n = code.cast(DType::I32, n);
+        let low_bits = code.op(DType::I32, Op::Bitcast(DType::I32, sum));
+        let n = code.with(BinaryOp::Sub, low_bits, i64::from(12_582_912.0f32.to_bits()));
         let half = code.with(BinaryOp::Shr, n, 1);
         let rest = code.binary(BinaryOp::Sub, n, half);
         [half, rest].into_iter().fold(fraction, |result, n| {

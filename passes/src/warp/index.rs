@@ -10,6 +10,7 @@ use kiln_ir::scalar::{BinaryOp, Less};
 use kiln_ir::tile::axis;
 use kiln_ir::warp::{Op, ValueId};
 use kiln_ir::{DType, Expr};
+use std::collections::HashMap;
 
 /// The part of a position along an axis that the thread's number gives, as a symbol that no text can name.
 fn thread_part(mask: &[Bit]) -> Symbol {
@@ -216,9 +217,19 @@ pub(super) fn fits(e: &Expr, ranges: &Ranges) -> bool {
     magnitude(e, ranges) <= i64::from(i32::MAX)
 }
 
-/// Whether every term but those of a symbol, and the constant, is a multiple of `n`, whatever the symbols are.
-pub(super) fn divides(n: i64, e: &Expr, but: &Symbol) -> bool {
-    let own = [Atom::Symbol(but.clone())];
-    let term = |(atoms, c): (&[Atom], i64)| atoms == own.as_slice() || c % n == 0;
-    e.terms().all(term) && e.constant() % n == 0
+/// A number that divides the expression whatever the symbols are, given such numbers of some of them; 0 where the
+/// expression is 0.
+pub(super) fn divisor(e: &Expr, multiples: &HashMap<Symbol, i64>) -> i64 {
+    e.terms().fold(e.constant(), |divisor, (atoms, coefficient)| {
+        let term = atoms.iter().fold(coefficient, |product, atom| match atom {
+            Atom::Symbol(s) => product.saturating_mul(multiples.get(s).copied().unwrap_or(1)),
+            Atom::FloorDiv(..) | Atom::Mod(..) | Atom::Min(..) | Atom::Max(..) => product,
+        });
+        common(divisor, term)
+    })
+}
+
+/// The greatest number that divides both.
+pub(super) fn common(a: i64, b: i64) -> i64 {
+    if b == 0 { a.saturating_abs() } else { common(b, a.wrapping_rem(b)) }
 }

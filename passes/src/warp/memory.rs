@@ -3,7 +3,7 @@
 //! Invariant: an access is as wide as the layout, the address and the mask allow for certain, and no thread accesses
 //! what is outside the tile or the mask; of threads that hold copies of an element, one stores it.
 
-use super::index::{Condition, divides};
+use super::index::{Condition, divisor};
 use super::layout::Layout;
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::DType;
@@ -54,17 +54,18 @@ impl Lowering<'_> {
             if dtype == DType::Bool || address.coefficient(&symbol) != Some(1) {
                 continue;
             }
+            let divides = |n: i64, e: &Expr| divisor(&e.replace(&symbol, &Expr::default()), &self.multiples) % n == 0;
             let fits = |n: i64| {
                 let even = |less: &Less| {
                     let difference = less.left.sub(&less.right);
                     match difference.coefficient(&symbol) {
                         Some(0) => true,
                         // A multiple of the width plus 0, 1, ... below the width: below zero for all of them or none.
-                        Some(1) => divides(n, &difference, &symbol),
+                        Some(1) => divides(n, &difference),
                         Some(_) | None => false,
                     }
                 };
-                divides(n, address, &symbol)
+                divides(n, address)
                     && mask.iter().all(even)
                     && (!layout.is_padded(k) || (layout.shape[k] as i64) % n == 0)
             };

@@ -89,6 +89,7 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
             code: Builder::new(),
             env: HashMap::new(),
             ranges: dims.clone(),
+            multiples: HashMap::new(),
             tiles: HashMap::new(),
             staged: HashMap::new(),
         };
@@ -115,6 +116,8 @@ struct Lowering<'a> {
     env: HashMap<Symbol, ValueId>,
     /// Bounds of symbols in scope.
     ranges: Ranges,
+    /// Numbers that divide the values of symbols in scope.
+    multiples: HashMap<Symbol, i64>,
     tiles: HashMap<TileId, Tile>,
     /// Product operands that are in shared memory already.
     staged: HashMap<TileId, product::Staged>,

@@ -137,11 +137,15 @@ impl Lowering<'_> {
         let (lo, hi) = (self.code.int(DType::I32, 0), self.code.int(DType::I32, depth as i64));
         let k = Symbol::numbered("product.", id.index());
         let product = self.layouts.product(id);
+        let mut add = |lowering: &mut Self, k: &Expr, sums: &[ValueId]| match product {
+            Product::Fma => lowering.multiply(&operands, k, step, sums),
+            Product::Mma => lowering.matrix_multiply(&operands, k, sums),
+        };
+        if depth <= step {
+            return Ok(Tile::Registers(add(self, &Expr::default(), &init)?));
+        }
         let sums = self.looped(DType::I32, (lo, hi, step as i64), &init, |lowering, variable, sums| {
-            lowering.with_symbol(&k, variable, (0, depth as i64), |lowering| match product {
-                Product::Fma => lowering.multiply(&operands, &Expr::from(&k), step, sums),
-                Product::Mma => lowering.matrix_multiply(&operands, &Expr::from(&k), sums),
-            })
+            lowering.with_symbol(&k, variable, (0, depth as i64), |lowering| add(lowering, &Expr::from(&k), sums))
         })?;
         Ok(Tile::Registers(sums))
     }

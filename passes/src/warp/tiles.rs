@@ -3,7 +3,7 @@
 //! Invariant: a tile's registers are as many as its layout says, and hold what the tile's elements are wherever the
 //! position is inside the tile; elsewhere they hold anything.
 
-use super::index::fits;
+use super::index::{common, divisor, fits};
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
@@ -26,8 +26,16 @@ impl Lowering<'_> {
             }
             Stmt::Store { buffer, address, mask, value } => self.store(*buffer, address, mask, *value),
             Stmt::For(counted) => {
+                let multiple = common(counted.step, divisor(&counted.lo, &self.multiples));
+                self.multiples.insert(counted.var.clone(), multiple);
                 let ahead = self.ahead(counted);
-                if ahead.is_empty() { self.counted_loop(counted) } else { self.pipeline(counted, ahead) }
+                if ahead.is_empty() {
+                    self.counted_loop(counted)?
+                } else {
+                    self.pipeline(counted, ahead)?
+                }
+                self.multiples.remove(&counted.var);
+                Ok(())
             }
         }
     }
