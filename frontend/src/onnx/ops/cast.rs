@@ -1,5 +1,6 @@
 //! `Cast` and `CastLike`.
 
+use super::support::cast_unsaturated;
 use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use crate::onnx::tensor::element_type;
@@ -33,7 +34,8 @@ fn cast(cx: &mut Context, to: DType) -> Result<Outputs, Failure> {
     }
     let eight = matches!(to, DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ);
     if eight && !cx.node.bool_or("saturate", true)? {
-        return Err(Failure::unsupported(format!("conversion to {to} without saturation is not supported")));
+        let wide = cx.cast(x, DType::F32)?;
+        return Ok(cx.map(&[wide], |b, a| cast_unsaturated(b, to, a[0]))?.into());
     }
     if to == DType::F8E8M0 && cx.node.string_or("round_mode", "up")? != "up" {
         return Err(Failure::unsupported("rounding to f8e8m0 other than up is not supported"));

@@ -4,19 +4,16 @@ use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
 use kiln_ir::ops::Softmax;
-use kiln_ir::{Class, DType, Expr};
+use kiln_ir::Expr;
 
 pub(super) const OPS: &[Spec] = &[
     onnx("Softmax", 1, &["axis"], |cx| along(cx, |cx, x, axis| softmax(cx, x, axis, false))),
     onnx("LogSoftmax", 1, &["axis"], |cx| along(cx, |cx, x, axis| softmax(cx, x, axis, true))),
 ];
 
-/// Narrow floats are computed in f32 and rounded once.
+/// Computed in the input's own type, as ONNX's definition by other operators is.
 pub(super) fn softmax(cx: &mut Context, x: ValueId, axis: usize, log: bool) -> Result<ValueId, Failure> {
-    let dtype = cx.dtype(x);
-    let wide = if dtype.class() == Class::Float { cx.cast(x, DType::F32)? } else { x };
-    let result = cx.add(Softmax { axis, log }, &[wide])?;
-    cx.cast(result, dtype)
+    cx.add(Softmax { axis, log }, &[x])
 }
 
 /// Applies `f` along the axis; before version 13 the axis and all after it are one.
