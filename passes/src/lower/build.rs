@@ -141,6 +141,11 @@ impl At<'_> {
         self.op(ty, Op::Const(c))
     }
 
+    /// An i64 scalar.
+    pub(super) fn i64(&mut self, value: i64) -> ValueId {
+        self.builder.i64(value)
+    }
+
     /// A number as a value of the type of `like`.
     pub(super) fn num(&mut self, like: ValueId, value: f64) -> ValueId {
         let ty = self.ty(like);
@@ -244,11 +249,11 @@ impl At<'_> {
     /// `for _ in 0..count` carrying values; `f` makes the next values from those inside.
     pub(super) fn repeat(
         &mut self,
-        count: i64,
+        count: ValueId,
         init: &[ValueId],
         f: impl FnOnce(&mut At<'_>, &[ValueId]) -> Vec<ValueId>,
     ) -> Vec<ValueId> {
-        let (lo, hi) = (self.builder.i64(0), self.builder.i64(count));
+        let (lo, hi) = (self.builder.i64(0), count);
         let types: Vec<_> = init.iter().map(|&v| self.ty(v)).collect();
         // Regions that are open inside this one must not take part.
         let inner = self.builder.regions.split_off(self.depth + 1);

@@ -221,9 +221,12 @@ impl Walk<'_> {
             let zero = |s: &Symbol| (s != &at && tile::is_reserved(s)).then(Expr::default);
             let stride = address.substitute(&zero).simplify(&ranges).coefficient(&at);
             let masked = mask.iter().any(|l| l.left.mentions(&at) || l.right.mentions(&at));
-            let by_lane = masked || gathered.iter().any(|g| self.program.tiles[*g].shape[axis] > 1);
+            let by_lane = gathered.iter().any(|g| self.program.tiles[*g].shape[axis] > 1);
             let gain = match stride {
                 _ if by_lane => -0.5 * n,
+                // Moved into bounds, loaded and hidden.
+                Some(0 | 1) if masked => n * (0.7 - 1.0 / lanes),
+                _ if masked => -0.5 * n,
                 Some(0 | 1) => n * (1.0 - 1.0 / lanes),
                 _ => -0.25 * n,
             };

@@ -1,8 +1,8 @@
 //! Loads and stores of tiles.
 //!
-//! Invariant: no element is read or written that the tile program does not read or write. Where a condition may
-//! fail, a load goes to the buffer's first elements instead if those surely exist, and else happens in a loop that
-//! runs once or not at all.
+//! Invariant: nothing outside a buffer is read or written, and no element is written that the tile program does not
+//! write. Where a condition may fail, a load goes to elements of the buffer that surely exist and is then hidden, and
+//! where none do it happens in a loop that runs once or not at all.
 
 use super::LowerError;
 use super::address::{Condition, lane};
@@ -10,7 +10,7 @@ use super::layout::Home;
 use super::tiles::{Lowering, positions};
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
-use kiln_ir::scalar::Less;
+use kiln_ir::scalar::{BinaryOp, Constant, Less};
 use kiln_ir::tile::{TileId, TileOp};
 use kiln_ir::vector::{Address, Carried, For, Op, Stmt, ValueId, VectorType};
 
@@ -21,6 +21,14 @@ enum Pattern {
     Consecutive,
     Same,
     Strided(i64),
+}
+
+/// Which lanes a condition holds for.
+pub(super) enum Lanes {
+    All,
+    None,
+    /// Those of a mask.
+    Some(ValueId),
 }
 
 impl<'a> Lowering<'a> {
@@ -57,7 +65,7 @@ impl<'a> Lowering<'a> {
         let holds = match self.mask(mask, at, along)? {
             Ok(holds) => holds,
             Err(Condition::Never) => return Ok(Some(self.builder.emit(depth, ty, Op::Const(*other)))),
-            Err(_) => return Ok(None),
+            Err(_) => return self.load_some_lanes(id, op, at, home),
         };
         if let Some(h) = home
             && gathered.iter().any(|g| self.ty(*g).shape.get(h.axis) != Some(&1))
@@ -108,6 +116,127 @@ impl<'a> Lowering<'a> {
             return Ok(Some(self.builder.emit(depth, ty, Op::Select(holds, loaded, other))));
         }
         Ok(Some(self.load_if(depth, ty, holds, other, make(address))))
+    }
+
+    /// Loads lanes of which a condition may hide some: all at once from an address that is moved into the buffer;
+    /// where that moved it, each lane from its own, moved alike. Lanes that are not hidden are where they belong
+    /// either way. Nothing where lanes do not lie evenly or the buffer may be too small.
+    fn load_some_lanes(
+        &mut self,
+        id: TileId,
+        op: &'a TileOp,
+        at: &[usize],
+        home: Option<Home>,
+    ) -> Result<Option<ValueId>, LowerError> {
+        let TileOp::Load { buffer, address, gathered, mask, other } = op else { return Ok(None) };
+        let Some(home) = home.filter(|_| gathered.is_empty()) else { return Ok(None) };
+        let (depth, along) = (self.depths[id.index()], Some((home.axis, home.lanes)));
+        let ty = self.register_type(id);
+        let e = self.placed(address, at, along, &[]);
+        let Some(stride) = e.coefficient(&lane()).filter(|&s| s >= 0 && ty.dtype != DType::Bool) else {
+            return Ok(None);
+        };
+        let span = stride.saturating_mul(i64::from(home.lanes) - 1);
+        let len = &self.program.buffers[*buffer].len;
+        if len.bounds(&self.ranges).0 <= span || self.program.buffers[*buffer].written {
+            return Ok(None);
+        }
+        let mut shown: Option<ValueId> = None;
+        for less in mask {
+            let difference = self.placed(&less.left.sub(&less.right), at, along, &[]);
+            match self.lanes_below_zero(&difference, home)? {
+                Some(Lanes::All) => {}
+                Some(Lanes::None) => return Ok(Some(self.builder.emit(depth, ty, Op::Const(*other)))),
+                Some(Lanes::Some(lanes)) => shown = Some(self.both(shown, lanes)),
+                None => return Ok(None),
+            }
+        }
+        let make = |index: ValueId| {
+            let address = Address { buffer: *buffer, index: Some(index), offset: 0 };
+            match stride {
+                0 => Op::LoadSplat(address),
+                1 => Op::Load(address),
+                _ => Op::LoadStrided(address, stride),
+            }
+        };
+        let first = self.expr(&e.replace(&lane(), &Expr::default()))?;
+        let last = self.outer(&len.sub(&Expr::from(1i64)))?;
+        let (zero, one, span) = (self.builder.i64(0), self.builder.i64(1), self.builder.i64(span));
+        let limit = self.builder.i64_op(BinaryOp::Sub, last, span);
+        let moved = self.builder.i64_op(BinaryOp::Max, first, zero);
+        let moved = self.builder.i64_op(BinaryOp::Min, moved, limit);
+        let loaded = self.builder.emit(depth, ty, make(moved));
+        let differs = self.builder.i64_op(BinaryOp::Ne, first, moved);
+        let times = self.builder.hoisted(VectorType::scalar(DType::I64), Op::Select(differs, one, zero));
+        let scalar = VectorType::scalar(ty.dtype);
+        let repaired = self.builder.at(depth).repeat(times, &[loaded], |code, _| {
+            let lanes = (0..i64::from(home.lanes)).map(|lane| {
+                let offset = code.int(first, lane.saturating_mul(stride));
+                let own = code.add(first, offset);
+                let own = code.binary(BinaryOp::Max, own, zero);
+                let index = code.binary(BinaryOp::Min, own, last);
+                code.op(scalar, Op::Load(Address { buffer: *buffer, index: Some(index), offset: 0 }))
+            });
+            let lanes = lanes.collect();
+            vec![code.pack(lanes)]
+        });
+        let loaded = repaired.first().copied().unwrap_or(loaded);
+        let other = self.builder.emit(depth, ty, Op::Const(*other));
+        Ok(Some(match shown {
+            Some(shown) => self.builder.emit(depth, ty, Op::Select(shown, loaded, other)),
+            None => loaded,
+        }))
+    }
+
+    /// The lanes for which a placed expression is negative; nothing where that is no comparison of vectors as wide
+    /// as the tile's.
+    pub(super) fn lanes_below_zero(&mut self, difference: &Expr, home: Home) -> Result<Option<Lanes>, LowerError> {
+        let mut ranges = self.ranges.clone();
+        ranges.insert(lane(), (0, i64::from(home.lanes) - 1));
+        let (low, high) = difference.bounds(&ranges);
+        if high < 0 {
+            return Ok(Some(Lanes::All));
+        }
+        if low >= 0 {
+            return Ok(Some(Lanes::None));
+        }
+        let int = match self.bytes / home.lanes {
+            4 if low >= i64::from(i32::MIN) && high <= i64::from(i32::MAX) => DType::I32,
+            8 => DType::I64,
+            _ => return Ok(None),
+        };
+        let Some(stride) = difference.coefficient(&lane()) else { return Ok(None) };
+        let rest = difference.replace(&lane(), &Expr::default());
+        let constant = rest.constant();
+        let rest = self.expr(&rest.sub(&Expr::from(constant)))?;
+        // rest + constant + stride * lane < 0, with everything but the rest on the right.
+        let mut bounds = Vec::new();
+        for lane in 0..i64::from(home.lanes) {
+            let bound = constant.saturating_add(stride.saturating_mul(lane)).saturating_neg();
+            let bound = Constant::int(int, bound);
+            bounds.push(self.builder.hoisted(VectorType::scalar(int), Op::Const(bound)));
+        }
+        let vector = VectorType { dtype: int, lanes: home.lanes };
+        let same = bounds.iter().all(|b| *b == bounds[0]);
+        let bounds = self.builder.hoisted(vector, if same { Op::Splat(bounds[0]) } else { Op::Pack(bounds) });
+        let rest = match int {
+            DType::I64 => rest,
+            _ => self.builder.hoisted(VectorType::scalar(int), Op::Cast(int, rest)),
+        };
+        let rest = self.builder.hoisted(vector, Op::Splat(rest));
+        let mask = VectorType { dtype: DType::Bool, lanes: home.lanes };
+        Ok(Some(Lanes::Some(self.builder.hoisted(mask, Op::Binary(BinaryOp::Lt, rest, bounds)))))
+    }
+
+    /// Lanes that are in both masks; no first one means all.
+    fn both(&mut self, first: Option<ValueId>, second: ValueId) -> ValueId {
+        match first {
+            Some(first) => {
+                let ty = self.builder.ty(first);
+                self.builder.hoisted(ty, Op::Binary(BinaryOp::And, first, second))
+            }
+            None => second,
+        }
     }
 
     /// A load that only happens where the condition holds: a loop of one iteration or none.

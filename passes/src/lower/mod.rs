@@ -2,7 +2,7 @@
 //!
 //! Invariant: the vector program computes what the tile program means (see [`kiln_ir::tile`]), floating-point sums
 //! and products of `reduce` grouped otherwise and transcendental functions within the bounds that [`math`] states,
-//! and reads no element that the tile program does not read. Elements are computed where they are first needed, so
+//! and reads nothing outside the buffers. Elements are computed where they are first needed, so
 //! that few registers are live; a load from a buffer that the kernel also stores to happens where it stands. So two
 //! buffers may share memory only if no program stores an element before it has read it for the last time in a
 //! statement up to that store.
@@ -84,7 +84,7 @@ pub fn lower(
             return Err(unsupported(format!("a tile of {}", ty.dtype)));
         }
     }
-    let mut lowering = tiles::Lowering::new(program, layout::choose(program, target.bytes), dims, ranges);
+    let mut lowering = tiles::Lowering::new(program, layout::choose(program, target.bytes), target.bytes, dims, ranges);
     lowering.parts()?;
     let (values, body) = lowering.builder.finish();
     Ok(VectorProgram {

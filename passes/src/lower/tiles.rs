@@ -6,6 +6,7 @@
 use super::LowerError;
 use super::build::Builder;
 use super::layout::Home;
+use super::memory::Lanes;
 use kiln_ir::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::scalar::{BinaryOp, Constant};
@@ -23,6 +24,8 @@ pub(super) const MAX_PENDING: usize = 64;
 pub(super) struct Lowering<'a> {
     pub(super) program: &'a TileProgram,
     pub(super) homes: Vec<Option<Home>>,
+    /// Bytes of a vector.
+    pub(super) bytes: u32,
     pub(super) dims: &'a [Symbol],
     pub(super) ranges: Ranges,
     pub(super) builder: Builder,
@@ -62,12 +65,14 @@ impl<'a> Lowering<'a> {
     pub(super) fn new(
         program: &'a TileProgram,
         homes: Vec<Option<Home>>,
+        bytes: u32,
         dims: &'a [Symbol],
         ranges: Ranges,
     ) -> Lowering<'a> {
         Lowering {
             program,
             homes,
+            bytes,
             dims,
             ranges,
             builder: Builder::new(program.buffers.iter().map(|b| b.written).collect()),
@@ -151,6 +156,9 @@ impl<'a> Lowering<'a> {
         if self.home(id) == want && at[home.axis].is_multiple_of(home.lanes as usize) {
             return self.register(id, &at);
         }
+        if let Some(mask) = self.mask_of_indices(id, &at, home)? {
+            return Ok(mask);
+        }
         let mut lanes = Vec::new();
         for lane in 0..home.lanes as usize {
             let mut at = at.clone();
@@ -158,6 +166,61 @@ impl<'a> Lowering<'a> {
             lanes.push(self.scalar(id, &at)?);
         }
         Ok(self.builder.at(depth).pack(lanes))
+    }
+
+    /// Lanes of a tile of bools that says how index expressions compare, as a comparison of vectors that are as wide
+    /// as the tiles that it selects from, not as wide as indices. Nothing for other tiles.
+    fn mask_of_indices(&mut self, id: TileId, at: &[usize], home: Home) -> Result<Option<ValueId>, LowerError> {
+        let Some(op) = self.ops[id.index()] else { return Ok(None) };
+        if self.ty(id).dtype != DType::Bool || self.home(id).is_some() {
+            return Ok(None);
+        }
+        let (depth, ty) = (self.depths[id.index()], VectorType { dtype: DType::Bool, lanes: home.lanes });
+        Ok(match op {
+            TileOp::Binary(op @ (BinaryOp::And | BinaryOp::Or), a, b)
+                if self.compares_indices(*a) && self.compares_indices(*b) =>
+            {
+                let (x, y) = (self.value(*a, at, Some(home))?, self.value(*b, at, Some(home))?);
+                Some(self.builder.emit(depth, ty, Op::Binary(*op, x, y)))
+            }
+            TileOp::Binary(BinaryOp::Lt, a, b) => {
+                let (Some(TileOp::Index(left)), Some(TileOp::Index(right))) =
+                    (self.ops[a.index()], self.ops[b.index()])
+                else {
+                    return Ok(None);
+                };
+                let left = self.placed_index(*a, left, at, home);
+                let right = self.placed_index(*b, right, at, home);
+                let lanes = self.lanes_below_zero(&left.sub(&right), home)?;
+                let all = |holds: bool| Op::Const(Constant { dtype: DType::Bool, bits: u64::from(holds) });
+                match lanes {
+                    Some(Lanes::All) => Some(self.builder.emit(depth, ty, all(true))),
+                    Some(Lanes::None) => Some(self.builder.emit(depth, ty, all(false))),
+                    Some(Lanes::Some(mask)) => Some(mask),
+                    None => None,
+                }
+            }
+            _ => None,
+        })
+    }
+
+    fn compares_indices(&self, id: TileId) -> bool {
+        match self.ops[id.index()] {
+            Some(TileOp::Binary(BinaryOp::And | BinaryOp::Or, a, b)) => {
+                self.compares_indices(*a) && self.compares_indices(*b)
+            }
+            Some(TileOp::Binary(BinaryOp::Lt, a, b)) => {
+                [a, b].into_iter().all(|t| matches!(self.ops[t.index()], Some(TileOp::Index(_))))
+            }
+            _ => false,
+        }
+    }
+
+    /// The expression of a tile of indices at a position that it broadcasts to.
+    fn placed_index(&mut self, id: TileId, e: &Expr, at: &[usize], home: Home) -> Expr {
+        let at = self.clip(id, at);
+        let along = (self.ty(id).shape[home.axis] > 1).then_some((home.axis, home.lanes));
+        self.placed(e, &at, along, &[])
     }
 
     /// One element in all lanes.

@@ -60,7 +60,8 @@ fn wide_remainder(code: &mut At<'_>, x: ValueId, y: ValueId, of_divisor: bool) -
     let ty = code.ty(x);
     let ints = VectorType { dtype: DType::I64, ..ty };
     let zero = code.num(x, 0.0);
-    let results = code.repeat(STEPS, &[x], |code, inside| {
+    let steps = code.i64(STEPS);
+    let results = code.repeat(steps, &[x], |code, inside| {
         let rest = inside[0];
         let quotient = code.div(rest, y);
         let bits = code.bits(DType::I64, quotient);
@@ -106,7 +107,8 @@ fn wide_remainder(code: &mut At<'_>, x: ValueId, y: ValueId, of_divisor: bool) -
 pub(crate) fn int_pow(code: &mut At<'_>, x: ValueId, y: ValueId) -> ValueId {
     let dtype = code.ty(x).dtype;
     let (zero, one) = (code.int(x, 0), code.int(x, 1));
-    let results = code.repeat(i64::from(dtype.bits()), &[one, x, y], |code, inside| {
+    let bits = code.i64(i64::from(dtype.bits()));
+    let results = code.repeat(bits, &[one, x, y], |code, inside| {
         let [result, square, left] = [inside[0], inside[1], inside[2]];
         let product = code.mul(result, square);
         let low = code.binary(BinaryOp::And, left, one);

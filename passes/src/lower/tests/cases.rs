@@ -1,0 +1,139 @@
+//! Kernels as they matter: their lowered form is kept beside them in `tests/golden/lower` (`BLESS=1` rewrites it),
+//! and does what the tile interpreter does.
+
+use super::{Random, Setting, TARGET, agree, lower};
+use crate::lower::LowerError;
+use kiln_ir::DType;
+use kiln_ir::expr::{Ranges, Symbol};
+use kiln_ir::tile::TileProgram;
+use kiln_ir::vector::{Op, Stmt, VectorProgram};
+use std::path::Path;
+
+/// Checks `NAME.kernel` against the interpreter and `NAME.vector`.
+fn golden(name: &str, dims: &[(&str, i64)], tolerance: f64) -> VectorProgram {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/lower");
+    let text = std::fs::read_to_string(folder.join(format!("{name}.kernel"))).expect("a kernel");
+    let program = TileProgram::parse(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let dims: Vec<(Symbol, i64)> = dims.iter().map(|(d, v)| (Symbol::new(d), *v)).collect();
+    let mut random = Random(name.len() as u64);
+    let mut buffers = Vec::new();
+    for b in &program.buffers {
+        let len = b.len.eval(&|s| dims.iter().find(|(d, _)| d == s).map(|(_, v)| *v)).expect("known dims");
+        buffers.push(random.elements(b.dtype, len as usize, -4, 4));
+    }
+    let lowered = agree(&program, &Setting { buffers, dims }, &Ranges::new(), tolerance);
+    let path = folder.join(format!("{name}.vector"));
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, lowered.to_string()).expect("written");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(lowered.to_string(), expected, "{name}: `BLESS=1` accepts the change");
+    lowered
+}
+
+/// The statements of the innermost loops.
+fn innermost(body: &[Stmt], found: &mut Vec<Vec<Stmt>>) {
+    for stmt in body {
+        if let Stmt::For(f) = stmt {
+            if f.body.iter().any(|s| matches!(s, Stmt::For(_))) {
+                innermost(&f.body, found);
+            } else {
+                found.push(f.body.clone());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_product_is_blocked_in_registers() {
+    let lowered = golden("gemm", &[], 0.0);
+    let mut loops = Vec::new();
+    innermost(&lowered.body, &mut loops);
+    let count = |f: &dyn Fn(&Op) -> bool| loops[0].iter().filter(|s| matches!(s, Stmt::Let(_, op) if f(op))).count();
+    assert_eq!(count(&|op| matches!(op, Op::LoadSplat(_))), 4);
+    assert_eq!(count(&|op| matches!(op, Op::Load(_))), 2);
+    assert_eq!(count(&|op| matches!(op, Op::Fma(..))), 8);
+    // One index for each buffer, of which only the row of `w` needs a product.
+    assert_eq!(count(&|op| matches!(op, Op::Binary(..))), 3);
+    assert_eq!(loops[0].len(), 17);
+}
+
+#[test]
+fn softmax() {
+    golden("softmax", &[], 1e-6);
+}
+
+#[test]
+fn a_convolution_with_a_border() {
+    golden("convolution", &[], 0.0);
+}
+
+#[test]
+fn a_causal_mask() {
+    golden("attention_mask", &[], 0.0);
+}
+
+#[test]
+fn an_embedding() {
+    golden("embedding", &[("n", 7)], 0.0);
+}
+
+#[test]
+fn a_transpose() {
+    golden("transpose", &[], 0.0);
+}
+
+#[test]
+fn bytes_to_floats() {
+    golden("quantized", &[], 0.0);
+}
+
+#[test]
+fn a_product_of_tiles_in_two_parts() {
+    golden("product", &[], 0.0);
+}
+
+/// The kernel with one statement and a store of its tile.
+fn one(buffer: &str, shape: &str, stmt: &str) -> Result<VectorProgram, LowerError> {
+    let store = format!("store y[a0] = %1 }} }}");
+    let text = format!(
+        "kernel @one(x: {buffer}[64], y: {buffer}[64] written) {{ part grid() {{
+           %0: {buffer}{shape} = load x[a0] %1: {buffer}{shape} = {stmt} {store}"
+    );
+    lower(&TileProgram::parse(&text).expect("a program"), TARGET, &[], &Ranges::new())
+}
+
+#[test]
+fn what_vector_programs_do_not_have_is_named() {
+    for (buffer, stmt, expected) in [
+        ("f16", "neg %0", "kernel @one: buffer `x` of f16 cannot be vector code"),
+        ("i4", "neg %0", "kernel @one: buffer `x` of i4 cannot be vector code"),
+        ("f64", "sin %0", "kernel @one: `sin` of f64 cannot be vector code"),
+        ("f64", "pow %0, %0", "kernel @one: `pow` of f64 cannot be vector code"),
+    ] {
+        assert_eq!(one(buffer, "[4]", stmt).map(|_| ()).map_err(|e| e.to_string()), Err(expected.into()));
+    }
+}
+
+#[test]
+fn tiles_that_are_too_large_and_wrong_programs_are_refused() {
+    let text = "kernel @large(x: f32[65536], y: f32[65536] written) { part grid() {
+        %0: f32[65536] = load x[mod(7*a0, 65536)] %1: f32[65536] = exp %0 store y[a0] = %1 } }";
+    let program = TileProgram::parse(text).expect("a program");
+    assert_eq!(lower(&program, TARGET, &[], &Ranges::new()), Err(LowerError::TooLarge { kernel: "large".into() }));
+    assert!(matches!(one("f32", "[4]", "add %0, %2"), Err(LowerError::Invalid(e)) if e.len() == 1));
+}
+
+/// Chains longer than the recursion may be deep.
+#[test]
+fn long_chains_are_computed_piece_by_piece() {
+    let mut text = String::from("kernel @chain(x: i32[4], y: i32[4] written) { part grid() { %0: i32[4] = load x[a0] ");
+    for i in 1..=5_000 {
+        text += &format!("%{i}: i32[4] = {} %{} ", if i % 2 == 0 { "neg" } else { "not" }, i - 1);
+    }
+    text += "store y[a0] = %5000 } }";
+    let program = TileProgram::parse(&text).expect("a program");
+    let mut random = Random(1);
+    let buffers = vec![random.elements(DType::I32, 4, -4, 4), vec![0; 16]];
+    agree(&program, &Setting { buffers, dims: Vec::new() }, &Ranges::new(), 0.0);
+}
