@@ -5,7 +5,7 @@ use super::element::{advance, floats, from_floats, tensors};
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::ops::{Attributes, OpError, operands};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, element_count};
 
 /// `x[n, c * product(block), l]` to `out[n, c, image...]`, where `l` counts the positions of the block. Attributes: `image`,
 /// `block`, `strides`, `dilations`, `low`, `high`.
@@ -66,11 +66,11 @@ fn infer(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpEr
 fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let [x] = tensors(inputs)?;
     let s = shape(a)?;
-    let (taps, positions): (usize, usize) = (s.block.iter().product(), s.counts.iter().product());
+    let (taps, positions) = (element_count(&s.block, 8)?, element_count(&s.counts, 8)?);
     let mut out_shape = vec![x.shape()[0], x.shape()[1] / taps];
     out_shape.extend_from_slice(&s.image);
     let values = floats(x)?;
-    let mut result = vec![0.0; crate::tensor::element_count(&out_shape, 8)?];
+    let mut result = vec![0.0; element_count(&out_shape, 8)?];
     let plane: usize = s.image.iter().product();
     for channel in 0..out_shape[0] * out_shape[1] {
         let mut tap = vec![0usize; s.block.len()];

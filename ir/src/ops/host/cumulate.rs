@@ -58,7 +58,7 @@ mod tests {
         let of = |axis: usize, op: &str, exclusive: bool, reverse: bool| {
             let a = Attributes::new().with("axis", axis).with("combine", op);
             let a = a.with("exclusive", exclusive).with("reverse", reverse);
-            run("cumulate", a, &[x.clone()])[0].to_f32().unwrap()
+            run("cumulate", a, std::slice::from_ref(&x))[0].to_f32().unwrap()
         };
         assert_eq!(of(1, "add", false, false), [1., 3., 6., 4., 9., 15.]);
         assert_eq!(of(1, "add", true, false), [0., 1., 3., 0., 4., 9.]);

@@ -8,7 +8,7 @@ use crate::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::ops::{Attributes, OpError, operands};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, element_count};
 
 /// For `x[n, c, d...]`. Attributes: `window`, `strides`, `dilations`, `low`, `high` (padding, never the greatest), and
 /// `column_major` (positions count the first spatial axis fastest). Results: the values, and their positions (i64) in the
@@ -80,7 +80,7 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
         false => stride.clone(),
     };
     let plane: usize = extents.iter().product();
-    let (out_plane, taps): (usize, usize) = (shape[2..].iter().product(), w.window.iter().product());
+    let (out_plane, taps) = (element_count(&shape[2..], 8)?, element_count(&w.window, 8)?);
     let (mut picked, mut places) = (Vec::new(), Vec::new());
     for channel in 0..shape[0] * shape[1] {
         let mut at = vec![0usize; spatial];
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn values_and_positions() {
         let x = Tensor::from_f32(&[1, 2, 2, 3], &[1., 2., 3., 6., 5., 4., -1., -2., -3., -4., -5., -6.]).unwrap();
-        let r = run("max_pool", attributes(false), &[x.clone()]);
+        let r = run("max_pool", attributes(false), std::slice::from_ref(&x));
         assert_eq!(r[0].to_f32().unwrap(), [6., 5., -1., -2.]);
         assert_eq!(r[1].to_i64().unwrap(), [3, 4, 6, 7]);
         assert_eq!(run("max_pool", attributes(true), &[x])[1].to_i64().unwrap(), [1, 3, 6, 8]);

@@ -3,18 +3,23 @@
 //! Invariant: a host op is named in [`TABLE`], one file each; its attributes are data, so that a plan can hold it as text.
 
 mod arg_reduce;
+mod bit_cast;
 mod columns_to_image;
 mod cumulate;
+mod deform_conv;
 mod determinant;
 mod element;
 mod fourier;
 mod grid_sample;
+mod lookup;
 mod max_pool;
+mod ngrams;
 mod recurrent;
 mod roi_align;
 mod scatter;
 mod text;
 mod top_k;
+mod tree_ensemble;
 
 use super::{Attribute, Attributes, Meaning, OpError, Operator};
 use crate::graph::TensorType;
@@ -48,13 +53,17 @@ impl PartialEq for Function {
 /// All host ops.
 pub const TABLE: &[Function] = &[
     arg_reduce::FUNCTION,
+    bit_cast::FUNCTION,
     columns_to_image::FUNCTION,
     cumulate::FUNCTION,
+    deform_conv::FUNCTION,
     determinant::FUNCTION,
     fourier::FUNCTION,
     grid_sample::FUNCTION,
+    lookup::FUNCTION,
     max_pool::POOL,
     max_pool::UNPOOL,
+    ngrams::FUNCTION,
     recurrent::GRU,
     recurrent::LSTM,
     recurrent::RNN,
@@ -64,6 +73,7 @@ pub const TABLE: &[Function] = &[
     text::CONCAT,
     text::EQUAL,
     top_k::FUNCTION,
+    tree_ensemble::FUNCTION,
 ];
 
 impl Host {

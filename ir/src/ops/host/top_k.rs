@@ -68,7 +68,11 @@ mod tests {
     use super::*;
 
     fn top(x: &Tensor, axis: usize, k: usize, largest: bool) -> Vec<Tensor> {
-        run("top_k", Attributes::new().with("axis", axis).with("k", k).with("largest", largest), &[x.clone()])
+        run(
+            "top_k",
+            Attributes::new().with("axis", axis).with("k", k).with("largest", largest),
+            std::slice::from_ref(x),
+        )
     }
 
     #[test]
