@@ -142,11 +142,17 @@ impl<'a> Emitter<'a> {
             Stmt::Let(ids, op) => self.define(ids, op),
             Stmt::Store { address, values, condition } => self.store(address, values, *condition),
             Stmt::Copy { to, from, count, condition } => self.copy(to, from, *count, *condition),
-            Stmt::Commit => Ok(self.out.line("cp.async.commit_group")),
-            Stmt::Wait(groups) => Ok(self.out.line(format!("cp.async.wait_group {groups}"))),
-            Stmt::Barrier => Ok(self.out.line("bar.sync \t0")),
+            Stmt::Commit => self.plain("cp.async.commit_group"),
+            Stmt::Wait(groups) => self.plain(format!("cp.async.wait_group {groups}")),
+            Stmt::Barrier => self.plain("bar.sync \t0"),
             Stmt::For(counted) => self.counted_loop(counted),
         }
+    }
+
+    /// An instruction as it stands.
+    fn plain(&mut self, text: impl AsRef<str>) -> Result<(), EmitError> {
+        self.out.line(text);
+        Ok(())
     }
 
     fn define(&mut self, ids: &[ValueId], op: &Op) -> Result<(), EmitError> {

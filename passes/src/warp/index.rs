@@ -38,7 +38,7 @@ impl Lowering<'_> {
     }
 
     /// The i32 that selected bits of the thread's number make, each moved to its place in the position.
-    fn from_thread(&mut self, bits: &[Bit]) -> ValueId {
+    fn selected_bits(&mut self, bits: &[Bit]) -> ValueId {
         let thread = self.thread();
         let mut sum = self.code.int(DType::I32, 0);
         let mut position = 0;
@@ -67,7 +67,7 @@ impl Lowering<'_> {
         }
         let symbol = thread_part(&layout.axes[k]);
         if !self.env.contains_key(&symbol) {
-            let value = self.from_thread(&layout.axes[k]);
+            let value = self.selected_bits(&layout.axes[k]);
             let most = (0i64..)
                 .zip(&layout.axes[k])
                 .filter(|(_, b)| **b != Bit::Register)

@@ -33,7 +33,7 @@ pub(super) fn groups(layout: &Layout, width: Width) -> Vec<Vec<usize>> {
             continue;
         }
         let first = coordinates[width.axis];
-        if first % width.elements == 0 {
+        if first.is_multiple_of(width.elements) {
             let along = (first..first + width.elements).map(|c| {
                 coordinates[width.axis] = c;
                 layout.register(&coordinates)

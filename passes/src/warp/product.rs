@@ -137,7 +137,7 @@ impl Lowering<'_> {
         let (lo, hi) = (self.code.int(DType::I32, 0), self.code.int(DType::I32, depth as i64));
         let k = Symbol::numbered("product.", id.index());
         let product = self.layouts.product(id);
-        let mut add = |lowering: &mut Self, k: &Expr, sums: &[ValueId]| match product {
+        let add = |lowering: &mut Self, k: &Expr, sums: &[ValueId]| match product {
             Product::Fma => lowering.multiply(&operands, k, step, sums),
             Product::Mma => lowering.matrix_multiply(&operands, k, sums),
         };

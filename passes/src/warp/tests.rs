@@ -11,7 +11,7 @@ fn matmul(m: usize, n: usize, k: usize, (bm, bn, bk): (usize, usize, usize), dty
         let kept: Vec<&str> = conditions.iter().filter(|(ragged, _)| *ragged).map(|(_, c)| c.as_str()).collect();
         if kept.is_empty() { String::new() } else { format!(" if({}) else 0.0{dtype}", kept.join(", ")) }
     };
-    let (rows, columns, depth) = (m % bm != 0, n % bn != 0, k % bk != 0);
+    let (rows, columns, depth) = (!m.is_multiple_of(bm), !n.is_multiple_of(bn), !k.is_multiple_of(bk));
     let x = mask(&[(rows, format!("a0 + {bm}*i < {m}")), (depth, format!("a1 + k < {k}"))]);
     let w = mask(&[(columns, format!("a1 + {bn}*j < {n}")), (depth, format!("a0 + k < {k}"))]);
     let b = mask(&[(columns, format!("a1 + {bn}*j < {n}"))]).replace(dtype, "f32");

@@ -1,11 +1,15 @@
-//! Tile programs through warp programs to PTX: golden texts, and what NVIDIA's assembler says of them.
+//! Tile programs through warp programs to PTX: golden texts, what NVIDIA's assembler says of them, and what they do
+//! in a small machine that knows PTX from its manual.
 //!
 //! `BLESS=1` rewrites the golden files. The assembler is looked for in the environment variable `KILN_PTXAS`, on the
 //! PATH and in `target/ptxas`, where `scripts/ptxas.py` puts it.
 
-use kiln_ir::Ranges;
+mod machine;
+
+use kiln_ir::scalar::Constant;
 use kiln_ir::tile::TileProgram;
 use kiln_ir::warp::WarpProgram;
+use kiln_ir::{DType, Ranges, tile, warp};
 use kiln_passes::warp::{Options, lower};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -157,32 +161,42 @@ fn kernels_of_real_sizes_fit_the_registers() {
     }
 }
 
-/// Every operation on every type that has it, and every width of every access.
+/// Elements of each buffer of [`everything`]; the first half is stored to, the second is only read.
+const ELEMENTS: usize = 1 << 19;
+
+/// A program with every operation on every type that has it, and every width of every access.
 fn everything() -> String {
-    let mut lines: Vec<String> = Vec::new();
-    let mut next = 0;
-    let mut add = |ty: &str, op: String| {
+    let types = ["i32", "u32", "i64", "u64", "f32", "f16", "bf16", "bool"];
+    let buffers = types.iter().enumerate().map(|(n, ty)| format!("b{n} {ty}: {ty}[{ELEMENTS}] written, "));
+    let mut text = format!(
+        "warp @everything({}dims(n)) grid(1) threads 64 shared(s0: f16[512], s1: f32[64]) {{\n",
+        buffers.collect::<String>()
+    );
+    let (mut next, mut place) = (0, 0);
+    // Each thread has 8 elements of each row of 512, and the dim is 512.
+    let input = |n: usize, row: usize| format!("b{n}[%2 + {}]", ELEMENTS / 2 + 512 * row);
+    let of = |ty: &str| types.iter().position(|t| *t == ty).unwrap_or(0);
+    let mut add = |ty: &str, op: &str| {
+        text += &format!("  %{next}: {ty} = {op}\n");
+        if next > 2 && !op.starts_with("load") && !op.ends_with(ty) {
+            // What is computed is stored, one place each.
+            text += &format!("  store b{}[%2 + {}], (%{next})\n", of(ty), 512 * place);
+            place += 1;
+        }
         next += 1;
-        lines.push(format!("  %{next}: {ty} = {op}"));
-        next
+        next - 1
     };
-    let thread = add("i32", "thread".into());
-    let block = add("i32", "block".into());
-    let dim = add("i64", "dim 0".into());
-    let float = add("f32", format!("load b0[%{thread}]"));
-    let mut values = vec![("i32", thread), ("i64", dim), ("f32", float)];
-    for ty in ["u32", "u64"] {
-        values.push((ty, add(ty, format!("to_{ty}(%{thread})"))));
-    }
-    for ty in ["f16", "bf16"] {
-        let half = add(ty, format!("to_{ty}(%{float})"));
-        values.push(("f32", add("f32", format!("to_f32(%{half})"))));
-        values.push((ty, half));
-    }
-    let bool = add("bool", format!("lt(%{thread}, %{block})"));
-    values.push(("bool", bool));
-    let (mut results, sources) = (Vec::new(), values.clone());
-    for &(ty, v) in &sources {
+    let thread = add("i32", "thread");
+    let eight = add("i32", "8i32");
+    add("i32", &format!("mul(%{thread}, %{eight})"));
+    let block = add("i32", "block");
+    let dim = add("i64", "dim 0");
+    let wide = add("i64", "to_i64(%2)");
+    let wide = add("i64", &format!("add(%{wide}, %{dim})"));
+    for (n, &ty) in types.iter().enumerate() {
+        let v = add(ty, &format!("load {}", input(n, 0)));
+        let w = add(ty, &format!("load {}", input(n, 1)));
+        let c = add("bool", &format!("load {}", input(7, 2)));
         let int = ty.starts_with(['i', 'u']);
         let unary: &[&str] = match ty {
             "f32" => &["neg", "abs", "floor", "ceil", "round", "trunc", "sqrt", "exp2"],
@@ -191,7 +205,7 @@ fn everything() -> String {
             _ => &[],
         };
         for op in unary {
-            results.push((ty, add(ty, format!("{op}(%{v})"))));
+            add(ty, &format!("{op}(%{v})"));
         }
         let binary: &[&str] = match ty {
             "f32" => &["add", "sub", "mul", "div", "min", "max"],
@@ -200,14 +214,12 @@ fn everything() -> String {
             _ => &[],
         };
         for op in binary {
-            results.push((ty, add(ty, format!("{op}(%{v}, %{v})"))));
-            if int {
-                for number in ["7", "0", "-1"] {
-                    if number == "-1" && ty.starts_with('u') {
-                        continue;
-                    }
-                    let c = add(ty, format!("{number}{ty}"));
-                    results.push((ty, add(ty, format!("{op}(%{v}, %{c})"))));
+            add(ty, &format!("{op}(%{v}, %{w})"));
+            for number in ["7", "0", "-1", "40", "64"] {
+                if int && !(number == "-1" && ty.starts_with('u')) {
+                    let c = add(ty, &format!("{number}{ty}"));
+                    add(ty, &format!("{op}(%{v}, %{c})"));
+                    add(ty, &format!("{op}(%{c}, %{v})"));
                 }
             }
         }
@@ -217,108 +229,171 @@ fn everything() -> String {
             _ => &["eq", "ne", "lt", "le", "gt", "ge"],
         };
         for op in compare {
-            results.push(("bool", add("bool", format!("{op}(%{v}, %{v})"))));
+            add("bool", &format!("{op}(%{v}, %{w})"));
         }
-        results.push((ty, add(ty, format!("select(%{bool}, %{v}, %{v})"))));
-        for to in ["bool", "i32", "u32", "i64", "u64", "f32"] {
-            if !matches!(ty, "f16" | "bf16") || to == "f32" {
-                results.push((to, add(to, format!("to_{to}(%{v})"))));
+        add(ty, &format!("select(%{c}, %{v}, %{w})"));
+        for to in types {
+            if !to.ends_with("f16") && !ty.ends_with("f16") || to == "f32" || ty == "f32" {
+                add(to, &format!("to_{to}(%{v})"));
             }
         }
-        if !matches!(ty, "f16" | "bf16" | "bool") {
-            results.push((ty, add(ty, format!("shuffle(%{v}, 5)"))));
+        if !ty.ends_with("f16") && ty != "bool" {
+            add(ty, &format!("shuffle(%{v}, 5)"));
+        }
+        if ty == "f32" {
+            add(ty, &format!("fma(%{v}, %{w}, %{w})"));
+            add("u32", &format!("bits_u32(%{v})"));
+        }
+        if ty == "i32" {
+            add("f32", &format!("bits_f32(%{v})"));
         }
     }
-    results.push(("f32", add("f32", format!("fma(%{float}, %{float}, %{float})"))));
-    results.push(("u32", add("u32", format!("bits_u32(%{float})"))));
-    results.push(("f32", add("f32", format!("bits_f32(%{thread})"))));
-    let mut text = "\
-warp @everything(b0 x: f32[n], b1 i32: i32[n] written, b2 u32: u32[n] written, b3 i64: i64[n] written, \
-b4 u64: u64[n] written, b5 f32: f32[n] written, b6 f16: f16[n] written, b7 bf16: bf16[n] written, \
-b8 bool: bool[n] written, dims(n)) grid(ceildiv(n, 32)) threads 32 shared(s0: f16[512], s1: f32[64]) {\n"
-        .to_string();
-    let types = ["i32", "u32", "i64", "u64", "f32", "f16", "bf16", "bool"];
-    let buffer = |ty: &str| 1 + types.iter().position(|t| *t == ty).unwrap_or(0);
-    text += &lines.join("\n");
-    text.push('\n');
-    for (n, (ty, v)) in values.iter().chain(&results).enumerate() {
-        text += &format!("  store b{}[%{thread} + {n}], (%{v})\n", buffer(ty));
-    }
-    let mut id = 10_000;
     for ty in types {
-        let b = buffer(ty);
-        for count in [1, 2, 4, 8] {
-            let size = match ty {
-                "f16" | "bf16" => 2,
-                "i64" | "u64" => 8,
-                _ => 4,
-            };
-            if size * count > 16 || ty == "bool" && count > 1 {
-                continue;
-            }
+        let size = if ty.ends_with("64") { 8 } else { 4 };
+        let size = if ty.ends_with("f16") { 2 } else { size };
+        let counts = [1, 2, 4, 8].into_iter().filter(|count| size * count <= 16 && (ty != "bool" || *count == 1));
+        for count in counts {
             let other = match ty {
                 "bool" => "true".to_string(),
                 "f32" | "f16" | "bf16" => format!("1.5{ty}"),
                 _ => format!("3{ty}"),
             };
-            let list = |typed: bool| {
-                (0..count)
-                    .map(|i| if typed { format!("%{}: {ty}", id + i) } else { format!("%{}", id + i) })
-                    .collect::<Vec<_>>()
-                    .join(", ")
+            let list = |first: usize, typed: bool| {
+                let ty = if typed { format!(": {ty}") } else { String::new() };
+                (first..first + count).map(|i| format!("%{i}{ty}")).collect::<Vec<_>>().join(", ")
             };
-            text += &format!("  {} = load b{b}[%{dim} + 8]\n", list(true));
-            text += &format!("  store b{b}[%{dim} - 16], ({}) if %{bool}\n", list(false));
-            id += 10;
-            let list = |typed: bool| {
-                (0..count)
-                    .map(|i| if typed { format!("%{}: {ty}", id + i) } else { format!("%{}", id + i) })
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            text += &format!("  {} = load b{b}[16] if %{bool} else {other}\n", list(true));
-            text += &format!("  store b{b}[8], ({})\n", list(false));
-            id += 10;
+            // The condition of one load and the other store.
+            let (n, condition, second) = (of(ty), next + 2 * count, next + count);
+            text += &format!("  %{condition}: bool = load {}\n", input(7, 3 + count));
+            text += &format!("  {} = load b{n}[%{wide} + {}]\n", list(next, true), ELEMENTS / 2);
+            text += &format!("  store b{n}[%2 + {}], ({}) if %{condition}\n", 512 * place, list(next, false));
+            text += &format!("  {} = load {} if %{condition} else {other}\n", list(second, true), input(n, 5));
+            text += &format!("  store b{n}[%{wide} + {}], ({})\n", 512 * place, list(second, false));
+            next += 2 * count + 1;
+            place += 2;
         }
     }
     text += &format!(
         "\
-  %20000: i32 = 8i32
-  %20001: i32 = mul(%{thread}, %20000)
-  copy s0[%20001], b6[%20001], 8 if %{bool}
-  copy s1[%{thread}], b0[%{thread}], 1
-  copy s1[32], b0[32], 2
+  %20000: bool = load {}
+  %20001: f32 = load {}
+  copy s0[%2], b5[%2 + {}], 8 if %20000
+  copy s1[%{thread}], b4[%{thread} + {}], 1 if %20000
   commit
   wait 0
   barrier
-  %20002: u32, %20003: u32, %20004: u32, %20005: u32 = matrix s0[%20001]
-  %20006: u32, %20007: u32 = matrix_transposed s0[%20001 + 8]
-  %20008: u32 = matrix s0[%20001]
-  %20010: f32, %20011: f32, %20012: f32, %20013: f32 = mma_f16(%20002, %20003, %20004, %20005, %20006, %20007, %{float}, %{float}, %{float}, %{float})
+  %20002: u32, %20003: u32, %20004: u32, %20005: u32 = matrix s0[%2]
+  %20006: u32, %20007: u32 = matrix_transposed s0[%2]
+  %20008: u32 = matrix s0[%2]
+  %20009: f32 = load s1[%{thread}]
+  %20010: f32, %20011: f32, %20012: f32, %20013: f32 = mma_f16(%20002, %20003, %20004, %20005, %20006, %20007, %20009, %20009, %20009, %20009)
   %20014: f32, %20015: f32, %20016: f32, %20017: f32 = mma_bf16(%20002, %20003, %20004, %20005, %20008, %20007, %20010, %20011, %20012, %20013)
-  store b5[%20001], (%20014, %20015, %20016, %20017)
+  store b4[%2 + {}], (%20014, %20015, %20016, %20017)
   %20020: i64 = 0i64
-  for %20021: i64 in %20020..%{dim} step 3 carry(%20022: f32 = %{float}, %20023: f32 = %20014, %20024: bool = %{bool}) {{
-    for %20025: i32 in %20000..%{block} step 1 carry(%20026: f32 = %20022) {{
-      %20027: f32 = fma(%20026, %20022, %20023)
+  %20040: i32 = 11i32
+  %20041: f32 = 0.125f32
+  for %20021: i64 in %20020..%{dim} step 100 carry(%20022: f32 = %20001, %20023: f32 = %20009, %20024: bool = %20000) {{
+    for %20025: i32 in %{eight}..%20040 step 1 carry(%20026: f32 = %20022) {{
+      %20027: f32 = fma(%20026, %20041, %20023)
     }} next(%20027) as(%20028)
-    %20029: bool = lt(%20028, %20023)
-  }} next(%20023, %20022, %20029) as(%20030, %20031, %20032)
-  store b5[%20001], (%20030)
-  store b5[%20001 + 1], (%20031)
-  store b8[%{thread}], (%20032)
+    for %20035: i32 in %{eight}..%{block} step 1 carry(%20036: f32 = %20028) {{
+      %20037: f32 = neg(%20036)
+    }} next(%20037) as(%20038)
+    %20029: bool = lt(%20038, %20023)
+  }} next(%20023, %20028, %20029) as(%20030, %20031, %20032)
+  store b4[%2 + {}], (%20030)
+  store b4[%2 + {}], (%20031)
+  store b7[%2 + {}], (%20032)
 }}
-"
+",
+        input(7, 6),
+        input(4, 6),
+        ELEMENTS / 2,
+        ELEMENTS / 2,
+        512 * place,
+        512 * (place + 1),
+        512 * (place + 2),
+        512 * (place + 3),
     );
     text
 }
 
+/// Numbers among which are those at which operations differ.
+fn data(dtype: DType, len: usize, special: bool) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut bytes = Vec::new();
+    for i in 0..len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let number = (state >> 40) as f64 / f64::from(1 << 22) - 2.0;
+        let floats = [0.0, -0.0, 0.5, -2.5, 3e9, -3e9, 1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-40];
+        let ints = [0, -1, 1, 7, -7, 31, 33, 64, i64::MIN, i64::MAX, i64::from(i32::MIN), i64::from(i32::MAX)];
+        let pick = (state >> 20) as usize;
+        let c = match (dtype.is_float(), special && i % 3 > 0) {
+            (true, true) => Constant::float(dtype, floats[pick % floats.len()]),
+            (true, false) => Constant::float(dtype, number),
+            (false, true) => Constant::int(dtype, ints[pick % ints.len()]),
+            (false, false) => Constant::int(dtype, (state >> 30) as i64 - (1 << 33)),
+        };
+        let c = if dtype == DType::Bool { Constant { dtype, bits: state >> 50 & 1 } } else { c };
+        c.store(&mut bytes);
+    }
+    bytes
+}
+
+/// Compares two buffers; floats may differ by the tolerance, and all NaN are one.
+fn compare(what: &str, dtype: DType, found: &[u8], want: &[u8], tolerance: f64) {
+    for i in 0..found.len() / dtype.size() {
+        let [f, w] = [found, want].map(|bytes| Constant::load(dtype, bytes, i).map_or(f64::NAN, Constant::as_f64));
+        let close = dtype.is_float() && (f - w).abs() <= tolerance * w.abs().max(1.0);
+        assert!(f == w || f.is_nan() && w.is_nan() || close, "{what}[{i}]: {f}, wants {w}");
+    }
+}
+
 #[test]
-fn every_operation_assembles() {
+fn every_operation_does_what_the_warp_program_says() {
     let text = everything();
     let program = WarpProgram::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let module = kiln_ptx::emit(&program).unwrap_or_else(|e| panic!("{e}"));
     assemble("everything", &module.text);
+    let dtypes: Vec<DType> = program.buffers.iter().map(|b| b.dtype).collect();
+    let buffers: Vec<Vec<u8>> = dtypes.iter().map(|&d| data(d, ELEMENTS, d.size() != 2)).collect();
+    let (mut found, mut want) = (buffers.clone(), buffers);
+    warp::run(&program, &mut want, &[512]).unwrap_or_else(|e| panic!("{e}"));
+    machine::run(&module.text, 1, &mut found, &[512]);
+    for ((b, found), want) in program.buffers.iter().zip(&found).zip(&want) {
+        compare(&b.name, b.dtype, found, want, 0.0);
+    }
+}
+
+#[test]
+fn kernels_compute_what_their_tile_programs_say() {
+    for (text, options, tolerance) in [
+        (matmul("f32", (50, 64, 64), (32, 32, 16)), Options { stages: 2, ..Options::default() }, 0.0),
+        (matmul("f32", (50, 64, 64), (16, 64, 16)), Options { stages: 1, ..Options::default() }, 0.0),
+        (matmul("bf16", (50, 64, 128), (32, 64, 32)), Options::default(), 1e-5),
+        (matmul("f16", (50, 64, 96), (64, 32, 32)), Options { stages: 1, ..Options::default() }, 1e-5),
+        (softmax(500), Options { threads: Some(64), ..Options::default() }, 1e-6),
+        (softmax(1024), Options::default(), 1e-6),
+    ] {
+        let (warp, module) = compile(&text, &options);
+        let program = TileProgram::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let len = |b: &tile::Buffer| b.len.as_size().unwrap_or(0);
+        let buffers: Vec<Vec<u8>> = program.buffers.iter().map(|b| data(b.dtype, len(b), false)).collect();
+        let (mut found, mut want) = (buffers.clone(), buffers);
+        let warp = WarpProgram::parse(&warp).unwrap_or_else(|e| panic!("{e}"));
+        let mut between = want.clone();
+        warp::run(&warp, &mut between, &[]).unwrap_or_else(|e| panic!("{e}"));
+        tile::run(&program, &mut want, &|_| None, 0..i64::MAX).unwrap_or_else(|e| panic!("{e}"));
+        for ((b, found), want) in program.buffers.iter().zip(&between).zip(&want) {
+            compare(&format!("{} of the warp program", b.name), b.dtype, found, want, tolerance);
+        }
+        machine::run(&module.text, module.launch.blocks.as_size().unwrap_or(0), &mut found, &[]);
+        for ((b, found), want) in program.buffers.iter().zip(&found).zip(&want) {
+            compare(&b.name, b.dtype, found, want, tolerance);
+        }
+    }
 }
 
 #[test]
