@@ -14,6 +14,7 @@ mod int;
 mod lanes;
 mod memory;
 mod target;
+pub mod wide;
 
 pub use target::{OptLevel, Target};
 

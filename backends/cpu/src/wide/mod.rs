@@ -1,0 +1,58 @@
+//! Vector programs of 32 and 64 bytes to machine code for x86-64-v3 and x86-64-v4.
+//!
+//! Invariant: as that of the crate: the result is a leaf function without relocations that computes what
+//! [`kiln_ir::vector::run`] computes with fused multiply-add. Operations keep the order of the program, but for
+//! loads, which happen at their first use if nothing is stored and no loop begins in between.
+//!
+//! - [`emit`] walks the program: control flow, constants, operands;
+//! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`convert`] casts, [`shuffle`] what moves
+//!   lanes, [`memory`] loads and stores;
+//! - [`machine`] is what they make: instructions with virtual registers; [`encode`] gives them registers and bytes.
+
+mod codes;
+mod convert;
+mod emit;
+mod encode;
+mod lanes;
+mod machine;
+mod memory;
+mod scalar;
+mod shuffle;
+
+use crate::{Error, MachineCode};
+use kiln_ir::vector::VectorProgram;
+
+/// The instruction set of wide code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WideLevel {
+    /// x86-64-v3: AVX2, FMA, BMI1 and BMI2; vectors up to 32 bytes, 16 registers.
+    Avx2,
+    /// x86-64-v4: AVX-512 F, BW, VL and DQ besides; vectors up to 64 bytes, 32 registers, masks in their own.
+    Avx512,
+}
+
+impl WideLevel {
+    /// Every level.
+    pub const ALL: [WideLevel; 2] = [WideLevel::Avx2, WideLevel::Avx512];
+
+    /// Bytes of its widest vectors.
+    pub fn bytes(self) -> u32 {
+        match self {
+            WideLevel::Avx2 => 32,
+            WideLevel::Avx512 => 64,
+        }
+    }
+}
+
+/// Compiles a program, which may hold vectors of any size up to that of the level.
+///
+/// # Errors
+/// The program does not verify, or holds an operation that the emitter does not have for the type; then
+/// [`crate::compile`] may have it for 16-byte vectors.
+pub fn compile(program: &VectorProgram, level: WideLevel) -> Result<MachineCode, Error> {
+    program.verify().map_err(Error::Invalid)?;
+    let (machine, pool) = emit::function(program, level)?;
+    let bytes = encode::encode(&machine, &pool, level)
+        .map_err(|message| Error::Codegen { program: program.name.clone(), message })?;
+    Ok(MachineCode { bytes, alignment: 64 })
+}
