@@ -138,16 +138,18 @@ fn check(text: &str) -> Compiled {
     let expected = by_interpreter(&graph, &inputs);
     let optimised = optimise(graph, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
     let machines = [
+        Machine::avx512(),
+        Machine::avx2(),
         Machine::narrow(),
         Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() },
-        Machine { lanes: 16, registers: 32, ..Machine::narrow() },
     ];
     let targets = |lowers: &mut [Box<dyn FnMut(&_) -> _>]| -> Compiled {
         let mut targets: Vec<Target<'_>> =
             machines.iter().zip(lowers).map(|(m, l)| Target { machine: m.clone(), lowers: &mut **l }).collect();
         schedule(&optimised, &mut targets).unwrap_or_else(|e| panic!("{e}"))
     };
-    let compiled = targets(&mut [Box::new(|_| Ok(())), Box::new(|_| Ok(())), Box::new(|_| Ok(()))]);
+    let compiled =
+        targets(&mut [Box::new(|_| Ok(())), Box::new(|_| Ok(())), Box::new(|_| Ok(())), Box::new(|_| Ok(()))]);
     for target in 0..machines.len() {
         let got = by_tiles(&compiled, target, &inputs);
         for (e, g) in expected.iter().zip(&got) {

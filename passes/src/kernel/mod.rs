@@ -157,26 +157,68 @@ fn single() -> Vec<usize> {
 /// A run of an axis cut into equal blocks.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
+    /// Where it begins.
     lo: i64,
+    /// Elements of a block.
     block: i64,
+    /// How many blocks; where the run is made of panels, how many panels.
     count: i64,
+    /// How many blocks a panel has.
+    parts: i64,
 }
 
 /// Whole blocks, then what is left: as many whole vectors as fit, then single elements (in one tile where `lanes` is 1).
 fn segments(extent: i64, block: i64, lanes: i64) -> Vec<Segment> {
     let block = block.clamp(1, extent.max(1));
-    let mut cut = vec![Segment { lo: 0, block, count: extent / block }];
+    let mut cut = vec![Segment { lo: 0, block, count: extent / block, parts: 1 }];
     let mut lo = extent / block * block;
     let vectors = (extent - lo) / lanes * lanes;
     if vectors > 0 {
-        cut.push(Segment { lo, block: vectors, count: 1 });
+        cut.push(Segment { lo, block: vectors, count: 1, parts: 1 });
         lo += vectors;
     }
     if lo < extent {
-        cut.push(Segment { lo, block: extent - lo, count: 1 });
+        cut.push(Segment { lo, block: extent - lo, count: 1, parts: 1 });
     }
     cut.retain(|s| s.count > 0);
     cut
+}
+
+/// [`segments`] that do not cross the borders of panels: a layout's blocks, which another level's tiles may have chosen wider.
+fn panel_segments(extent: i64, block: i64, lanes: i64, panel: Option<i64>) -> Vec<Segment> {
+    let Some(panel) = panel.filter(|&p| p > block) else { return segments(extent, block, lanes) };
+    let block = greatest_common_divisor(panel, block);
+    let whole = extent / panel;
+    let mut cut = Vec::new();
+    if whole > 0 {
+        cut.push(Segment { lo: 0, block, count: whole, parts: panel / block });
+    }
+    let lo = whole * panel;
+    if lo < extent {
+        cut.extend(segments(extent - lo, block, lanes).into_iter().map(|s| Segment { lo: lo + s.lo, ..s }));
+    }
+    cut
+}
+
+fn greatest_common_divisor(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// The width of the panels that a layout cuts the axis into, where a load of the body goes through one.
+fn panel_of(nest: &FlatNest, axis: &Symbol) -> Option<i64> {
+    let mut found = None;
+    for (_, node) in nest.body.nodes() {
+        let Scalar::Load(Source::Input(_), coords) = node else { continue };
+        let Some(Coord::Index(address)) = coords.first() else { continue };
+        for (atoms, _) in address.terms() {
+            if let [kiln_ir::expr::Atom::FloorDiv(x, by)] = atoms
+                && x.as_symbol() == Some(axis)
+            {
+                found = found.max(by.as_const());
+            }
+        }
+    }
+    found
 }
 
 struct Builder<'a> {
@@ -225,12 +267,12 @@ impl Builder<'_> {
         let width = lanes * self.machine.pointwise_vectors(nest);
         let mut outer = nest.axes.clone();
         let Some(column) = column.map(|c| outer.remove(c)) else {
-            return self.chunk(nest, &outer, None, Segment { lo: 0, block: 1, count: 1 }, width);
+            return self.chunk(nest, &outer, None, Segment { lo: 0, block: 1, count: 1, parts: 1 }, width);
         };
         let chunk = (self.machine.chunk / width * width).max(width);
         let programs: i64 = outer.iter().map(|a| a.extent).product();
         if programs >= 64 || column.extent <= chunk {
-            let whole = Segment { lo: 0, block: column.extent, count: 1 };
+            let whole = Segment { lo: 0, block: column.extent, count: 1, parts: 1 };
             return self.chunk(nest, &outer, Some(&column), whole, width);
         }
         for segment in segments(column.extent, chunk, 1) {
@@ -356,7 +398,10 @@ impl Builder<'_> {
         let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
         let whole = |a: &Option<Axis>, block: i64, lanes: i64| match a {
             None => vec![None],
-            Some(a) => segments(a.extent, block, lanes).into_iter().map(|s| Some((a.symbol.clone(), s))).collect(),
+            Some(a) => panel_segments(a.extent, block, lanes, panel_of(nest, &a.symbol))
+                .into_iter()
+                .map(|s| Some((a.symbol.clone(), s)))
+                .collect(),
         };
         let column_lanes = if schedule.lanes.is_some() { 1 } else { lanes };
         for column in whole(&column, schedule.columns, column_lanes) {
@@ -370,6 +415,10 @@ impl Builder<'_> {
             if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.count > 1) {
                 let block = Symbol::new(&format!("{symbol}_block"));
                 add(&block, s.count, &mut place);
+            }
+            if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.parts > 1) {
+                let part = Symbol::new(&format!("{symbol}_part"));
+                add(&part, s.parts, &mut place);
             }
             for a in &outer {
                 add(&a.symbol, a.extent, &mut place);
@@ -440,7 +489,10 @@ impl Builder<'_> {
             place.ranges.insert(tile_axis(n), (0, s.block - 1));
             let mut e = Expr::from(s.lo).add(&Expr::from(tile_axis(n)));
             if s.count > 1 {
-                e = e.add(&Expr::symbol(&format!("{symbol}_block")).scale(s.block));
+                e = e.add(&Expr::symbol(&format!("{symbol}_block")).scale(s.block * s.parts));
+            }
+            if s.parts > 1 {
+                e = e.add(&Expr::symbol(&format!("{symbol}_part")).scale(s.block));
             }
             place.at.insert(symbol.clone(), e);
         }

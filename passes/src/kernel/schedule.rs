@@ -26,6 +26,16 @@ impl Machine {
         Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12 }
     }
 
+    /// 256-bit vectors in 16 registers: x86-64-v3.
+    pub fn avx2() -> Machine {
+        Machine { lanes: 8, ..Machine::narrow() }
+    }
+
+    /// 512-bit vectors in 32 registers: x86-64-v4.
+    pub fn avx512() -> Machine {
+        Machine { lanes: 16, registers: 32, ..Machine::narrow() }
+    }
+
     /// How many columns a register tile of a product has, for a result with that many rows and columns.
     pub fn columns(&self, rows: usize, columns: usize) -> usize {
         let vectors = if rows < 4 { self.registers / 2 } else { 2 };
