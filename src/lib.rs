@@ -1,1 +1,273 @@
-//! Kiln: a compile-to-kernel model compiler.
+//! Kiln compiles ONNX models ahead of time to one artifact of machine code, plan and weights.
+//!
+//! Invariant: [`compile`] is the whole line from a checked model to an artifact; each step has one input type and one
+//! output type, and nothing here decides what the passes should.
+#![forbid(unsafe_code)]
+
+pub mod compare;
+pub mod data;
+pub mod emit;
+mod error;
+pub mod golden;
+pub mod npz;
+pub mod observe;
+pub mod random;
+pub mod source;
+
+use emit::Emitter;
+pub use emit::{LevelCode, default_levels};
+pub use error::{Error, Kind};
+pub use kiln_frontend::onnx;
+pub use kiln_ir as ir;
+pub use kiln_passes as passes;
+pub use kiln_runtime as runtime;
+pub use observe::{Observer, Silent};
+pub use source::Source;
+
+use kiln_frontend::onnx::import::{self, import};
+use kiln_frontend::onnx::model::{Model, ValueInfo};
+use kiln_ir::Tensor;
+use kiln_ir::graph::{Graph, GraphError, Origin};
+use kiln_ir::plan::Plan;
+use kiln_passes::kernel::Machine;
+use kiln_passes::pipeline::{self, optimise, schedule};
+use kiln_passes::plan::Weight;
+use kiln_runtime::artifact::{self, Manifest, Section};
+use kiln_runtime::cpu::CpuLevel;
+use kiln_runtime::engine::{self, ModelOptions};
+use kiln_runtime::memory::{Budget, Buffer};
+use std::collections::BTreeMap;
+use std::io::{self, Cursor, Write};
+use std::path::Path;
+
+/// The compiler's version, as artifacts state it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Symbolic dims by name, with their least and greatest value; equal ones fix the dim.
+    pub bind: BTreeMap<String, (i64, i64)>,
+    /// Inputs whose dims are fixed entirely, by name.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Inputs whose values are known, by name: the result is right for these values only.
+    pub values: BTreeMap<String, Tensor>,
+    /// CPU levels to make code for.
+    pub levels: Vec<CpuLevel>,
+    /// Nodes (all of their results) or values that become outputs too.
+    pub taps: Vec<String>,
+    /// Threads to compile on; the result does not depend on it.
+    pub threads: usize,
+    /// Bytes that constants and the arena may take together.
+    pub memory_limit: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let (bind, shapes, values) = Default::default();
+        Options { bind, shapes, values, levels: default_levels(), taps: vec![], threads, memory_limit: u64::MAX }
+    }
+}
+
+impl Options {
+    /// After an import that failed because the values of some inputs decide shapes: takes those values from `inputs`
+    /// (by name). Whether another try is worth it.
+    pub fn learn(&mut self, error: &Error, inputs: &BTreeMap<String, Tensor>) -> bool {
+        let Error::Import(errors) = error else { return false };
+        let unknown = errors.values.iter().filter_map(|name| inputs.get_key_value(name));
+        let unknown: Vec<_> = unknown.filter(|(name, _)| !self.values.contains_key(*name)).collect();
+        self.values.extend(unknown.iter().map(|(name, tensor)| ((*name).clone(), (*tensor).clone())));
+        !unknown.is_empty()
+    }
+}
+
+/// A compiled model.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The optimised graph.
+    pub graph: Graph,
+    /// The plan.
+    pub plan: Plan,
+    /// What the weights section holds.
+    pub weights: Vec<Weight>,
+    /// Machine code of each level, in ascending order.
+    pub code: Vec<LevelCode>,
+    /// Why nodes run on the host that could be kernels by their meaning: node names and reason.
+    pub host_reasons: Vec<(Origin, String)>,
+    /// What the artifact says of its options.
+    pub manifest: Manifest,
+    /// The golden section, if there is one; see [`golden`].
+    pub golden: Option<Vec<u8>>,
+}
+
+/// Compiles a model: import, passes, groups as tile programs, vector programs, machine code for each level, plan.
+///
+/// # Errors
+/// The model or its nodes are invalid or not supported, dims are free, a limit is reached; or a bug of Kiln.
+pub fn compile(model: &Model, options: &Options, observer: &mut dyn Observer) -> Result<Compiled, Error> {
+    observer.stage("import");
+    let graph = import_graph(model, options)?;
+    observer.graph("import", &graph, &graph)?;
+
+    observer.stage("optimise");
+    let mut stopped = None;
+    let graph = optimise(graph, &mut |pass, before, after| {
+        observer.graph(pass, before, after).map_err(|e| {
+            let error = GraphError::new(&Origin::default(), e.to_string());
+            stopped = Some(e);
+            error
+        })
+    });
+    let graph = match (graph, stopped) {
+        (_, Some(stopped)) => return Err(stopped),
+        (graph, None) => graph?,
+    };
+    within(options, "the constants", graph.constant_bytes() as u64)?;
+
+    observer.stage("schedule");
+    // The best level comes first: the weights are stored in the layout that it prefers.
+    let mut levels = options.levels.clone();
+    levels.sort_unstable_by(|a, b| b.cmp(a));
+    levels.dedup();
+    let mut emitters = levels.into_iter().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
+    let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
+    let mut lowers: Vec<_> = emitters.iter_mut().map(|e| |program: &_| e.number(program).map(|_| ())).collect();
+    let targets = machines.into_iter().zip(&mut lowers);
+    let mut targets: Vec<_> = targets.map(|(machine, lowers)| pipeline::Target { machine, lowers }).collect();
+    let pipeline::Compiled { plan, weights, kernels, host_reasons } = schedule(&graph, &mut targets)?;
+    within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
+
+    observer.stage("emit");
+    let each = emitters.iter_mut().zip(&kernels);
+    let code = each.map(|(emitter, kernels)| emitter.emit(&plan, kernels, options.threads, observer)).rev();
+    let code = code.collect::<Result<Vec<_>, _>>()?;
+    observer.plan(&plan)?;
+
+    let manifest = Manifest { compiler: VERSION.into(), options: described(options) };
+    Ok(Compiled { graph, plan, weights, code, host_reasons, manifest, golden: None })
+}
+
+/// The graph of a model as the passes get it: imported, dims bound, taps added to the outputs.
+///
+/// # Errors
+/// All problems of the nodes at once; [`Error::Usage`] where a tap names nothing.
+pub fn import_graph(model: &Model, options: &Options) -> Result<Graph, Error> {
+    let mut tapped;
+    let mut model = model;
+    if !options.taps.is_empty() {
+        tapped = model.clone();
+        add_taps(&mut tapped, &options.taps)?;
+        model = &tapped;
+    }
+    let (bind, shapes, values) = (options.bind.clone(), options.shapes.clone(), options.values.clone());
+    let binding = import::Options { bind, shapes, values };
+    let graph = import(model, &binding)?;
+    match graph.verify().into_iter().next() {
+        Some(error) => Err(Error::Internal(format!("the imported graph is not valid: {error}"))),
+        None => Ok(graph),
+    }
+}
+
+/// Makes the results of the named nodes, and the named values, outputs of the model.
+fn add_taps(model: &mut Model, taps: &[String]) -> Result<(), Error> {
+    let graph = &mut model.graph;
+    for tap in taps {
+        let by_node = graph.nodes.iter().filter(|n| n.name == *tap).flat_map(|n| n.outputs.iter().flatten());
+        let mut names: Vec<String> = by_node.cloned().collect();
+        let values = graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
+        if names.is_empty() {
+            names.extend(values.filter(|v| *v == tap).take(1).cloned());
+        }
+        if names.is_empty() {
+            return Err(Error::Usage(format!("the model has no node or value that is called {tap:?}")));
+        }
+        for name in names {
+            if !graph.outputs.iter().any(|o| o.name == name) {
+                graph.outputs.push(ValueInfo { name, ty: None });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn within(options: &Options, what: &str, bytes: u64) -> Result<(), Error> {
+    let limit = options.memory_limit;
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Error::Limit(format!("{what} need {bytes} bytes, the memory limit is {limit} bytes")))
+}
+
+/// The options as an artifact states them: nothing that depends on the machine or the moment.
+fn described(options: &Options) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::from([
+        ("arch".to_string(), std::env::consts::ARCH.to_string()),
+        ("precision".to_string(), "f32".to_string()),
+    ]);
+    if !options.bind.is_empty() {
+        let bind = options.bind.iter().map(|(name, (lo, hi))| format!("{name}={lo}..{hi}"));
+        all.insert("bind".into(), bind.collect::<Vec<_>>().join(","));
+    }
+    if !options.taps.is_empty() {
+        all.insert("tap".into(), options.taps.join(","));
+    }
+    all
+}
+
+impl Compiled {
+    fn sections<'a>(&'a self, plan: &'a str, tables: &'a [String]) -> Vec<Section<'a>> {
+        let mut sections = vec![Section::new(artifact::PLAN, plan.as_bytes())];
+        let weights = move |out: &mut dyn Write| write_weights(&self.weights, self.plan.weight_bytes, out);
+        sections.push(Section::streamed(artifact::WEIGHTS, self.plan.weight_bytes, weights));
+        for (code, table) in self.code.iter().zip(tables) {
+            sections.push(Section::new(artifact::code_section(code.level), &code.bytes));
+            sections.push(Section::new(artifact::kernels_section(code.level), table.as_bytes()));
+        }
+        if let Some(golden) = &self.golden {
+            sections.push(Section::new(artifact::GOLDEN, golden));
+        }
+        sections
+    }
+
+    fn tables(&self) -> Vec<String> {
+        self.code.iter().map(|code| code.table.to_string()).collect()
+    }
+
+    /// Writes the artifact and returns its size in bytes. The file appears complete or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Artifact`].
+    pub fn write(&self, path: &Path) -> Result<u64, Error> {
+        let (plan, tables) = (self.plan.to_string(), self.tables());
+        Ok(artifact::write(path, &self.manifest, self.sections(&plan, &tables))?)
+    }
+
+    /// Makes the model ready to run without a file.
+    ///
+    /// # Errors
+    /// [`Error::Load`], or [`Error::Limit`] where the memory is not to be had.
+    pub fn load(&self, options: &ModelOptions) -> Result<engine::Model, Error> {
+        let (plan, tables) = (self.plan.to_string(), self.tables());
+        let mut file = Cursor::new(Vec::new());
+        artifact::write_to(&mut file, &self.manifest, self.sections(&plan, &tables))?;
+        // The caller's budget counts the weights when a context is made.
+        let buffer = Buffer::copy_of(&Budget::unlimited(), file.get_ref(), "the artifact")?;
+        drop(file);
+        Ok(engine::Model::from_buffer(buffer, options)?)
+    }
+}
+
+/// Writes the weights section: each weight at its offset, zeros between.
+fn write_weights(weights: &[Weight], total: u64, out: &mut dyn Write) -> io::Result<()> {
+    let mut at = 0;
+    let zeros = |out: &mut dyn Write, count: u64| io::copy(&mut io::Read::take(io::repeat(0), count), out).map(|_| ());
+    for weight in weights {
+        let gap = weight.offset.checked_sub(at).ok_or_else(|| io::Error::other("weights overlap"))?;
+        zeros(out, gap)?;
+        let bytes = weight.bytes();
+        out.write_all(&bytes)?;
+        at = weight.offset + bytes.len() as u64;
+    }
+    zeros(out, total.saturating_sub(at))
+}

@@ -1,0 +1,357 @@
+//! Options that several commands take, and what they come to.
+//!
+//! Invariant: an option that makes no sense with what it is given is an error, never ignored.
+
+use super::Talk;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use kiln::data::{self, From, Wanted};
+use kiln::ir::Tensor;
+use kiln::observe::{Dump, Several, VerifyEach};
+use kiln::onnx::model::{Limits, Model as OnnxModel};
+use kiln::runtime::cpu::{CpuLevel, Machine};
+use kiln::runtime::engine::{self, ModelOptions};
+use kiln::runtime::memory::Budget;
+use kiln::{Compiled, Error, Observer, Options, Source};
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Options of everything that compiles or runs.
+#[derive(Clone, Debug, Args)]
+pub struct Machinery {
+    /// CPU levels: portable, x86-64-v3, x86-64-v4, amx
+    #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
+    pub cpu: Vec<CpuLevel>,
+    /// Precision of f32 models
+    #[arg(long, default_value = "f32", value_name = "P")]
+    pub precision: String,
+    /// Fix a symbolic dim, or bound it; several times for several dims
+    #[arg(long, value_name = "DIM=N|DIM=A..B", value_parser = parse_bind)]
+    pub bind: Vec<(String, (i64, i64))>,
+    /// Threads, 1 to 1024 [default: all cores]
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub threads: Option<u64>,
+    /// Most memory for weights, arena, inputs and outputs, such as 512M or 8G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_limit: Option<u64>,
+}
+
+/// Options of what watches a compilation.
+#[derive(Clone, Debug, Args)]
+pub struct Watching {
+    /// Write the text form of every stage to a folder
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+    /// Interpret the graph before and after each pass and name the pass that changes results
+    #[arg(long)]
+    pub verify_each: bool,
+}
+
+/// Where inputs come from.
+#[derive(Clone, Debug, Default, Args)]
+#[group(multiple = false)]
+pub struct Inputs {
+    /// Take inputs from an archive, key = input name
+    #[arg(long, value_name = "F.npz")]
+    pub inputs: Option<PathBuf>,
+    /// Take inputs from a folder of input_i.pb files, as in ONNX's test_data_set folders
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Make inputs: floats N(0,1), integers 0 or 1, unbound dims 1
+    #[arg(long, value_name = "SEED")]
+    pub random: Option<u64>,
+}
+
+impl Inputs {
+    /// Where inputs come from, if it is said.
+    pub fn from(&self) -> Option<From> {
+        let npz = self.inputs.clone().map(From::Npz);
+        npz.or_else(|| self.data.clone().map(From::Folder)).or_else(|| self.random.map(From::Seed))
+    }
+}
+
+impl Machinery {
+    /// Memory that may be used.
+    pub fn budget(&self) -> Budget {
+        self.memory_limit.map_or_else(Budget::unlimited, Budget::new)
+    }
+
+    /// Threads to run on.
+    pub fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.and_then(|t| usize::try_from(t).ok()).unwrap_or_else(all)
+    }
+
+    /// Limits of reading a model.
+    pub fn limits(&self) -> Limits {
+        let limits = Limits::default();
+        let decoded_bytes = self.memory_limit.map_or(limits.decoded_bytes, |m| m.min(limits.decoded_bytes));
+        Limits { decoded_bytes, ..limits }
+    }
+
+    fn check_precision(&self) -> Result<(), Error> {
+        match self.precision.as_str() {
+            "f32" => Ok(()),
+            other => Err(Error::Unsupported(format!("the precision {other:?} is not supported; there is f32"))),
+        }
+    }
+
+    /// The options of a compilation for `levels`.
+    pub fn options(&self, levels: Vec<CpuLevel>, shapes: BTreeMap<String, Vec<usize>>) -> Result<Options, Error> {
+        self.check_precision()?;
+        let mut bind = BTreeMap::new();
+        for (name, range) in &self.bind {
+            if bind.insert(name.clone(), *range).is_some_and(|other| other != *range) {
+                return Err(Error::Usage(format!("--bind gives {name} twice")));
+            }
+        }
+        Ok(Options {
+            bind,
+            shapes,
+            values: BTreeMap::new(),
+            levels,
+            taps: Vec::new(),
+            threads: self.threads(),
+            memory_limit: self.memory_limit.unwrap_or(u64::MAX),
+        })
+    }
+
+    /// The levels to compile an artifact for.
+    pub fn artifact_levels(&self) -> Vec<CpuLevel> {
+        if self.cpu.is_empty() { kiln::default_levels() } else { self.cpu.clone() }
+    }
+
+    /// The one level to compile for that runs here.
+    pub fn level_here(&self) -> Result<CpuLevel, Error> {
+        let wanted = self.artifact_levels();
+        let list = |levels: &[CpuLevel]| levels.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
+        Machine::detect().choose(wanted.iter().copied()).ok_or_else(|| {
+            let here: Vec<_> = Machine::detect().levels().collect();
+            let here = if here.is_empty() { "none".into() } else { list(&here) };
+            Error::Unsupported(format!("the CPU level {} does not run on this machine; it has {here}", list(&wanted)))
+        })
+    }
+
+    /// How an artifact is loaded.
+    pub fn load_options(&self) -> Result<ModelOptions, Error> {
+        self.check_precision()?;
+        let levels = (!self.cpu.is_empty()).then(|| self.cpu.clone());
+        Ok(ModelOptions { levels, verify_weights: true })
+    }
+}
+
+/// A model that is ready to run, and inputs for it.
+pub struct Ready {
+    /// The model.
+    pub model: engine::Model,
+    /// The inputs, in order.
+    pub inputs: Vec<Tensor>,
+    /// Memory that may be used.
+    pub budget: Budget,
+}
+
+/// Loads an artifact, or compiles a model for this machine, with inputs.
+pub fn ready(
+    path: &Path,
+    machinery: &Machinery,
+    watching: &Watching,
+    inputs: Option<From>,
+    taps: &[String],
+    talk: Talk,
+) -> Result<Ready, Error> {
+    let budget = machinery.budget();
+    match Source::open(path)? {
+        Source::Artifact(path) => {
+            let fixed = [
+                (!machinery.bind.is_empty(), "--bind"),
+                (watching.dump.is_some(), "--dump"),
+                (watching.verify_each, "--verify-each"),
+                (!taps.is_empty(), "--tap"),
+            ];
+            if let Some((_, option)) = fixed.into_iter().find(|(given, _)| *given) {
+                let path = path.display();
+                return Err(Error::Usage(format!("{option} needs the model; {path} is compiled already")));
+            }
+            let model = engine::Model::open(&path, &machinery.load_options()?)?;
+            let wanted = data::wanted_by_plan(model.plan());
+            let shape = |name: &str| {
+                let ty = wanted.iter().find(|w| w.name == name)?.ty.tensor()?.shape.as_ref()?;
+                ty.iter().map(|d| if let kiln::onnx::model::Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
+            };
+            let inputs = read_inputs(inputs, &wanted, &shape, &budget)?;
+            Ok(Ready { model, inputs, budget })
+        }
+        source @ Source::Model { .. } => {
+            let level = machinery.level_here()?;
+            let onnx = source.model(&machinery.limits())?;
+            let (mut options, inputs) = with_inputs(&onnx, machinery, inputs, vec![level], &budget)?;
+            options.taps = taps.to_vec();
+            let named = by_name(&onnx, &inputs);
+            let compiled = loop {
+                match compile(&onnx, &options, watching, machinery, talk) {
+                    Err(error) if options.learn(&error, &named) => {}
+                    done => break done?,
+                }
+            };
+            let model = compiled.load(&ModelOptions::default())?;
+            Ok(Ready { model, inputs, budget })
+        }
+    }
+}
+
+/// Inputs by name.
+pub fn by_name(onnx: &OnnxModel, inputs: &[Tensor]) -> BTreeMap<String, Tensor> {
+    data::wanted(onnx).into_iter().map(|w| w.name).zip(inputs.iter().cloned()).collect()
+}
+
+/// Inputs of a model, and the options of a compilation for their shapes.
+pub fn with_inputs(
+    onnx: &OnnxModel,
+    machinery: &Machinery,
+    from: Option<From>,
+    levels: Vec<CpuLevel>,
+    budget: &Budget,
+) -> Result<(Options, Vec<Tensor>), Error> {
+    let wanted = data::wanted(onnx);
+    let mut options = machinery.options(levels, BTreeMap::new())?;
+    let unit = kiln::source::unit_shapes(onnx, &options.bind);
+    let inputs = read_inputs(from, &wanted, &|name| unit.get(name).cloned(), budget)?;
+    let shapes = wanted.iter().zip(&inputs).map(|(w, t)| (w.name.clone(), t.shape().to_vec()));
+    options.shapes = shapes.collect();
+    Ok((options, inputs))
+}
+
+fn read_inputs(
+    from: Option<From>,
+    wanted: &[Wanted],
+    shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+    budget: &Budget,
+) -> Result<Vec<Tensor>, Error> {
+    match from {
+        Some(from) => data::inputs(&from, wanted, shape, budget),
+        None if wanted.is_empty() => Ok(Vec::new()),
+        None => {
+            let names: Vec<String> = wanted.iter().map(|w| format!("{} {}", w.name, w.ty)).collect();
+            let names = names.join(", ");
+            Err(Error::Usage(format!("give inputs with --inputs, --data or --random; the model takes {names}")))
+        }
+    }
+}
+
+/// Compiles with what `watching` asks for.
+pub fn compile(
+    onnx: &OnnxModel,
+    options: &Options,
+    watching: &Watching,
+    machinery: &Machinery,
+    talk: Talk,
+) -> Result<Compiled, Error> {
+    let mut observers = Several::default();
+    observers.0.push(Box::new(Stages::new(talk)));
+    if let Some(folder) = &watching.dump {
+        observers.0.push(Box::new(Dump::new(folder)?));
+    }
+    if watching.verify_each {
+        observers.0.push(Box::new(VerifyEach { seed: 0, budget: machinery.memory_limit }));
+    }
+    kiln::compile(onnx, options, &mut observers)
+}
+
+/// Shows on a terminal which stage runs, and logs how long each took.
+struct Stages {
+    bar: Option<ProgressBar>,
+    since: Option<(String, std::time::Instant)>,
+}
+
+impl Stages {
+    fn new(talk: Talk) -> Stages {
+        let bar = (!talk.quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Stages { bar, since: None }
+    }
+
+    fn end(&mut self) {
+        if let Some((stage, since)) = self.since.take() {
+            tracing::info!("{stage}: {:.3} s", since.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Observer for Stages {
+    fn stage(&mut self, name: &str) {
+        self.end();
+        self.since = Some((name.to_string(), std::time::Instant::now()));
+        if let Some(bar) = &self.bar {
+            bar.set_message(name.to_string());
+        }
+    }
+
+    fn graph(&mut self, pass: &str, _: &kiln::ir::Graph, after: &kiln::ir::Graph) -> Result<(), Error> {
+        tracing::debug!("{pass}: {} nodes", after.nodes().len());
+        Ok(())
+    }
+}
+
+impl Drop for Stages {
+    fn drop(&mut self) {
+        self.end();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn parse_bind(text: &str) -> Result<(String, (i64, i64)), String> {
+    let (name, value) = text.rsplit_once('=').ok_or("it must be DIM=N or DIM=A..B")?;
+    let number = |s: &str| match s.parse::<i64>() {
+        Ok(n) if n >= 0 => Ok(n),
+        Ok(_) | Err(_) => Err(format!("{s:?} is no extent")),
+    };
+    let range = match value.split_once("..") {
+        Some((lo, hi)) => (number(lo)?, number(hi)?),
+        None => (number(value)?, number(value)?),
+    };
+    if name.is_empty() || range.0 > range.1 {
+        return Err("it must be DIM=N or DIM=A..B with A at most B".into());
+    }
+    Ok((name.to_string(), range))
+}
+
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {
+        "" | "B" => 1u64,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        "T" | "TB" | "TIB" => 1 << 40,
+        other => return Err(format!("{other:?} is no unit; there are K, M, G and T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no size"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_bindings_parse() {
+        assert_eq!(parse_size("8G"), Ok(8 << 30));
+        assert_eq!(parse_size("512m"), Ok(512 << 20));
+        assert_eq!(parse_size("77"), Ok(77));
+        assert!(parse_size("8X").is_err() && parse_size("G").is_err() && parse_size("99999999999T").is_err());
+        assert_eq!(parse_bind("batch=8"), Ok(("batch".into(), (8, 8))));
+        assert_eq!(parse_bind("seq=1..512"), Ok(("seq".into(), (1, 512))));
+        assert_eq!(parse_bind("a=b=2"), Ok(("a=b".into(), (2, 2))));
+        assert!(parse_bind("x").is_err() && parse_bind("x=-1").is_err() && parse_bind("x=5..2").is_err());
+    }
+}

@@ -1,0 +1,174 @@
+//! Inputs from files and outputs to files.
+//!
+//! Invariant: an input is handed over under the name that the model gives it, with the element type that the model wants;
+//! files that are written appear complete or not at all.
+
+use crate::{Error, npz, random};
+use kiln_frontend::onnx::model::{Model, ValueType};
+use kiln_frontend::onnx::value::{self, Value};
+use kiln_ir::plan::Plan;
+use kiln_ir::{DType, Tensor};
+use kiln_runtime::memory::Budget;
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+/// An input as its model declares it.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Name.
+    pub name: String,
+    /// Type.
+    pub ty: ValueType,
+}
+
+/// The inputs of a model that are no initializers.
+pub fn wanted(model: &Model) -> Vec<Wanted> {
+    let input = |i: &kiln_frontend::onnx::model::ValueInfo| Some(Wanted { name: i.name.clone(), ty: i.ty.clone()? });
+    model.graph.inputs.iter().filter_map(input).collect()
+}
+
+/// The inputs of a plan.
+pub fn wanted_by_plan(plan: &Plan) -> Vec<Wanted> {
+    use kiln_frontend::onnx::model::{Dim, TensorType};
+    let input = |(name, slot): &(std::sync::Arc<str>, kiln_ir::plan::SlotId)| {
+        let ty = &plan.slots[*slot].ty;
+        let shape = ty.shape().map(|dims| dims.into_iter().map(Dim::Fixed).collect());
+        Wanted { name: name.to_string(), ty: ValueType::Tensor(TensorType { dtype: ty.dtype, shape }) }
+    };
+    plan.inputs.iter().map(input).collect()
+}
+
+/// Where inputs come from.
+#[derive(Clone, Debug)]
+pub enum From {
+    /// An archive whose keys are input names.
+    Npz(PathBuf),
+    /// A folder of `input_i.pb` files.
+    Folder(PathBuf),
+    /// Random numbers from a seed.
+    Seed(u64),
+}
+
+/// Reads or makes the inputs, in the order of `wanted`. `shape` says which dims a random input has.
+///
+/// # Errors
+/// A file cannot be read, an input is missing, superfluous or of another element type.
+pub fn inputs(
+    from: &From,
+    wanted: &[Wanted],
+    shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+    budget: &Budget,
+) -> Result<Vec<Tensor>, Error> {
+    match from {
+        From::Npz(path) => from_npz(path, wanted, budget),
+        From::Folder(folder) => {
+            let tensors = wanted.iter().enumerate().map(|(n, w)| from_pb(folder, n, w, budget));
+            tensors.collect()
+        }
+        From::Seed(seed) => {
+            let ty = |w: &Wanted| {
+                let dtype = tensor_dtype(w)?;
+                let unknown = || Error::Unsupported(format!("not even the rank of input {:?} is known", w.name));
+                Ok(random::Input { dtype, shape: shape(&w.name).ok_or_else(unknown)? })
+            };
+            let types = wanted.iter().map(ty).collect::<Result<Vec<_>, Error>>()?;
+            for (ty, w) in types.iter().zip(wanted) {
+                let bytes = kiln_ir::tensor::element_count(&ty.shape, ty.dtype.size())
+                    .map_err(|e| Error::data(format!("input {:?}", w.name), e))?;
+                // Only asked, not held: the tensors are made right after.
+                drop(budget.reserve((bytes * ty.dtype.size()) as u64, &format!("the input {:?}", w.name))?);
+            }
+            random::inputs(&types, *seed)
+        }
+    }
+}
+
+fn tensor_dtype(wanted: &Wanted) -> Result<DType, Error> {
+    let message = || format!("input {:?} is {}; only tensors can be given", wanted.name, wanted.ty);
+    wanted.ty.tensor().map(|t| t.dtype).ok_or_else(|| Error::Unsupported(message()))
+}
+
+fn from_npz(path: &Path, wanted: &[Wanted], budget: &Budget) -> Result<Vec<Tensor>, Error> {
+    let arrays = npz::read(path, budget)?;
+    let place = path.display().to_string();
+    let names = || wanted.iter().map(|w| format!("{:?}", w.name)).collect::<Vec<_>>().join(", ");
+    if let Some((name, _)) = arrays.iter().find(|(name, _)| !wanted.iter().any(|w| w.name == *name)) {
+        return Err(Error::data(place, format!("the model has no input {name:?}; its inputs are {}", names())));
+    }
+    let find = |w: &Wanted| {
+        let dtype = tensor_dtype(w)?;
+        let (_, tensor) = arrays
+            .iter()
+            .find(|(name, _)| *name == w.name)
+            .ok_or_else(|| Error::data(&place, format!("there is no array for input {:?}", w.name)))?;
+        let fail = |message: String| Error::data(format!("{place}: array {:?}", w.name), message);
+        let tensor = npz::narrowed(tensor, dtype).map_err(fail)?;
+        if tensor.dtype() != dtype {
+            return Err(fail(format!("it is {}, the model wants {dtype}", tensor.dtype())));
+        }
+        Ok(tensor)
+    };
+    wanted.iter().map(find).collect()
+}
+
+fn from_pb(folder: &Path, n: usize, wanted: &Wanted, budget: &Budget) -> Result<Tensor, Error> {
+    let path = folder.join(format!("input_{n}.pb"));
+    let place = path.display().to_string();
+    let bytes = match kiln_runtime::file::map(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && folder.is_dir() => {
+            let message = format!("there is no such file, and input {:?} ({}) is not optional", wanted.name, wanted.ty);
+            return Err(match &wanted.ty {
+                ValueType::Optional(_) => Error::Unsupported(format!("input {:?} is absent", wanted.name)),
+                _ => Error::data(place, message),
+            });
+        }
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    drop(budget.reserve(bytes.len() as u64, &format!("the input {:?}", wanted.name))?);
+    match value::decode(bytes, &wanted.ty, budget.limit()) {
+        Ok(Value::Tensor(tensor)) => Ok(tensor),
+        Ok(_) => {
+            Err(Error::Unsupported(format!("input {:?} is {}; only tensors can be given", wanted.name, wanted.ty)))
+        }
+        Err(e) => Err(Error::data(place, e)),
+    }
+}
+
+/// Writes outputs to a folder, which is made: `output_i.pb`, in order.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn write_folder(folder: &Path, outputs: &[(String, Tensor)]) -> Result<(), Error> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
+    for (n, (name, tensor)) in outputs.iter().enumerate() {
+        let path = folder.join(format!("output_{n}.pb"));
+        let bytes = value::encode(&Value::Tensor(tensor.clone()), name);
+        replace(&path, |file| io::Write::write_all(file, &bytes)).map_err(|source| Error::Write { path, source })?;
+    }
+    Ok(())
+}
+
+/// Writes a file under a temporary name beside `path` and renames it when it is complete.
+///
+/// # Errors
+/// What the system says; `path` is then as it was, and the temporary file is gone.
+pub fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut std::fs::File>) -> io::Result<()>,
+) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it exists and is not a regular file"));
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".kiln-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut temporary = builder.tempfile_in(folder)?;
+    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    write(&mut out)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! Tile programs to machine code for every wanted CPU level.
+//!
+//! Invariant: equal programs are lowered and compiled once and share their code; the result does not depend on how
+//! many threads made it.
+
+use crate::{Error, Observer};
+use kiln_cpu::{MachineCode, Target};
+use kiln_ir::expr::Ranges;
+use kiln_ir::plan::Plan;
+use kiln_ir::tile::TileProgram;
+use kiln_ir::vector::VectorProgram;
+use kiln_passes::kernel::Machine;
+use kiln_passes::lower::{VectorTarget, lower};
+use kiln_passes::plan::{grain, program_count};
+use kiln_runtime::artifact::{KernelEntry, KernelTable};
+use kiln_runtime::cpu::CpuLevel;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Machine code of all kernels for one level.
+#[derive(Debug, Clone)]
+pub struct LevelCode {
+    /// The level.
+    pub level: CpuLevel,
+    /// The code section.
+    pub bytes: Vec<u8>,
+    /// Where each kernel lies in it.
+    pub table: KernelTable,
+}
+
+/// The target of a level, where this build has an emitter for it.
+pub fn target(level: CpuLevel) -> Option<Target> {
+    match level {
+        CpuLevel::Portable if cfg!(target_arch = "aarch64") => Some(Target::Aarch64),
+        CpuLevel::Portable => Some(Target::X86_64),
+        CpuLevel::X86_64V3 if cfg!(target_arch = "x86_64") => Some(Target::X86_64V3),
+        CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::Amx => None,
+    }
+}
+
+/// The levels that code is made for where nothing else is asked.
+pub fn default_levels() -> Vec<CpuLevel> {
+    CpuLevel::ALL.into_iter().filter(|level| target(*level).is_some()).collect()
+}
+
+/// Lowers the tile programs of one level, each distinct one once, and compiles them.
+#[derive(Debug)]
+pub struct Emitter {
+    /// The level.
+    pub level: CpuLevel,
+    target: Target,
+    numbers: HashMap<String, Result<usize, String>>,
+    programs: Vec<VectorProgram>,
+}
+
+impl Emitter {
+    /// The emitter of a level.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where this build has none.
+    pub fn new(level: CpuLevel) -> Result<Emitter, Error> {
+        let none = || Error::Unsupported(format!("this build makes no code for the CPU level {level}"));
+        let target = target(level).ok_or_else(none)?;
+        Ok(Emitter { level, target, numbers: HashMap::new(), programs: Vec::new() })
+    }
+
+    /// What the cost model knows of the level.
+    pub fn machine(&self) -> Machine {
+        Machine::narrow()
+    }
+
+    /// The number of the vector program for a tile program.
+    ///
+    /// # Errors
+    /// Why it cannot be vector code.
+    pub fn number(&mut self, program: &TileProgram) -> Result<usize, String> {
+        let mut nameless = program.clone();
+        nameless.name = "k".into();
+        let key = nameless.to_string();
+        if let Some(known) = self.numbers.get(&key) {
+            return known.clone();
+        }
+        let lowered = lower(&nameless, VectorTarget { bytes: 16 }, &[], &Ranges::new());
+        let made = lowered.map_err(|e| e.to_string()).map(|program| {
+            self.programs.push(program);
+            self.programs.len() - 1
+        });
+        self.numbers.insert(key, made.clone());
+        made
+    }
+
+    /// Compiles the kernels of a plan on `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::Code`] where the code generator refuses a program.
+    pub fn emit(
+        &mut self,
+        plan: &Plan,
+        kernels: &[TileProgram],
+        threads: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<LevelCode, Error> {
+        let code = |kernel: &str, message: String| Error::Code { kernel: kernel.into(), message };
+        let mut numbers = Vec::with_capacity(kernels.len());
+        for kernel in kernels {
+            let number = self.number(kernel).map_err(|e| code(&kernel.name, e))?;
+            if let Some(program) = self.programs.get(number) {
+                observer.kernel(self.level, kernel, program)?;
+            }
+            numbers.push(number);
+        }
+        let mut used = numbers.clone();
+        used.sort_unstable();
+        used.dedup();
+        let compiled = self.compile(&used, threads);
+        let mut result = LevelCode { level: self.level, bytes: Vec::new(), table: KernelTable::default() };
+        let mut placed: HashMap<usize, (u64, u64)> = HashMap::new();
+        for ((kernel, of_plan), &number) in kernels.iter().zip(&plan.kernels).zip(&numbers) {
+            let (offset, bytes) = match placed.get(&number) {
+                Some(&place) => place,
+                None => {
+                    let made = match compiled.get(&number) {
+                        Some(Ok(made)) => made,
+                        Some(Err(e)) => return Err(code(&kernel.name, e.clone())),
+                        None => return Err(Error::Internal(format!("{} was not compiled", kernel.name))),
+                    };
+                    // Entries start on a cache line, which also is at least every alignment that emitters ask for.
+                    let start = result.bytes.len().next_multiple_of(64.max(made.alignment as usize));
+                    result.bytes.resize(start, 0xcc);
+                    result.bytes.extend_from_slice(&made.bytes);
+                    let place = (start as u64, made.bytes.len() as u64);
+                    placed.insert(number, place);
+                    place
+                }
+            };
+            let programs = program_count(kernel);
+            result.table.0.push(KernelEntry {
+                name: kernel.name.clone(),
+                offset,
+                bytes,
+                programs,
+                grain: grain(of_plan, programs),
+                emitter: "cranelift".into(),
+            });
+        }
+        Ok(result)
+    }
+
+    /// The code of the programs with these numbers. Threads take the next one that is left; the answer is by number.
+    fn compile(&self, used: &[usize], threads: usize) -> HashMap<usize, Result<MachineCode, String>> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut made = HashMap::new();
+            while let Some(&number) = used.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Some(program) = self.programs.get(number) {
+                    made.insert(number, kiln_cpu::compile(program, self.target).map_err(|e| e.to_string()));
+                }
+            }
+            made
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads.min(used.len())).map(|_| scope.spawn(work)).collect();
+            let mut made = work();
+            for other in others {
+                match other.join() {
+                    Ok(more) => made.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            made
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! The golden section of an artifact: seeded inputs and what the portable level made of them.
+//!
+//! Invariant: the section is a sequence of length-delimited `TensorProto` messages, first the plan's inputs, then its
+//! outputs, in the plan's order.
+
+use crate::{Compiled, Error, compare, random};
+use bytes::Bytes;
+use kiln_frontend::onnx::tensor::to_proto;
+use kiln_frontend::onnx::value;
+use kiln_ir::Tensor;
+use kiln_ir::plan::Plan;
+use kiln_runtime::cpu::CpuLevel;
+use kiln_runtime::engine::{Context, Model, ModelOptions};
+use kiln_runtime::memory::Budget;
+use prost::Message;
+
+/// What decoding one tensor may take besides its data.
+const MAX_DECODED: u64 = 1 << 32;
+
+impl Compiled {
+    /// Runs the portable level on seeded inputs and keeps inputs and outputs as the golden section.
+    ///
+    /// # Errors
+    /// There is no portable code, or the run fails.
+    pub fn add_golden(&mut self, seed: u64, budget: &Budget) -> Result<(), Error> {
+        let options = ModelOptions { levels: Some(vec![CpuLevel::Portable]), ..ModelOptions::default() };
+        let model = self.load(&options)?;
+        let inputs = random::inputs(&input_types(model.plan())?, seed)?;
+        let outputs = Context::new(&model, 1, budget)?.run(&inputs)?;
+        self.golden = Some(encode(inputs.iter().chain(&outputs)));
+        Ok(())
+    }
+}
+
+/// Types of a plan's inputs.
+///
+/// # Errors
+/// A dim is not constant, which the verifier excludes.
+pub fn input_types(plan: &Plan) -> Result<Vec<random::Input>, Error> {
+    let of = |slot| random::Input::of(&plan.slots[slot].ty);
+    let types: Option<Vec<_>> = plan.inputs.iter().map(|(_, slot)| of(*slot)).collect();
+    types.ok_or_else(|| Error::Internal("an input of the plan has free dims".into()))
+}
+
+fn encode<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u8> {
+    tensors.flat_map(|t| to_proto(t, "").encode_length_delimited_to_vec()).collect()
+}
+
+fn decode(mut bytes: Bytes) -> Result<Vec<Tensor>, Error> {
+    let broken = |e: &dyn std::fmt::Display| Error::data("the golden section", e);
+    let mut tensors = Vec::new();
+    while !bytes.is_empty() {
+        let length = prost::decode_length_delimiter(&mut bytes).map_err(|e| broken(&e))?;
+        if length > bytes.len() {
+            return Err(broken(&"it ends inside a tensor"));
+        }
+        tensors.push(value::decode_tensor(bytes.split_to(length), MAX_DECODED).map_err(|e| broken(&e))?);
+    }
+    Ok(tensors)
+}
+
+/// The inputs and outputs of a golden section.
+///
+/// # Errors
+/// The section does not hold what the plan asks for.
+pub fn read(section: &[u8], plan: &Plan) -> Result<(Vec<Tensor>, Vec<Tensor>), Error> {
+    let mut inputs = decode(Bytes::copy_from_slice(section))?;
+    let (wanted, found) = (plan.inputs.len() + plan.outputs.len(), inputs.len());
+    if wanted != found {
+        return Err(Error::data("the golden section", format!("it has {found} tensors, the plan {wanted}")));
+    }
+    let outputs = inputs.split_off(plan.inputs.len());
+    Ok((inputs, outputs))
+}
+
+/// What a self-test found.
+#[derive(Debug)]
+pub struct SelfTest {
+    /// Whether the expected outputs are the artifact's own, rather than those of its lowest level here.
+    pub golden: bool,
+    /// For each level that runs here and each output: the difference from what is expected.
+    pub levels: Vec<(CpuLevel, Vec<(String, compare::Difference)>)>,
+}
+
+/// Runs every level of an artifact that this machine has, with one thread and with two, and compares.
+///
+/// # Errors
+/// [`Error::Mismatch`] where one and two threads differ in a bit, or a run fails.
+pub fn self_test(load: &dyn Fn(&ModelOptions) -> Result<Model, Error>, budget: &Budget) -> Result<SelfTest, Error> {
+    let first = load(&ModelOptions::default())?;
+    let plan = first.plan().clone();
+    let stored = first.artifact().section(kiln_runtime::artifact::GOLDEN).ok();
+    let (inputs, mut expected) = match stored {
+        Some(section) => read(section, &plan).map(|(i, o)| (i, Some(o)))?,
+        None => (random::inputs(&input_types(&plan)?, 0)?, None),
+    };
+    let golden = expected.is_some();
+    let here = kiln_runtime::cpu::Machine::detect();
+    let levels: Vec<CpuLevel> = first.artifact().levels().filter(|level| here.supports(*level)).collect();
+    drop(first);
+    let mut results = Vec::new();
+    for level in levels {
+        let model = load(&ModelOptions { levels: Some(vec![level]), verify_weights: false })?;
+        let one = Context::new(&model, 1, budget)?.run(&inputs)?;
+        let two = Context::new(&model, 2, budget)?.run(&inputs)?;
+        if one != two {
+            return Err(Error::Mismatch(format!("level {level}: one and two threads give different bits")));
+        }
+        let expected = expected.get_or_insert_with(|| one.clone());
+        let names = plan.outputs.iter().map(|(name, _)| name.to_string());
+        let compared = expected.iter().zip(&one).map(|(want, found)| compare::difference(want, found));
+        results.push((level, names.zip(compared).collect()));
+    }
+    Ok(SelfTest { golden, levels: results })
+}

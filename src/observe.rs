@@ -1,0 +1,144 @@
+//! Watching a compilation: dumps, verification of passes, progress.
+//!
+//! Invariant: an observer sees every stage in order and can stop the compilation, but never changes it.
+
+use crate::{Error, compare, random};
+use kiln_ir::graph::Graph;
+use kiln_ir::interp::{self, eval_graph};
+use kiln_ir::plan::Plan;
+use kiln_ir::tile::TileProgram;
+use kiln_ir::vector::VectorProgram;
+use kiln_runtime::cpu::CpuLevel;
+use std::path::{Path, PathBuf};
+
+/// Sees what a compilation does. Every method does nothing unless it is given.
+pub trait Observer {
+    /// A stage begins.
+    fn stage(&mut self, _name: &str) {}
+
+    /// A pass has run (`before` is the same graph for the import).
+    ///
+    /// # Errors
+    /// To stop the compilation.
+    fn graph(&mut self, _pass: &str, _before: &Graph, _after: &Graph) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// A kernel was lowered for a level.
+    ///
+    /// # Errors
+    /// To stop the compilation.
+    fn kernel(&mut self, _level: CpuLevel, _tile: &TileProgram, _vector: &VectorProgram) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The plan is made.
+    ///
+    /// # Errors
+    /// To stop the compilation.
+    fn plan(&mut self, _plan: &Plan) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Sees nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// Writes every stage's text form to a folder.
+#[derive(Debug)]
+pub struct Dump {
+    folder: PathBuf,
+    graphs: usize,
+}
+
+impl Dump {
+    /// Dumps to a folder, which is made where it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn new(folder: &Path) -> Result<Dump, Error> {
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
+        Ok(Dump { folder: folder.into(), graphs: 0 })
+    }
+
+    fn write(&self, name: &str, text: &dyn std::fmt::Display) -> Result<(), Error> {
+        let path = self.folder.join(name);
+        std::fs::write(&path, text.to_string()).map_err(|source| Error::Write { path, source })
+    }
+}
+
+impl Observer for Dump {
+    fn graph(&mut self, pass: &str, _before: &Graph, after: &Graph) -> Result<(), Error> {
+        let name = format!("{:02}-{pass}.graph", self.graphs);
+        self.graphs += 1;
+        self.write(&name, after)
+    }
+
+    fn kernel(&mut self, level: CpuLevel, tile: &TileProgram, vector: &VectorProgram) -> Result<(), Error> {
+        self.write(&format!("{}.{level}.kernel", tile.name), tile)?;
+        self.write(&format!("{}.{level}.vector", tile.name), vector)?;
+        match crate::emit::target(level).map(|target| kiln_cpu::clif_text(vector, target)) {
+            Some(Ok(text)) => self.write(&format!("{}.{level}.clif", tile.name), &text),
+            // The code generator says so again, with the kernel's name.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+
+    fn plan(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.write("plan", plan)
+    }
+}
+
+/// Interprets the graph before and after each pass on the same seeded inputs, and names the pass that changes results.
+#[derive(Debug)]
+pub struct VerifyEach {
+    /// Seed of the inputs.
+    pub seed: u64,
+    /// Bytes that the interpreter may take for its tensors.
+    pub budget: Option<u64>,
+}
+
+impl Observer for VerifyEach {
+    fn graph(&mut self, pass: &str, before: &Graph, after: &Graph) -> Result<(), Error> {
+        if std::ptr::eq(before, after) {
+            return Ok(());
+        }
+        let types: Option<Vec<_>> = before.inputs.iter().map(|&v| random::Input::of(before.ty(v))).collect();
+        let types = types.ok_or_else(|| Error::Unsupported("--verify-each needs every dim bound".into()))?;
+        let inputs = random::inputs(&types, self.seed)?;
+        let options = interp::Options { taps: &[], budget: self.budget };
+        let run = |graph: &Graph| {
+            eval_graph(graph, &inputs, &options).map_err(|e| Error::Mismatch(format!("pass `{pass}`: {e}")))
+        };
+        let (want, found) = (run(before)?, run(after)?);
+        for ((name, _), (want, found)) in before.outputs.iter().zip(want.iter().zip(&found)) {
+            let difference = compare::difference(want, found);
+            if !difference.within(compare::TOLERANCE) {
+                return Err(Error::Mismatch(format!("pass `{pass}` changes output {name:?}: {difference}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Several observers, one after another.
+#[derive(Default)]
+pub struct Several(pub Vec<Box<dyn Observer>>);
+
+impl Observer for Several {
+    fn stage(&mut self, name: &str) {
+        self.0.iter_mut().for_each(|o| o.stage(name));
+    }
+    fn graph(&mut self, pass: &str, before: &Graph, after: &Graph) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|o| o.graph(pass, before, after))
+    }
+    fn kernel(&mut self, level: CpuLevel, tile: &TileProgram, vector: &VectorProgram) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|o| o.kernel(level, tile, vector))
+    }
+    fn plan(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|o| o.plan(plan))
+    }
+}
