@@ -2,10 +2,12 @@
 
 use super::binary::binary;
 use super::{Spec, onnx};
-use kiln_ir::BinaryOp;
+use crate::onnx::import::{Context, Failure, Outputs};
+use kiln_ir::ops::Attributes;
+use kiln_ir::{BinaryOp, DType};
 
 pub(super) const OPS: &[Spec] = &[
-    onnx("Equal", 1, &["axis", "broadcast"], |cx| binary(cx, BinaryOp::Eq)),
+    onnx("Equal", 1, &["axis", "broadcast"], equal),
     onnx("Less", 1, &["axis", "broadcast"], |cx| binary(cx, BinaryOp::Lt)),
     onnx("Greater", 1, &["axis", "broadcast"], |cx| binary(cx, BinaryOp::Gt)),
     onnx("LessOrEqual", 12, &[], |cx| binary(cx, BinaryOp::Le)),
@@ -30,3 +32,12 @@ pub(super) const OPS: &[Spec] = &[
         Ok(found?.into())
     }),
 ];
+
+/// Strings are compared by the host.
+fn equal(cx: &mut Context) -> Result<Outputs, Failure> {
+    let inputs = [cx.input(0)?, cx.input(1)?];
+    if inputs.iter().all(|&v| cx.dtype(v) == DType::Str) {
+        return Ok(cx.host("string_equal", Attributes::new(), &inputs)?.into());
+    }
+    binary(cx, BinaryOp::Eq)
+}
