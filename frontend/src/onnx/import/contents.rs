@@ -1,7 +1,7 @@
 //! Contents of small integer tensors as expressions over dims.
 //!
 //! Invariant: expressions are exact: an operation whose result cannot be told for every value of the symbols within their ranges
-//! gives nothing. Truth values are the expressions 0 and 1.
+//! gives nothing (conversions to i32 excepted, see `cast`). Truth values are the expressions 0 and 1.
 
 use kiln_ir::ops::Op;
 use kiln_ir::{BinaryOp, Code, DType, Expr, Ranges, Scalar, TensorType, UnaryOp};
@@ -99,11 +99,13 @@ fn element(body: &Code, inputs: &[Known], i: usize, ranges: &Ranges) -> Option<E
     values.get(body.result().index()).cloned().flatten()
 }
 
-/// A conversion that keeps the value.
+/// A conversion that keeps the value. Exporters convert shapes to i32 and back, so a product of dims is taken to fit an i32:
+/// where it does not, the model is wrong by its own arithmetic.
 fn cast(a: &Expr, to: DType, ranges: &Ranges) -> Option<Expr> {
     let (lo, hi) = a.bounds(ranges);
     let (least, greatest) = to.int_range()?;
-    (i128::from(lo) >= least && i128::from(hi) <= greatest).then(|| a.clone())
+    let fits = i128::from(lo) >= least && (i128::from(hi) <= greatest || to == DType::I32 && a.as_const().is_none());
+    fits.then(|| a.clone())
 }
 
 fn unary(op: UnaryOp, a: &Expr, dtype: DType, ranges: &Ranges) -> Option<Expr> {

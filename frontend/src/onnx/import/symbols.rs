@@ -7,8 +7,9 @@ use crate::onnx::model::{Dim, TensorType};
 use kiln_ir::{Expr, Ranges, Symbol};
 use std::collections::{BTreeMap, HashMap};
 
-/// The bounds of a dim of which nothing is known; it fits an i32, which exporters convert dims to.
-const ANY: (i64, i64) = (1, i32::MAX as i64);
+/// The bounds of a dim of which nothing is known. It fits an i32, which exporters convert dims to, and is not above the number
+/// that TensorFlow's exporter writes for the end of an axis.
+const ANY: (i64, i64) = (1, 1_000_000_000);
 
 /// The symbols made so far.
 pub(super) struct Symbols<'a> {
