@@ -1,9 +1,12 @@
 //! Tile programs to machine code for every wanted CPU level.
 //!
 //! Invariant: equal programs are lowered and compiled once and share their code; the result does not depend on how
-//! many threads made it.
+//! many threads made it. A kernel that the wide emitter of a level does not have is made by Cranelift at 128 bits, and the
+//! kernel table says so.
 
 use crate::{Error, Observer};
+use kiln_cpu::wide::{self, WideLevel};
+use kiln_cpu::wide::WideLevel;
 use kiln_cpu::{MachineCode, Target};
 use kiln_ir::expr::Ranges;
 use kiln_ir::plan::Plan;
@@ -28,19 +31,38 @@ pub struct LevelCode {
     pub table: KernelTable,
 }
 
-/// The target of a level, where this build has an emitter for it.
-pub fn target(level: CpuLevel) -> Option<Target> {
-    match level {
-        CpuLevel::Portable if cfg!(target_arch = "aarch64") => Some(Target::Aarch64),
-        CpuLevel::Portable => Some(Target::X86_64),
-        CpuLevel::X86_64V3 if cfg!(target_arch = "x86_64") => Some(Target::X86_64V3),
-        CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::Amx => None,
+/// What makes the code of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emitters {
+    /// 128-bit vectors through Cranelift: everything where there is nothing wider, else what the wide emitter lacks.
+    pub narrow: Target,
+    /// Wider vectors.
+    pub wide: Option<WideLevel>,
+}
+
+impl Emitters {
+    /// The emitters of a level, where this build has any.
+    pub fn of(level: CpuLevel) -> Option<Emitters> {
+        let x86 = cfg!(target_arch = "x86_64");
+        match level {
+            CpuLevel::Portable if cfg!(target_arch = "aarch64") => Some(Emitters { narrow: Target::Aarch64, wide: None }),
+            CpuLevel::Portable => Some(Emitters { narrow: Target::X86_64, wide: None }),
+            CpuLevel::X86_64V3 if x86 => Some(Emitters { narrow: Target::X86_64V3, wide: Some(WideLevel::Avx2) }),
+            CpuLevel::X86_64V4 if x86 => Some(Emitters { narrow: Target::X86_64V3, wide: Some(WideLevel::Avx512) }),
+            CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::Amx => None,
+        }
+    }
+
+    fn vectors(self) -> VectorTarget {
+        VectorTarget { bytes: self.wide.map_or(NARROW.bytes, WideLevel::bytes) }
     }
 }
 
+const NARROW: VectorTarget = VectorTarget { bytes: 16 };
+
 /// The levels that code is made for where nothing else is asked.
 pub fn default_levels() -> Vec<CpuLevel> {
-    CpuLevel::ALL.into_iter().filter(|level| target(*level).is_some()).collect()
+    CpuLevel::ALL.into_iter().filter(|level| Emitters::of(*level).is_some()).collect()
 }
 
 /// Lowers the tile programs of one level, each distinct one once, and compiles them.
@@ -48,10 +70,14 @@ pub fn default_levels() -> Vec<CpuLevel> {
 pub struct Emitter {
     /// The level.
     pub level: CpuLevel,
-    target: Target,
+    emitters: Emitters,
     numbers: HashMap<String, Result<usize, String>>,
-    programs: Vec<VectorProgram>,
+    /// The distinct tile programs and what they were lowered to.
+    programs: Vec<(TileProgram, VectorProgram)>,
 }
+
+/// Machine code and the name of what emitted it.
+type Made = Result<(MachineCode, &'static str), String>;
 
 impl Emitter {
     /// The emitter of a level.
@@ -60,13 +86,17 @@ impl Emitter {
     /// [`Error::Unsupported`] where this build has none.
     pub fn new(level: CpuLevel) -> Result<Emitter, Error> {
         let none = || Error::Unsupported(format!("this build makes no code for the CPU level {level}"));
-        let target = target(level).ok_or_else(none)?;
-        Ok(Emitter { level, target, numbers: HashMap::new(), programs: Vec::new() })
+        let emitters = Emitters::of(level).ok_or_else(none)?;
+        Ok(Emitter { level, emitters, numbers: HashMap::new(), programs: Vec::new() })
     }
 
     /// What the cost model knows of the level.
     pub fn machine(&self) -> Machine {
-        Machine::narrow()
+        match self.wide {
+            None => Machine::narrow(),
+            Some(WideLevel::Avx2) => Machine::avx2(),
+            Some(WideLevel::Avx512) => Machine::avx512(),
+        }
     }
 
     /// The number of the vector program for a tile program.
@@ -80,9 +110,11 @@ impl Emitter {
         if let Some(known) = self.numbers.get(&key) {
             return known.clone();
         }
-        let lowered = lower(&nameless, VectorTarget { bytes: 16 }, &[], &Ranges::new());
-        let made = lowered.map_err(|e| e.to_string()).map(|program| {
-            self.programs.push(program);
+        let wide =
+            self.wide.and_then(|w| lower(&nameless, VectorTarget { bytes: w.bytes() }, &[], &Ranges::new()).ok());
+        let is_wide = wide.is_some();
+        let made = wide.map_or_else(|| narrow(&nameless), Ok).map(|vector| {
+            self.programs.push(Program { tile: nameless, vector, wide: is_wide });
             self.programs.len() - 1
         });
         self.numbers.insert(key, made.clone());
@@ -104,8 +136,8 @@ impl Emitter {
         let mut numbers = Vec::with_capacity(kernels.len());
         for kernel in kernels {
             let number = self.number(kernel).map_err(|e| code(&kernel.name, e))?;
-            if let Some(program) = self.programs.get(number) {
-                observer.kernel(self.level, kernel, program)?;
+            if let Some((_, program)) = self.programs.get(number) {
+                observer.kernel(self.level, kernel, &program.vector)?;
             }
             numbers.push(number);
         }
@@ -114,13 +146,13 @@ impl Emitter {
         used.dedup();
         let compiled = self.compile(&used, threads);
         let mut result = LevelCode { level: self.level, bytes: Vec::new(), table: KernelTable::default() };
-        let mut placed: HashMap<usize, (u64, u64)> = HashMap::new();
+        let mut placed: HashMap<usize, (u64, u64, &'static str)> = HashMap::new();
         for ((kernel, of_plan), &number) in kernels.iter().zip(&plan.kernels).zip(&numbers) {
-            let (offset, bytes) = match placed.get(&number) {
+            let (offset, bytes, emitter) = match placed.get(&number) {
                 Some(&place) => place,
                 None => {
-                    let made = match compiled.get(&number) {
-                        Some(Ok(made)) => made,
+                    let (made, emitter) = match compiled.get(&number) {
+                        Some(Ok((made, emitter))) => (made, emitter),
                         Some(Err(e)) => return Err(code(&kernel.name, e.clone())),
                         None => return Err(Error::Internal(format!("{} was not compiled", kernel.name))),
                     };
@@ -128,7 +160,7 @@ impl Emitter {
                     let start = result.bytes.len().next_multiple_of(64.max(made.alignment as usize));
                     result.bytes.resize(start, 0xcc);
                     result.bytes.extend_from_slice(&made.bytes);
-                    let place = (start as u64, made.bytes.len() as u64);
+                    let place = (start as u64, made.bytes.len() as u64, *emitter);
                     placed.insert(number, place);
                     place
                 }
@@ -140,20 +172,49 @@ impl Emitter {
                 bytes,
                 programs,
                 grain: grain(of_plan, programs),
-                emitter: "cranelift".into(),
+                emitter: emitter.into(),
             });
         }
         Ok(result)
     }
 
+    fn compile_one(&self, program: &Program) -> Made {
+        let by_cranelift = |vector: &VectorProgram| {
+            kiln_cpu::compile(vector, self.target).map(|code| (code, "cranelift")).map_err(|e| e.to_string())
+        };
+        match self.wide.filter(|_| program.wide) {
+            None => by_cranelift(&program.vector),
+            Some(level) => match wide::compile(&program.vector, level) {
+                Ok(code) => Ok((code, "wide")),
+                Err(_) => by_cranelift(&narrow(&program.tile)?),
+            },
+        }
+    }
+
+    /// The code of one program: wide where the wide emitter has all of its operations.
+    fn compile_one(&self, tile: &TileProgram, vector: &VectorProgram) -> Made {
+        let narrow = |vector: &VectorProgram| {
+            let made = kiln_cpu::compile(vector, self.emitters.narrow).map_err(|e| e.to_string())?;
+            Ok((made, "cranelift"))
+        };
+        let Some(wide) = self.emitters.wide else { return narrow(vector) };
+        match kiln_cpu::wide::compile(vector, wide) {
+            Ok(made) => Ok((made, "wide")),
+            Err(kiln_cpu::Error::Unsupported { .. }) => {
+                narrow(&lower(tile, NARROW, &[], &Ranges::new()).map_err(|e| e.to_string())?)
+            }
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
     /// The code of the programs with these numbers. Threads take the next one that is left; the answer is by number.
-    fn compile(&self, used: &[usize], threads: usize) -> HashMap<usize, Result<MachineCode, String>> {
+    fn compile(&self, used: &[usize], threads: usize) -> HashMap<usize, Made> {
         let next = AtomicUsize::new(0);
         let work = || {
             let mut made = HashMap::new();
             while let Some(&number) = used.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Some(program) = self.programs.get(number) {
-                    made.insert(number, kiln_cpu::compile(program, self.target).map_err(|e| e.to_string()));
+                    made.insert(number, self.compile_one(program));
                 }
             }
             made

@@ -2,6 +2,7 @@
 //!
 //! Invariant: an observer sees every stage in order and can stop the compilation, but never changes it.
 
+use crate::emit::Emitters;
 use crate::{Error, compare, random};
 use kiln_ir::graph::Graph;
 use kiln_ir::interp::{self, eval_graph};
@@ -80,9 +81,9 @@ impl Observer for Dump {
     fn kernel(&mut self, level: CpuLevel, tile: &TileProgram, vector: &VectorProgram) -> Result<(), Error> {
         self.write(&format!("{}.{level}.kernel", tile.name), tile)?;
         self.write(&format!("{}.{level}.vector", tile.name), vector)?;
-        match crate::emit::target(level).map(|target| kiln_cpu::clif_text(vector, target)) {
+        match Emitters::of(level).filter(|e| e.wide.is_none()).map(|e| kiln_cpu::clif_text(vector, e.narrow)) {
             Some(Ok(text)) => self.write(&format!("{}.{level}.clif", tile.name), &text),
-            // The code generator says so again, with the kernel's name.
+            // The code generator says what it does not like, with the kernel's name.
             Some(Err(_)) | None => Ok(()),
         }
     }

@@ -362,14 +362,15 @@ fn merge_into_fold(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, G
             let mut identity = true;
             group.stages[0].for_each_load(&mut |source, coords| {
                 if source == Source::Input(k) {
-                    let here = coords.iter().enumerate().all(|(n, c)| match c {
-                        Coord::Index(e) => {
-                            e.as_symbol() == Some(&nest::axis(n))
-                                || dims[n].as_const() == Some(1) && e.as_const() == Some(0)
-                        }
-                        Coord::Value(_) => false,
-                    });
-                    identity &= here && coords.len() == dims.len();
+                    let here = coords.len() == dims.len()
+                        && coords.iter().enumerate().all(|(n, c)| match c {
+                            Coord::Index(e) => {
+                                e.as_symbol() == Some(&nest::axis(n))
+                                    || dims.get(n).is_some_and(|d| d.as_const() == Some(1)) && e.as_const() == Some(0)
+                            }
+                            Coord::Value(_) => false,
+                        });
+                    identity &= here;
                 }
             });
             let last = producer.stages.last();
