@@ -113,6 +113,105 @@ fn encode_e8m0(value: f32, saturate: bool) -> u8 {
         return 0xff;
     }
     let bits = value.abs().to_bits();
-    let exponent = (bits >> 23) + u32::from(bits & 0x7f_ffff != 0);
+    // The least value, 2^-127, is half of the least normal f32.
+    let exact = if bits < 0x80_0000 { bits <= 0x40_0000 } else { bits & 0x7f_ffff == 0 };
+    let exponent = (bits >> 23) + u32::from(!exact);
     if exponent > 254 && !saturate { 0xff } else { exponent.min(254) as u8 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPES: [DType; 6] =
+        [DType::F4E2M1, DType::F8E4M3FN, DType::F8E4M3FNUZ, DType::F8E5M2, DType::F8E5M2FNUZ, DType::F8E8M0];
+
+    fn patterns(dtype: DType) -> std::ops::RangeInclusive<u8> {
+        0..=if dtype == DType::F4E2M1 { 15 } else { 255 }
+    }
+
+    /// The formula of the formats, without their special values.
+    fn plain(dtype: DType, bits: u8) -> f64 {
+        let (e, m, bias) = match dtype {
+            DType::F4E2M1 => (2, 1, 1),
+            DType::F8E4M3FN => (4, 3, 7),
+            DType::F8E4M3FNUZ => (4, 3, 8),
+            DType::F8E5M2 => (5, 2, 15),
+            DType::F8E5M2FNUZ => (5, 2, 16),
+            _ => return 2f64.powi(i32::from(bits) - 127),
+        };
+        let field = i32::from(bits >> m) & ((1 << e) - 1);
+        let mantissa = f64::from(bits & ((1 << m) - 1)) / f64::from(1 << m);
+        let sign = if bits >> (e + m) & 1 == 1 { -1.0 } else { 1.0 };
+        sign * if field == 0 { mantissa * 2f64.powi(1 - bias) } else { (1.0 + mantissa) * 2f64.powi(field - bias) }
+    }
+
+    #[test]
+    fn every_pattern_has_the_value_of_the_formula() {
+        for dtype in TYPES {
+            let mut special = Vec::new();
+            for bits in patterns(dtype) {
+                let v = decode(dtype, bits);
+                if f64::from(v) == plain(dtype, bits) && v.is_sign_negative() == (plain(dtype, bits).is_sign_negative())
+                {
+                    assert_eq!(encode(dtype, v, true), bits, "{dtype} {bits:#x}");
+                } else {
+                    assert!(!v.is_finite(), "{dtype} {bits:#x} = {v}");
+                    special.push(bits);
+                }
+            }
+            let expected: &[u8] = match dtype {
+                DType::F8E4M3FN => &[0x7f, 0xff],
+                DType::F8E5M2 => &[0x7c, 0x7d, 0x7e, 0x7f, 0xfc, 0xfd, 0xfe, 0xff],
+                DType::F8E4M3FNUZ | DType::F8E5M2FNUZ => &[0x80],
+                DType::F8E8M0 => &[0xff],
+                _ => &[],
+            };
+            assert_eq!(special, expected, "{dtype}");
+        }
+        assert_eq!(decode(DType::F8E5M2, 0x7c), f32::INFINITY);
+        assert_eq!(decode(DType::F8E5M2, 0xfc), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn what_is_out_of_range_saturates_or_does_not() {
+        for (dtype, max, beyond) in [
+            (DType::F8E4M3FN, 448.0, f32::NAN),
+            (DType::F8E4M3FNUZ, 240.0, f32::NAN),
+            (DType::F8E5M2, 57344.0, f32::INFINITY),
+            (DType::F8E5M2FNUZ, 57344.0, f32::NAN),
+            (DType::F4E2M1, 6.0, 6.0),
+        ] {
+            for sign in [1.0, -1.0] {
+                for v in [max * 1.5, 1e30, f32::INFINITY] {
+                    assert_eq!(decode(dtype, encode(dtype, sign * v, true)), sign * max);
+                    let found = decode(dtype, encode(dtype, sign * v, false));
+                    assert!(found == sign * beyond || found.is_nan() && beyond.is_nan(), "{dtype} {v}: {found}");
+                }
+            }
+        }
+        assert_eq!(encode(DType::F8E8M0, f32::MAX, true), 254);
+        assert_eq!(encode(DType::F8E8M0, f32::MAX, false), 255);
+        assert_eq!(encode(DType::F8E8M0, -3.0, true), 129, "the sign is dropped, 3 rounds up to 4");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn values_round_to_the_nearest_pattern(x in -600f32..600.0, scale in -16i32..8) {
+            let x = x * 2f32.powi(scale);
+            for dtype in TYPES {
+                if dtype == DType::F8E8M0 {
+                    continue;
+                }
+                let found = encode(dtype, x, true);
+                let distance = |bits: u8| (f64::from(decode(dtype, bits)) - f64::from(x)).abs();
+                let finite = patterns(dtype).filter(|&b| decode(dtype, b).is_finite());
+                let least = finite.clone().map(distance).fold(f64::INFINITY, f64::min);
+                proptest::prop_assert_eq!(distance(found), least);
+                // Of two nearest magnitudes the even pattern is taken.
+                let tied = finite.filter(|&b| distance(b) == least && decode(dtype, b) != decode(dtype, found)).count();
+                proptest::prop_assert!(tied == 0 || found & 1 == 0, "{} {}", dtype, x);
+            }
+        }
+    }
 }

@@ -11,6 +11,9 @@ use crate::text::{Commas, Lexer, ParseError, Token};
 use std::collections::HashMap;
 use std::fmt;
 
+#[cfg(test)]
+mod tests;
+
 macro_rules! ops {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),* $(,)? }) => {
         $(#[$meta])*
@@ -152,7 +155,12 @@ impl Constant {
         for dtype in DType::ALL {
             let Some(number) = text.strip_suffix(dtype.name()) else { continue };
             if dtype.is_float() {
-                if let Ok(v) = number.parse::<f64>() {
+                // What was printed of an f32 is only that f32 when it is read as one.
+                let value = match dtype.class() {
+                    Class::Float => number.parse::<f32>().map(f64::from),
+                    _ => number.parse::<f64>(),
+                };
+                if let Ok(v) = value {
                     return Ok(Constant::float(dtype, v));
                 }
             } else if let Ok(v) = number.parse::<i128>() {
@@ -287,6 +295,10 @@ impl Scalar {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TypeError(pub String);
+
+/// What [`Code::inline`] calls with the code that it adds to, a node and its type: gives the node that stands for it, or
+/// nothing where the node is copied.
+pub type Rewrite<'a> = dyn FnMut(&mut Code, &Scalar, DType) -> Result<Option<Id<Scalar>>, TypeError> + 'a;
 
 /// Scalar code with one result. See the module documentation.
 #[derive(Clone, Debug, Default)]
@@ -510,7 +522,7 @@ impl Code {
     pub fn inline(
         &mut self,
         other: &Code,
-        f: &mut dyn FnMut(&mut Code, &Scalar, DType) -> Result<Option<Id<Scalar>>, TypeError>,
+        f: &mut Rewrite<'_>,
     ) -> Result<Id<Scalar>, TypeError> {
         let live = other.live();
         let mut map: Vec<Option<Id<Scalar>>> = vec![None; other.len()];

@@ -168,12 +168,7 @@ impl Tensor {
     pub fn reshaped(&self, shape: &[usize]) -> Result<Tensor, TensorError> {
         let expected = element_count(shape, self.dtype.size())?;
         if expected != self.len() {
-            return Err(TensorError::Length {
-                dtype: self.dtype,
-                shape: shape.to_vec(),
-                expected,
-                found: self.len(),
-            });
+            return Err(TensorError::Length { dtype: self.dtype, shape: shape.to_vec(), expected, found: self.len() });
         }
         Ok(Tensor { dtype: self.dtype, shape: shape.to_vec(), data: self.data.clone() })
     }

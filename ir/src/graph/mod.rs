@@ -7,14 +7,16 @@
 mod order;
 mod parse;
 mod print;
+#[cfg(test)]
+mod tests;
 mod verify;
 
+use crate::DType;
 use crate::expr::{Expr, Ranges};
 use crate::id::{Arena, Id};
 use crate::layout::Layout;
 use crate::ops::{Op, OpError};
 use crate::tensor::{Tensor, element_count};
-use crate::DType;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;

@@ -4,11 +4,11 @@
 
 use super::{Definition, Graph, GraphError, Node, NodeId};
 use crate::id::Id;
+use petgraph::Direction;
 use petgraph::visit::{
     Dfs, GraphBase, GraphRef, IntoNeighbors, IntoNeighborsDirected, IntoNodeIdentifiers, NodeIndexable, Reversed, Topo,
     VisitMap, Visitable,
 };
-use petgraph::Direction;
 use std::collections::HashSet;
 
 /// A graph as petgraph sees it.

@@ -184,10 +184,13 @@ impl Program {
         let (mut near, mut far) = (0, 0);
         for i in &self.instructions {
             if let Instruction::Load { places, .. } = i {
-                let step = places.iter().fold(Some(0i64), |sum, p| match &p.at {
-                    Position::Index(e) => Some(sum?.saturating_add(e.along(axis)?.saturating_mul(p.stride))),
-                    Position::Value(_) => None,
-                });
+                let step: Option<i64> = places
+                    .iter()
+                    .map(|p| match &p.at {
+                        Position::Index(e) => e.along(axis).map(|step| step.saturating_mul(p.stride)),
+                        Position::Value(_) => None,
+                    })
+                    .sum();
                 match step {
                     Some(0) => {}
                     Some(1) => near += 1,

@@ -65,11 +65,9 @@ impl Operator for Concat {
             };
             result = Some(match result {
                 None => load,
-                Some(rest) => body.push(Scalar::Guard(
-                    vec![Less { left: at[self.axis].clone(), right: end }],
-                    load,
-                    rest,
-                ))?,
+                Some(rest) => {
+                    body.push(Scalar::Guard(vec![Less { left: at[self.axis].clone(), right: end }], load, rest))?
+                }
             });
         }
         if let Some(r) = result {

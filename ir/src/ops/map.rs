@@ -31,8 +31,7 @@ pub fn broadcast_dims(shapes: &[&[Expr]]) -> Result<Vec<Expr>, OpError> {
             if slot.as_const() == Some(1) {
                 *slot = d.clone();
             } else if d.as_const() != Some(1) && d != slot {
-                let text: Vec<String> =
-                    shapes.iter().map(|s| format!("[{}]", crate::text::Commas(s.iter()))).collect();
+                let text: Vec<String> = shapes.iter().map(|s| format!("[{}]", crate::text::Commas(s.iter()))).collect();
                 return Err(OpError::new(format!("shapes {} do not broadcast", text.join(", "))));
             }
         }
@@ -80,9 +79,9 @@ impl Operator for Map {
         let mut body = Code::new();
         let result = body.inline(&self.body, &mut |code, node, dtype| {
             Ok(match node {
-                Scalar::Arg(n) => inputs.get(*n).map(|t| {
-                    code.load_at(Source::Input(*n), broadcast_index(&t.dims, out.rank()), dtype)
-                }),
+                Scalar::Arg(n) => {
+                    inputs.get(*n).map(|t| code.load_at(Source::Input(*n), broadcast_index(&t.dims, out.rank()), dtype))
+                }
                 _ => None,
             })
         })?;

@@ -61,15 +61,15 @@ impl Operator for Pad {
         let x = inputs[0];
         let at = axes(out.rank());
         let (mut conditions, mut index) = (Vec::new(), Vec::new());
-        for n in 0..out.rank() {
-            let offset = at[n].sub(&Expr::from(self.low[n]));
+        for (n, at) in at.iter().enumerate() {
+            let offset = at.sub(&Expr::from(self.low[n]));
             if self.low[n] > 0 {
-                conditions.push(Less { left: Expr::from(self.low[n] as i64 - 1), right: at[n].clone() });
+                conditions.push(Less { left: Expr::from(self.low[n] as i64 - 1), right: at.clone() });
             }
             let step = Expr::from(self.interior[n] + 1);
             if self.high[n] > 0 {
                 let end = x.dims[n].sub(&Expr::from(1i64)).mul(&step).add(&Expr::from(self.low[n] + 1));
-                conditions.push(Less { left: at[n].clone(), right: end });
+                conditions.push(Less { left: at.clone(), right: end });
             }
             if self.interior[n] > 0 {
                 conditions.push(Less { left: offset.modulo(&step), right: Expr::from(1i64) });

@@ -25,12 +25,7 @@ impl Pool {
         let word = a.word("combine")?;
         let combine =
             BinaryOp::from_name(word).ok_or_else(|| OpError::new(format!("`{word}` is no operation to fold with")))?;
-        Ok(Pool {
-            combine,
-            window: a.sizes("window")?,
-            strides: a.sizes("strides")?,
-            dilations: a.sizes("dilations")?,
-        })
+        Ok(Pool { combine, window: a.sizes("window")?, strides: a.sizes("strides")?, dilations: a.sizes("dilations")? })
     }
 }
 

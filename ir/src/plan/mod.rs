@@ -5,6 +5,8 @@
 
 mod parse;
 mod print;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use crate::graph::{Origin, TensorType};

@@ -1,0 +1,132 @@
+//! Text round trips of plans, and the verifier on plans that are broken in every way it knows.
+
+use super::{Place, Plan, Step};
+use crate::DType;
+use crate::graph::TensorType;
+use crate::id::Id;
+
+/// x -> k0 -> %3 -> host -> %4 -> k1 -> y; %3 and %5 share bytes, as their lives do not meet.
+const PLAN: &str = "\
+plan \"m \\\"x\\\"\" {
+  arena 192 live 128 weights 64
+  kernel \"k0\" operations 10 bytes 20 what \"conv+map\" from [\"a\", \"b/c\"]
+  kernel \"k1\" operations 0 bytes 0 what \"softmax\" from []
+  slot %0 \"x\" : f32[2, 4] in input 0
+  slot %1 : f32[4] in weights 0
+  slot %2 \"y\" : f32[2, 4] in output 0
+  slot %3 : f32[2, 4] in arena 0
+  slot %4 : f32[4, 2] in arena 64
+  slot %5 : f32[1, 8, 2, 1] order [0, 2, 3, 1]/1:8 in arena 0
+  slot %6 : str[2] in host
+  slot %7 : i64[2, 1] in arena 128
+  input %0 \"x\"
+  output %2 \"y\"
+  launch 0(%0, %1) -> (%3)
+  host (%3) -> (%4) transpose perm = [1, 0] from [\"t\"]
+  host (%3) -> (%7) host function = arg_reduce, axis = 1, keep = true, max = true, last = false from []
+  launch 1(%4, %7) -> (%5)
+  launch 1(%5) -> (%3)
+  copy %3 -> %2
+}
+";
+
+fn plan() -> Plan {
+    Plan::parse(PLAN).unwrap()
+}
+
+#[test]
+fn plans_print_and_parse_back() {
+    let plan = plan();
+    assert_eq!(plan.to_string(), PLAN);
+    assert_eq!(Plan::parse(&plan.to_string()).unwrap(), plan);
+    assert_eq!(plan.slot_bytes(Id::from_index(5)), 64);
+    assert_eq!(plan.lives()[3], Some((0, 5)));
+    assert_eq!(plan.lives()[6], None);
+}
+
+#[test]
+fn text_that_is_no_plan_is_refused_with_its_place() {
+    for (from, to, part) in [
+        ("launch 0(%0", "launch 0(%9", "there is no such slot"),
+        ("slot %1 :", "slot %7 :", "expected slot %1"),
+        ("in arena 64", "in attic 64", "`attic` is no place"),
+        ("transpose perm = [1, 0]", "transpose", "attribute `perm`"),
+        ("transpose perm", "transmute perm", "there is no op `transmute`"),
+        ("arena 192", "arena -1", "not negative"),
+        ("copy", "move", "`move` is no part of a plan"),
+    ] {
+        let error = Plan::parse(&PLAN.replacen(from, to, 1)).unwrap_err();
+        assert!(error.message.contains(part), "{to}: {error}");
+        assert!(error.line > 1);
+    }
+    let cut = PLAN.len() / 2;
+    assert!(Plan::parse(&PLAN[..cut]).is_err());
+}
+
+/// Breaks the plan and asks for errors that contain the parts, and no others.
+fn breaks(parts: &[&str], f: impl Fn(&mut Plan)) {
+    let mut plan = plan();
+    // The three slots do share bytes while they live; without this the plan is right.
+    plan.slots[Id::from_index(5)].place = Place::Arena(192);
+    plan.arena_bytes = 256;
+    assert_eq!(plan.verify(), []);
+    f(&mut plan);
+    let errors: Vec<String> = plan.verify().iter().map(ToString::to_string).collect();
+    assert_eq!(errors.len(), parts.len(), "{errors:#?}");
+    for part in parts {
+        assert!(errors.iter().any(|e| e.contains(part)), "{part} is not in {errors:#?}");
+    }
+}
+
+#[test]
+fn every_kind_of_broken_plan_is_rejected() {
+    let slot = Id::from_index;
+    let place = |n: usize, place: Place| move |p: &mut Plan| p.slots[slot(n)].place = place;
+    let ty = |n: usize, ty: TensorType| move |p: &mut Plan| p.slots[slot(n)].ty = ty.clone();
+    let f32s = |dims: Vec<i64>| TensorType::new(DType::F32, dims.into_iter().map(crate::Expr::from).collect());
+    breaks(&["slots %3 and %5 overlap while both live"], place(5, Place::Arena(0)));
+    breaks(&["slots %4 and %7 overlap while both live"], place(7, Place::Arena(64)));
+    breaks(&["32 bytes at 32 are not aligned"], place(4, Place::Arena(32)));
+    breaks(&["32 bytes at 256 are not aligned or exceed 256"], place(4, Place::Arena(256)));
+    breaks(&["are not aligned or exceed 64"], place(1, Place::Weights(64)));
+    breaks(&["slot %4: 32 bytes at 18446744073709551552"], place(4, Place::Arena(u64::MAX - 63)));
+    breaks(&["slot %4 of f32[4, 2] is held by the host"], place(4, Place::Host));
+    breaks(&["slot %6 of strings is in memory"], place(6, Place::Arena(0)));
+    breaks(&["slot %4 is not input 3", "step 1 writes slot %4, which is constant"], place(4, Place::Input(3)));
+    breaks(&["slot %4 is not output 0"], place(4, Place::Output(0)));
+    breaks(&["output \"y\" is not in place"], place(2, Place::Arena(128)));
+    breaks(
+        &["input \"x\" is not in place", "step 0 reads slot %0 before it is written", "slots %0 and %3"],
+        place(0, Place::Arena(0)),
+    );
+    breaks(&["slot %6 has no constant size"], ty(6, TensorType::new(DType::F32, vec![crate::Expr::symbol("n")])));
+    breaks(&["slot %6 has no constant size"], ty(6, f32s(vec![-2, -3])));
+    breaks(&["slot %6 has no constant size"], ty(6, f32s(vec![1 << 40, 1 << 40])));
+    breaks(&["step 0 launches kernel 7, there are 2"], |p| {
+        if let Some(Step::Launch { kernel, .. }) = p.steps.first_mut() {
+            *kernel = 7;
+        }
+    });
+    breaks(
+        &["step 0 writes 4 of 3 arguments", "writes slot %0, which is constant", "writes slot %1, which is constant"],
+        |p| {
+            if let Some(Step::Launch { written, .. }) = p.steps.first_mut() {
+                *written = 4;
+            }
+        },
+    );
+    breaks(&["step 5 copies f32[2, 4] to f32[2, 5]"], ty(2, f32s(vec![2, 5])));
+    breaks(&["step 1: slot %4 is f32[4, 3], transpose infers f32[4, 2]"], ty(4, f32s(vec![4, 3])));
+    breaks(&["step 1: transpose of (f32[2, 4, 1])", "step 2: slot %7", "step 5 copies"], ty(3, f32s(vec![2, 4, 1])));
+    breaks(&["step 1: 2 results of transpose, 1 inferred"], |p| {
+        if let Some(Step::Host { outputs, .. }) = p.steps.get_mut(1) {
+            outputs.push(slot(6));
+        }
+    });
+    // %7 is made after it is read, and never again.
+    breaks(&["step 2 reads slot %7 before it is written"], |p| p.steps.swap(2, 3));
+    breaks(&["output \"y\" is never written"], |p| p.steps.truncate(5));
+    breaks(&["output \"y\" is never written", "step 5 writes slot %0, which is constant"], |p| {
+        p.steps[5] = Step::Copy { from: slot(3), to: slot(0) };
+    });
+}
