@@ -6,7 +6,6 @@
 
 use crate::{Error, Observer};
 use kiln_cpu::wide::{self, WideLevel};
-use kiln_cpu::wide::WideLevel;
 use kiln_cpu::{MachineCode, Target};
 use kiln_ir::expr::Ranges;
 use kiln_ir::plan::Plan;
@@ -31,38 +30,43 @@ pub struct LevelCode {
     pub table: KernelTable,
 }
 
-/// What makes the code of a level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The emitters of a level.
+#[derive(Clone, Copy, Debug)]
 pub struct Emitters {
-    /// 128-bit vectors through Cranelift: everything where there is nothing wider, else what the wide emitter lacks.
-    pub narrow: Target,
-    /// Wider vectors.
+    /// The wide one, where the level has vectors for it.
     pub wide: Option<WideLevel>,
+    /// Cranelift's target, for everything else.
+    pub narrow: Target,
 }
 
 impl Emitters {
-    /// The emitters of a level, where this build has any.
+    /// Nothing where this build makes no code for the level.
     pub fn of(level: CpuLevel) -> Option<Emitters> {
         let x86 = cfg!(target_arch = "x86_64");
         match level {
-            CpuLevel::Portable if cfg!(target_arch = "aarch64") => Some(Emitters { narrow: Target::Aarch64, wide: None }),
-            CpuLevel::Portable => Some(Emitters { narrow: Target::X86_64, wide: None }),
-            CpuLevel::X86_64V3 if x86 => Some(Emitters { narrow: Target::X86_64V3, wide: Some(WideLevel::Avx2) }),
-            CpuLevel::X86_64V4 if x86 => Some(Emitters { narrow: Target::X86_64V3, wide: Some(WideLevel::Avx512) }),
+            CpuLevel::Portable if cfg!(target_arch = "aarch64") => {
+                Some(Emitters { wide: None, narrow: Target::Aarch64 })
+            }
+            CpuLevel::Portable => Some(Emitters { wide: None, narrow: Target::X86_64 }),
+            CpuLevel::X86_64V3 if x86 => Some(Emitters { wide: Some(WideLevel::Avx2), narrow: Target::X86_64V3 }),
+            CpuLevel::X86_64V4 if x86 => Some(Emitters { wide: Some(WideLevel::Avx512), narrow: Target::X86_64V3 }),
             CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::Amx => None,
         }
     }
-
-    fn vectors(self) -> VectorTarget {
-        VectorTarget { bytes: self.wide.map_or(NARROW.bytes, WideLevel::bytes) }
-    }
 }
-
-const NARROW: VectorTarget = VectorTarget { bytes: 16 };
 
 /// The levels that code is made for where nothing else is asked.
 pub fn default_levels() -> Vec<CpuLevel> {
     CpuLevel::ALL.into_iter().filter(|level| Emitters::of(*level).is_some()).collect()
+}
+
+/// A distinct kernel of a level.
+#[derive(Debug)]
+struct Program {
+    tile: TileProgram,
+    vector: VectorProgram,
+    /// Whether `vector` has the wide emitter's vectors.
+    wide: bool,
 }
 
 /// Lowers the tile programs of one level, each distinct one once, and compiles them.
@@ -72,8 +76,15 @@ pub struct Emitter {
     pub level: CpuLevel,
     emitters: Emitters,
     numbers: HashMap<String, Result<usize, String>>,
-    /// The distinct tile programs and what they were lowered to.
-    programs: Vec<(TileProgram, VectorProgram)>,
+    programs: Vec<Program>,
+}
+
+fn lower_to(tile: &TileProgram, bytes: u32) -> Result<VectorProgram, String> {
+    lower(tile, VectorTarget { bytes }, &[], &Ranges::new()).map_err(|e| e.to_string())
+}
+
+fn narrow(tile: &TileProgram) -> Result<VectorProgram, String> {
+    lower_to(tile, 16)
 }
 
 /// Machine code and the name of what emitted it.
@@ -92,7 +103,7 @@ impl Emitter {
 
     /// What the cost model knows of the level.
     pub fn machine(&self) -> Machine {
-        match self.wide {
+        match self.emitters.wide {
             None => Machine::narrow(),
             Some(WideLevel::Avx2) => Machine::avx2(),
             Some(WideLevel::Avx512) => Machine::avx512(),
@@ -110,8 +121,7 @@ impl Emitter {
         if let Some(known) = self.numbers.get(&key) {
             return known.clone();
         }
-        let wide =
-            self.wide.and_then(|w| lower(&nameless, VectorTarget { bytes: w.bytes() }, &[], &Ranges::new()).ok());
+        let wide = self.emitters.wide.and_then(|w| lower_to(&nameless, w.bytes()).ok());
         let is_wide = wide.is_some();
         let made = wide.map_or_else(|| narrow(&nameless), Ok).map(|vector| {
             self.programs.push(Program { tile: nameless, vector, wide: is_wide });
@@ -136,7 +146,7 @@ impl Emitter {
         let mut numbers = Vec::with_capacity(kernels.len());
         for kernel in kernels {
             let number = self.number(kernel).map_err(|e| code(&kernel.name, e))?;
-            if let Some((_, program)) = self.programs.get(number) {
+            if let Some(program) = self.programs.get(number) {
                 observer.kernel(self.level, kernel, &program.vector)?;
             }
             numbers.push(number);
@@ -178,32 +188,18 @@ impl Emitter {
         Ok(result)
     }
 
+    /// The code of one program: wide where the wide emitter has all of its operations.
     fn compile_one(&self, program: &Program) -> Made {
         let by_cranelift = |vector: &VectorProgram| {
-            kiln_cpu::compile(vector, self.target).map(|code| (code, "cranelift")).map_err(|e| e.to_string())
+            kiln_cpu::compile(vector, self.emitters.narrow).map(|code| (code, "cranelift")).map_err(|e| e.to_string())
         };
-        match self.wide.filter(|_| program.wide) {
+        match self.emitters.wide.filter(|_| program.wide) {
             None => by_cranelift(&program.vector),
             Some(level) => match wide::compile(&program.vector, level) {
                 Ok(code) => Ok((code, "wide")),
-                Err(_) => by_cranelift(&narrow(&program.tile)?),
+                Err(kiln_cpu::Error::Unsupported { .. }) => by_cranelift(&narrow(&program.tile)?),
+                Err(e) => Err(e.to_string()),
             },
-        }
-    }
-
-    /// The code of one program: wide where the wide emitter has all of its operations.
-    fn compile_one(&self, tile: &TileProgram, vector: &VectorProgram) -> Made {
-        let narrow = |vector: &VectorProgram| {
-            let made = kiln_cpu::compile(vector, self.emitters.narrow).map_err(|e| e.to_string())?;
-            Ok((made, "cranelift"))
-        };
-        let Some(wide) = self.emitters.wide else { return narrow(vector) };
-        match kiln_cpu::wide::compile(vector, wide) {
-            Ok(made) => Ok((made, "wide")),
-            Err(kiln_cpu::Error::Unsupported { .. }) => {
-                narrow(&lower(tile, NARROW, &[], &Ranges::new()).map_err(|e| e.to_string())?)
-            }
-            Err(e) => Err(e.to_string()),
         }
     }
 

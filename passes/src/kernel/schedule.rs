@@ -47,7 +47,7 @@ impl Machine {
     fn rows(&self, rows: i64, columns: i64) -> i64 {
         let vectors = (columns as usize).div_ceil(self.lanes).max(1);
         // Accumulators, the vectors of one row of the right operand, one broadcast and one temporary.
-        let most = ((self.registers - vectors - 2) / vectors).clamp(1, 12) as i64;
+        let most = ((self.registers - vectors - 2) / vectors).clamp(1, 14) as i64;
         let tiles = (rows + most - 1) / most;
         (rows + tiles - 1) / tiles
     }
