@@ -199,15 +199,20 @@ pub(super) fn class_labels(cx: &Context, ints: &str) -> Result<Option<Tensor>, F
 pub(super) fn best_label(cx: &mut Context, scores: ValueId, labels: Tensor) -> Result<ValueId, Failure> {
     let a = Attributes::new().with("axis", 1usize).with("keep", false).with("max", true).with("last", false);
     let best = cx.host("arg_reduce", a, &[scores])?.remove(0);
+    numbered_label(cx, best, labels)
+}
+
+/// The labels of classes given by their numbers.
+pub(super) fn numbered_label(cx: &mut Context, number: ValueId, labels: Tensor) -> Result<ValueId, Failure> {
     let numbers: Vec<i64> = (0..labels.len() as i64).collect();
     let numbers = cx.int_vector(&numbers)?;
-    // Every place is a key: the default is never taken.
+    // Every number is a key: the default is never taken.
     let default = match labels.dtype() {
         DType::Str => Tensor::from_strings(vec![1], vec![vec![]])?,
         dtype => Tensor::zeros(dtype, &[1])?,
     };
     let (labels, default) = (cx.constant(labels), cx.constant(default));
-    Ok(cx.host("lookup", Attributes::new(), &[best, numbers, labels, default])?.remove(0))
+    Ok(cx.host("lookup", Attributes::new(), &[number, numbers, labels, default])?.remove(0))
 }
 
 /// `x * coefficients + intercepts` for `rows` rows of coefficients (as many as there are, where that is nothing).
@@ -306,8 +311,8 @@ fn linear_classifier(cx: &mut Context) -> Result<Outputs, Failure> {
         return Err(Failure::unsupported(format!("{} classes for scores {}", labels.len(), cx.ty(scores))));
     }
     let kind = cx.node.string_or("post_transform", "NONE")?;
-    let scores = post_transform(cx, scores, kind)?;
-    Ok(vec![best_label(cx, scores, labels)?, scores].into())
+    let label = best_label(cx, scores, labels)?;
+    Ok(vec![label, post_transform(cx, scores, kind)?].into())
 }
 
 fn normalizer(cx: &mut Context) -> Result<Outputs, Failure> {
@@ -320,13 +325,17 @@ fn normalizer(cx: &mut Context) -> Result<Outputs, Failure> {
         other => return Err(cx.node.attribute_value("norm", format!("{other:?} is none of ONNX's")).into()),
     };
     let squares = kind == "L2";
-    let sizes = cx.map(&[x], |b, a| if squares { b.mul(a[0], a[0]) } else { b.abs(a[0]) })?;
+    let sizes = cx.map(&[x], |b, a| match kind {
+        "L2" => b.mul(a[0], a[0]),
+        "L1" => b.abs(a[0]),
+        _ => a[0],
+    })?;
     let norm = cx.add(Reduce { combine, axes: vec![axis], keep: true }, &[sizes])?;
     let y = cx.map(&[x, norm], |b, a| {
         let norm = if squares { b.sqrt(a[1]) } else { a[1] };
-        let least = b.lit(norm, 1e-30);
-        let norm = b.max(norm, least);
-        b.div(a[0], norm)
+        let zero = b.lit(norm, 0.0);
+        let (empty, quotient) = (b.eq(norm, zero), b.div(a[0], norm));
+        b.select(empty, a[0], quotient)
     })?;
     Ok(y.into())
 }

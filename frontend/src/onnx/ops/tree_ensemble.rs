@@ -1,6 +1,6 @@
 //! Decision trees of `ai.onnx.ml`: `TreeEnsemble`, `TreeEnsembleRegressor` and `TreeEnsembleClassifier`.
 
-use super::ml::{DOMAIN, best_label, class_labels, features, post_transform};
+use super::ml::{DOMAIN, best_label, class_labels, features, numbered_label, post_transform};
 use super::support::floats;
 use super::{Spec, of};
 use crate::onnx::import::{Context, Failure, Outputs};
@@ -305,35 +305,48 @@ fn regressor(cx: &mut Context) -> Result<Outputs, Failure> {
     Ok(post_transform(cx, scores, kind)?.into())
 }
 
-/// Where all weights are of one class out of two, its score decides: the other class has the rest, or the negative before a
-/// transformation.
+/// Where all weights are of one class out of two, its score decides, as ONNX Runtime does it: it is a probability where no
+/// weight is negative, else a margin.
 fn classifier(cx: &mut Context) -> Result<Outputs, Failure> {
     let x = features(cx)?;
     let labels = class_labels(cx, "classlabels_int64s")?;
     let labels = labels.ok_or_else(|| Failure::invalid("there are no class labels"))?;
     let mut trees = legacy(cx, "class")?;
     let kind = cx.node.string_or("post_transform", "NONE")?;
-    let single = trees.targets.windows(2).all(|w| w[0] == w[1]) && labels.len() == 2;
-    if !single {
+    let one_class = trees.targets.windows(2).all(|w| w[0] == w[1]) && labels.len() == 2;
+    let probability = trees.weights.iter().all(|&w| w >= 0.0);
+    if !one_class {
         let scores = trees.add(cx, x, DType::F32, labels.len(), "sum")?;
         let scores = based(cx, scores)?;
-        let scores = post_transform(cx, scores, kind)?;
-        return Ok(vec![best_label(cx, scores, labels)?, scores].into());
+        let label = best_label(cx, scores, labels)?;
+        return Ok(vec![label, post_transform(cx, scores, kind)?].into());
     }
-    if either(cx, "base_values")?.is_some_and(|b| b.len() > 1) {
-        return Err(Failure::unsupported("two base values for one class with weights are not supported"));
+    if kind == "PROBIT" || either(cx, "base_values")?.is_some_and(|b| b.len() > 1) {
+        return Err(Failure::unsupported("PROBIT or two base values for weights of one class are not supported"));
     }
+    let second = trees.targets.first() == Some(&1);
     trees.targets.fill(0);
     let score = trees.add(cx, x, DType::F32, 1, "sum")?;
     let score = based(cx, score)?;
-    let rest = cx.map(&[score], |b, a| match kind {
-        "NONE" | "PROBIT" => {
+    let number = cx.map(&[score], |b, a| {
+        let threshold = b.lit(a[0], if probability { 0.5 } else { 0.0 });
+        let positive = b.gt(a[0], threshold);
+        b.cast(DType::I64, positive)
+    })?;
+    let rows = cx.dims(number)[..1].to_vec();
+    let number = cx.reshape(number, rows)?;
+    let label = numbered_label(cx, number, labels)?;
+    let margin = !probability || kind == "LOGISTIC";
+    let rest = cx.map(&[score], |b, a| match (second, margin) {
+        (true, _) => b.lit(a[0], 0.0),
+        (false, false) => {
             let one = b.lit(a[0], 1.0);
             b.sub(one, a[0])
         }
-        _ => b.neg(a[0]),
+        (false, true) => b.neg(a[0]),
     })?;
     let scores = cx.add(Concat { axis: 1 }, &[rest, score])?;
-    let scores = post_transform(cx, scores, kind)?;
-    Ok(vec![best_label(cx, scores, labels)?, scores].into())
+    // A score with its opposite is only ever transformed by LOGISTIC.
+    let scores = if second || kind == "LOGISTIC" { post_transform(cx, scores, kind)? } else { scores };
+    Ok(vec![label, scores].into())
 }

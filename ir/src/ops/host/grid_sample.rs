@@ -106,6 +106,8 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
                 if v < low || v > high {
                     v = match padding {
                         Padding::Zeros => v,
+                        // The neighbours of a cubic are clamped one by one, as PyTorch and ONNX Runtime do.
+                        Padding::Border if mode == "cubic" => v,
                         Padding::Border => v.clamp(0.0, extent - 1.0),
                         Padding::Reflection => reflect(v, low, high),
                     };

@@ -15,6 +15,7 @@ fn step(s: &Step<'_>, state: &mut State) {
         let c = f * old + i * s.activate(1, gate(3, j));
         let o = s.activate(0, gate(1, j) + s.peepholes[n + j] * c);
         state.c[j] = c;
-        state.h[j] = o * s.activate(2, c);
+        // What the cell holds is not clipped on its way out, as in ONNX Runtime.
+        state.h[j] = o * s.activations[2].of(c);
     }
 }
