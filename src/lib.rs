@@ -125,6 +125,8 @@ pub fn compile(model: &Model, options: &Options, observer: &mut dyn Observer) ->
     };
     within(options, "the constants", graph.constant_bytes() as u64)?;
 
+    no_string_constants(&graph)?;
+
     observer.stage("schedule");
     // The best level comes first: the weights are stored in the layout that it prefers.
     let mut levels = options.levels.clone();
@@ -189,6 +191,20 @@ fn add_taps(model: &mut Model, taps: &[String]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A plan has no place for strings but the caller's inputs and outputs and what steps make.
+fn no_string_constants(graph: &Graph) -> Result<(), Error> {
+    let strings = |v: &kiln_ir::graph::ValueId| graph.constant(*v).is_some_and(|t| t.strings().is_some());
+    let reads = |node: &&kiln_ir::graph::Node| node.inputs.iter().any(strings);
+    let readers = graph.nodes().map(|(_, node)| node).filter(reads);
+    let readers: Vec<String> = readers.map(|node| node.origin.to_string()).collect();
+    let outputs = graph.outputs.iter().filter(|(_, v)| strings(v)).map(|(name, _)| name.to_string());
+    let all: Vec<String> = readers.into_iter().chain(outputs).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!("constant strings are not supported: {}", all.join(", "))))
 }
 
 fn within(options: &Options, what: &str, bytes: u64) -> Result<(), Error> {

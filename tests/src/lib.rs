@@ -1,1 +1,4 @@
 //! Conformance, model and golden tests of the whole project.
+#![forbid(unsafe_code)]
+
+pub mod suite;

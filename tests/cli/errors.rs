@@ -1,0 +1,241 @@
+//! Every error of the contract: its exit code, that the message says what is wrong, and that nothing half-written stays.
+
+use super::models::*;
+use super::{Place, kiln};
+use kiln::ir::{DType, Tensor};
+
+/// `kiln check` and `kiln compile` refuse the bytes with that code, and leave nothing behind.
+#[track_caller]
+fn refused(bytes: &[u8], code: i32, says: &str) {
+    let place = Place::new();
+    let model = place.write("m.onnx", bytes);
+    kiln!("check", &model).fails(code, says);
+    kiln!("compile", &model, "-o", &place.path("a.kiln")).fails(code, says);
+    assert_eq!(place.list(), ["m.onnx"]);
+    let report = kiln!("check", &model, "--json").json();
+    assert_eq!(report["supported"], false);
+    assert_eq!(report["valid"], code != 3);
+}
+
+fn one_node(n: kiln::onnx::proto::NodeProto) -> Vec<u8> {
+    model(graph(vec![n], vec![floats("x", &[2, 3])], vec![floats("y", &[2, 3])], vec![]))
+}
+
+#[test]
+fn truncated_models_are_invalid() {
+    let whole = mlp();
+    for keep in [1, 10, whole.len() / 2, whole.len() - 1] {
+        let place = Place::new();
+        let model = place.write("m.onnx", &whole[..keep]);
+        kiln!("check", &model).fails(3, "");
+    }
+    refused(&whole[..whole.len() - 1], 3, "not an ONNX model");
+}
+
+#[test]
+fn other_files_are_named() {
+    refused(b"<!DOCTYPE html><html>not found</html>", 3, "an HTML page");
+    refused(b"GGUF\x03\0\0\0", 3, "a GGUF model");
+    refused(b"", 3, "an empty file");
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    kiln!("selftest", &model).fails(3, "looks like an ONNX model");
+}
+
+#[test]
+fn unknown_operators_are_unsupported_and_all_named() {
+    let nodes = vec![
+        node("a", "Frobnicate", &["x"], &["h"]),
+        node("b", "Relu", &["h"], &["r"]),
+        node("c", "Transmogrify", &["x"], &["y"]),
+    ];
+    let bytes = model(graph(nodes, vec![floats("x", &[2])], vec![floats("y", &[2])], vec![]));
+    refused(&bytes, 4, "Frobnicate");
+    refused(&bytes, 4, "Transmogrify");
+}
+
+#[test]
+fn invalid_wins_over_unsupported() {
+    let nodes = vec![node("a", "Frobnicate", &["x"], &["h"]), node("b", "Relu", &["nothing"], &["y"])];
+    let bytes = model(graph(nodes, vec![floats("x", &[2])], vec![floats("y", &[2])], vec![]));
+    refused(&bytes, 3, "nothing");
+}
+
+#[test]
+fn cycles_are_invalid() {
+    let nodes = vec![node("a", "Add", &["x", "q"], &["p"]), node("b", "Relu", &["p"], &["q"])];
+    let bytes = model(graph(nodes, vec![floats("x", &[2])], vec![floats("q", &[2])], vec![]));
+    refused(&bytes, 3, "cycle");
+}
+
+#[test]
+fn undefined_names_are_invalid() {
+    refused(&one_node(node("a", "Add", &["x", "missing"], &["y"])), 3, "missing");
+}
+
+#[test]
+fn bad_attributes_are_invalid() {
+    let mut n = node("soft", "Softmax", &["x"], &["y"]);
+    n.attribute = vec![int("axis", 7)];
+    refused(&one_node(n), 3, "soft");
+    let mut n = node("soft", "Softmax", &["x"], &["y"]);
+    n.attribute = vec![int("axes", 1)];
+    refused(&one_node(n), 3, "axes");
+}
+
+#[test]
+fn overflowing_dims_are_invalid() {
+    let big = 1 << 62;
+    let bytes = model(graph(
+        vec![node("a", "Relu", &["x"], &["y"])],
+        vec![floats("x", &[big, big])],
+        vec![floats("y", &[big, big])],
+        vec![],
+    ));
+    refused(&bytes, 3, "too large");
+    let mut lying = weight("w", &[2]);
+    lying.dims = vec![1 << 40, 1 << 40];
+    let bytes = model(graph(
+        vec![node("a", "Add", &["x", "w"], &["y"])],
+        vec![floats("x", &[2])],
+        vec![floats("y", &[2])],
+        vec![lying],
+    ));
+    refused(&bytes, 3, "w");
+}
+
+#[test]
+fn a_changed_byte_anywhere_is_noticed() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    let whole = std::fs::read(&artifact).unwrap();
+    kiln!("run", &artifact, "--random", "1").succeeds();
+    for at in (0..whole.len()).step_by(whole.len() / 24) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        let damaged = place.write("damaged.kiln", &bytes);
+        kiln!("run", &damaged, "--random", "1").fails(3, "");
+    }
+    let cut = place.write("cut.kiln", &whole[..whole.len() - 1]);
+    kiln!("run", &cut, "--random", "1").fails(3, "truncated");
+    kiln!("inspect", &cut).fails(3, "truncated");
+}
+
+#[test]
+fn levels_that_are_not_there_are_unsupported() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact, "--cpu", "portable").succeeds();
+    kiln!("run", &artifact, "--random", "1", "--cpu", "amx").fails(4, "code for portable");
+    kiln!("run", &artifact, "--random", "1", "--cpu", "portable").succeeds();
+    kiln!("compile", &model, "-o", &place.path("b.kiln"), "--cpu", "amx").fails(4, "amx");
+    kiln!("compile", &model, "-o", &place.path("b.kiln"), "--cpu", "pentium").fails(2, "pentium");
+    assert_eq!(place.list(), ["a.kiln", "m.onnx"]);
+}
+
+#[test]
+fn unwritable_outputs_are_usage_errors() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let nowhere = place.path("no/such/folder/a.kiln");
+    kiln!("compile", &model, "-o", &nowhere).fails(2, "not writable");
+    let folder = place.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    kiln!("compile", &model, "-o", &folder).fails(2, "not a regular file");
+    kiln!("run", &model, "--random", "0", "--output", &place.path("no/such/o.npz")).fails(2, "cannot write");
+    kiln!("run", &model, "--random", "0", "--output", &place.path("o.txt")).fails(2, ".npz");
+    assert_eq!(place.list(), ["folder", "m.onnx"]);
+}
+
+#[test]
+fn files_that_are_not_there_are_usage_errors() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    kiln!("check", &place.path("nothing.onnx")).fails(2, "nothing.onnx");
+    kiln!("check", place.0.path()).fails(2, "folder");
+    kiln!("run", &model, "--inputs", &place.path("nothing.npz")).fails(2, "nothing.npz");
+    kiln!("run", &model).fails(2, "--inputs");
+    kiln!("run", &model, "--random", "0", "--tap", "nobody").fails(2, "nobody");
+    kiln!("frobnicate").fails(2, "frobnicate");
+}
+
+#[test]
+fn data_that_breaks_a_rule_is_invalid() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &gather());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    let x = Tensor::from_f32(&[4, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]).unwrap();
+    let write = |name: &str, indices: &[i64]| {
+        let indices = Tensor::from_i64(&[indices.len()], indices).unwrap();
+        let path = place.path(name);
+        kiln::npz::write(&path, &[("x".into(), x.clone()), ("indices".into(), indices)]).unwrap();
+        path
+    };
+    kiln!("run", &artifact, "--inputs", &write("good.npz", &[-4, 3, 0])).succeeds();
+    let bad = write("bad.npz", &[0, 4, 1]);
+    kiln!("run", &artifact, "--inputs", &bad).fails(3, "pick");
+    kiln!("run", &model, "--inputs", &bad).fails(3, "pick");
+    kiln!("run", &artifact, "--inputs", &write("short.npz", &[1])).fails(3, "indices");
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_named() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let try_it = |name: &str, tensor: Tensor, says: &str| {
+        let path = place.path("i.npz");
+        kiln::npz::write(&path, &[(name.into(), tensor)]).unwrap();
+        kiln!("run", &model, "--inputs", &path).fails(3, says);
+    };
+    let right = Tensor::from_f32(&[3, 20], &[0.0; 60]).unwrap();
+    try_it("z", right, "\"z\"");
+    try_it("x", Tensor::from_f32(&[3, 21], &[0.0; 63]).unwrap(), "20");
+    try_it("x", Tensor::from_i64(&[3, 20], &[0; 60]).unwrap(), "i64");
+    let folder = place.path("data");
+    std::fs::create_dir(&folder).unwrap();
+    kiln!("run", &model, "--data", &folder).fails(3, "input_0.pb");
+    std::fs::write(folder.join("input_0.pb"), b"\xff\xff").unwrap();
+    kiln!("run", &model, "--data", &folder).fails(3, "input_0.pb");
+}
+
+#[test]
+fn limits_and_what_is_not_built() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact, "--memory-limit", "1K").fails(6, "memory limit");
+    kiln!("compile", &model, "-o", &artifact, "--precision", "bf16").fails(4, "bf16");
+    assert_eq!(place.list(), ["m.onnx"]);
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    kiln!("run", &artifact, "--random", "0", "--memory-limit", "1K").fails(6, "memory limit");
+    kiln!("run", &artifact, "--random", "0", "--bind", "batch=2").fails(2, "--bind");
+    kiln!("run", &artifact, "--random", "0", "--threads", "0").fails(2, "--threads");
+    kiln!("check", &artifact).fails(2, "artifact");
+    let strings = place.write("s.onnx", &model_of_strings());
+    kiln!("run", &strings, "--random", "0").fails(4, "string");
+}
+
+/// `y = Identity(x)` on strings.
+fn model_of_strings() -> Vec<u8> {
+    let of = |name| value(name, DType::Str, &[Dim::N(2)]);
+    model(graph(vec![node("same", "Identity", &["x"], &["y"])], vec![of("x")], vec![of("y")], vec![]))
+}
+
+#[test]
+fn free_dims_are_named_with_what_to_do() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp_with_batch(Dim::Name("batch"), Dim::Name("batch")));
+    let artifact = place.path("a.kiln");
+    kiln!("check", &model).succeeds();
+    kiln!("compile", &model, "-o", &artifact).fails(4, "batch");
+    kiln!("compile", &model, "-o", &artifact, "--bind", "batch=1..8").fails(4, "batch");
+    kiln!("compile", &model, "-o", &artifact, "--bind", "batch").fails(2, "DIM=N");
+    assert_eq!(place.list(), ["m.onnx"]);
+    kiln!("compile", &model, "-o", &artifact, "--bind", "batch=5").succeeds();
+    let report = kiln!("run", &artifact, "--random", "3", "--json").succeeds().json();
+    assert_eq!(report["outputs"][0]["shape"], serde_json::json!([5, 12]));
+}

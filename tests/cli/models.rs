@@ -1,0 +1,107 @@
+//! Small models as ONNX bytes.
+
+use kiln::ir::DType;
+use kiln::onnx::proto::{
+    AttributeProto, AttributeType, DataType, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
+};
+use prost::Message;
+
+/// A dim: a number or a name.
+pub enum Dim {
+    /// A fixed extent.
+    N(i64),
+    /// A symbol.
+    Name(&'static str),
+}
+
+/// A named tensor type.
+pub fn value(name: &str, dtype: DType, dims: &[Dim]) -> ValueInfoProto {
+    let dim = |d: &Dim| Dimension {
+        value: Some(match d {
+            Dim::N(n) => DimensionValue::DimValue(*n),
+            Dim::Name(s) => DimensionValue::DimParam((*s).into()),
+        }),
+        ..Default::default()
+    };
+    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+    let ty = TensorTypeProto { elem_type: DataType::of(dtype) as i32, shape: Some(shape) };
+    let ty = TypeProto { value: Some(TypeValue::TensorType(ty)), ..Default::default() };
+    ValueInfoProto { name: name.into(), r#type: Some(ty), ..Default::default() }
+}
+
+/// An f32 tensor type of fixed dims.
+pub fn floats(name: &str, dims: &[i64]) -> ValueInfoProto {
+    value(name, DType::F32, &dims.iter().map(|d| Dim::N(*d)).collect::<Vec<_>>())
+}
+
+/// A node.
+pub fn node(name: &str, op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+    let words = |w: &[&str]| w.iter().map(|s| s.to_string()).collect();
+    NodeProto {
+        name: name.into(),
+        op_type: op.into(),
+        input: words(inputs),
+        output: words(outputs),
+        ..Default::default()
+    }
+}
+
+/// An integer attribute.
+pub fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), r#type: AttributeType::Int as i32, i: Some(value), ..Default::default() }
+}
+
+/// A weight whose elements run through a few small numbers.
+pub fn weight(name: &str, dims: &[i64]) -> TensorProto {
+    let count: i64 = dims.iter().product();
+    let data = (0..count).flat_map(|i| (((i * 7919) % 23 - 11) as f32 / 32.0).to_le_bytes()).collect::<Vec<u8>>();
+    let data_type = DataType::of(DType::F32) as i32;
+    TensorProto { name: name.into(), dims: dims.to_vec(), data_type, raw_data: Some(data.into()), ..Default::default() }
+}
+
+/// A graph of these parts.
+pub fn graph(
+    nodes: Vec<NodeProto>,
+    input: Vec<ValueInfoProto>,
+    output: Vec<ValueInfoProto>,
+    initializer: Vec<TensorProto>,
+) -> GraphProto {
+    GraphProto { name: "test".into(), node: nodes, input, output, initializer, ..Default::default() }
+}
+
+/// The bytes of a model with that graph.
+pub fn model(graph: GraphProto) -> Vec<u8> {
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 18 }];
+    ModelProto { ir_version: 9, opset_import, graph: Some(graph), ..Default::default() }.encode_to_vec()
+}
+
+/// Two dense layers with a Relu between: `x [batch, 20] -> y [batch, 12]`.
+pub fn mlp_with_batch(batch: Dim, output_batch: Dim) -> Vec<u8> {
+    model(graph(
+        vec![
+            node("first", "Gemm", &["x", "w1", "b1"], &["h"]),
+            node("act", "Relu", &["h"], &["r"]),
+            node("second", "Gemm", &["r", "w2", "b2"], &["y"]),
+        ],
+        vec![value("x", DType::F32, &[batch, Dim::N(20)])],
+        vec![value("y", DType::F32, &[output_batch, Dim::N(12)])],
+        vec![weight("w1", &[20, 33]), weight("b1", &[33]), weight("w2", &[33, 12]), weight("b2", &[12])],
+    ))
+}
+
+/// The same for a batch of 3.
+pub fn mlp() -> Vec<u8> {
+    mlp_with_batch(Dim::N(3), Dim::N(3))
+}
+
+/// `y = Gather(x [4, 2], indices [3])`.
+pub fn gather() -> Vec<u8> {
+    let indices = value("indices", DType::I64, &[Dim::N(3)]);
+    model(graph(
+        vec![node("pick", "Gather", &["x", "indices"], &["y"])],
+        vec![floats("x", &[4, 2]), indices],
+        vec![floats("y", &[3, 2])],
+        vec![],
+    ))
+}

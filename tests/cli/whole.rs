@@ -1,0 +1,155 @@
+//! What the commands do when all is well.
+
+use super::models::*;
+use super::{Place, kiln};
+use kiln::ir::DType;
+use kiln::onnx::value::decode_tensor;
+use kiln::runtime::memory::Budget;
+
+#[test]
+fn an_mlp_goes_all_the_way_through() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    let report = kiln!("compile", &model, "-o", &artifact, "--json").succeeds().json();
+    assert_eq!(report["host_ops"], 0);
+    kiln!("verify", &model, "--random", "4").succeeds();
+
+    // The same from the model and from the artifact, on any number of threads.
+    let inputs = place.path("i.npz");
+    let outputs = |of: &std::path::PathBuf, threads: &str, name: &str| {
+        let path = place.path(name);
+        kiln!("run", of, "--inputs", &inputs, "--output", &path, "--threads", threads).succeeds();
+        std::fs::read(path).unwrap()
+    };
+    let text = kiln!("run", &artifact, "--random", "4", "--save-inputs", &inputs).succeeds().out;
+    assert!(text.starts_with("y: f32[3, 12] min"), "{text}");
+    let one = outputs(&artifact, "1", "1.npz");
+    assert_eq!(one, outputs(&artifact, "3", "3.npz"));
+    assert_eq!(one, outputs(&model, "1", "m.npz"));
+    let arrays = kiln::npz::read(&place.path("1.npz"), &Budget::unlimited()).unwrap();
+    assert_eq!((arrays[0].0.as_str(), arrays[0].1.shape()), ("y", &[3, 12][..]));
+
+    // A folder of messages, read back as inputs of ONNX's form.
+    let folder = place.path("out");
+    kiln!("run", &artifact, "--inputs", &inputs, "--output", format!("{}/", folder.display()).as_str()).succeeds();
+    let tensor = decode_tensor(std::fs::read(folder.join("output_0.pb")).unwrap().into(), 1 << 20).unwrap();
+    assert_eq!(tensor, arrays[0].1);
+
+    let bench = kiln!("bench", &artifact, "--runs", "5", "--json").succeeds().json();
+    assert_eq!(bench["runs"], 5);
+    assert!(bench["median_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn artifacts_are_byte_identical_on_any_number_of_threads() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let compile = |name: &str, threads: &str| {
+        let path = place.path(name);
+        kiln!("compile", &model, "-o", &path, "--threads", threads, "--golden").succeeds();
+        std::fs::read(path).unwrap()
+    };
+    assert_eq!(compile("a.kiln", "1"), compile("b.kiln", "4"));
+}
+
+#[test]
+fn selftest_finds_golden_results_right_and_wrong() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let (golden, plain) = (place.path("g.kiln"), place.path("p.kiln"));
+    kiln!("compile", &model, "-o", &golden, "--golden").succeeds();
+    kiln!("compile", &model, "-o", &plain).succeeds();
+    let report = kiln!("selftest", &golden, "--json").succeeds().json();
+    assert_eq!((&report["golden"], &report["ok"]), (&true.into(), &true.into()));
+    assert_eq!(kiln!("selftest", &plain, "--json").succeeds().json()["golden"], false);
+}
+
+#[test]
+fn inspect_says_what_is_inside() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    let of_artifact = kiln!("inspect", &artifact, "--json").succeeds().json();
+    let of_model = kiln!("inspect", &model, "--json", "--graph", "--plan").succeeds().json();
+    for key in ["arena_bytes", "live_bytes", "weight_bytes", "operations", "bytes"] {
+        assert!(of_artifact[key].is_u64(), "{key}");
+        assert_eq!(of_artifact[key], of_model[key]);
+    }
+    assert!(of_artifact["arena_bytes"].as_u64() >= of_artifact["live_bytes"].as_u64());
+    let kernels = of_artifact["kernels"].as_array().unwrap();
+    assert!(!kernels.is_empty());
+    assert_eq!(kernels[0]["code"]["portable"]["emitter"], "cranelift");
+    let origins: String = kernels.iter().map(|k| k["origin"].to_string()).collect();
+    assert!(["first", "act", "second"].iter().all(|name| origins.contains(name)), "{origins}");
+    assert!(of_model["graph"].as_str().unwrap().starts_with("graph"));
+    assert!(of_model["plan"].as_str().unwrap().starts_with("plan"));
+    let text = kiln!("inspect", &artifact).succeeds().out;
+    assert!(text.contains("weights") && text.contains("from"), "{text}");
+}
+
+#[test]
+fn taps_add_intermediate_tensors() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let report = kiln!("run", &model, "--random", "0", "--tap", "act", "--tap", "h", "--json").succeeds().json();
+    let names: Vec<&str> = report["outputs"].as_array().unwrap().iter().map(|o| o["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["y", "r", "h"]);
+    assert_eq!(report["outputs"][1]["min"], 0.0, "Relu has cut what is negative");
+    assert!(report["outputs"][2]["min"].as_f64().unwrap() < 0.0);
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    kiln!("run", &artifact, "--random", "0", "--tap", "act").fails(2, "--tap");
+}
+
+#[test]
+fn dumps_hold_every_stage_and_passes_are_verified() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let dump = place.path("dump");
+    kiln!("compile", &model, "-o", &place.path("a.kiln"), "--dump", &dump, "--verify-each").succeeds();
+    let names: Vec<String> =
+        std::fs::read_dir(&dump).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    for wanted in ["00-import.graph", "plan", "k0.portable.kernel", "k0.portable.vector", "k0.portable.clif"] {
+        assert!(names.iter().any(|n| n == wanted), "{wanted} is not in {names:?}");
+    }
+    let plan = std::fs::read_to_string(dump.join("plan")).unwrap();
+    assert!(kiln::ir::plan::Plan::parse(&plan).is_ok());
+}
+
+#[test]
+fn random_inputs_follow_the_seed_and_bind() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp_with_batch(Dim::Name("batch"), Dim::Name("batch")));
+    let inputs = |name: &str, words: &[&str]| {
+        let path = place.path(name);
+        let (model, saved) = (&model, &path);
+        let mut all: Vec<&dyn super::Word> = vec![&"run", &model, &"--save-inputs", &saved];
+        all.extend(words.iter().map(|w| w as &dyn super::Word));
+        super::run(&all).succeeds();
+        kiln::npz::read(&path, &Budget::unlimited()).unwrap().remove(0).1
+    };
+    let one = inputs("1.npz", &["--random", "1"]);
+    assert_eq!((one.dtype(), one.shape()), (DType::F32, &[1, 20][..]), "unbound dims are 1");
+    assert_eq!(inputs("2.npz", &["--random", "1"]), one);
+    assert_ne!(inputs("3.npz", &["--random", "2"]), one);
+    assert_eq!(inputs("4.npz", &["--random", "1", "--bind", "batch=7"]).shape(), [7, 20]);
+}
+
+#[test]
+fn reports_and_scripts() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let report = kiln!("check", &model, "--json").succeeds().json();
+    assert_eq!((&report["valid"], &report["supported"], &report["nodes"]), (&true.into(), &true.into(), &3.into()));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(kiln!("completions", shell).succeeds().out.contains("selftest"));
+    }
+    let help = kiln!("--help").succeeds().out;
+    for command in ["check", "inspect", "compile", "run", "bench", "verify", "selftest", "peer", "completions"] {
+        assert!(help.contains(command));
+        kiln!(command, "--help").succeeds();
+    }
+    assert!(kiln!("compile", &model, "-o", &place.path("a.kiln"), "-q").succeeds().err.is_empty());
+}
