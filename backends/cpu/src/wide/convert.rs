@@ -24,8 +24,9 @@ impl Emitter<'_> {
         if from.dtype == DType::Bool {
             let size = to.dtype.size() as u32;
             if to.dtype == DType::Bool {
-                self.mask_bytes[id.index()] = self.mask_bytes[a.index()];
-                return self.vector_of(a);
+                let bytes = self.mask_bytes[a.index()];
+                self.mask_bytes[id.index()] = bytes;
+                return self.mask_as(a, bytes);
             }
             let mask = self.mask_as(a, size)?;
             return self.one_where(to, mask);

@@ -30,6 +30,9 @@ impl Emitter<'_> {
 
     /// `a + c`
     pub fn add_constant(&mut self, a: VReg, c: i64) -> VReg {
+        if i8::try_from(c).is_ok() {
+            return self.in_place(Code::Add_rm64_imm8, a, Arg::Immediate(c, OpKind::Immediate8to64));
+        }
         if i32::try_from(c).is_ok() {
             return self.in_place(Code::Add_rm64_imm32, a, Arg::Immediate(c, OpKind::Immediate32to64));
         }
