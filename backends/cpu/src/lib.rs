@@ -101,16 +101,20 @@ fn function(program: &VectorProgram, target: Target, level: OptLevel) -> Result<
 
 /// The level at which a program gives the best code.
 ///
-/// Cranelift's optimiser moves arithmetic to its first use and leaves loads in place, which turns the body of a
-/// matrix product into loads, spills and then arithmetic; there the order of the program is kept.
+/// Cranelift's optimiser moves arithmetic to its first use and leaves loads in place, which turns the unrolled body
+/// of a matrix product into loads, spills and then arithmetic. So where a loop accumulates products, the program's
+/// own order is kept: measured on Zen 5, 5x8 tiles unrolled 8 times, 52 against 20 GFLOP/s.
+/// Everything else gains up to a quarter from moving invariants and merging common subexpressions.
 pub fn opt_level(program: &VectorProgram) -> OptLevel {
-    fn has_fma(body: &[Stmt], in_loop: bool) -> bool {
+    fn accumulates(body: &[Stmt]) -> bool {
         body.iter().any(|stmt| match stmt {
-            Stmt::Let(_, op) => in_loop && matches!(op, Op::Fma(..)),
-            Stmt::For(f) => has_fma(&f.body, true),
-            Stmt::If { then, otherwise, .. } => has_fma(then, in_loop) || has_fma(otherwise, in_loop),
-            Stmt::Store(..) | Stmt::Fail { .. } => false,
+            Stmt::For(f) => {
+                let product = |id| f.body.iter().any(|s| matches!(s, Stmt::Let(d, Op::Fma(..)) if *d == id));
+                accumulates(&f.body) || f.carried.iter().any(|c| product(c.next))
+            }
+            Stmt::If { then, otherwise, .. } => accumulates(then) || accumulates(otherwise),
+            Stmt::Let(..) | Stmt::Store(..) | Stmt::Fail { .. } => false,
         })
     }
-    if has_fma(&program.body, false) { OptLevel::None } else { OptLevel::Speed }
+    if accumulates(&program.body) { OptLevel::None } else { OptLevel::Speed }
 }
