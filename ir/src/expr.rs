@@ -90,6 +90,11 @@ impl From<i64> for Expr {
         Expr { terms: BTreeMap::new(), constant }
     }
 }
+impl From<i32> for Expr {
+    fn from(constant: i32) -> Expr {
+        Expr::from(i64::from(constant))
+    }
+}
 impl From<usize> for Expr {
     fn from(constant: usize) -> Expr {
         Expr::from(i64::try_from(constant).unwrap_or(i64::MAX))

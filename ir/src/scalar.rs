@@ -519,11 +519,7 @@ impl Code {
     ///
     /// # Errors
     /// A rewritten node does not fit its operands' types.
-    pub fn inline(
-        &mut self,
-        other: &Code,
-        f: &mut Rewrite<'_>,
-    ) -> Result<Id<Scalar>, TypeError> {
+    pub fn inline(&mut self, other: &Code, f: &mut Rewrite<'_>) -> Result<Id<Scalar>, TypeError> {
         let live = other.live();
         let mut map: Vec<Option<Id<Scalar>>> = vec![None; other.len()];
         let missing = || TypeError("scalar code refers to a node that comes later".into());

@@ -207,7 +207,8 @@ fn limits_and_what_is_not_built() {
     let place = Place::new();
     let model = place.write("m.onnx", &mlp());
     let artifact = place.path("a.kiln");
-    kiln!("compile", &model, "-o", &artifact, "--memory-limit", "1K").fails(6, "memory limit");
+    kiln!("compile", &model, "-o", &artifact, "--memory-limit", "1K").fails(6, "more than 1024 bytes");
+    kiln!("compile", &model, "-o", &artifact, "--memory-limit", "4K").fails(6, "memory limit");
     kiln!("compile", &model, "-o", &artifact, "--precision", "bf16").fails(4, "bf16");
     assert_eq!(place.list(), ["m.onnx"]);
     kiln!("compile", &model, "-o", &artifact).succeeds();

@@ -132,7 +132,9 @@ fn peak(lanes: usize, sums: usize) -> VectorProgram {
 }
 
 fn main() {
-    let shapes: [(WideLevel, usize, &[(usize, usize)]); 2] = [
+    // Rows and vectors of each register tile that is tried.
+    type Tiles = &'static [(usize, usize)];
+    let shapes: [(WideLevel, usize, Tiles); 2] = [
         (WideLevel::Avx2, 8, &[(6, 2), (4, 3), (3, 4), (4, 2), (5, 2), (12, 1), (2, 4)]),
         (
             WideLevel::Avx512,

@@ -83,6 +83,8 @@ pub enum Argument {
     },
     /// A dim as a 64-bit integer.
     Dim(Symbol),
+    /// A pointer to a u32 that is 0; afterwards it holds the greatest status of a check that failed.
+    Status,
 }
 
 impl fmt::Display for Launch {
@@ -102,6 +104,7 @@ impl fmt::Display for Launch {
                     write!(f, "\"written\": {written} }}")?;
                 }
                 Argument::Dim(symbol) => write!(f, "    {{ \"dim\": \"{symbol}\" }}")?,
+                Argument::Status => write!(f, "    {{ \"status\": \"u32\" }}")?,
             }
             writeln!(f, "{}", if i + 1 < arguments.len() { "," } else { "" })?;
         }

@@ -19,6 +19,8 @@ pub(crate) struct Emitter<'a> {
     aliases: HashMap<ValueId, ValueId>,
     /// Registers that hold where the buffers begin.
     pub buffers: Vec<String>,
+    /// The register that holds where the status is.
+    status: String,
     /// Bytes at which the shared buffers begin.
     pub shared: Vec<usize>,
     /// Address registers known in the open regions: by what is multiplied (the index's register), its size, and what
@@ -35,6 +37,7 @@ impl<'a> Emitter<'a> {
             constants: HashMap::new(),
             aliases: HashMap::new(),
             buffers: Vec::new(),
+            status: String::new(),
             shared,
             addresses: vec![HashMap::new()],
         }
@@ -49,6 +52,13 @@ impl<'a> Emitter<'a> {
             self.out.line(format!("cvta.to.global.u64 \t{register}, {generic}"));
             self.buffers.push(register);
         }
+        if self.program.has_checks() {
+            let n = buffers.len() + dims.len();
+            let generic = self.out.temporary(Class::Double);
+            self.status = self.out.temporary(Class::Double);
+            self.out.line(format!("ld.param.u64 \t{generic}, [{name}_{n}]"));
+            self.out.line(format!("cvta.to.global.u64 \t{}, {generic}", self.status));
+        }
         self.region(&self.program.body)?;
         self.out.line("ret");
         let mut text = format!(".version {VERSION}\n.target {TARGET}\n.address_size 64\n\n");
@@ -60,7 +70,10 @@ impl<'a> Emitter<'a> {
         let kinds = buffers
             .iter()
             .map(|b| ("u64", format!("{}: {}[{}]{}", b.name, b.dtype, b.len, if b.written { " written" } else { "" })));
-        let kinds: Vec<_> = kinds.chain(dims.iter().map(|d| ("s64", d.to_string()))).collect();
+        let mut kinds: Vec<_> = kinds.chain(dims.iter().map(|d| ("s64", d.to_string()))).collect();
+        if self.program.has_checks() {
+            kinds.push(("u64", "status".to_string()));
+        }
         let _ = writeln!(text, ".visible .entry {name}(");
         for (i, (kind, what)) in kinds.iter().enumerate() {
             let comma = if i + 1 < kinds.len() { "," } else { "" };
@@ -83,7 +96,10 @@ impl<'a> Emitter<'a> {
             blocks: self.program.grid.clone(),
             threads: *threads,
             dynamic_shared,
-            arguments: arguments.chain(dims.iter().cloned().map(Argument::Dim)).collect(),
+            arguments: arguments
+                .chain(dims.iter().cloned().map(Argument::Dim))
+                .chain(self.program.has_checks().then_some(Argument::Status))
+                .collect(),
         };
         Ok(Module { text, launch })
     }
@@ -145,6 +161,10 @@ impl<'a> Emitter<'a> {
             Stmt::Commit => self.plain("cp.async.commit_group"),
             Stmt::Wait(groups) => self.plain(format!("cp.async.wait_group {groups}")),
             Stmt::Barrier => self.plain("bar.sync \t0"),
+            Stmt::Fail { condition, status } => {
+                let guard = self.guard(Some(*condition));
+                self.plain(format!("{guard}red.global.max.u32 \t[{}], {status}", self.status))
+            }
             Stmt::For(counted) => self.counted_loop(counted),
         }
     }

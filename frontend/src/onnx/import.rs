@@ -5,13 +5,12 @@
 //! the contents of small integer tensors as expressions over dims) are computed here, so that shapes that exporters compute step by step
 //! arrive as dims.
 
-mod body;
 mod contents;
 mod context;
 mod errors;
 mod symbols;
 
-pub use body::{Body, S};
+pub use crate::body::{Body, S};
 pub use context::{Bound, Context, Outputs};
 pub use errors::{Failure, ImportErrors, Unsupported};
 
@@ -19,7 +18,7 @@ use super::model::{self, Model, Node, ValueType};
 use super::ops;
 use super::value::Value;
 use kiln_ir::graph::{Definition, ValueId};
-use kiln_ir::{Expr, Graph, Tensor, TensorType};
+use kiln_ir::{Expr, Graph, Symbol, Tensor, TensorType};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Bytes that a sparse constant may take when it is made dense.
@@ -42,13 +41,33 @@ pub struct Options {
 /// # Errors
 /// All problems at once; see [`ImportErrors`].
 pub fn import(model: &Model, options: &Options) -> Result<Graph, ImportErrors> {
+    let mut options = options.clone();
+    loop {
+        let mut bounds = BTreeMap::new();
+        let imported = once(model, &options, &mut bounds);
+        // A bound that the model itself implies was not known where the dim was first used.
+        let known = |s: &Symbol, most: &i64| options.bind.get(s.name()).is_some_and(|b| b.1 <= *most);
+        bounds.retain(|s, most| !known(s, most));
+        if imported.is_ok() || bounds.is_empty() {
+            return imported;
+        }
+        for (symbol, most) in bounds {
+            let least = options.bind.get(symbol.name()).map_or(1, |b| b.0);
+            options.bind.insert(symbol.name().to_owned(), (least.min(most), most));
+        }
+    }
+}
+
+/// One attempt; `bounds` gets the greatest values of symbols that the model turns out to imply.
+fn once(model: &Model, options: &Options, bounds: &mut BTreeMap<Symbol, i64>) -> Result<Graph, ImportErrors> {
     let mut importer = Importer::new(&model.graph.name);
     importer.inputs(&model.graph, options);
     let outputs = importer.body(&model.graph);
     for (info, bound) in model.graph.outputs.iter().zip(outputs) {
         importer.output(info, bound);
     }
-    let Importer { graph, mut errors, .. } = importer;
+    let Importer { graph, mut errors, implied, .. } = importer;
+    *bounds = implied;
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -66,6 +85,8 @@ pub(super) struct Importer {
     scopes: Vec<HashMap<String, Option<Bound>>>,
     /// Contents of integer values with at most one axis, where they are known as expressions.
     contents: HashMap<ValueId, Vec<Expr>>,
+    /// Greatest values of symbols without which nodes do not fit.
+    implied: BTreeMap<Symbol, i64>,
     errors: ImportErrors,
 }
 
@@ -75,6 +96,7 @@ impl Importer {
             graph: Graph::new(name),
             scopes: vec![HashMap::new()],
             contents: HashMap::new(),
+            implied: BTreeMap::new(),
             errors: ImportErrors::default(),
         }
     }

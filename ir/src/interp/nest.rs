@@ -67,13 +67,17 @@ impl Results {
         // What is only moved is first written as the numbers of the elements.
         let size = if is_moved(dtype) { 8 } else { dtype.size() };
         let bytes = count.checked_mul(size).ok_or_else(|| crate::TensorError::TooLarge(dims.to_vec()))?;
+        let mut zeros = Vec::new();
+        let failed = |_| EvalError::Invalid(format!("{bytes} bytes cannot be allocated"));
+        zeros.try_reserve_exact(bytes).map_err(failed)?;
+        zeros.resize(bytes, 0u8);
         let mut steps = vec![0i64; space.extents.len()];
         let mut stride = 1i64;
         for (step, &d) in steps.iter_mut().zip(dims).rev() {
             *step = if d == 1 { 0 } else { stride };
             stride = stride.saturating_mul(d as i64);
         }
-        Ok(Results { dtype, dims: dims.to_vec(), bytes: vec![0; bytes], address: Index::linear(steps) })
+        Ok(Results { dtype, dims: dims.to_vec(), bytes: zeros, address: Index::linear(steps) })
     }
 
     fn store(&mut self, column: &Column, at: &[i64], axis: usize, n: usize) {

@@ -610,6 +610,9 @@ fn sizes_are_checked_before_they_are_allocated() {
     let huge = Broadcast { dims: exprs(&[1 << 40, 1 << 40]) }.into();
     let result = eval_op(&huge, std::slice::from_ref(&x));
     assert!(matches!(result, Err(EvalError::Tensor(_))), "{result:?}");
+    let beyond: Op = Broadcast { dims: exprs(&[1 << 60]) }.into();
+    let error = eval_op(&beyond, std::slice::from_ref(&x)).unwrap_err();
+    assert_eq!(error.to_string(), format!("{} bytes cannot be allocated", 1u64 << 62));
     let large: Op = Broadcast { dims: exprs(&[1 << 20]) }.into();
     let error = eval_op_within(&large, std::slice::from_ref(&x), Some(1000)).unwrap_err();
     assert_eq!(error, EvalError::Budget { needed: 4 << 20, left: 1000 });

@@ -25,6 +25,7 @@
 //!   commit
 //!   wait 1
 //!   %12: f32 = shuffle(%7, 16)        # the value of the lane whose number differs in these bits
+//!   fail 3 if %10
 //!   %13: u32, %14: u32 = matrix s1[%0]
 //!   %15: f32, %16: f32, %17: f32, %18: f32 = mma_bf16(%a0, %a1, %a2, %a3, %b0, %b1, %c0, %c1, %c2, %c3)
 //! }
@@ -41,7 +42,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use interp::{Counts, Fault, RunError, run};
+pub use interp::{Counts, Fault, Outcome, RunError, run};
 pub use verify::VerifyError;
 
 use crate::dtype::DType;
@@ -91,6 +92,19 @@ pub struct Shared {
 }
 
 impl WarpProgram {
+    /// Whether the kernel can fail, see [`Stmt::Fail`].
+    pub fn has_checks(&self) -> bool {
+        fn any(body: &[Stmt]) -> bool {
+            body.iter().any(|stmt| match stmt {
+                Stmt::Fail { .. } => true,
+                Stmt::For(For { body, .. }) => any(body),
+                Stmt::Let(..) | Stmt::Store { .. } | Stmt::Copy { .. } => false,
+                Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => false,
+            })
+        }
+        any(&self.body)
+    }
+
     /// Bytes of all shared buffers, with the place of each.
     pub fn shared_layout(&self) -> (Vec<usize>, usize) {
         let mut end = 0usize;
@@ -161,6 +175,14 @@ pub enum Stmt {
     Wait(u32),
     /// Waits for all threads of the block; what they wrote before is then visible.
     Barrier,
+    /// Notes that a check failed, where the condition holds in any thread; the kernel goes on. A kernel with checks takes
+    /// a pointer to a u32 after its dims, which holds the greatest status that was noted, or what it held before.
+    Fail {
+        /// Bool.
+        condition: ValueId,
+        /// Status, not 0.
+        status: u32,
+    },
     /// A counted loop that carries values.
     For(For),
 }

@@ -140,9 +140,9 @@ impl Parser<'_> {
             self.lexer.expect('=')?;
             return Ok(Stmt::Let(ids, self.op()?));
         }
-        let error = self
-            .lexer
-            .error("expected a statement: `%3: type = ...`, `for`, `store`, `copy`, `commit`, `wait` or `barrier`");
+        let error = self.lexer.error(
+            "expected a statement: `%3: type = ...`, `for`, `store`, `copy`, `commit`, `wait`, `barrier` or `fail`",
+        );
         match self.lexer.word().map_err(|_| error.clone())? {
             "store" => {
                 let address = self.address()?;
@@ -161,6 +161,11 @@ impl Parser<'_> {
             "commit" => Ok(Stmt::Commit),
             "wait" => Ok(Stmt::Wait(number(&mut self.lexer)?)),
             "barrier" => Ok(Stmt::Barrier),
+            "fail" => {
+                let status = number(&mut self.lexer)?;
+                self.lexer.expect_word("if")?;
+                Ok(Stmt::Fail { condition: self.value()?, status })
+            }
             "for" => Ok(Stmt::For(self.counted_loop()?)),
             _ => Err(error),
         }

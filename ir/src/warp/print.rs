@@ -92,6 +92,7 @@ impl WarpProgram {
             Stmt::Commit => f.write_str("commit"),
             Stmt::Wait(groups) => write!(f, "wait {groups}"),
             Stmt::Barrier => f.write_str("barrier"),
+            Stmt::Fail { condition, status } => write!(f, "fail {status} if {condition}"),
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {
                 write!(f, "for {} in {lo}..{hi} step {step}", self.typed(*var))?;
                 if !carried.is_empty() {
@@ -109,7 +110,7 @@ impl WarpProgram {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
                 Stmt::Let(..) | Stmt::Store { .. } | Stmt::Copy { .. } => {}
-                Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => {}
+                Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier | Stmt::Fail { .. } => {}
                 Stmt::For(For { carried, body, .. }) => {
                     self.write_region(f, body, depth + 1)?;
                     write!(f, "{indent}}}")?;

@@ -86,6 +86,7 @@ warp @rest(b0 x: bf16[floordiv(n, 2) + 1], b1 y: i64[4] written, dims(n, m)) gri
   %15: f32 = neg(%12)
   copy s0[%0], b0[0], 2 if %11
   wait 3
+  fail 7 if %11
   store b1[-1], (%16, %16) if %11
 }
 ";
@@ -108,6 +109,7 @@ fn text_that_is_no_program_is_refused_with_its_place() {
         (&format!("{head} {{ %0: i32 = frob(%1) }}"), "`frob` is no operation of a warp program"),
         (&format!("{head} {{ store c0[1], (%1) }}"), "expected a buffer such as `b0` or `s0`"),
         (&format!("{head} {{ for %0: i32 in %1..%1 step 1 carry(%2: f32 = %1) {{}} next() as() }}"), "carries 1"),
+        (&format!("{head} {{ fail 1 %0 }}"), "expected `if`"),
         (&format!("{head} {{ wait -1 }}"), "expected a number below 2^32"),
         (&format!("{head} {{ %99999999: i32 = thread }}"), "the number of the value is too large"),
         (&format!("{head} {{"), "expected a statement"),
@@ -143,6 +145,7 @@ warp @k(b0 x: f32[n], b1 x: i8[4] written, dims()) grid(1) threads 33 shared(s0:
   %16: bool = lt(%2, %2)
   %17: f32 = select(%16, %2, %8)
   %18: i32 = 1i64
+  fail 0 if %2
 }
 ",
     );
@@ -182,6 +185,8 @@ warp @k(b0 x: f32[n], b1 x: i8[4] written, dims()) grid(1) threads 33 shared(s0:
         "%15: f16 = bits_f16(%2) | the bits of f32 are no f16",
         "%17: f32 = select(%16, %2, %8) | %8 is f16, wants f32",
         "%18: i32 = 1i64 | a result is i64, declared as i32",
+        "fail 0 if %2 | %2 is f32, wants bool",
+        "fail 0 if %2 | status 0 means success",
     ];
     assert_eq!(errors, want);
 }
@@ -211,7 +216,7 @@ fn shuffles_and_shared_memory_sum() {
     let program = parse(SUM);
     let x: Vec<f32> = (0..100).map(|i| i as f32).collect();
     let mut buffers = [f32s(x.iter().copied()), f32s([0.0; 2])];
-    let counts = run(&program, &mut buffers, &[100]).unwrap();
+    let counts = run(&program, &mut buffers, &[100]).unwrap().counts;
     assert_eq!(buffers[1], f32s([x[..64].iter().sum(), x[64..].iter().sum()]));
     // 400 bytes are 13 sectors, and each block stores one element.
     assert_eq!((counts.sectors, counts.least_sectors), (13 + 2, 13 + 2));
@@ -344,6 +349,26 @@ fn what_another_schedule_could_change_is_a_fault() {
         ),
     ] {
         assert_eq!(fault(one, body), want, "{body}");
+    }
+}
+
+#[test]
+fn the_greatest_status_is_reported() {
+    let text = "\
+warp @k(dims(n)) grid(2) threads 32 {
+  %0: i32 = thread
+  %1: i64 = dim 0
+  %2: i64 = to_i64(%0)
+  %3: bool = lt(%1, %2)
+  %4: bool = eq(%1, %2)
+  fail 5 if %4
+  fail 3 if %3
+}
+";
+    let program = parse(text);
+    assert!(program.has_checks() && !parse(SUM).has_checks());
+    for (n, status) in [(40, 0), (31, 5), (30, 5), (-1, 3)] {
+        assert_eq!(run(&program, &mut [], &[n]).map(|o| o.status), Ok(status), "{n}");
     }
 }
 

@@ -240,6 +240,12 @@ impl Verifier<'_> {
                 }
             }
             Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => {}
+            Stmt::Fail { condition, status } => {
+                self.want(stmt, *condition, DType::Bool);
+                if *status == 0 {
+                    self.report(Some(stmt), "status 0 means success");
+                }
+            }
             Stmt::For(For { var, lo, hi, step, carried, body }) => {
                 let of_var = self.program.values.get(*var).copied().unwrap_or(DType::I32);
                 if !matches!(of_var, DType::I32 | DType::I64) {

@@ -518,7 +518,7 @@ impl Builder<'_> {
         let Some((symbol, lanes)) = &tiling.lanes else {
             let shape = place.shape.clone();
             let init = self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral));
-            return self.fold_loops(body, tiling, place, &folds, 1, init, stages);
+            return self.fold_loops(body, tiling, place, &folds, init, stages);
         };
         // The lanes' fold becomes the innermost one; the accumulator gets an axis of its own, folded at the end.
         let at = folds.iter().position(|f| f.symbol == *symbol)?;
@@ -536,7 +536,7 @@ impl Builder<'_> {
         let index = Expr::from(&var.symbol).scale(width);
         wide.at.insert(vector.symbol.clone(), element(index));
         loops.push(var);
-        let partial = self.fold_loops(body, tiling, &wide, &loops, 1, init, stages)?;
+        let partial = self.fold_loops(body, tiling, &wide, &loops, init, stages)?;
         let mut e = self.emitter(stages);
         let mut total = e.define(body, dtype, place.shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
         if main < vector.extent {
@@ -544,7 +544,7 @@ impl Builder<'_> {
             let var = Axis { symbol: self.symbol("q"), extent: vector.extent - main };
             rest.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&Expr::from(main)));
             folds.push(var);
-            total = self.fold_loops(body, tiling, &rest, &folds, 1, total, stages)?;
+            total = self.fold_loops(body, tiling, &rest, &folds, total, stages)?;
         }
         Some(total)
     }
@@ -557,7 +557,6 @@ impl Builder<'_> {
         tiling: &Tiling<'_>,
         place: &Place,
         folds: &[Axis],
-        depth: usize,
         init: TileId,
         stages: &[TileId],
     ) -> Option<TileId> {
@@ -579,7 +578,7 @@ impl Builder<'_> {
                         *e = e.replace(&fold.symbol, &at);
                     }
                     place.at.insert(fold.symbol.clone(), at);
-                    value = this.fold_loops(body, tiling, &place, rest, depth + 1, value, stages)?;
+                    value = this.fold_loops(body, tiling, &place, rest, value, stages)?;
                 }
                 Some(value)
             };

@@ -59,24 +59,27 @@ impl Lowering<'_> {
             }
             self.fixed.get(s).cloned()
         });
-        match lanes {
-            Some((_, n)) => {
-                let mut ranges = self.ranges.clone();
-                ranges.insert(lane(), (0, i64::from(n) - 1));
-                placed.simplify(&ranges)
-            }
-            None => placed.simplify(&self.ranges),
-        }
+        self.with_lanes(lanes, |ranges| placed.simplify(ranges))
+    }
+
+    /// Calls `f` with the bounds of all symbols, [`lane`] among them.
+    fn with_lanes<T>(&mut self, lanes: Option<(usize, u32)>, f: impl FnOnce(&Ranges) -> T) -> T {
+        let Some((_, n)) = lanes else { return f(&self.ranges) };
+        self.ranges.insert(lane(), (0, i64::from(n) - 1));
+        let result = f(&self.ranges);
+        self.ranges.remove(&lane());
+        result
+    }
+
+    /// The bounds of a placed expression.
+    pub(super) fn bounds(&mut self, e: &Expr, lanes: Option<(usize, u32)>) -> (i64, i64) {
+        self.with_lanes(lanes, |ranges| e.bounds(ranges))
     }
 
     /// What can be said of a condition at a position (as for [`Lowering::placed`]).
     pub(super) fn condition(&mut self, less: &Less, coords: &[usize], lanes: Option<(usize, u32)>) -> Condition {
         let difference = self.placed(&less.left.sub(&less.right), coords, lanes, &[]);
-        let mut ranges: Ranges = self.ranges.clone();
-        if let Some((_, n)) = lanes {
-            ranges.insert(lane(), (0, i64::from(n) - 1));
-        }
-        match difference.bounds(&ranges) {
+        match self.bounds(&difference, lanes) {
             (_, hi) if hi < 0 => Condition::Always,
             (lo, _) if lo >= 0 => Condition::Never,
             _ if difference.mentions(&lane()) => Condition::ByLane,

@@ -191,9 +191,7 @@ impl<'a> Lowering<'a> {
     /// The lanes for which a placed expression is negative; nothing where that is no comparison of vectors as wide
     /// as the tile's.
     pub(super) fn lanes_below_zero(&mut self, difference: &Expr, home: Home) -> Result<Option<Lanes>, LowerError> {
-        let mut ranges = self.ranges.clone();
-        ranges.insert(lane(), (0, i64::from(home.lanes) - 1));
-        let (low, high) = difference.bounds(&ranges);
+        let (low, high) = self.bounds(difference, Some((home.axis, home.lanes)));
         if high < 0 {
             return Ok(Some(Lanes::All));
         }

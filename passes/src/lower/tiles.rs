@@ -113,11 +113,16 @@ impl<'a> Lowering<'a> {
         let now = match op {
             TileOp::CheckIndex { .. } => true,
             TileOp::Load { buffer, .. } => self.program.buffers[*buffer].written,
+            // One step of a product of matrices: a chain of them, element by element, would keep the factors of all
+            // steps live.
+            TileOp::Fma(a, b, c) => {
+                let few = |o: &TileId| self.ty(*o).elements() < self.ty(id).elements();
+                pending >= MAX_PENDING || !few(c) && (few(a) || few(b))
+            }
             TileOp::Const(_)
             | TileOp::Index(_)
             | TileOp::Unary(..)
             | TileOp::Binary(..)
-            | TileOp::Fma(..)
             | TileOp::Select(..)
             | TileOp::Cast(..)
             | TileOp::Reduce(..)

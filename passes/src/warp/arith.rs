@@ -5,7 +5,7 @@
 
 use super::{LowerError, Lowering};
 use kiln_ir::scalar::{BinaryOp, Constant, UnaryOp};
-use kiln_ir::warp::{Op, ValueId};
+use kiln_ir::warp::ValueId;
 use kiln_ir::{Class, DType};
 
 fn is_half(dtype: DType) -> bool {
@@ -38,15 +38,12 @@ impl Lowering<'_> {
                 let one = self.code.float(1.0);
                 Ok(self.code.binary(BinaryOp::Div, one, x))
             }
-            Exp => Ok(self.exp(x)),
-            Sigmoid => {
-                let minus = self.code.unary(Neg, x);
-                let power = self.exp(minus);
-                let one = self.code.float(1.0);
-                let sum = self.code.add(one, power);
-                Ok(self.code.binary(BinaryOp::Div, one, sum))
-            }
-            Not | Log | Sin | Cos | Tan | Asin | Acos | Atan | Sinh | Cosh | Tanh | Asinh | Acosh | Atanh | Erf => {
+            Exp => Ok(self.code.exp(x)),
+            Log => Ok(self.code.log(x)),
+            Sigmoid => Ok(self.code.sigmoid(x)),
+            Tanh => Ok(self.code.tanh(x)),
+            Erf => Ok(self.code.erf(x)),
+            Not | Sin | Cos | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh => {
                 Err(self.unsupported(format!("`{}` of {ty}", op.name())))
             }
         }
@@ -63,37 +60,6 @@ impl Lowering<'_> {
         }
         let below = self.code.binary(BinaryOp::Lt, x, zero);
         self.code.select(below, minus, result)
-    }
-
-    /// `e^x` of f32: `2^n 2^f` with an integer `n` and `|f| <= 1/2`, where `x log2(e)` is taken in two parts so that
-    /// `f` is exact to 2^-30. `2^n` is multiplied in two steps, so that results below the normal numbers are rounded
-    /// once and those too large become infinite.
-    fn exp(&mut self, x: ValueId) -> ValueId {
-        let code = &mut self.code;
-        let (low, high) = (code.float(-104.0), code.float(89.0));
-        let x = code.binary(BinaryOp::Max, x, low);
-        let x = code.binary(BinaryOp::Min, x, high);
-        let log2e = std::f64::consts::LOG2_E;
-        let first = code.float(log2e);
-        let second = code.float(log2e - f64::from(log2e as f32));
-        // Numbers of this size have no fraction bits left, so the sum is rounded to an integer, in its low bits.
-        let magic = code.float(12_582_912.0);
-        let sum = code.fma(x, first, magic);
-        let n = code.binary(BinaryOp::Sub, sum, magic);
-        let minus = code.unary(UnaryOp::Neg, n);
-        let f = code.fma(x, first, minus);
-        let f = code.fma(x, second, f);
-        let fraction = code.op(DType::F32, Op::Exp2(f));
-        let low_bits = code.op(DType::I32, Op::Bitcast(DType::I32, sum));
-        let n = code.with(BinaryOp::Sub, low_bits, i64::from(12_582_912.0f32.to_bits()));
-        let half = code.with(BinaryOp::Shr, n, 1);
-        let rest = code.binary(BinaryOp::Sub, n, half);
-        [half, rest].into_iter().fold(fraction, |result, n| {
-            let biased = code.with(BinaryOp::Add, n, 127);
-            let bits = code.with(BinaryOp::Shl, biased, 23);
-            let power = code.op(DType::F32, Op::Bitcast(DType::F32, bits));
-            code.binary(BinaryOp::Mul, result, power)
-        })
     }
 
     pub(super) fn binary(&mut self, op: BinaryOp, x: ValueId, y: ValueId) -> Result<ValueId, LowerError> {

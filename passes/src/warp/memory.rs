@@ -111,11 +111,17 @@ impl Lowering<'_> {
     ) -> Result<Tile, LowerError> {
         let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
         let width = if gathered.is_empty() { self.width(&layout, dtype, address, mask) } else { Width::ONE };
+        let mut mask = mask.to_vec();
+        if !gathered.is_empty() {
+            // The index in place of one out of bounds is 0, which an empty buffer does not have.
+            let len = self.program.buffers[buffer].len.clone();
+            mask.push(Less { left: Expr::default(), right: len });
+        }
         let mut registers = vec![None; layout.registers()];
         for group in groups(&layout, width) {
             let Some(&first) = group.first() else { continue };
             let offsets = layout.offsets(first);
-            let condition = match self.mask(mask, &layout, &offsets)? {
+            let condition = match self.mask(&mask, &layout, &offsets)? {
                 Condition::Never => {
                     let other = self.code.constant(other);
                     group.iter().for_each(|&r| registers[r] = Some(other));

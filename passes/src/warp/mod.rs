@@ -11,6 +11,7 @@ mod arith;
 mod build;
 mod index;
 mod layout;
+mod math;
 mod memory;
 mod pipeline;
 mod product;
@@ -226,6 +227,10 @@ fn keep(body: Vec<Stmt>, used: &mut std::collections::HashSet<ValueId>) -> Vec<S
                 kept.push(stmt);
             }
             Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => kept.push(stmt),
+            Stmt::Fail { condition, .. } => {
+                used.insert(condition);
+                kept.push(stmt);
+            }
             Stmt::For(mut counted) => {
                 used.extend([counted.lo, counted.hi]);
                 used.extend(counted.carried.iter().flat_map(|c| [c.init, c.next]));

@@ -105,8 +105,9 @@ fn check(text: &str, options: &Options, tolerance: f64) -> Vec<(WarpProgram, war
             panic!("{}\n{text}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
         }
         assert_eq!(WarpProgram::parse(&text).map(|k| k.to_string()).as_ref(), Ok(&text));
-        let counts = warp::run(&kernel, &mut found, &[]).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        results.push((kernel, counts));
+        let outcome = warp::run(&kernel, &mut found, &[]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        assert_eq!(outcome.status, 0);
+        results.push((kernel, outcome.counts));
     }
     for (((b, len), want), found) in program.buffers.iter().zip(lens).zip(&want).zip(&found) {
         for i in 0..len {
@@ -353,9 +354,9 @@ fn what_is_not_there_is_named() {
     let usual = Options::default();
     for (ty, op, what) in [
         ("f64", "neg %0", "elements of type f64"),
-        ("f32", "tanh %0", "`tanh` of f32"),
+        ("f32", "sinh %0", "`sinh` of f32"),
         ("f32", "pow %0, %0", "`pow` of f32"),
-        ("i64", "check %0 in(8) status 3", "an index that is checked when the kernel runs"),
+        ("i32", "pow %0, %0", "`pow` of i32"),
     ] {
         assert_eq!(error(ty, op, &usual), format!("kernel @k cannot be made for a GPU: {what}"));
     }
@@ -380,4 +381,87 @@ fn accesses_are_wide_and_whole_sectors() {
     let text = check(&matmul(64, 64, 64, (64, 64, 32), "f16", "neg"), &stages(3), 1e-5)[0].0.to_string();
     let copies: Vec<&str> = text.lines().filter(|l| l.trim().starts_with("copy")).collect();
     assert!(!copies.is_empty() && copies.iter().all(|l| l.contains("], 8")), "{copies:?}");
+}
+
+#[test]
+fn functions_are_precise() {
+    // Every magnitude, both signs, and what is special.
+    let mut inputs: Vec<f32> = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-45, -1e-45, 1.0, -1.0];
+    inputs.extend((0..0x7f8u32).flat_map(|high| {
+        let noise = high.wrapping_mul(0x9e37_79b9) >> 12;
+        let x = f32::from_bits((high << 20) | noise);
+        [x, -x]
+    }));
+    inputs.extend((-3000..3000).map(|n| n as f32 * 0.037));
+    inputs.extend((-3000..3000).map(|n| n as f32 * 0.001_37));
+    let n = inputs.len();
+    let bytes: Vec<u8> = inputs.iter().flat_map(|x| x.to_le_bytes()).collect();
+    for name in ["exp", "log", "sigmoid", "tanh", "erf"] {
+        let text = format!(
+            "\
+kernel @f(x: f32[{n}], y: f32[{n}] written) {{
+  part grid(i = ceildiv({n}, 1024)) {{
+    %0: f32[1024] = load x[a0 + 1024*i] if(a0 + 1024*i < {n}) else 0.0f32
+    %1: f32[1024] = {name} %0
+    store y[a0 + 1024*i] = %1 if(a0 + 1024*i < {n})
+  }}
+}}
+"
+        );
+        let kernels = lower(&parse(&text), &Ranges::new(), &Options::default()).unwrap();
+        let mut buffers = [bytes.clone(), vec![0; 4 * n]];
+        warp::run(&kernels[0], &mut buffers, &[]).unwrap();
+        let op = kiln_ir::UnaryOp::from_name(name).unwrap();
+        let mut worst = (0.0, 0.0);
+        for (&x, y) in inputs.iter().zip(buffers[1].as_chunks::<4>().0) {
+            let (found, want) = (f32::from_le_bytes(*y), kiln_ir::semantics::unary_f64(op, f64::from(x)));
+            if want.is_nan() || (want as f32).is_infinite() {
+                assert!(
+                    found.is_nan() == want.is_nan() && (want.is_nan() || found == want as f32),
+                    "{name}({x}): {found}"
+                );
+                continue;
+            }
+            // The spacing of f32 at the exact result.
+            let spacing = ((want as f32).abs().next_up() - (want as f32).abs()).max(f32::from_bits(1));
+            let error = (f64::from(found) - want).abs() / f64::from(spacing);
+            if error > worst.0 {
+                worst = (error, x);
+            }
+        }
+        assert!(worst.0 <= 3.0, "{name}: {} units at {}", worst.0, worst.1);
+        eprintln!("{name}: {} units at {}", worst.0, worst.1);
+    }
+}
+
+#[test]
+fn checked_indices() {
+    let text = |extent: usize| {
+        format!(
+            "\
+kernel @take(x: f32[{}], n: i64[20], y: f32[60] written) {{
+  part grid(i = 2) {{
+    %0: i64[10,1] = load n[a0 + 10*i]
+    %1: i64[10,1] = check %0 in({extent}) status 7
+    %2: f32[10,3] = load x[3*v0 + a1] with(%1)
+    store y[a1 + 3*a0 + 30*i] = %2
+  }}
+}}
+",
+            3 * extent
+        )
+    };
+    for threads in [32, 64] {
+        check(&text(10), &Options { threads: Some(threads), ..Options::default() }, 0.0);
+    }
+    // The indices are between -9 and 9, and an empty buffer has no element for any of them.
+    for extent in [8, 0] {
+        let program = parse(&text(extent));
+        let kernels = lower(&program, &Ranges::new(), &Options::default()).unwrap();
+        let mut buffers = [data(DType::F32, 3 * extent, 1), data(DType::I64, 20, 2), vec![0; 240]];
+        let outcome = warp::run(&kernels[0], &mut buffers, &[]).unwrap_or_else(|e| panic!("{e}\n{}", kernels[0]));
+        assert_eq!(outcome.status, 7);
+        let run = tile::run(&program, &mut buffers, &|_| None, 0..2);
+        assert_eq!(run, Err(tile::RunError::Failed { kernel: "take".into(), status: 7 }));
+    }
 }

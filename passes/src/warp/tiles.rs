@@ -3,12 +3,13 @@
 //! Invariant: a tile's registers are as many as its layout says, and hold what the tile's elements are wherever the
 //! position is inside the tile; elsewhere they hold anything.
 
-use super::index::{common, divisor, fits};
+use super::index::{Condition, common, divisor, fits};
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
+use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tile::{For, Stmt, TileId, TileOp};
-use kiln_ir::warp::ValueId;
+use kiln_ir::warp::{Stmt as WarpStmt, ValueId};
 
 impl Lowering<'_> {
     pub(super) fn region(&mut self, body: &[Stmt]) -> Result<(), LowerError> {
@@ -62,8 +63,36 @@ impl Lowering<'_> {
             TileOp::Reduce(op, axis, a) => self.reduce(*op, *axis, *a),
             TileOp::Transpose(order, a) => self.transpose(id, order, *a),
             TileOp::Dot(a, b, acc) => self.product(id, *a, *b, *acc),
-            TileOp::CheckIndex { .. } => Err(self.unsupported("an index that is checked when the kernel runs")),
+            TileOp::CheckIndex { index, extent, status } => self.checked(id, *index, extent, *status),
         }
+    }
+
+    /// Indices in bounds, the negative ones counted from the end; 0 in place of those out of bounds, which are noted.
+    fn checked(&mut self, id: TileId, index: TileId, extent: &Expr, status: u32) -> Result<Tile, LowerError> {
+        let layout = self.layouts.of(id);
+        let mut registers = Vec::new();
+        for r in 0..layout.registers() {
+            let offsets = layout.offsets(r);
+            let x = self.operand(index, &layout.coordinates(r))?;
+            let end = self.at(extent, &layout, &offsets);
+            let end = self.wide(&end)?;
+            let zero = self.code.int(DType::I64, 0);
+            let first = self.code.binary(BinaryOp::Sub, zero, end);
+            let after = self.code.binary(BinaryOp::Ge, x, end);
+            let before = self.code.binary(BinaryOp::Lt, x, first);
+            let mut wrong = self.code.binary(BinaryOp::Or, after, before);
+            let below = self.code.binary(BinaryOp::Lt, x, zero);
+            let moved = self.code.add(x, end);
+            let moved = self.code.select(below, moved, x);
+            registers.push(self.code.select(wrong, zero, moved));
+            match self.mask(&[], &layout, &offsets)? {
+                Condition::Never => continue,
+                Condition::Always => {}
+                Condition::Where(inside) => wrong = self.code.binary(BinaryOp::And, wrong, inside),
+            }
+            self.code.push(WarpStmt::Fail { condition: wrong, status });
+        }
+        Ok(Tile::Registers(registers))
     }
 
     /// An elementwise operation.

@@ -103,7 +103,8 @@ impl Text {
     }
 }
 
-/// Runs all blocks of the kernel. The arguments are the buffers, then the dims.
+/// Runs all blocks of the kernel. The arguments are the buffers, then the dims; a buffer of four bytes after the kernel's
+/// own is where it notes its status.
 pub fn run(text: &str, blocks: usize, buffers: &mut [Vec<u8>], dims: &[i64]) {
     let text = Text::parse(text);
     for block in 0..blocks {
@@ -249,7 +250,10 @@ impl Machine<'_> {
                 let Operand::Name(name) = &**name else { panic!("{}", i.text) };
                 let n: usize = name.rsplit('_').next().unwrap().parse().unwrap();
                 let count = self.buffers.len();
-                let value = if n < count { base(n) } else { self.dims[n - count] as u64 };
+                // Of the buffers the last is the status, which comes after the dims.
+                let (own, dims) = (count - 1, self.dims.len());
+                let value = if n < own { base(n) } else { self.dims.get(n - own).map_or(base(own), |d| *d as u64) };
+                assert!(n <= own + dims);
                 self.set(&o[0], t, value);
             }
             ["cvta", ..] => self.set(&o[0], t, self.get(&o[1], t)),
@@ -268,6 +272,13 @@ impl Machine<'_> {
                     sources.iter().flat_map(|s| self.get(s, t).to_le_bytes()[..size].to_vec()).collect();
                 let address = self.get(&o[0], t);
                 self.memory(space, address, data.len()).copy_from_slice(&data);
+            }
+            ["red", "global", "max", "u32"] => {
+                let address = self.get(&o[0], t);
+                let status = self.get(&o[1], t) as u32;
+                let place = self.memory("global", address, 4);
+                let held = u32::from_le_bytes([place[0], place[1], place[2], place[3]]);
+                place.copy_from_slice(&held.max(status).to_le_bytes());
             }
             ["cp", "async", "commit_group" | "wait_group"] => {}
             ["cp", "async", "ca" | "cg", ..] => {

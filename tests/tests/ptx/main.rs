@@ -304,6 +304,11 @@ fn everything() -> String {
   store b4[%2 + {}], (%20030)
   store b4[%2 + {}], (%20031)
   store b7[%2 + {}], (%20032)
+  %20033: bool = eq(%{thread}, %{eight})
+  fail 5 if %20033
+  fail 2 if %20000
+  %20034: bool = lt(%{dim}, %20020)
+  fail 9 if %20034
 }}
 ",
         input(7, 6),
@@ -360,8 +365,12 @@ fn every_operation_does_what_the_warp_program_says() {
     let dtypes: Vec<DType> = program.buffers.iter().map(|b| b.dtype).collect();
     let buffers: Vec<Vec<u8>> = dtypes.iter().map(|&d| data(d, ELEMENTS, d.size() != 2)).collect();
     let (mut found, mut want) = (buffers.clone(), buffers);
-    warp::run(&program, &mut want, &[512]).unwrap_or_else(|e| panic!("{e}"));
+    let outcome = warp::run(&program, &mut want, &[512]).unwrap_or_else(|e| panic!("{e}"));
+    found.push(vec![0; 4]);
+    want.push(outcome.status.to_le_bytes().to_vec());
+    assert_eq!(outcome.status, 5);
     machine::run(&module.text, 1, &mut found, &[512]);
+    assert_eq!(found.last(), want.last());
     for ((b, found), want) in program.buffers.iter().zip(&found).zip(&want) {
         compare(&b.name, b.dtype, found, want, 0.0);
     }
@@ -389,6 +398,7 @@ fn kernels_compute_what_their_tile_programs_say() {
         for ((b, found), want) in program.buffers.iter().zip(&between).zip(&want) {
             compare(&format!("{} of the warp program", b.name), b.dtype, found, want, tolerance);
         }
+        found.push(vec![0; 4]);
         machine::run(&module.text, module.launch.blocks.as_size().unwrap_or(0), &mut found, &[]);
         for ((b, found), want) in program.buffers.iter().zip(&found).zip(&want) {
             compare(&b.name, b.dtype, found, want, tolerance);

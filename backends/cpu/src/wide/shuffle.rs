@@ -56,7 +56,7 @@ impl Emitter<'_> {
             };
             return self.unary(row, width, Arg::Use(a, general));
         }
-        let a = self.to_vector(a)?;
+        let a = self.moved_to_vector(a)?;
         let row = match size {
             1 => codes::VPBROADCASTB,
             2 => codes::VPBROADCASTW,
@@ -67,7 +67,7 @@ impl Emitter<'_> {
     }
 
     /// The 8 bytes of a general register as the low bytes of a vector.
-    pub fn to_vector(&mut self, a: VReg) -> Result<VReg, Error> {
+    pub fn moved_to_vector(&mut self, a: VReg) -> Result<VReg, Error> {
         self.unary(codes::VMOVQ, Width::X, Arg::Use(a, Width::Q))
     }
 
@@ -105,7 +105,7 @@ impl Emitter<'_> {
                 let from = Arg::Use(scalar, Width::X);
                 vector = Some(match vector {
                     None if ty.dtype.is_float() => scalar,
-                    None => self.to_vector(scalar)?,
+                    None => self.moved_to_vector(scalar)?,
                     Some(v) if ty.dtype == DType::F32 => {
                         self.binary_with(codes::VINSERTPS, Width::X, v, from, (lane as u8) << 4)?
                     }
@@ -286,7 +286,7 @@ impl Emitter<'_> {
             }
             (true, false) => {
                 let a = self.integer(a)?;
-                self.to_vector(a)
+                self.moved_to_vector(a)
             }
             (false, true) => {
                 let (code, bits) = (self.code(codes::VMOVQ_GPR, Width::X)?, self.general());

@@ -12,6 +12,8 @@ use kiln_cpu::Error;
 use kiln_cpu::wide::{self, WideLevel};
 use kiln_ir::vector::{self, VectorProgram};
 use kiln_ir::{Class, DType};
+// Each test program uses what it needs of these.
+#[allow(unused_imports)]
 pub use support::{DTYPES, Loaded, interesting};
 
 /// Whether this machine has the level; says so where it has not.

@@ -7,6 +7,7 @@ use super::contents::{self, Known};
 use super::{Body, Failure, Importer, S};
 use crate::onnx::model::{Graph, Node};
 use crate::onnx::problem::shown;
+use kiln_ir::expr::Atom;
 use kiln_ir::graph::ValueId;
 use kiln_ir::interp::{self, EvalError};
 use kiln_ir::ops::{self, Attributes, Host, Map, Meaning, Op, OpError};
@@ -383,7 +384,36 @@ impl<'a> Context<'a> {
         let args: Vec<S> = inputs.iter().enumerate().map(|(n, &v)| body.arg(n, self.dtype(v))).collect();
         let result = f(&mut body, &args);
         let code = body.finish(result).map_err(|e| self.refused(e.into(), inputs))?;
+        self.imply(inputs);
         self.add(Map { body: code }, inputs)
+    }
+
+    /// Notes what broadcasting implies: `min(512, n)` against `n` fits only where `n` is at most 512.
+    fn imply(&mut self, inputs: &[ValueId]) {
+        for (i, &a) in inputs.iter().enumerate() {
+            for &b in inputs.iter().skip(i + 1) {
+                let pairs: Vec<(Expr, Expr)> = self
+                    .dims(a)
+                    .into_iter()
+                    .rev()
+                    .zip(self.dims(b).into_iter().rev())
+                    .filter(|(x, y)| x != y)
+                    .collect();
+                for (x, y) in pairs {
+                    for (cut, whole) in [(&x, &y), (&y, &x)] {
+                        let bounds = cut.terms().next().map(|(atoms, _)| atoms);
+                        let Some([Atom::Min(m, n)]) = bounds else { continue };
+                        let most = m.as_const().or_else(|| n.as_const()).filter(|&c| c > 1);
+                        if let (Some(most), Some(symbol)) = (most, whole.as_symbol())
+                            && *cut == whole.least(&Expr::from(most))
+                        {
+                            let known = self.importer.implied.entry(symbol.clone()).or_insert(most);
+                            *known = most.min(*known);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// [`Context::map`] of floats: types narrower than f32 are computed in f32 and rounded once, to the type of operand 0.

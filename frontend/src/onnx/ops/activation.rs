@@ -3,7 +3,7 @@
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Body, Context, Failure, Outputs, S};
 use kiln_ir::graph::ValueId;
-use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+use std::f64::consts::FRAC_2_PI;
 
 pub(super) const OPS: &[Spec] = &[
     onnx("Relu", 1, &["consumed_inputs"], |cx| {
@@ -166,20 +166,12 @@ fn exponential(b: &mut Body, x: S, scale: f64, alpha: f64) -> S {
     b.mul(alpha, shifted)
 }
 
-/// `x / 2 * (1 + erf(x / sqrt(2)))` (Hendrycks, Gimpel 2016).
-pub(super) fn gelu(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
-    cx.float_map(&[x], |b, a| {
-        let x = a[0];
-        let (half, one, root) = (b.lit(x, 0.5), b.lit(x, 1.0), b.lit(x, FRAC_1_SQRT_2));
-        let scaled = b.mul(x, root);
-        let erf = b.erf(scaled);
-        let (gate, halved) = (b.add(erf, one), b.mul(half, x));
-        b.mul(halved, gate)
-    })
+fn gelu(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
+    cx.float_map(&[x], |b, a| b.gelu(a[0]))
 }
 
 /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
-pub(super) fn fast_gelu(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
+fn fast_gelu(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
     cx.float_map(&[x], |b, a| {
         let x = a[0];
         let (half, one, cubic, root) = (b.lit(x, 0.5), b.lit(x, 1.0), b.lit(x, 0.044_715), b.lit(x, FRAC_2_PI.sqrt()));

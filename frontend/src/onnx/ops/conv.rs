@@ -20,7 +20,7 @@ pub(super) const OPS: &[Spec] =
 pub(super) fn groups(cx: &Context) -> Result<usize, Failure> {
     let group = cx.node.int_or("group", 1)?;
     let fail = || cx.node.attribute_value("group", format!("{group} is out of range"));
-    Ok(usize::try_from(group).ok().filter(|&g| g >= 1 && g <= 1 << 31).ok_or_else(fail)?)
+    Ok(usize::try_from(group).ok().filter(|g| (1..=1 << 31).contains(g)).ok_or_else(fail)?)
 }
 
 /// The convolution that the node's attributes describe, padded with `zero`.

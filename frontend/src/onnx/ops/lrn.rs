@@ -11,7 +11,7 @@ pub(super) const OPS: &[Spec] = &[onnx("LRN", 1, &["alpha", "beta", "bias", "siz
 fn lrn(cx: &mut Context) -> Result<Outputs, Failure> {
     let x = cx.input(0)?;
     let size = cx.node.int("size")?;
-    let window = usize::try_from(size).ok().filter(|&n| n >= 1 && n <= 1 << 31);
+    let window = usize::try_from(size).ok().filter(|n| (1..=1 << 31).contains(n));
     let window = window.ok_or_else(|| cx.node.attribute_value("size", format!("{size} is out of range")))?;
     let alpha = f64::from(cx.node.float_or("alpha", 1e-4)?) / size as f64;
     let (beta, bias) = (f64::from(cx.node.float_or("beta", 0.75)?), f64::from(cx.node.float_or("bias", 1.0)?));

@@ -106,11 +106,20 @@ pub struct Counts {
     pub least_wavefronts: u64,
 }
 
+/// What came of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The greatest status of a check that failed; 0 where all held.
+    pub status: u32,
+    /// What was moved and computed.
+    pub counts: Counts,
+}
+
 /// Runs the whole grid on little-endian buffers, one for each of the kernel's, and the dims.
 ///
 /// # Errors
 /// The program does not verify, the arguments do not fit it, or a thread did what it must not.
-pub fn run(program: &WarpProgram, buffers: &mut [Vec<u8>], dims: &[i64]) -> Result<Counts, RunError> {
+pub fn run(program: &WarpProgram, buffers: &mut [Vec<u8>], dims: &[i64]) -> Result<Outcome, RunError> {
     program.verify().map_err(RunError::Invalid)?;
     let wrong = |message: String| RunError::Arguments { program: program.name.clone(), message };
     if buffers.len() != program.buffers.len() || dims.len() != program.dims.len() {
@@ -133,6 +142,7 @@ pub fn run(program: &WarpProgram, buffers: &mut [Vec<u8>], dims: &[i64]) -> Resu
         program,
         dims,
         block: 0,
+        status: 0,
         threads: program.threads as usize,
         values: vec![Vec::new(); program.values.len()],
         memory: Memory::new(program, buffers, lens),
@@ -142,13 +152,14 @@ pub fn run(program: &WarpProgram, buffers: &mut [Vec<u8>], dims: &[i64]) -> Resu
         machine.memory.enter(block);
         machine.region(&program.body)?;
     }
-    Ok(machine.memory.counts)
+    Ok(Outcome { status: machine.status, counts: machine.memory.counts })
 }
 
 struct Machine<'a> {
     program: &'a WarpProgram,
     dims: &'a [i64],
     block: i64,
+    status: u32,
     threads: usize,
     /// For every value its bits in each thread: those of a [`Constant`].
     values: Vec<Vec<u64>>,
@@ -227,6 +238,11 @@ impl Machine<'_> {
             Stmt::Commit => self.memory.commit(),
             Stmt::Wait(groups) => self.memory.wait(*groups),
             Stmt::Barrier => self.memory.barrier(),
+            Stmt::Fail { condition, status } => {
+                if self.get(*condition).iter().any(|&c| c != 0) {
+                    self.status = self.status.max(*status);
+                }
+            }
             Stmt::For(counted) => self.counted_loop(stmt, counted)?,
         }
         Ok(())

@@ -95,7 +95,7 @@ fn a_product_of_tiles_in_two_parts() {
 
 /// The kernel with one statement and a store of its tile.
 fn one(buffer: &str, shape: &str, stmt: &str) -> Result<VectorProgram, LowerError> {
-    let store = format!("store y[a0] = %1 }} }}");
+    let store = "store y[a0] = %1 } }";
     let text = format!(
         "kernel @one(x: {buffer}[64], y: {buffer}[64] written) {{ part grid() {{
            %0: {buffer}{shape} = load x[a0] %1: {buffer}{shape} = {stmt} {store}"

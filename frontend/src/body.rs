@@ -35,7 +35,7 @@ macro_rules! unaries {
 
 impl Body {
     /// Operand `n`.
-    pub(super) fn arg(&mut self, n: usize, dtype: DType) -> S {
+    pub(crate) fn arg(&mut self, n: usize, dtype: DType) -> S {
         self.code.arg(n, dtype)
     }
 
@@ -92,13 +92,22 @@ impl Body {
         self.code.constant(constant)
     }
 
+    /// `x / 2 * (1 + erf(x / sqrt(2)))` (Hendrycks, Gimpel 2016).
+    pub fn gelu(&mut self, x: S) -> S {
+        let (half, one, root) = (self.lit(x, 0.5), self.lit(x, 1.0), self.lit(x, std::f64::consts::FRAC_1_SQRT_2));
+        let scaled = self.mul(x, root);
+        let erf = self.erf(scaled);
+        let (gate, halved) = (self.add(erf, one), self.mul(half, x));
+        self.mul(halved, gate)
+    }
+
     /// The type of a value.
     pub fn dtype(&self, a: S) -> DType {
         self.code.dtype(a)
     }
 
     /// The code with its result.
-    pub(super) fn finish(mut self, result: S) -> Result<Code, TypeError> {
+    pub(crate) fn finish(mut self, result: S) -> Result<Code, TypeError> {
         self.code.set_result(result);
         match self.error {
             None => Ok(self.code),
