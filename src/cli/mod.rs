@@ -71,6 +71,7 @@ impl Cli {
         tracing_subscriber::fmt()
             .with_max_level(level)
             .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
             .with_target(false)
             .without_time()
             .init();
