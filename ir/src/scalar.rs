@@ -76,9 +76,11 @@ pub struct Constant {
 }
 
 impl Constant {
-    /// A float constant, rounded to the type; integers truncate.
+    /// A float constant, rounded to the type (an infinity stays one where the type has it); integers truncate.
     pub fn float(dtype: DType, value: f64) -> Constant {
         let bits = match dtype.class() {
+            // A conversion would saturate, but a constant says what it means.
+            Class::Float if dtype == DType::F8E5M2 && value.is_infinite() => u64::from((value as f32).to_bits()),
             Class::Float => u64::from(semantics::narrow(dtype, value).to_bits()),
             Class::Double => value.to_bits(),
             _ => semantics::float_to_int(dtype, value) as u64,

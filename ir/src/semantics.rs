@@ -83,7 +83,8 @@ pub fn store_f32(dtype: DType, value: f32, out: &mut Vec<u8>) {
         DType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
         DType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
         DType::F4E2M1 | DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 => {
-            out.push(crate::float8::encode(dtype, value, true))
+            // An infinity here is one that the type has: conversions have saturated before.
+            out.push(crate::float8::encode(dtype, value, !value.is_infinite()))
         }
         _ => out.extend_from_slice(&value.to_le_bytes()),
     }

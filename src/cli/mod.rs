@@ -16,7 +16,7 @@ mod verify;
 use clap::{ArgAction, Parser, Subcommand};
 use kiln::Error;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// Compiles ONNX models ahead of time to one artifact of machine code, plan and weights.
 #[derive(Debug, Parser)]
