@@ -208,9 +208,12 @@ fn limits_and_what_is_not_built() {
     let model = place.write("m.onnx", &mlp());
     let artifact = place.path("a.kiln");
     kiln!("compile", &model, "-o", &artifact, "--memory-limit", "1K").fails(6, "more than 1024 bytes");
-    kiln!("compile", &model, "-o", &artifact, "--memory-limit", "4K").fails(6, "memory limit");
+    let squares = vec![node("a", "MatMul", &["x", "x"], &["h"]), node("b", "MatMul", &["h", "x"], &["y"])];
+    let large = model_of(squares, &[512, 512]);
+    let large = place.write("l.onnx", &large);
+    kiln!("compile", &large, "-o", &artifact, "--memory-limit", "64K").fails(6, "memory limit");
     kiln!("compile", &model, "-o", &artifact, "--precision", "bf16").fails(4, "bf16");
-    assert_eq!(place.list(), ["m.onnx"]);
+    assert_eq!(place.list(), ["l.onnx", "m.onnx"]);
     kiln!("compile", &model, "-o", &artifact).succeeds();
     kiln!("run", &artifact, "--random", "0", "--memory-limit", "1K").fails(6, "memory limit");
     kiln!("run", &artifact, "--random", "0", "--bind", "batch=2").fails(2, "--bind");
@@ -218,6 +221,11 @@ fn limits_and_what_is_not_built() {
     kiln!("check", &artifact).fails(2, "artifact");
     let strings = place.write("s.onnx", &model_of_strings());
     kiln!("run", &strings, "--random", "0").fails(4, "string");
+}
+
+/// Nodes from an f32 `x` to a `y` of the same dims.
+fn model_of(nodes: Vec<kiln::onnx::proto::NodeProto>, dims: &[i64]) -> Vec<u8> {
+    model(graph(nodes, vec![floats("x", dims)], vec![floats("y", dims)], vec![]))
 }
 
 /// `y = Identity(x)` on strings.
