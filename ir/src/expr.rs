@@ -267,7 +267,10 @@ impl Expr {
 
     /// The quotient rounded towards plus infinity.
     pub fn ceil_div(&self, divisor: &Expr) -> Expr {
-        self.scale(-1).floor_div(divisor).scale(-1)
+        match divisor.as_const() {
+            Some(d) if d > 0 => self.add(&Expr::from(d - 1)).floor_div(divisor),
+            _ => self.scale(-1).floor_div(divisor).scale(-1),
+        }
     }
 
     /// The remainder with the sign of the divisor.
@@ -674,7 +677,7 @@ mod tests {
             ("floordiv(4*i + 6, 4)", "i + 1"),
             ("floordiv(floordiv(x, 2), 3)", "floordiv(x, 6)"),
             ("mod(8*j + 9, 8)", "1"),
-            ("ceildiv(h, 2)", "-1*floordiv(-1*h, 2)"),
+            ("ceildiv(h, 2)", "floordiv(h + 1, 2)"),
             ("max(a, a + 1)", "a + 1"),
             ("h - 1", "h - 1"),
             ("h -1", "h - 1"),

@@ -401,6 +401,11 @@ fn same(found: Constant, wanted: Constant) -> bool {
 }
 
 /// The scalar semantics, applied one element at a time.
+/// The result of an operation, rounded to its type as the table says: what is too large saturates.
+fn rounded(dtype: DType, value: f32) -> Constant {
+    Constant { dtype, bits: u64::from(semantics::round_to(dtype, value).to_bits()) }
+}
+
 fn binary_of(op: BinaryOp, a: Constant, b: Constant) -> Constant {
     use crate::Class;
     let d = a.dtype;
@@ -409,7 +414,7 @@ fn binary_of(op: BinaryOp, a: Constant, b: Constant) -> Constant {
         Class::Float | Class::Double => {
             truth(semantics::compare(op, a.as_f64(), b.as_f64())).unwrap_or_else(|| match d.class() {
                 Class::Double => Constant::float(d, semantics::binary_f64(op, a.as_f64(), b.as_f64())),
-                _ => Constant::float(d, f64::from(semantics::binary_f32(op, a.as_f64() as f32, b.as_f64() as f32))),
+                _ => rounded(d, semantics::binary_f32(op, a.as_f64() as f32, b.as_f64() as f32)),
             })
         }
         Class::Unsigned => truth(semantics::compare(op, a.bits, b.bits))
@@ -448,9 +453,7 @@ fn maps_follow_the_table_of_semantics() {
             code.set_result(result);
             for (found, a) in scalars(&run(Map { body: code }, std::slice::from_ref(&x))).into_iter().zip(scalars(&x)) {
                 let wanted = match dtype.class() {
-                    crate::Class::Float => {
-                        Constant::float(dtype, f64::from(semantics::unary_f32(op, a.as_f64() as f32)))
-                    }
+                    crate::Class::Float => rounded(dtype, semantics::unary_f32(op, a.as_f64() as f32)),
                     crate::Class::Double => Constant::float(dtype, semantics::unary_f64(op, a.as_f64())),
                     _ => Constant::int(dtype, semantics::unary_int(op, dtype, a.bits as i64).unwrap()),
                 };
@@ -466,6 +469,8 @@ fn maps_follow_the_table_of_semantics() {
                 let wanted = match (a.as_i64(), to.is_float()) {
                     (Some(v), false) => Constant::int(to, v),
                     (None, false) => Constant { dtype: to, bits: semantics::float_to_int(to, a.as_f64()) as u64 },
+                    (_, true) if to == dtype => a,
+                    (_, true) if to.class() == crate::Class::Float => rounded(to, semantics::narrow(to, a.as_f64())),
                     (_, true) => Constant::float(to, a.as_f64()),
                 };
                 assert!(same(found, wanted), "{a} to {to}: {found} != {wanted}");
