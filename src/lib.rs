@@ -17,7 +17,7 @@ pub mod source;
 use emit::Emitter;
 pub use emit::{LevelCode, default_levels};
 pub use error::{Error, Kind};
-pub use kiln_frontend::onnx;
+pub use kiln_frontend::{builder, onnx};
 pub use kiln_ir as ir;
 pub use kiln_passes as passes;
 pub use kiln_runtime as runtime;
@@ -101,13 +101,22 @@ pub struct Compiled {
     pub golden: Option<Vec<u8>>,
 }
 
-/// Compiles a model: import, passes, groups as tile programs, vector programs, machine code for each level, plan.
+/// Compiles a model: import, then what [`compile_graph`] does.
 ///
 /// # Errors
 /// The model or its nodes are invalid or not supported, dims are free, a limit is reached; or a bug of Kiln.
 pub fn compile(model: &Model, options: &Options, observer: &mut dyn Observer) -> Result<Compiled, Error> {
     observer.stage("import");
     let graph = import_graph(model, options)?;
+    compile_graph(graph, options, observer)
+}
+
+/// Compiles a graph, such as one of [`builder`]: passes, groups as tile programs, vector programs, machine code for each
+/// level, plan. Names in `options` (`bind`, `shapes`, `values`, `taps`) are an importer's matter and do nothing here.
+///
+/// # Errors
+/// Dims are free, a limit is reached; or a bug of Kiln.
+pub fn compile_graph(graph: Graph, options: &Options, observer: &mut dyn Observer) -> Result<Compiled, Error> {
     observer.graph("import", &graph, &graph)?;
 
     observer.stage("optimise");
