@@ -5,14 +5,16 @@
 
 use crate::{Error, npz, random};
 use kiln_frontend::onnx::model::{Model, ValueType};
-use kiln_frontend::onnx::value::{self, Value};
-use kiln_ir::plan::Plan;
-use kiln_ir::{DType, Tensor};
+use kiln_frontend::onnx::value;
+pub use kiln_frontend::onnx::value::Value;
+use kiln_ir::Tensor;
+use kiln_ir::plan::{Plan, SlotId};
 use kiln_runtime::memory::Budget;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// An input as its model declares it.
+/// An input or output as its model declares it.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// Name.
@@ -27,15 +29,15 @@ pub fn wanted(model: &Model) -> Vec<Wanted> {
     model.graph.inputs.iter().filter_map(input).collect()
 }
 
-/// The inputs of a plan.
-pub fn wanted_by_plan(plan: &Plan) -> Vec<Wanted> {
+/// The types of a plan's inputs or outputs, which are all tensors.
+pub fn types(plan: &Plan, ends: &[(Arc<str>, SlotId)]) -> Vec<Wanted> {
     use kiln_frontend::onnx::model::{Dim, TensorType};
-    let input = |(name, slot): &(std::sync::Arc<str>, kiln_ir::plan::SlotId)| {
+    let end = |(name, slot): &(Arc<str>, SlotId)| {
         let ty = &plan.slots[*slot].ty;
         let shape = ty.shape().map(|dims| dims.into_iter().map(Dim::Fixed).collect());
         Wanted { name: name.to_string(), ty: ValueType::Tensor(TensorType { dtype: ty.dtype, shape }) }
     };
-    plan.inputs.iter().map(input).collect()
+    ends.iter().map(end).collect()
 }
 
 /// Where inputs come from.
@@ -49,25 +51,24 @@ pub enum From {
     Seed(u64),
 }
 
-/// Reads or makes the inputs, in the order of `wanted`. `shape` says which dims a random input has.
+/// Reads or makes the inputs as the model's own types have them, in the order of `wanted`. `shape` says which dims a
+/// random input has.
 ///
 /// # Errors
-/// A file cannot be read, an input is missing, superfluous or of another element type.
-pub fn inputs(
+/// A file cannot be read, an input is missing, superfluous or of another type.
+pub fn values(
     from: &From,
     wanted: &[Wanted],
     shape: &dyn Fn(&str) -> Option<Vec<usize>>,
     budget: &Budget,
-) -> Result<Vec<Tensor>, Error> {
+) -> Result<Vec<Value>, Error> {
     match from {
         From::Npz(path) => from_npz(path, wanted, budget),
-        From::Folder(folder) => {
-            let tensors = wanted.iter().enumerate().map(|(n, w)| from_pb(folder, n, w, budget));
-            tensors.collect()
-        }
+        From::Folder(folder) => wanted.iter().enumerate().map(|(n, w)| from_pb(folder, n, w, budget)).collect(),
         From::Seed(seed) => {
             let ty = |w: &Wanted| {
-                let dtype = tensor_dtype(w)?;
+                let message = || format!("input {:?} is {}; random ones are tensors only: use --data", w.name, w.ty);
+                let dtype = w.ty.tensor().ok_or_else(|| Error::Unsupported(message()))?.dtype;
                 let unknown = || Error::Unsupported(format!("not even the rank of input {:?} is known", w.name));
                 Ok(random::Input { dtype, shape: shape(&w.name).ok_or_else(unknown)? })
             };
@@ -78,17 +79,35 @@ pub fn inputs(
                 // Only asked, not held: the tensors are made right after.
                 drop(budget.reserve((bytes * ty.dtype.size()) as u64, &format!("the input {:?}", w.name))?);
             }
-            random::inputs(&types, *seed)
+            Ok(random::inputs(&types, *seed)?.into_iter().map(Value::Tensor).collect())
         }
     }
 }
 
-fn tensor_dtype(wanted: &Wanted) -> Result<DType, Error> {
-    let message = || format!("input {:?} is {}; only tensors can be given", wanted.name, wanted.ty);
-    wanted.ty.tensor().map(|t| t.dtype).ok_or_else(|| Error::Unsupported(message()))
+/// The inputs as [`values`] has them, as the tensors that plans take.
+///
+/// # Errors
+/// Those of [`values`]; [`Error::Unsupported`] for an input that is no tensor.
+pub fn inputs(
+    from: &From,
+    wanted: &[Wanted],
+    shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+    budget: &Budget,
+) -> Result<Vec<Tensor>, Error> {
+    let tensor = |(value, w): (Value, &Wanted)| match value {
+        Value::Tensor(tensor) => Ok(tensor),
+        Value::Sparse(_) | Value::Sequence(_) | Value::Optional(_) | Value::Map(..) => {
+            Err(Error::Unsupported(format!("input {:?} is {}; only tensors can be given", w.name, w.ty)))
+        }
+    };
+    values(from, wanted, shape, budget)?.into_iter().zip(wanted).map(tensor).collect()
 }
 
-fn from_npz(path: &Path, wanted: &[Wanted], budget: &Budget) -> Result<Vec<Tensor>, Error> {
+fn from_npz(path: &Path, wanted: &[Wanted], budget: &Budget) -> Result<Vec<Value>, Error> {
+    if let Some(w) = wanted.iter().find(|w| !npz::holds(&w.ty)) {
+        let Wanted { name, ty } = w;
+        return Err(Error::Usage(format!("input {name:?} is {ty}, which no .npz file can hold; use --data DIR")));
+    }
     let arrays = npz::read(path, budget)?;
     let place = path.display().to_string();
     let names = || wanted.iter().map(|w| format!("{:?}", w.name)).collect::<Vec<_>>().join(", ");
@@ -96,7 +115,7 @@ fn from_npz(path: &Path, wanted: &[Wanted], budget: &Budget) -> Result<Vec<Tenso
         return Err(Error::data(place, format!("the model has no input {name:?}; its inputs are {}", names())));
     }
     let find = |w: &Wanted| {
-        let dtype = tensor_dtype(w)?;
+        let dtype = w.ty.tensor().map(|t| t.dtype).ok_or_else(|| Error::Internal("no tensor".into()))?;
         let (_, tensor) = arrays
             .iter()
             .find(|(name, _)| *name == w.name)
@@ -106,44 +125,49 @@ fn from_npz(path: &Path, wanted: &[Wanted], budget: &Budget) -> Result<Vec<Tenso
         if tensor.dtype() != dtype {
             return Err(fail(format!("it is {}, the model wants {dtype}", tensor.dtype())));
         }
-        Ok(tensor)
+        Ok(Value::Tensor(tensor))
     };
     wanted.iter().map(find).collect()
 }
 
-fn from_pb(folder: &Path, n: usize, wanted: &Wanted, budget: &Budget) -> Result<Tensor, Error> {
+fn from_pb(folder: &Path, n: usize, wanted: &Wanted, budget: &Budget) -> Result<Value, Error> {
     let path = folder.join(format!("input_{n}.pb"));
     let place = path.display().to_string();
     let bytes = match kiln_runtime::file::map(&path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound && folder.is_dir() => {
+            if let ValueType::Optional(_) = &wanted.ty {
+                return Ok(Value::Optional(None));
+            }
             let message = format!("there is no such file, and input {:?} ({}) is not optional", wanted.name, wanted.ty);
-            return Err(match &wanted.ty {
-                ValueType::Optional(_) => Error::Unsupported(format!("input {:?} is absent", wanted.name)),
-                _ => Error::data(place, message),
-            });
+            return Err(Error::data(place, message));
         }
         Err(source) => return Err(Error::Read { path, source }),
     };
     drop(budget.reserve(bytes.len() as u64, &format!("the input {:?}", wanted.name))?);
-    match value::decode(bytes, &wanted.ty, budget.limit()) {
-        Ok(Value::Tensor(tensor)) => Ok(tensor),
-        Ok(_) => {
-            Err(Error::Unsupported(format!("input {:?} is {}; only tensors can be given", wanted.name, wanted.ty)))
-        }
-        Err(e) => Err(Error::data(place, e)),
-    }
+    value::decode(bytes, &wanted.ty, budget.limit()).map_err(|e| Error::data(place, e))
 }
 
-/// Writes outputs to a folder, which is made: `output_i.pb`, in order.
+/// An output of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Name.
+    pub name: String,
+    /// What the model declares, where it does.
+    pub ty: Option<ValueType>,
+    /// What came out.
+    pub value: Value,
+}
+
+/// Writes outputs to a folder, which is made: `output_i.pb`, in order, each the message that its type asks for.
 ///
 /// # Errors
 /// [`Error::Write`].
-pub fn write_folder(folder: &Path, outputs: &[(String, Tensor)]) -> Result<(), Error> {
+pub fn write_folder(folder: &Path, outputs: &[Output]) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
-    for (n, (name, tensor)) in outputs.iter().enumerate() {
+    for (n, output) in outputs.iter().enumerate() {
         let path = folder.join(format!("output_{n}.pb"));
-        let bytes = value::encode(&Value::Tensor(tensor.clone()), name);
+        let bytes = value::encode(&output.value, output.ty.as_ref(), &output.name);
         replace(&path, |file| io::Write::write_all(file, &bytes)).map_err(|source| Error::Write { path, source })?;
     }
     Ok(())
@@ -157,6 +181,24 @@ pub fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut std::fs::File>) -> io::Result<()>,
 ) -> io::Result<()> {
+    let mut temporary = beside(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    write(&mut out)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// Whether [`replace`] could write a file at `path` now: asked before long work whose result goes there.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn writable(path: &Path) -> Result<(), Error> {
+    beside(path).map(drop).map_err(|source| Error::Write { path: path.into(), source })
+}
+
+/// A temporary file in the folder of `path`, which may become `path`.
+fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it exists and is not a regular file"));
     }
@@ -165,10 +207,5 @@ pub fn replace(
     builder.prefix(".kiln-").suffix(".tmp");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(folder)?;
-    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-    write(&mut out)?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    temporary.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    builder.tempfile_in(folder)
 }

@@ -5,6 +5,7 @@
 
 use crate::Error;
 use bytes::Bytes;
+use kiln_frontend::onnx::model::ValueType;
 use kiln_ir::{DType, Tensor, semantics};
 use kiln_runtime::memory::{Budget, Buffer};
 use std::io::{Read, Seek, Write};
@@ -200,6 +201,11 @@ impl Header {
         let shape = dims.map(|d| d.trim_end_matches('L').parse().map_err(|_| bad())).collect::<Result<_, _>>()?;
         Ok(Header { descr, fortran_order, shape })
     }
+}
+
+/// Whether an array can hold values of the type.
+pub fn holds(ty: &ValueType) -> bool {
+    ty.tensor().is_some_and(|t| t.dtype != DType::Str)
 }
 
 /// The tensor as an array can hold it: bf16 and 8-bit floats as f32, integers narrower than a byte as 8-bit ones.

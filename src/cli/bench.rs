@@ -1,7 +1,7 @@
 //! `kiln bench`: how long a run takes.
 
 use super::Talk;
-use super::options::{self, Inputs, Machinery, Ready, Watching};
+use super::options::{self, Inputs, Machinery, Ready, Request, Watching};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::data::From;
@@ -35,8 +35,15 @@ impl Args {
             .map_err(|_| Error::Usage(format!("--seconds {} is no time", self.seconds)))?;
         // Speed hardly depends on values, so random ones will do where none are given.
         let from = self.inputs.from().unwrap_or(From::Seed(0));
-        let Ready { model, inputs, budget } =
-            options::ready(&self.model, &self.machinery, &self.watching, Some(from), &[], talk)?;
+        let request = Request {
+            path: &self.model,
+            machinery: &self.machinery,
+            watching: &self.watching,
+            inputs: Some(from),
+            taps: &[],
+            archive: false,
+        };
+        let Ready { model, inputs, budget, .. } = options::ready(request, talk)?;
         let mut context = Context::new(&model, self.machinery.threads(), &budget)?;
         context.load(&inputs)?;
         let first = Instant::now();

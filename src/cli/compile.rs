@@ -3,7 +3,7 @@
 use super::Talk;
 use super::options::{self, Machinery, Watching};
 use clap::Args as ClapArgs;
-use kiln::data::From;
+use kiln::data::{self, From};
 use kiln::{Error, Source};
 use serde_json::json;
 use std::path::PathBuf;
@@ -34,6 +34,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
+        data::writable(&self.output)?;
         let start = Instant::now();
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
         let levels = self.machinery.artifact_levels();

@@ -7,8 +7,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln::data::{self, From, Wanted};
 use kiln::ir::Tensor;
+use kiln::npz;
 use kiln::observe::{Dump, Several, VerifyEach};
-use kiln::onnx::model::{Limits, Model as OnnxModel};
+use kiln::onnx::model::{Limits, Model as OnnxModel, ValueType};
 use kiln::runtime::cpu::{CpuLevel, Machine};
 use kiln::runtime::engine::{self, ModelOptions};
 use kiln::runtime::memory::Budget;
@@ -142,25 +143,48 @@ impl Machinery {
     }
 }
 
+/// What is asked of [`ready`].
+pub struct Request<'a> {
+    /// A model or an artifact.
+    pub path: &'a Path,
+    /// How to compile or load it.
+    pub machinery: &'a Machinery,
+    /// What watches the compilation.
+    pub watching: &'a Watching,
+    /// Where inputs come from.
+    pub inputs: Option<From>,
+    /// Nodes and values that become outputs.
+    pub taps: &'a [String],
+    /// Whether the outputs go to an archive, which cannot hold values of every type.
+    pub archive: bool,
+}
+
 /// A model that is ready to run, and inputs for it.
 pub struct Ready {
     /// The model.
     pub model: engine::Model,
     /// The inputs, in order.
     pub inputs: Vec<Tensor>,
+    /// The types of the outputs as the model declares them; those that were tapped follow without one.
+    pub declared: Vec<Option<ValueType>>,
     /// Memory that may be used.
     pub budget: Budget,
 }
 
+/// Refuses an output that no archive can hold.
+fn held(name: &str, ty: &ValueType) -> Result<(), Error> {
+    if npz::holds(ty) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("output {name:?} is {ty}, which no .npz file can hold; use --output DIR/")))
+}
+
 /// Loads an artifact, or compiles a model for this machine, with inputs.
-pub fn ready(
-    path: &Path,
-    machinery: &Machinery,
-    watching: &Watching,
-    inputs: Option<From>,
-    taps: &[String],
-    talk: Talk,
-) -> Result<Ready, Error> {
+///
+/// # Errors
+/// [`Error::Usage`] where options do not go together, [`Error`] of reading inputs, compiling and loading.
+pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
+    let Request { path, machinery, watching, inputs, taps, archive } = request;
     let budget = machinery.budget();
     match Source::open(path)? {
         Source::Artifact(path) => {
@@ -175,17 +199,26 @@ pub fn ready(
                 return Err(Error::Usage(format!("{option} needs the model; {path} is compiled already")));
             }
             let model = engine::Model::open(&path, &machinery.load_options()?)?;
-            let wanted = data::wanted_by_plan(model.plan());
+            let outputs = data::types(model.plan(), &model.plan().outputs);
+            if archive {
+                outputs.iter().try_for_each(|o| held(&o.name, &o.ty))?;
+            }
+            let wanted = data::types(model.plan(), &model.plan().inputs);
             let shape = |name: &str| {
                 let ty = wanted.iter().find(|w| w.name == name)?.ty.tensor()?.shape.as_ref()?;
                 ty.iter().map(|d| if let kiln::onnx::model::Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
             };
             let inputs = read_inputs(inputs, &wanted, &shape, &budget)?;
-            Ok(Ready { model, inputs, budget })
+            let declared = outputs.into_iter().map(|o| Some(o.ty)).collect();
+            Ok(Ready { model, inputs, declared, budget })
         }
         source @ Source::Model { .. } => {
             let level = machinery.level_here()?;
             let onnx = source.model(&machinery.limits())?;
+            if archive {
+                let typed = onnx.graph.outputs.iter().filter_map(|o| Some((&o.name, o.ty.as_ref()?)));
+                typed.into_iter().try_for_each(|(name, ty)| held(name, ty))?;
+            }
             let (mut options, inputs) = with_inputs(&onnx, machinery, inputs, vec![level], &budget)?;
             options.taps = taps.to_vec();
             let named = by_name(&onnx, &inputs);
@@ -196,7 +229,12 @@ pub fn ready(
                 }
             };
             let model = compiled.load(&ModelOptions::default())?;
-            Ok(Ready { model, inputs, budget })
+            let outputs = data::types(model.plan(), &model.plan().outputs);
+            if archive {
+                outputs.iter().try_for_each(|o| held(&o.name, &o.ty))?;
+            }
+            let declared = onnx.graph.outputs.iter().map(|o| o.ty.clone()).collect();
+            Ok(Ready { model, inputs, declared, budget })
         }
     }
 }

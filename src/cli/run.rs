@@ -1,7 +1,7 @@
 //! `kiln run`: a model or an artifact on inputs.
 
 use super::Talk;
-use super::options::{self, Inputs, Machinery, Ready, Watching};
+use super::options::{self, Inputs, Machinery, Ready, Request, Watching};
 use clap::Args as ClapArgs;
 use kiln::ir::Tensor;
 use kiln::runtime::engine::Context;
@@ -40,20 +40,35 @@ enum Output {
     Folder(PathBuf),
 }
 
+impl Output {
+    fn archive(&self) -> Option<&PathBuf> {
+        match self {
+            Output::Archive(path) => Some(path),
+            Output::Summary | Output::Folder(_) => None,
+        }
+    }
+}
+
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let output = self.output()?;
-        let Ready { model, inputs, budget } =
-            options::ready(&self.model, &self.machinery, &self.watching, self.inputs.from(), &self.tap, talk)?;
+        // A long run whose result cannot be kept helps nobody.
+        for path in self.save_inputs.iter().chain(output.archive()) {
+            data::writable(path)?;
+        }
+        let request = Request {
+            path: &self.model,
+            machinery: &self.machinery,
+            watching: &self.watching,
+            inputs: self.inputs.from(),
+            taps: &self.tap,
+            archive: output.archive().is_some(),
+        };
+        let Ready { model, inputs, declared, budget } = options::ready(request, talk)?;
         let plan = model.plan();
         if let Some(path) = &self.save_inputs {
             let named = plan.inputs.iter().map(|(n, _)| n.to_string()).zip(inputs.iter().cloned());
             npz::write(path, &named.collect::<Vec<_>>())?;
-        }
-        let unheld = |slot| plan.slots[slot].ty.dtype == kiln::ir::DType::Str;
-        if let (Output::Archive(_), Some((name, _))) = (&output, plan.outputs.iter().find(|(_, s)| unheld(*s))) {
-            let message = format!("output {name:?} holds strings, which no .npz file can; use --output DIR/");
-            return Err(Error::Usage(message));
         }
         let mut context = Context::new(&model, self.machinery.threads(), &budget)?;
         let start = Instant::now();
@@ -63,7 +78,14 @@ impl Args {
             plan.outputs.iter().map(|(name, _)| name.to_string()).zip(results).collect();
         match output {
             Output::Archive(path) => npz::write(&path, &outputs)?,
-            Output::Folder(path) => data::write_folder(&path, &outputs)?,
+            Output::Folder(path) => {
+                let types = declared.into_iter().chain(std::iter::repeat(None));
+                let typed = outputs.iter().zip(types).map(|((name, tensor), ty)| {
+                    let value = data::Value::Tensor(tensor.clone());
+                    data::Output { name: name.clone(), ty, value }
+                });
+                data::write_folder(&path, &typed.collect::<Vec<_>>())?
+            }
             Output::Summary => {}
         }
         if talk.json || self.output.is_none() {

@@ -141,11 +141,12 @@ fn unwritable_outputs_are_usage_errors() {
     let place = Place::new();
     let model = place.write("m.onnx", &mlp());
     let nowhere = place.path("no/such/folder/a.kiln");
-    kiln!("compile", &model, "-o", &nowhere).fails(2, "not writable");
+    kiln!("compile", &model, "-o", &nowhere).fails(2, "cannot write");
     let folder = place.path("folder");
     std::fs::create_dir(&folder).unwrap();
     kiln!("compile", &model, "-o", &folder).fails(2, "not a regular file");
     kiln!("run", &model, "--random", "0", "--output", &place.path("no/such/o.npz")).fails(2, "cannot write");
+    kiln!("run", &model, "--random", "0", "--save-inputs", &place.path("no/such/i.npz")).fails(2, "cannot write");
     kiln!("run", &model, "--random", "0", "--output", &place.path("o.txt")).fails(2, ".npz");
     assert_eq!(place.list(), ["folder", "m.onnx"]);
 }
@@ -221,6 +222,33 @@ fn limits_and_what_is_not_built() {
     kiln!("check", &artifact).fails(2, "artifact");
     let strings = place.write("s.onnx", &model_of_strings());
     kiln!("run", &strings, "--random", "0").fails(4, "string");
+}
+
+#[test]
+fn what_no_archive_holds_needs_a_folder() {
+    let place = Place::new();
+    let archive = place.path("o.npz");
+    let words = place.write("words.onnx", &model_of_strings());
+    kiln!("run", &words, "--random", "0", "--output", &archive).fails(2, "use --output DIR/");
+    kiln!("run", &words, "--inputs", &archive).fails(2, "use --data DIR");
+
+    // A list of one tensor: read as the graph's type says, and never written to an archive.
+    let nodes = vec![node("list", "SequenceConstruct", &["x"], &["y"])];
+    let list = place.write("list.onnx", &model(graph(nodes, vec![floats("x", &[2])], vec![sequence("y")], vec![])));
+    kiln!("run", &list, "--random", "0", "--output", &archive).fails(2, "sequence(f32[...])");
+
+    let nodes = vec![node("at", "SequenceAt", &["x", "i"], &["y"])];
+    let i = value("i", DType::I64, &[]);
+    let at = place.write("at.onnx", &model(graph(nodes, vec![sequence("x"), i], vec![floats("y", &[2])], vec![])));
+    kiln!("run", &at, "--inputs", &archive).fails(2, "input \"x\" is sequence(f32[...])");
+    kiln!("run", &at, "--random", "0").fails(4, "use --data");
+    let folder = place.path("data");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("input_0.pb"), b"\x10\x02").unwrap();
+    kiln!("run", &at, "--data", &folder).fails(3, "input_1.pb");
+    std::fs::write(folder.join("input_0.pb"), b"\x10\x01\x1a\x04\x08\x00\x10\x07").unwrap();
+    kiln!("run", &at, "--data", &folder).fails(3, "the graph asks for f32[...]");
+    assert!(!archive.exists());
 }
 
 /// Nodes from an f32 `x` to a `y` of the same dims.

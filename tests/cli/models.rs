@@ -2,8 +2,9 @@
 
 use kiln::ir::DType;
 use kiln::onnx::proto::{
-    AttributeProto, AttributeType, DataType, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto,
-    OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
+    AttributeProto, AttributeType, DataType, Dimension, DimensionValue, ElementTypeProto, GraphProto, ModelProto,
+    NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue,
+    ValueInfoProto,
 };
 use prost::Message;
 
@@ -33,6 +34,15 @@ pub fn value(name: &str, dtype: DType, dims: &[Dim]) -> ValueInfoProto {
 /// An f32 tensor type of fixed dims.
 pub fn floats(name: &str, dims: &[i64]) -> ValueInfoProto {
     value(name, DType::F32, &dims.iter().map(|d| Dim::N(*d)).collect::<Vec<_>>())
+}
+
+/// A sequence of f32 tensors of any shape.
+pub fn sequence(name: &str) -> ValueInfoProto {
+    let tensor = TensorTypeProto { elem_type: DataType::of(DType::F32) as i32, shape: None };
+    let element = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+    let ty = ElementTypeProto { elem_type: Some(Box::new(element)) };
+    let ty = TypeProto { value: Some(TypeValue::SequenceType(Box::new(ty))), ..Default::default() };
+    ValueInfoProto { name: name.into(), r#type: Some(ty), ..Default::default() }
 }
 
 /// A node.

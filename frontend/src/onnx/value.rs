@@ -193,14 +193,26 @@ impl Keys {
     }
 }
 
-/// The bytes of the message that holds the value under that name: what `output_i.pb` contains.
-pub fn encode(value: &Value, name: &str) -> Vec<u8> {
+/// The bytes of the message that holds the value under that name: what `output_i.pb` contains. Where the value alone does
+/// not tell of what kind its elements are (an empty sequence, an optional without a value), `ty` does; without it an empty
+/// sequence is one of tensors.
+pub fn encode(value: &Value, ty: Option<&ValueType>, name: &str) -> Vec<u8> {
     match value {
         Value::Tensor(t) => tensor::to_proto(t, name).encode_to_vec(),
         Value::Sparse(t) => t.to_proto(name).encode_to_vec(),
-        Value::Sequence(values) => to_sequence(values, name).encode_to_vec(),
-        Value::Optional(value) => to_optional(value.as_deref(), name).encode_to_vec(),
-        Value::Map(keys, values) => to_map(keys, values, name).encode_to_vec(),
+        Value::Sequence(values) => to_sequence(values, element(ty), name).encode_to_vec(),
+        Value::Optional(value) => to_optional(value.as_deref(), element(ty), name).encode_to_vec(),
+        Value::Map(keys, values) => to_map(keys, values, element(ty), name).encode_to_vec(),
+    }
+}
+
+/// The type of what a sequence, an optional or a map holds.
+fn element(ty: Option<&ValueType>) -> Option<&ValueType> {
+    match ty? {
+        ValueType::Sequence(element) | ValueType::Optional(element) | ValueType::Map { value: element, .. } => {
+            Some(element)
+        }
+        ValueType::Tensor(_) | ValueType::Sparse(_) | ValueType::Opaque { .. } => None,
     }
 }
 
@@ -214,43 +226,56 @@ fn kind(value: &Value) -> ElementKind {
     }
 }
 
-fn to_sequence(values: &[Value], name: &str) -> SequenceProto {
+fn kind_of_type(ty: &ValueType) -> ElementKind {
+    match ty {
+        ValueType::Tensor(_) => ElementKind::Tensor,
+        ValueType::Sparse(_) => ElementKind::SparseTensor,
+        ValueType::Sequence(_) => ElementKind::Sequence,
+        ValueType::Optional(_) => ElementKind::Optional,
+        ValueType::Map { .. } => ElementKind::Map,
+        ValueType::Opaque { .. } => ElementKind::Undefined,
+    }
+}
+
+fn to_sequence(values: &[Value], ty: Option<&ValueType>, name: &str) -> SequenceProto {
+    let declared = ty.map_or(ElementKind::Tensor, kind_of_type);
     let mut proto = SequenceProto {
         name: name.to_owned(),
-        elem_type: values.first().map_or(ElementKind::Tensor, kind) as i32,
+        elem_type: values.first().map_or(declared, kind) as i32,
         ..Default::default()
     };
+    let inner = ty.and_then(|ty| element(Some(ty)));
     for value in values {
         match value {
             Value::Tensor(t) => proto.tensor_values.push(tensor::to_proto(t, "")),
             Value::Sparse(t) => proto.sparse_tensor_values.push(t.to_proto("")),
-            Value::Sequence(v) => proto.sequence_values.push(to_sequence(v, "")),
-            Value::Optional(v) => proto.optional_values.push(to_optional(v.as_deref(), "")),
-            Value::Map(k, v) => proto.map_values.push(to_map(k, v, "")),
+            Value::Sequence(v) => proto.sequence_values.push(to_sequence(v, inner, "")),
+            Value::Optional(v) => proto.optional_values.push(to_optional(v.as_deref(), inner, "")),
+            Value::Map(k, v) => proto.map_values.push(to_map(k, v, inner, "")),
         }
     }
     proto
 }
 
-fn to_optional(value: Option<&Value>, name: &str) -> OptionalProto {
-    let mut proto = OptionalProto {
-        name: name.to_owned(),
-        elem_type: value.map_or(ElementKind::Undefined, kind) as i32,
-        ..Default::default()
-    };
+fn to_optional(value: Option<&Value>, ty: Option<&ValueType>, name: &str) -> OptionalProto {
+    let declared = ty.map_or(ElementKind::Undefined, kind_of_type);
+    let mut proto =
+        OptionalProto { name: name.to_owned(), elem_type: value.map_or(declared, kind) as i32, ..Default::default() };
+    let inner = ty.and_then(|ty| element(Some(ty)));
     match value {
         None => {}
         Some(Value::Tensor(t)) => proto.tensor_value = Some(Box::new(tensor::to_proto(t, ""))),
         Some(Value::Sparse(t)) => proto.sparse_tensor_value = Some(Box::new(t.to_proto(""))),
-        Some(Value::Sequence(v)) => proto.sequence_value = Some(Box::new(to_sequence(v, ""))),
-        Some(Value::Optional(v)) => proto.optional_value = Some(Box::new(to_optional(v.as_deref(), ""))),
-        Some(Value::Map(k, v)) => proto.map_value = Some(Box::new(to_map(k, v, ""))),
+        Some(Value::Sequence(v)) => proto.sequence_value = Some(Box::new(to_sequence(v, inner, ""))),
+        Some(Value::Optional(v)) => proto.optional_value = Some(Box::new(to_optional(v.as_deref(), inner, ""))),
+        Some(Value::Map(k, v)) => proto.map_value = Some(Box::new(to_map(k, v, inner, ""))),
     }
     proto
 }
 
-fn to_map(keys: &Keys, values: &[Value], name: &str) -> MapProto {
-    let mut proto = MapProto { name: name.to_owned(), values: Some(to_sequence(values, "")), ..Default::default() };
+fn to_map(keys: &Keys, values: &[Value], ty: Option<&ValueType>, name: &str) -> MapProto {
+    let values = Some(to_sequence(values, ty, ""));
+    let mut proto = MapProto { name: name.to_owned(), values, ..Default::default() };
     match keys {
         Keys::Ints(dtype, keys) => {
             proto.key_type = DataType::of(*dtype) as i32;

@@ -152,7 +152,7 @@ fn external_data() {
 
 /// A value survives writing and reading under the type.
 fn round_trip(value: &Value, ty: &ValueType) {
-    let bytes = value::encode(value, "name");
+    let bytes = value::encode(value, None, "name");
     assert_eq!(&value::decode(bytes.into(), ty, 1 << 20).unwrap(), value);
 }
 
@@ -194,7 +194,7 @@ fn composite_values_survive() {
     round_trip(&Value::Map(Keys::Strings(vec![Bytes::from_static(b"k")]), vec![tensor(1.0)]), &map(DType::Str));
 
     let error = |value: &Value, ty: &ValueType| {
-        value::decode(value::encode(value, "").into(), ty, 1 << 20).unwrap_err().to_string()
+        value::decode(value::encode(value, None, "").into(), ty, 1 << 20).unwrap_err().to_string()
     };
     assert_eq!(
         error(&tensor(1.0), &tensor_type(DType::F64)),

@@ -52,7 +52,7 @@ pub struct MapProto {
     #[prost(int32, tag = "2")]
     pub key_type: i32,
     /// Integer keys.
-    #[prost(int64, repeated, tag = "3")]
+    #[prost(int64, repeated, packed = "false", tag = "3")]
     pub keys: Vec<i64>,
     /// String keys.
     #[prost(bytes = "bytes", repeated, tag = "4")]

@@ -2,7 +2,9 @@
 //!
 //! Invariant: field numbers and types are those of onnx.proto3 and onnx-data.proto (IR version 14); nothing here
 //! checks what the fields say. Decoding shares the buffer (`raw_data` is a slice of it, never a copy), and is bounded
-//! before it starts: [`scan`] walks the wire format first and knows what the decoded structures will take.
+//! before it starts: [`scan`] walks the wire format first and knows what the decoded structures will take. Lists of numbers
+//! are read packed or not; `dims` and `keys` are written unpacked, so that values have the bytes that the `onnx` package gives
+//! them.
 
 mod data;
 mod model;

@@ -119,7 +119,7 @@ impl fmt::Display for DataType {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TensorProto {
     /// Dims, outermost first.
-    #[prost(int64, repeated, tag = "1")]
+    #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
     /// A [`DataType`].
     #[prost(int32, tag = "2")]
@@ -186,6 +186,6 @@ pub struct SparseTensorProto {
     #[prost(message, optional, tag = "2")]
     pub indices: Option<TensorProto>,
     /// Dims of the dense tensor.
-    #[prost(int64, repeated, tag = "3")]
+    #[prost(int64, repeated, packed = "false", tag = "3")]
     pub dims: Vec<i64>,
 }

@@ -1,0 +1,2 @@
+
+sequence_empty

@@ -1,0 +1,2 @@
+
+sequence_of_sequences_empty
