@@ -3,4 +3,5 @@
 
 mod body;
 pub mod builder;
+pub mod gguf;
 pub mod onnx;
