@@ -32,13 +32,15 @@
 //! # }
 //! ```
 
-use crate::body::{Body, S};
+pub use crate::body::{Body, S};
 use kiln_ir::graph::{GraphError, ValueId};
 use kiln_ir::ops::{self, Contract, Map, NormKind, Op, OpError};
 use kiln_ir::{BinaryOp, Constant, DType, Expr, Graph, Origin, Symbol, Tensor, TensorType, UnaryOp};
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::RangeInclusive;
+
+mod values;
 
 /// A graph cannot be built as asked.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -251,8 +253,11 @@ impl<'g> Value<'g> {
         self.ty().rank()
     }
 
-    /// Scalar code applied elementwise to this tensor and others, with broadcasting.
-    fn map(self, call: &str, others: &[Value<'g>], f: impl FnOnce(&mut Body, &[S]) -> S) -> Result<Value<'g>> {
+    /// Scalar code applied elementwise to this tensor and others, with broadcasting. `call` names it in errors.
+    ///
+    /// # Errors
+    /// The operands' dims do not broadcast, or the code is not well typed.
+    pub fn map(self, call: &str, others: &[Value<'g>], f: impl FnOnce(&mut Body, &[S]) -> S) -> Result<Value<'g>> {
         let inputs: Vec<Value<'g>> = std::iter::once(self).chain(others.iter().copied()).collect();
         self.builder.check(&inputs, call)?;
         let mut body = Body::default();

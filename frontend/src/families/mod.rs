@@ -1,0 +1,11 @@
+//! Model families over [`crate::nn`], as their checkpoints have them.
+//!
+//! Invariant: a family's graph is a function of its configuration and a form (how many tokens, what past); every parameter
+//! has the name that Hugging Face gives it.
+
+mod decoder;
+pub mod llama;
+mod settings;
+
+pub use decoder::{Decoder, Extent, Form, Past};
+pub use settings::Settings;

@@ -1,0 +1,27 @@
+//! The parts of language models, written with the [`Builder`]: the language that model families are written in.
+//!
+//! Invariant: a module's parameters are asked for when it is made, under the path of its [`Scope`], and applying it asks for
+//! none; so that a module that is applied twice shares its weights, and a checkpoint can be checked whole.
+//!
+//! Shapes are given with these letters: `B` batch, `T` tokens (queries), `S` keys, `E` model size, `H` query heads, `Hkv`
+//! heads of keys and values, `D` size of a head's query and key, `Dv` of its value, `F` inner size, `V` vocabulary.
+//!
+//! [`Builder`]: crate::builder::Builder
+
+mod attention;
+mod cache;
+mod embedding;
+mod feed_forward;
+mod linear;
+mod norm;
+mod rotary;
+mod scope;
+
+pub use attention::{Attend, Heads, Mask, Segment, attend};
+pub use cache::{CacheForm, Decoding, LayerCache, Logits};
+pub use embedding::{Embedding, sinusoids};
+pub use feed_forward::{Activation, FeedForward, Gated};
+pub use linear::{Linear, WeightOrder};
+pub use norm::{LayerNorm, RmsNorm};
+pub use rotary::{Pairs, Rotary, Scaling};
+pub use scope::{Parameters, Scope, Seeded};
