@@ -12,17 +12,34 @@ pub(super) const OPS: &[Spec] = &[
         Ok(matmul(cx, a, b, Flip::default(), Flip::default())?.into())
     }),
     of("com.microsoft", "FusedMatMul", &["alpha", "transA", "transB", "transBatchA", "transBatchB"], |cx| {
-        let (a, b) = (cx.input(0)?, cx.input(1)?);
+        let a = batch_last(cx, 0, "transBatchA")?;
+        let b = batch_last(cx, 1, "transBatchB")?;
         let flag = |name: &str| cx.node.bool_or(name, false);
-        if flag("transBatchA")? || flag("transBatchB")? {
-            return Err(Failure::unsupported("transBatchA and transBatchB are not supported"));
-        }
         let (left, right) = (Flip(flag("transA")?), Flip(flag("transB")?));
         let alpha = f64::from(cx.node.float_or("alpha", 1.0)?);
         let product = matmul(cx, a, b, left, right)?;
         Ok(scale(cx, product, alpha)?.into())
     }),
+    of("com.microsoft", "TransposeMatMul", &["alpha", "transA", "transB"], |cx| {
+        let (a, b) = (cx.input(0)?, cx.input(1)?);
+        let (left, right) = (Flip(cx.node.bool_or("transA", false)?), Flip(cx.node.bool_or("transB", false)?));
+        let alpha = f64::from(cx.node.float_or("alpha", 1.0)?);
+        let product = matmul(cx, a, b, left, right)?;
+        Ok(scale(cx, product, alpha)?.into())
+    }),
 ];
+
+/// Input `at`; where the flag is set, its first axis is the rows and comes after the axes of the batch.
+fn batch_last(cx: &mut Context, at: usize, flag: &str) -> Result<ValueId, Failure> {
+    let (x, set) = (cx.input(at)?, cx.node.bool_or(flag, false)?);
+    let rank = cx.rank(x);
+    if !set || rank < 3 {
+        return Ok(x);
+    }
+    let mut perm: Vec<usize> = (1..rank - 1).collect();
+    perm.extend([0, rank - 1]);
+    cx.transpose(x, &perm)
+}
 
 /// Whether the last two axes of an operand are swapped.
 #[derive(Clone, Copy, Default)]

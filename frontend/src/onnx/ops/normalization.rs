@@ -94,7 +94,7 @@ pub(super) const OPS: &[Spec] = &[
 ];
 
 /// The last `axes` axes normalized, in at least f32; the result has the type of that computation.
-fn norm(cx: &mut Context, x: ValueId, kind: NormKind, axes: usize, epsilon: f64) -> Result<ValueId, Failure> {
+pub(super) fn norm(cx: &mut Context, x: ValueId, kind: NormKind, axes: usize, epsilon: f64) -> Result<ValueId, Failure> {
     let wide = if cx.dtype(x).class() == Class::Float { DType::F32 } else { cx.dtype(x) };
     let x = cx.cast(x, wide)?;
     cx.add(Norm { kind, axes, epsilon: Constant::float(wide, epsilon) }, &[x])
@@ -118,7 +118,7 @@ fn channels(cx: &mut Context, y: ValueId) -> Result<Outputs, Failure> {
 }
 
 /// `y * scale + bias`, rounded to `dtype` before them.
-fn affine(
+pub(super) fn affine(
     cx: &mut Context,
     y: ValueId,
     scale: Option<ValueId>,
@@ -193,6 +193,9 @@ fn skip(
         return Err(Failure::unsupported("mean and inverse deviation as outputs are not supported"));
     }
     let mut sum = cx.map(&[x, skip], |b, a| b.add(a[0], a[1]))?;
+    if cx.dims(sum) != cx.dims(x) {
+        return Err(Failure::invalid(format!("{} does not broadcast to {}", cx.ty(skip), cx.ty(x))));
+    }
     if let Some(bias) = cx.optional(bias)? {
         sum = cx.map(&[sum, bias], |b, a| b.add(a[0], a[1]))?;
     }

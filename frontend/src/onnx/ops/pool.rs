@@ -1,7 +1,7 @@
 //! Pools over moving windows.
 
 use super::sliding::Window;
-use super::{Spec, onnx};
+use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
 use kiln_ir::nest::neutral;
@@ -14,17 +14,40 @@ pub(super) const OPS: &[Spec] = &[
         "AveragePool",
         1,
         &["auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides"],
-        average,
+        |cx| {
+            let x = cx.input(0)?;
+            Ok(average(cx, x)?.into())
+        },
     ),
+    of("com.microsoft", "NhwcMaxPool", &["auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides"], |cx| {
+        let x = cx.input(0)?;
+        let (x, back) = channels_first(cx, x)?;
+        let window = read(cx, x)?;
+        let y = fold(cx, x, &window, BinaryOp::Max)?;
+        Ok(cx.transpose(y, &back)?.into())
+    }),
     onnx("LpPool", 2, &["auto_pad", "ceil_mode", "dilations", "kernel_shape", "p", "pads", "strides"], lp),
 ];
 
-fn read(cx: &Context) -> Result<(ValueId, Window), Failure> {
-    let x = cx.input(0)?;
+fn read(cx: &Context, x: ValueId) -> Result<Window, Failure> {
     if cx.rank(x) < 3 {
         return Err(Failure::invalid(format!("{} has no spatial axes", cx.ty(x))));
     }
-    Ok((x, Window::read(cx, &cx.dims(x)[2..], None)?))
+    Window::read(cx, &cx.dims(x)[2..], None)
+}
+
+/// `[n, spatial.., c]` as `[n, c, spatial..]`, and the order of axes that leads back.
+pub(super) fn channels_first(cx: &mut Context, x: ValueId) -> Result<(ValueId, Vec<usize>), Failure> {
+    let rank = cx.rank(x);
+    if rank < 2 {
+        return Err(Failure::invalid(format!("{} has no channels", cx.ty(x))));
+    }
+    let mut there = vec![0, rank - 1];
+    there.extend(1..rank - 1);
+    let mut back = vec![0];
+    back.extend(2..rank);
+    back.push(1);
+    Ok((cx.transpose(x, &there)?, back))
 }
 
 fn fold(cx: &mut Context, x: ValueId, window: &Window, combine: BinaryOp) -> Result<ValueId, Failure> {
@@ -35,7 +58,8 @@ fn fold(cx: &mut Context, x: ValueId, window: &Window, combine: BinaryOp) -> Res
 }
 
 fn max(cx: &mut Context) -> Result<Outputs, Failure> {
-    let (x, window) = read(cx)?;
+    let x = cx.input(0)?;
+    let window = read(cx, x)?;
     if cx.wants(1) {
         // The positions are no fold: the host finds both.
         let sizes = |v: &mut dyn Iterator<Item = i64>| v.map(|p| usize::try_from(p).unwrap_or(0)).collect::<Vec<usize>>();
@@ -53,8 +77,9 @@ fn max(cx: &mut Context) -> Result<Outputs, Failure> {
     Ok(fold(cx, x, &window, BinaryOp::Max)?.into())
 }
 
-fn average(cx: &mut Context) -> Result<Outputs, Failure> {
-    let (x, window) = read(cx)?;
+/// The mean of each window that the node's attributes describe.
+pub(super) fn average(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
+    let window = read(cx, x)?;
     let dtype = cx.dtype(x);
     let narrow = dtype.is_float() && dtype != DType::F64;
     let wide = if narrow { cx.cast(x, DType::F32)? } else { x };
@@ -83,12 +108,13 @@ fn average(cx: &mut Context) -> Result<Outputs, Failure> {
         let count = fold(cx, ones, &counted, BinaryOp::Add)?;
         cx.map(&[sum, count], |b, a| b.div(a[0], a[1]))?
     };
-    Ok(cx.cast(mean, dtype)?.into())
+    cx.cast(mean, dtype)
 }
 
 /// `(sum of |x|^p)^(1/p)`.
 fn lp(cx: &mut Context) -> Result<Outputs, Failure> {
-    let (x, window) = read(cx)?;
+    let x = cx.input(0)?;
+    let window = read(cx, x)?;
     let p = cx.node.int_or("p", 2)?;
     if p < 1 {
         return Err(cx.node.attribute_value("p", format!("{p} is less than 1")).into());

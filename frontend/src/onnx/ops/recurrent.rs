@@ -1,23 +1,65 @@
-//! `LSTM`, `GRU` and `RNN`.
+//! `LSTM`, `GRU` and `RNN`, and ONNX Runtime's `DynamicQuantizeLSTM`.
 
+use super::quantize::quantize_dynamically;
 use super::support::{filled, real};
-use super::{Spec, onnx};
+use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
-use kiln_ir::Expr;
 use kiln_ir::graph::ValueId;
+use kiln_ir::{DType, Expr};
 use kiln_ir::ops::{Attribute, Attributes};
 
 const COMMON: [&str; 7] =
     ["activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "layout"];
 const LSTM: &[&str] = &[COMMON[0], COMMON[1], COMMON[2], COMMON[3], COMMON[4], COMMON[5], COMMON[6], "input_forget"];
+const QUANTIZED: &[&str] =
+    &[COMMON[0], COMMON[1], COMMON[2], COMMON[3], COMMON[4], COMMON[5], "input_forget"];
 const GRU: &[&str] =
     &[COMMON[0], COMMON[1], COMMON[2], COMMON[3], COMMON[4], COMMON[5], COMMON[6], "linear_before_reset"];
 
 pub(super) const OPS: &[Spec] = &[
-    onnx("LSTM", 7, LSTM, |cx| layer(cx, "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])),
-    onnx("GRU", 7, GRU, |cx| layer(cx, "gru", 3, &["Sigmoid", "Tanh"])),
-    onnx("RNN", 7, &COMMON, |cx| layer(cx, "rnn", 1, &["Tanh"])),
+    onnx("LSTM", 7, LSTM, |cx| plain(cx, "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])),
+    onnx("GRU", 7, GRU, |cx| plain(cx, "gru", 3, &["Sigmoid", "Tanh"])),
+    onnx("RNN", 7, &COMMON, |cx| plain(cx, "rnn", 1, &["Tanh"])),
+    of("com.microsoft", "DynamicQuantizeLSTM", QUANTIZED, dynamic_quantize_lstm),
 ];
+
+fn plain(cx: &mut Context, name: &str, gates: usize, default: &[&str]) -> Result<Outputs, Failure> {
+    let operands = [cx.input(0)?, cx.input(1)?, cx.input(2)?];
+    layer(cx, operands, name, gates, default)
+}
+
+/// An LSTM with quantized weights `[directions, input or hidden, 4 * hidden]`. What they are multiplied with, the input as a
+/// whole and the state at every step, is rounded to 8 bits first, as ONNX Runtime does.
+fn dynamic_quantize_lstm(cx: &mut Context) -> Result<Outputs, Failure> {
+    let x = cx.input(0)?;
+    let (steps, scale, zero_point) = quantize_dynamically(cx, x)?;
+    let x = cx.map(&[steps, scale, zero_point], |b, a| {
+        let (steps, zero) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[2]));
+        let steps = b.sub(steps, zero);
+        b.mul(steps, a[1])
+    })?;
+    let mut weights = |at: usize, scale: usize| -> Result<ValueId, Failure> {
+        let w = cx.input(at)?;
+        if cx.rank(w) != 3 {
+            return Err(Failure::invalid(format!("the weights are {}, not of 3 axes", cx.ty(w))));
+        }
+        let mut inputs = vec![w];
+        for parameter in [cx.input(scale)?, cx.input(scale + 1)?] {
+            let (mut dims, one) = (cx.dims(parameter), Expr::from(1i64));
+            dims.insert(1.min(dims.len()), one.clone());
+            dims.resize(3, one);
+            inputs.push(cx.reshape(parameter, dims)?);
+        }
+        let real = cx.map(&inputs, |b, a| {
+            let (w, zero) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[2]));
+            let steps = b.sub(w, zero);
+            b.mul(steps, a[1])
+        })?;
+        cx.transpose(real, &[0, 2, 1])
+    };
+    let (w, r) = (weights(1, 8)?, weights(2, 10)?);
+    layer(cx, [x, w, r], "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])
+}
 
 /// The functions with their parameters as the host op reads them. Parameters are handed out in order, to those functions that
 /// take any.
@@ -45,8 +87,14 @@ fn activations(cx: &Context, directions: usize, default: &[&str]) -> Result<Stri
     Ok(texts.join(","))
 }
 
-fn layer(cx: &mut Context, name: &str, gates: usize, default: &[&str]) -> Result<Outputs, Failure> {
-    let (mut x, w, r) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+/// The layer that the node's attributes and inputs from 3 on describe, with the input and the weights given.
+fn layer(
+    cx: &mut Context,
+    [mut x, w, r]: [ValueId; 3],
+    name: &str,
+    gates: usize,
+    default: &[&str],
+) -> Result<Outputs, Failure> {
     let dtype = cx.dtype(x);
     if cx.rank(x) != 3 || cx.rank(w) != 3 || cx.rank(r) != 3 {
         return Err(Failure::invalid("X, W and R must have three axes"));
@@ -97,6 +145,9 @@ fn layer(cx: &mut Context, name: &str, gates: usize, default: &[&str]) -> Result
                 None => filled(cx, dtype, 0.0, vec![many.clone(), hidden.scale(3)])?,
             });
             a = a.with("coupled", cx.node.bool_or("input_forget", false)?);
+            if cx.node.op_type == "DynamicQuantizeLSTM" {
+                a = a.with("rounded", true);
+            }
         }
         "gru" => a = a.with("reset_after", cx.node.bool_or("linear_before_reset", false)?),
         _ => {}

@@ -4,8 +4,8 @@ use super::split::pieces;
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{Concat, Gather};
-use kiln_ir::Expr;
+use kiln_ir::ops::{Concat, Gather, Iota};
+use kiln_ir::{DType, Expr};
 
 pub(super) const OPS: &[Spec] = &[
     onnx("RotaryEmbedding", 23, &["interleaved", "num_heads", "rotary_embedding_dim"], |cx| {
@@ -18,16 +18,36 @@ pub(super) const OPS: &[Spec] = &[
         &["interleaved", "is_packed_batching", "num_heads", "rotary_embedding_dim", "scale"],
         |cx| {
             let (x, places, cos, sin) = (cx.input(0)?, cx.input(1)?, cx.input(2)?, cx.input(3)?);
-            if cx.ty(places).elements().as_const() == Some(1) && cx.rank(places) < 2 {
-                return Err(Failure::unsupported("position ids as one offset are not supported"));
+            if cx.node.bool_or("is_packed_batching", false)? || cx.node.float_or("scale", 1.0)? != 1.0 {
+                return Err(Failure::unsupported("packed batches and scales other than 1 are not supported"));
             }
+            let places = if cx.rank(places) < 2 { from_offset(cx, x, places)? } else { places };
             rotary(cx, x, cos, sin, Some(places))
         },
     ),
 ];
 
+/// Positions `[batch, sequence]` of `x` that begin at one number.
+fn from_offset(cx: &mut Context, x: ValueId, offset: ValueId) -> Result<ValueId, Failure> {
+    let dims = cx.dims(x);
+    let (batch, sequence) = match dims.as_slice() {
+        [batch, sequence, _] | [batch, _, sequence, _] => (batch.clone(), sequence.clone()),
+        _ => return Err(Failure::invalid(format!("{} has neither 3 nor 4 axes", cx.ty(x)))),
+    };
+    let offset = cx.reshape(offset, vec![])?;
+    let offset = cx.cast(offset, DType::I64)?;
+    let step = cx.add(Iota { dims: vec![batch, sequence], axis: 1 }, &[])?;
+    cx.map(&[step, offset], |b, a| b.add(a[0], a[1]))
+}
+
 /// Caches are `[positions, half]` with `places` `[batch, sequence]`, or `[batch, sequence, half]` without.
-fn rotary(cx: &mut Context, x: ValueId, cos: ValueId, sin: ValueId, places: Option<ValueId>) -> Result<Outputs, Failure> {
+fn rotary(
+    cx: &mut Context,
+    x: ValueId,
+    cos: ValueId,
+    sin: ValueId,
+    places: Option<ValueId>,
+) -> Result<Outputs, Failure> {
     let given = cx.dims(x);
     // As [batch, sequence, heads, size].
     let x = match given.as_slice() {
@@ -48,13 +68,27 @@ fn rotary(cx: &mut Context, x: ValueId, cos: ValueId, sin: ValueId, places: Opti
         }
         _ => return Err(Failure::invalid(format!("{} has neither 3 nor 4 axes", cx.ty(x)))),
     };
-    let dims = cx.dims(x);
-    let size = dims[3].clone();
     let turned = match cx.node.int_or("rotary_embedding_dim", 0)? {
-        0 => size.clone(),
+        0 => cx.dims(x)[3].clone(),
         n if n > 0 && n % 2 == 0 => Expr::from(n),
         n => return Err(cx.node.attribute_value("rotary_embedding_dim", format!("{n} is out of range")).into()),
     };
+    let y = rotate(cx, x, [cos, sin], places, turned, cx.node.bool_or("interleaved", false)?)?;
+    let y = if given.len() == 4 { cx.transpose(y, &[0, 2, 1, 3])? } else { cx.reshape(y, given)? };
+    Ok(y.into())
+}
+
+/// Rotates the first `turned` elements of each head of `x` `[batch, sequence, heads, size]`. See [`rotary`] for the caches.
+pub(super) fn rotate(
+    cx: &mut Context,
+    x: ValueId,
+    caches: [ValueId; 2],
+    places: Option<ValueId>,
+    turned: Expr,
+    interleaved: bool,
+) -> Result<ValueId, Failure> {
+    let dims = cx.dims(x);
+    let size = dims[3].clone();
     let half = turned.floor_div(&Expr::from(2i64));
     let one = Expr::from(1i64);
     let angles = |cx: &mut Context, cache: ValueId| -> Result<ValueId, Failure> {
@@ -69,11 +103,10 @@ fn rotary(cx: &mut Context, x: ValueId, cos: ValueId, sin: ValueId, places: Opti
         dims.insert(2, one.clone());
         cx.reshape(picked, dims)
     };
-    let (cos, sin) = (angles(cx, cos)?, angles(cx, sin)?);
+    let (cos, sin) = (angles(cx, caches[0])?, angles(cx, caches[1])?);
     let rest = size.sub(&turned);
     let whole = if rest.as_const() == Some(0) { vec![x] } else { pieces(cx, x, 3, &[turned.clone(), rest])? };
     let front = whole[0];
-    let interleaved = cx.node.bool_or("interleaved", false)?;
     // The two elements of a pair are neighbours, or half the rotated part apart: axes 4 or 3 of a split.
     let mut paired = dims[..3].to_vec();
     let axis = if interleaved { 4 } else { 3 };
@@ -101,10 +134,8 @@ fn rotary(cx: &mut Context, x: ValueId, cos: ValueId, sin: ValueId, places: Opti
     let (real, imaginary) = (cx.reshape(real, split.clone())?, cx.reshape(imaginary, split)?);
     let turned = cx.add(Concat { axis }, &[real, imaginary])?;
     let turned = cx.reshape(turned, joined)?;
-    let y = match whole.get(1) {
-        Some(&rest) => cx.add(Concat { axis: 3 }, &[turned, rest])?,
-        None => turned,
-    };
-    let y = if given.len() == 4 { cx.transpose(y, &[0, 2, 1, 3])? } else { cx.reshape(y, given)? };
-    Ok(y.into())
+    match whole.get(1) {
+        Some(&rest) => cx.add(Concat { axis: 3 }, &[turned, rest]),
+        None => Ok(turned),
+    }
 }

@@ -22,7 +22,8 @@ use activation::Activation;
 /// direction those of its cell), `clip` (f64; bound of what goes into activations, infinity for none).
 ///
 /// `lstm`: gates i o f c; further operands `c[directions, batch, hidden]` and peepholes `p[directions, 3 * hidden]` (i o f);
-/// further result: the last `c`. Attribute `coupled`: the forget gate is one minus the input gate.
+/// further result: the last `c`. Attribute `coupled`: the forget gate is one minus the input gate. All three: attribute
+/// `rounded` (may be absent): what the recurrent weights are multiplied with is rounded to 8 bits, see [`rounded`].
 pub(super) const LSTM: Function = Function {
     name: "lstm",
     infer: |a, inputs| infer(&lstm::CELL, a, inputs),
@@ -67,6 +68,7 @@ struct Step<'a> {
     activations: &'a [Activation],
     clip: f64,
     flag: bool,
+    rounded: bool,
 }
 
 /// What one sequence carries from step to step.
@@ -84,16 +86,37 @@ impl Step<'_> {
     fn product(&self, v: &[f64], first: usize, last: usize) -> Vec<f64> {
         let (from, to) = (first * self.hidden, last * self.hidden);
         let mut sum = self.bias[from..to].to_vec();
+        let step = if self.rounded { step_of(v) } else { None };
         for (row, &v) in self.recurrent.chunks(self.bias.len()).zip(v) {
+            let v = step.map_or(v, |s| rounded(v, s));
             sum.iter_mut().zip(&row[from..to]).for_each(|(s, r)| *s += r * v);
         }
         sum
     }
 }
 
+/// The step and zero point of 256 numbers that cover the values and 0; nothing where all are 0. In f32, as
+/// `DynamicQuantizeLinear` is defined.
+fn step_of(values: &[f64]) -> Option<(f32, f32)> {
+    let bound = |f: fn(f32, f32) -> f32| values.iter().fold(0.0f32, |m, &v| f(m, v as f32));
+    let (low, high) = (bound(f32::min), bound(f32::max));
+    let step = (high - low) / 255.0;
+    (step > 0.0).then(|| (step, (-low / step).round_ties_even().clamp(0.0, 255.0)))
+}
+
+/// The nearest of the 256 numbers.
+fn rounded(v: f64, (step, zero): (f32, f32)) -> f64 {
+    let q = ((v as f32 / step).round_ties_even() + zero).clamp(0.0, 255.0);
+    f64::from((q - zero) * step)
+}
+
 fn clip(a: &Attributes) -> Result<f64, OpError> {
     let clip = a.constant("clip")?.as_f64();
     if clip >= 0.0 { Ok(clip) } else { Err(OpError::new("`clip` is negative")) }
+}
+
+fn is_rounded(a: &Attributes) -> Result<bool, OpError> {
+    if a.get("rounded").is_some() { a.bool("rounded") } else { Ok(false) }
 }
 
 fn infer(cell: &Cell, a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
@@ -137,6 +160,7 @@ fn infer(cell: &Cell, a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<Tens
     a.bool("reverse")?;
     cell.flag.map_or(Ok(false), |flag| a.bool(flag))?;
     clip(a)?;
+    is_rounded(a)?;
     activation::parse(a.word("activations")?, directions * cell.activations)?;
     let y = vec![x.dims[0].clone(), w.dims[0].clone(), x.dims[1].clone(), hidden.clone()];
     let state = TensorType::new(x.dtype, h.dims.clone());
@@ -190,6 +214,7 @@ fn eval(cell: &Cell, a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, O
                     activations: &activations[direction * cell.activations..][..cell.activations],
                     clip: clip(a)?,
                     flag: cell.flag.map_or(Ok(false), |flag| a.bool(flag))?,
+                    rounded: is_rounded(a)?,
                 };
                 (cell.step)(&step, &mut state);
                 y[((t * directions + direction) * batch + sequence) * hidden..][..hidden].copy_from_slice(&state.h);
@@ -255,6 +280,19 @@ mod tests {
         // Step 1: c = 1, o = 1 + 1 * c = 2, h = 2. Step 2: g = 4: c = 4*1 + 4*4 = 20, o = 4 + 20 = 24, h = 480.
         assert_eq!(result[0].to_f32().unwrap(), [2., 480.]);
         assert_eq!(result[2].to_f32().unwrap(), [20.]);
+    }
+
+    #[test]
+    fn the_state_is_rounded_to_256_numbers() {
+        // h' = x + h from h = (1, 0.3): 0.3 is 76.5 steps of 1 / 255, and 0 is kept exactly.
+        let x = t(&[1, 1, 1], &[0.]);
+        let (w, r) = (t(&[1, 2, 1], &[0., 0.]), t(&[1, 2, 2], &[1., 0., 0., 1.]));
+        let (b, h) = (t(&[1, 4], &[0.; 4]), t(&[1, 1, 2], &[1., 0.3]));
+        let inputs = [x, w, r, b, h, Tensor::from_i64(&[1], &[1]).unwrap()];
+        let result = run("rnn", attributes("Affine 1 0").with("rounded", true), &inputs)[1].to_f32().unwrap();
+        assert_eq!(result, [255.0 * (1.0 / 255.0), 77.0 * (1.0 / 255.0)]);
+        assert_eq!(step_of(&[0.0, 0.0]), None);
+        assert_eq!(rounded(-3.0, step_of(&[-3.0, 0.0]).unwrap()), f64::from(-255.0f32 * (3.0 / 255.0)));
     }
 
     #[test]
