@@ -7,7 +7,7 @@
 use crate::{Error, Observer};
 use kiln_cpu::wide::{self, WideLevel};
 use kiln_cpu::{MachineCode, Target};
-use kiln_ir::expr::Ranges;
+use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::plan::Plan;
 use kiln_ir::tile::TileProgram;
 use kiln_ir::vector::VectorProgram;
@@ -79,12 +79,14 @@ pub struct Emitter {
     programs: Vec<Program>,
 }
 
-fn lower_to(tile: &TileProgram, bytes: u32) -> Result<VectorProgram, String> {
-    lower(tile, VectorTarget { bytes }, &[], &Ranges::new()).map_err(|e| e.to_string())
+/// Kernels get the values of all free dims, in this order of the ranges, which is the plan's.
+fn lower_to(tile: &TileProgram, bytes: u32, dims: &Ranges) -> Result<VectorProgram, String> {
+    let order: Vec<Symbol> = dims.keys().cloned().collect();
+    lower(tile, VectorTarget { bytes }, &order, dims).map_err(|e| e.to_string())
 }
 
-fn narrow(tile: &TileProgram) -> Result<VectorProgram, String> {
-    lower_to(tile, 16)
+fn narrow(tile: &TileProgram, dims: &Ranges) -> Result<VectorProgram, String> {
+    lower_to(tile, 16, dims)
 }
 
 /// Machine code and the name of what emitted it.
@@ -110,20 +112,20 @@ impl Emitter {
         }
     }
 
-    /// The number of the vector program for a tile program.
+    /// The number of the vector program for a tile program over free dims, the same ones for all programs.
     ///
     /// # Errors
     /// Why it cannot be vector code.
-    pub fn number(&mut self, program: &TileProgram) -> Result<usize, String> {
+    pub fn number(&mut self, program: &TileProgram, dims: &Ranges) -> Result<usize, String> {
         let mut nameless = program.clone();
         nameless.name = "k".into();
         let key = nameless.to_string();
         if let Some(known) = self.numbers.get(&key) {
             return known.clone();
         }
-        let wide = self.emitters.wide.and_then(|w| lower_to(&nameless, w.bytes()).ok());
+        let wide = self.emitters.wide.and_then(|w| lower_to(&nameless, w.bytes(), dims).ok());
         let is_wide = wide.is_some();
-        let made = wide.map_or_else(|| narrow(&nameless), Ok).map(|vector| {
+        let made = wide.map_or_else(|| narrow(&nameless, dims), Ok).map(|vector| {
             self.programs.push(Program { tile: nameless, vector, wide: is_wide });
             self.programs.len() - 1
         });
@@ -143,9 +145,10 @@ impl Emitter {
         observer: &mut dyn Observer,
     ) -> Result<LevelCode, Error> {
         let code = |kernel: &str, message: String| Error::Code { kernel: kernel.into(), message };
+        let dims = plan.ranges();
         let mut numbers = Vec::with_capacity(kernels.len());
         for kernel in kernels {
-            let number = self.number(kernel).map_err(|e| code(&kernel.name, e))?;
+            let number = self.number(kernel, &dims).map_err(|e| code(&kernel.name, e))?;
             if let Some(program) = self.programs.get(number) {
                 observer.kernel(self.level, kernel, &program.vector)?;
             }
@@ -154,7 +157,7 @@ impl Emitter {
         let mut used = numbers.clone();
         used.sort_unstable();
         used.dedup();
-        let compiled = self.compile(&used, threads);
+        let compiled = self.compile(&used, &dims, threads);
         let mut result = LevelCode { level: self.level, bytes: Vec::new(), table: KernelTable::default() };
         let mut placed: HashMap<usize, (u64, u64, &'static str)> = HashMap::new();
         for ((kernel, of_plan), &number) in kernels.iter().zip(&plan.kernels).zip(&numbers) {
@@ -175,21 +178,21 @@ impl Emitter {
                     place
                 }
             };
-            let programs = program_count(kernel);
+            let programs = program_count(kernel, &dims);
             result.table.0.push(KernelEntry {
                 name: kernel.name.clone(),
                 offset,
                 bytes,
-                programs,
-                grain: grain(of_plan, programs),
+                grain: grain(of_plan, &programs, &dims),
                 emitter: emitter.into(),
+                programs,
             });
         }
         Ok(result)
     }
 
     /// The code of one program: wide where the wide emitter has all of its operations.
-    fn compile_one(&self, program: &Program) -> Made {
+    fn compile_one(&self, program: &Program, dims: &Ranges) -> Made {
         let by_cranelift = |vector: &VectorProgram| {
             kiln_cpu::compile(vector, self.emitters.narrow).map(|code| (code, "cranelift")).map_err(|e| e.to_string())
         };
@@ -197,20 +200,20 @@ impl Emitter {
             None => by_cranelift(&program.vector),
             Some(level) => match wide::compile(&program.vector, level) {
                 Ok(code) => Ok((code, "wide")),
-                Err(kiln_cpu::Error::Unsupported { .. }) => by_cranelift(&narrow(&program.tile)?),
+                Err(kiln_cpu::Error::Unsupported { .. }) => by_cranelift(&narrow(&program.tile, dims)?),
                 Err(e) => Err(e.to_string()),
             },
         }
     }
 
     /// The code of the programs with these numbers. Threads take the next one that is left; the answer is by number.
-    fn compile(&self, used: &[usize], threads: usize) -> HashMap<usize, Made> {
+    fn compile(&self, used: &[usize], dims: &Ranges, threads: usize) -> HashMap<usize, Made> {
         let next = AtomicUsize::new(0);
         let work = || {
             let mut made = HashMap::new();
             while let Some(&number) = used.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Some(program) = self.programs.get(number) {
-                    made.insert(number, self.compile_one(program));
+                    made.insert(number, self.compile_one(program, dims));
                 }
             }
             made

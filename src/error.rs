@@ -109,7 +109,7 @@ impl Error {
             Error::Write { source, .. } => written(source),
             Error::Model(e) => problem(e.kind()),
             Error::Import(e) => problem(e.kind()),
-            Error::Pass(PassError::Free(_)) | Error::Unsupported(_) => Kind::Unsupported,
+            Error::Unsupported(_) => Kind::Unsupported,
             Error::Pass(PassError::Graph { .. } | PassError::Plan(_)) => Kind::Internal,
             Error::Code { .. } | Error::Internal(_) => Kind::Internal,
             Error::Artifact(e) => match e {
@@ -135,9 +135,6 @@ impl Error {
     /// What the user can do, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
-            Error::Pass(PassError::Free(_)) => {
-                Some("or hand over inputs whose shapes say it: --inputs F.npz, --data DIR".into())
-            }
             Error::Load(LoadError::NoLevel { .. }) => Some(
                 "compile the model again with `--cpu portable`, which every machine of the architecture runs".into(),
             ),

@@ -143,7 +143,8 @@ pub fn compile_graph(graph: Graph, options: &Options, observer: &mut dyn Observe
     levels.dedup();
     let mut emitters = levels.into_iter().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
     let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
-    let mut lowers: Vec<_> = emitters.iter_mut().map(|e| |program: &_| e.number(program).map(|_| ())).collect();
+    let mut lowers: Vec<_> =
+        emitters.iter_mut().map(|e| |program: &_, dims: &_| e.number(program, dims).map(|_| ())).collect();
     let targets = machines.into_iter().zip(&mut lowers);
     let mut targets: Vec<_> = targets.map(|(machine, lowers)| pipeline::Target { machine, lowers }).collect();
     let pipeline::Compiled { plan, weights, kernels, host_reasons } = schedule(&graph, &mut targets)?;

@@ -378,6 +378,16 @@ impl Expr {
         }
     }
 
+    /// Calls `f` with the symbol, where the expression is linear in just one: a value of the expression gives one of it.
+    pub fn for_each_plain_symbol<'a>(&'a self, f: &mut dyn FnMut(&'a Symbol)) {
+        let mut terms = self.terms.keys();
+        if let (Some(atoms), None) = (terms.next(), terms.next())
+            && let [Atom::Symbol(s)] = atoms.as_slice()
+        {
+            f(s);
+        }
+    }
+
     /// Whether the symbol occurs.
     pub fn mentions(&self, symbol: &Symbol) -> bool {
         let mut found = false;

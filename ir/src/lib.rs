@@ -10,6 +10,7 @@ pub mod graph;
 pub mod id;
 pub mod interp;
 pub mod layout;
+pub mod loops;
 pub mod nest;
 pub mod ops;
 pub mod plan;

@@ -108,20 +108,16 @@ impl Group {
         }
     }
 
-    /// Estimated arithmetic operations of one run, where the dims are constant.
-    pub fn operations(&self) -> u64 {
-        let product = |e: &[Expr]| e.iter().filter_map(|d| d.as_size()).fold(1u64, |a, d| a.saturating_mul(d as u64));
-        self.stages
-            .iter()
-            .map(|s| {
-                let (body, finish) = s.operations();
-                let points = product(&s.dims);
-                points
-                    .saturating_mul(product(&s.folds))
-                    .saturating_mul(body)
-                    .saturating_add(points.saturating_mul(finish))
-            })
-            .fold(0, u64::saturating_add)
+    /// Estimated arithmetic operations of one run, over the free dims.
+    pub fn operations(&self) -> Expr {
+        let product = |e: &[Expr]| e.iter().fold(Expr::from(1i64), |a, d| a.mul(d));
+        let number = |n: u64| Expr::from(i64::try_from(n).unwrap_or(i64::MAX));
+        self.stages.iter().fold(Expr::default(), |sum, s| {
+            let (body, finish) = s.operations();
+            let points = product(&s.dims);
+            let folded = points.mul(&product(&s.folds)).mul(&number(body));
+            sum.add(&folded).add(&points.mul(&number(finish)))
+        })
     }
 }
 

@@ -5,7 +5,8 @@
 //!
 //! Source: "greedy by size" of Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference" (2020).
 
-use kiln_ir::plan::{Place, Plan};
+use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::plan::{Place, Plan, SlotId, nominal};
 
 /// Arena offsets and sizes are multiples of this: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -14,15 +15,25 @@ fn aligned(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }
 
-/// Gives every slot that lives in the arena its offset, and fills in the arena's size and its lower bound.
+/// Gives every slot that lives in the arena its offset, or its region where its size depends on free dims, and fills in the
+/// sizes of arena and regions and the arena's lower bound.
 pub fn plan_memory(plan: &mut Plan) {
     let lives = plan.lives();
     let mut slots = Vec::new();
+    let mut free = Vec::new();
     for (id, slot) in plan.slots.iter() {
-        if let (Place::Arena(_), Some((first, last))) = (slot.place, lives[id.index()]) {
-            slots.push((id, aligned(plan.slot_bytes(id)), first, last));
+        if slot.place == Place::Arena(0)
+            && let Some((first, last)) = lives[id.index()]
+        {
+            match slot.ty.bytes() {
+                bytes if bytes.as_const().is_none() => free.push((id, bytes, first, last)),
+                _ => slots.push((id, aligned(plan.slot_bytes(id)), first, last)),
+            }
+        } else if slot.place == Place::Arena(0) && slot.ty.bytes().as_const().is_none() {
+            free.push((id, slot.ty.bytes(), usize::MAX, usize::MAX));
         }
     }
+    plan_regions(plan, free);
     plan.live_bytes = largest_sum(&slots.iter().map(|s| (s.1, s.2, s.3)).collect::<Vec<_>>());
     slots.sort_by_key(|&(id, bytes, ..)| (std::cmp::Reverse(bytes), id));
     // Placed slots by the steps that they live in: (offset, end, first, last), sorted by offset.
@@ -44,6 +55,47 @@ pub fn plan_memory(plan: &mut Plan) {
         plan.slots[id].place = Place::Arena(at);
     }
     plan.arena_bytes = end;
+}
+
+/// A region under construction: its size, the nominal size, and the lives of its slots.
+struct Region {
+    bytes: Expr,
+    nominal: i64,
+    lives: Vec<(usize, usize)>,
+}
+
+/// Gives slots of run-time size their regions, in the order in which they come to life: each takes the free region whose
+/// nominal size is nearest to its own, so that sizes which grow together end up together.
+fn plan_regions(plan: &mut Plan, mut slots: Vec<(SlotId, Expr, usize, usize)>) {
+    let ranges = plan.ranges();
+    let value = |s: &Symbol| ranges.get(s).map(|&range| nominal(range));
+    let mut regions: Vec<Region> = Vec::new();
+    slots.sort_by_key(|&(id, _, first, _)| (first, id));
+    for (id, bytes, first, last) in slots {
+        let size = bytes.eval(&value).unwrap_or(0);
+        let apart = |r: &&mut Region| r.lives.iter().all(|&(lo, hi)| hi < first || last < lo);
+        // A region of another order of size would waste more than it saves where the dims are far from nominal.
+        let near = |r: &&mut Region| r.nominal / 4 <= size && size / 4 <= r.nominal;
+        let best = regions
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, r)| apart(r) && near(r))
+            .min_by_key(|(n, r)| (r.bytes != bytes, r.nominal.abs_diff(size), *n));
+        let n = match best {
+            Some((n, region)) => {
+                region.bytes = region.bytes.greatest(&bytes).simplify(&ranges);
+                region.nominal = region.nominal.max(size);
+                region.lives.push((first, last));
+                n
+            }
+            None => {
+                regions.push(Region { bytes, nominal: size, lives: vec![(first, last)] });
+                regions.len() - 1
+            }
+        };
+        plan.slots[id].place = Place::Region(n);
+    }
+    plan.regions = regions.into_iter().map(|r| r.bytes).collect();
 }
 
 /// The largest sum of bytes over the steps.

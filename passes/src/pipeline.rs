@@ -7,11 +7,12 @@ use crate::kernel::{Machine, is_kernel_type, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
 use crate::rewrite;
+use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin};
 use kiln_ir::ops::Op;
 use kiln_ir::plan::Plan;
 use kiln_ir::tile::TileProgram;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// A pass could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +25,6 @@ pub enum PassError {
         /// What is wrong.
         error: GraphError,
     },
-    /// The model has dims that are still free.
-    #[error("{0}")]
-    Free(String),
     /// The planner made a plan that its verifier rejects: a bug of ours.
     #[error("the plan is not valid: {0}")]
     Plan(String),
@@ -96,23 +94,21 @@ pub struct Compiled {
 pub struct Target<'a> {
     /// What the cost model knows of it.
     pub machine: Machine,
-    /// Says whether the backend can take a tile program; what one target refuses runs on the host for all of them.
-    pub lowers: &'a mut dyn FnMut(&TileProgram) -> Result<(), String>,
+    /// Says whether the backend can take a tile program over free dims of these ranges; what one target refuses runs on the
+    /// host for all of them.
+    pub lowers: &'a mut dyn FnMut(&TileProgram, &Ranges) -> Result<(), String>,
 }
 
 /// Cuts an optimised graph into kernels and plans them, once for all targets: the weights are stored in the layout that
 /// the first target prefers.
 ///
+/// Dims that are free at run time stay free: kernels take them as arguments, grids, sizes and loops are expressions over them.
+///
 /// # Errors
-/// Dims are free, or the graph is not valid.
+/// The graph is not valid.
 pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
-    let free: Vec<&str> = graph.symbols.keys().map(|s| s.name()).collect();
-    let is_free = graph.values().any(|(_, v)| v.ty.shape().is_none());
-    if is_free {
-        let how = "bind them with --bind NAME=N (dims that are free at run time are not built yet)";
-        return Err(PassError::Free(format!("dims {} are free: {how}", free.join(", "))));
-    }
+    let graph = &with_safe_symbols(graph).map_err(fail)?;
     let mut host: HashSet<NodeId> = HashSet::new();
     let mut host_reasons: Vec<(Origin, String)> = Vec::new();
     for (id, node) in graph.nodes() {
@@ -154,7 +150,7 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
         for (n, g) in groups.iter().enumerate() {
             for (target, kernels) in targets.iter_mut().zip(&mut kernels) {
                 let made = tile_program(&graph, g, &format!("k{n}"), &target.machine).map_err(|e| e.to_string());
-                match made.and_then(|p| (target.lowers)(&p).map(|()| p)) {
+                match made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p)) {
                     Ok(program) => kernels.push(program),
                     Err(reason) => {
                         refused = true;
@@ -174,6 +170,27 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
         }
         return Ok(Compiled { plan, weights, kernels, host_reasons });
     }
+}
+
+/// The graph without symbols that it does not mention and with names that no loop variable of a kernel has: those are a
+/// letter and a number, or end in what register tiles add to them.
+fn with_safe_symbols(graph: &Graph) -> Result<Graph, GraphError> {
+    if graph.symbols.is_empty() {
+        return Ok(graph.clone());
+    }
+    let mut used: BTreeSet<Symbol> = BTreeSet::new();
+    for (_, value) in graph.values() {
+        value.ty.dims.iter().for_each(|d| d.for_each_symbol(&mut |s| _ = used.insert(s.clone())));
+    }
+    let clashes = |name: &str| {
+        let number = name.strip_prefix(|c: char| c.is_ascii_lowercase()).unwrap_or_default();
+        let lettered = !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit());
+        lettered || name.ends_with("_block") || name.ends_with("_part")
+    };
+    let rename = |s: &Symbol| if clashes(s.name()) { Symbol::new(&format!("dim_{}", s.name())) } else { s.clone() };
+    let mut new = graph.rebuild(&|e| e.substitute(&|s| Some(Expr::from(rename(s)))))?;
+    new.symbols = used.iter().map(|s| (rename(s), graph.symbols.get(s).copied().unwrap_or((0, i64::MAX)))).collect();
+    Ok(new)
 }
 
 /// Why a node cannot be a kernel, if its types say so.

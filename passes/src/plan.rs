@@ -5,12 +5,12 @@
 use crate::group::{Group, Work};
 use crate::memory::{ALIGNMENT, plan_memory};
 use kiln_ir::dtype::DType;
-use kiln_ir::expr::Expr;
+use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Definition, Graph, GraphError, Origin, ValueId};
 use kiln_ir::layout::Layout;
-use kiln_ir::plan::{Kernel, Place, Plan, Slot, SlotId, Step};
+use kiln_ir::plan::{Kernel, Place, Plan, Slot, SlotId, Step, nominal};
 use kiln_ir::tensor::Tensor;
-use kiln_ir::tile::{Part, TileProgram};
+use kiln_ir::tile::TileProgram;
 use std::collections::HashMap;
 
 /// A weight of the plan: where it goes, and what is stored there.
@@ -78,15 +78,20 @@ fn pack(tensor: &Tensor, layout: &Layout) -> Vec<u8> {
 /// Work that one thread should have at least, in operations or bytes; below it a fork costs more than it saves.
 const WORK_PER_THREAD: u64 = 30_000;
 
-/// How many programs the grid of a kernel has.
-pub fn program_count(program: &TileProgram) -> u64 {
-    let size = |e: &Expr| e.as_size().unwrap_or(0) as u64;
-    let part = |p: &Part| p.grid.iter().map(|(_, e)| size(e)).fold(1u64, u64::saturating_mul);
-    program.parts.iter().map(part).fold(0, u64::saturating_add)
+/// How many programs the grid of a kernel has, over the free dims.
+pub fn program_count(program: &TileProgram, dims: &Ranges) -> Expr {
+    program.programs().simplify(dims)
+}
+
+/// The value of an expression over free dims that estimates count on.
+fn guess(e: &Expr, dims: &Ranges) -> u64 {
+    let value = |s: &Symbol| dims.get(s).map(|&range| nominal(range));
+    e.eval(&value).and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
 }
 
 /// The fewest programs that are worth a thread of their own.
-pub fn grain(kernel: &Kernel, programs: u64) -> u64 {
+pub fn grain(kernel: &Kernel, programs: &Expr, dims: &Ranges) -> u64 {
+    let programs = guess(programs, dims);
     let each = (kernel.operations.max(kernel.bytes) / programs.max(1)).max(1);
     WORK_PER_THREAD.div_ceil(each)
 }
@@ -94,11 +99,15 @@ pub fn grain(kernel: &Kernel, programs: u64) -> u64 {
 /// Builds the plan of a graph that was cut into work; kernels are named in its order.
 ///
 /// # Errors
-/// A value has dims that are not constant.
+/// A constant has dims that are not constant, or a value that no step makes has dims that no input has.
 pub fn build_plan(graph: &Graph, work: &[Work]) -> Result<(Plan, Vec<Weight>), GraphError> {
     let mut builder = Builder {
         graph,
-        plan: Plan { name: graph.name.clone(), ..Plan::default() },
+        plan: Plan {
+            name: graph.name.clone(),
+            symbols: graph.symbols.iter().map(|(symbol, &range)| (symbol.clone(), range)).collect(),
+            ..Plan::default()
+        },
         slots: HashMap::new(),
         weights: vec![],
     };
@@ -169,9 +178,9 @@ impl Builder<'_> {
         if matches!(place, Place::Output(_)) {
             ty.layout = Layout::row_major(ty.rank());
         }
-        if ty.shape().is_none() {
+        if ty.shape().is_none() && matches!(place, Place::Weights(_)) {
             let origin = Origin::new(value.name.as_deref().unwrap_or("a value"));
-            return Err(GraphError::new(&origin, format!("{ty} has free dims; bind them with --bind NAME=N")));
+            return Err(GraphError::new(&origin, format!("the constant has the type {ty}")));
         }
         let place = if ty.dtype == DType::Str && !matches!(place, Place::Input(_) | Place::Output(_)) {
             Place::Host
@@ -208,8 +217,9 @@ impl Builder<'_> {
             arguments.push(self.slot(v)?);
         }
         arguments.push(self.slot(group.output)?);
-        let operations = group.operations();
-        let bytes = arguments.iter().map(|&s| self.plan.slot_bytes(s)).sum::<u64>();
+        let symbols = &self.graph.symbols;
+        let operations = guess(&group.operations(), symbols);
+        let bytes = arguments.iter().map(|&s| guess(&self.plan.slots[s].ty.bytes(), symbols)).sum::<u64>();
         self.plan.kernels.push(Kernel {
             name: format!("k{}", self.plan.kernels.len()),
             origin: group.origin.clone(),

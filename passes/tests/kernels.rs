@@ -1,13 +1,12 @@
 //! Graphs through the whole pipeline, their plans run by the tile interpreter and compared with the graph interpreter.
 
-use kiln_ir::graph::{Definition, Graph};
-use kiln_ir::interp::eval_op;
+use kiln_ir::graph::Graph;
+use kiln_ir::interp::{Bindings, Options, eval_graph, eval_op};
 use kiln_ir::plan::{Place, Step};
-use kiln_ir::{DType, Tensor};
+use kiln_ir::{DType, Expr, Symbol, Tensor};
 use kiln_passes::kernel::Machine;
 use kiln_passes::pipeline::{Compiled, Target, optimise, schedule};
 use kiln_passes::plan::program_count;
-use std::collections::HashMap;
 
 /// Seeded values: small integers where exactness matters, floats otherwise.
 fn random(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
@@ -31,46 +30,34 @@ fn random(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     Tensor::new(dtype, shape.to_vec(), bytes).unwrap()
 }
 
-fn by_interpreter(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
-    let mut values: HashMap<_, Tensor> = HashMap::new();
-    for (id, v) in graph.values() {
-        match &v.definition {
-            Definition::Input(n) => drop(values.insert(id, inputs[*n].clone())),
-            Definition::Constant(t) => drop(values.insert(id, t.clone())),
-            Definition::Node(..) => {}
-        }
-    }
-    for id in graph.order().unwrap() {
-        let node = graph.node(id);
-        let operands: Vec<_> = node.inputs.iter().map(|v| values[v].clone()).collect();
-        for (v, t) in node.outputs.iter().zip(eval_op(&node.op, &operands).unwrap()) {
-            values.insert(*v, t);
-        }
-    }
-    graph.outputs.iter().map(|(_, v)| values[v].clone()).collect()
-}
-
-/// Runs a plan with every kernel in the tile interpreter.
-fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor]) -> Vec<Tensor> {
+/// Runs a plan with every kernel in the tile interpreter, its symbols bound to these values.
+fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor], bindings: &Bindings) -> Vec<Tensor> {
     let plan = &compiled.plan;
+    let dim = |s: &Symbol| bindings.get(s).copied();
+    let mut regions: Vec<Vec<u8>> =
+        plan.regions.iter().map(|e| vec![0xa5; usize::try_from(e.eval(&dim).unwrap()).unwrap()]).collect();
     let mut arena = vec![0xa5u8; plan.arena_bytes as usize];
     let mut weights = vec![0u8; plan.weight_bytes as usize];
     for w in &compiled.weights {
         let bytes = w.bytes();
         weights[w.offset as usize..w.offset as usize + bytes.len()].copy_from_slice(&bytes);
     }
-    let size = |s| plan.slot_bytes(s) as usize;
+    let size = |s| usize::try_from(plan.slots[s].ty.bytes().eval(&dim).unwrap()).unwrap();
+    let shape = |s| -> Vec<usize> {
+        plan.slots[s].ty.dims.iter().map(|d| usize::try_from(d.eval(&dim).unwrap()).unwrap()).collect()
+    };
     let mut outputs: Vec<Vec<u8>> = plan.outputs.iter().map(|(_, s)| vec![0xa5; size(*s)]).collect();
     let mut steps = plan.steps.iter();
     let mut k = 0;
     for step in &mut steps {
         let (reads, writes) = step.accesses();
-        let read = |s, arena: &[u8], outputs: &[Vec<u8>]| -> Vec<u8> {
+        let read = |s, arena: &[u8], outputs: &[Vec<u8>], regions: &[Vec<u8>]| -> Vec<u8> {
             match plan.slots[s].place {
                 Place::Weights(at) => weights[at as usize..at as usize + size(s)].to_vec(),
                 Place::Arena(at) => arena[at as usize..at as usize + size(s)].to_vec(),
                 Place::Input(n) => inputs[n].bytes().to_vec(),
                 Place::Output(n) => outputs[n].clone(),
+                Place::Region(n) => regions[n][..size(s)].to_vec(),
                 Place::Host => panic!("strings"),
             }
         };
@@ -79,12 +66,12 @@ fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor]) -> Vec<Tensor
                 assert_eq!(*kernel, k);
                 k += 1;
                 let program = &compiled.kernels[target][*kernel];
-                let verified = program.verify(&kiln_ir::Ranges::new());
+                let verified = program.verify(&plan.ranges());
                 verified.unwrap_or_else(|errors| panic!("{errors:?}\n{program}"));
-                let mut buffers: Vec<Vec<u8>> = reads.iter().map(|&s| read(s, &arena, &outputs)).collect();
+                let mut buffers: Vec<Vec<u8>> = reads.iter().map(|&s| read(s, &arena, &outputs, &regions)).collect();
                 buffers.extend(writes.iter().map(|&s| vec![0x5a; size(s)]));
-                let programs = program_count(program) as i64;
-                let run = kiln_ir::tile::run(program, &mut buffers, &|_| None, 0..programs);
+                let programs = program_count(program, &plan.ranges()).eval(&dim).unwrap();
+                let run = kiln_ir::tile::run(program, &mut buffers, &dim, 0..programs);
                 run.unwrap_or_else(|e| panic!("{e}\n{program}"));
                 buffers.split_off(reads.len())
             }
@@ -93,16 +80,18 @@ fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor]) -> Vec<Tensor
                     .iter()
                     .map(|&s| {
                         let ty = &plan.slots[s].ty;
-                        Tensor::new(ty.dtype, ty.shape().unwrap(), read(s, &arena, &outputs)).unwrap()
+                        Tensor::new(ty.dtype, shape(s), read(s, &arena, &outputs, &regions)).unwrap()
                     })
                     .collect();
-                eval_op(op, &operands).unwrap().iter().map(|t| t.bytes().to_vec()).collect()
+                let op = op.map_exprs(&|e| e.substitute(&|s| dim(s).map(Into::into)));
+                eval_op(&op, &operands).unwrap().iter().map(|t| t.bytes().to_vec()).collect()
             }
-            Step::Copy { .. } => vec![read(reads[0], &arena, &outputs)],
+            Step::Copy { .. } => vec![read(reads[0], &arena, &outputs, &regions)],
         };
         for (&s, bytes) in writes.iter().zip(results) {
             match plan.slots[s].place {
                 Place::Arena(at) => arena[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes),
+                Place::Region(n) => regions[n][..bytes.len()].copy_from_slice(&bytes),
                 Place::Output(n) => outputs[n] = bytes,
                 Place::Weights(_) | Place::Input(_) | Place::Host => panic!("written"),
             }
@@ -110,13 +99,18 @@ fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor]) -> Vec<Tensor
     }
     let tensor = |(n, (_, s)): (usize, &(_, _))| {
         let ty = &plan.slots[*s].ty;
-        Tensor::new(ty.dtype, ty.shape().unwrap(), outputs[n].clone()).unwrap()
+        Tensor::new(ty.dtype, shape(*s), outputs[n].clone()).unwrap()
     };
     plan.outputs.iter().enumerate().map(tensor).collect()
 }
 
 /// Compiles the graph and compares; returns what was compiled.
 fn check(text: &str) -> Compiled {
+    check_free(text, &[&[]])
+}
+
+/// Compiles the graph once and compares for each of some values of its free dims; returns what was compiled.
+fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
     let source = format!("graph \"test\" {{\n{text}\n}}");
     let data: Vec<Tensor> = [
         (DType::F32, vec![20, 30]),
@@ -129,13 +123,7 @@ fn check(text: &str) -> Compiled {
     .map(|(n, (d, s))| random(*d, s, n as u64 + 100))
     .collect();
     let graph = Graph::parse(&source, &data).unwrap_or_else(|e| panic!("{e}\n{source}"));
-    let inputs: Vec<Tensor> = graph
-        .inputs
-        .iter()
-        .enumerate()
-        .map(|(n, &v)| random(graph.ty(v).dtype, &graph.ty(v).shape().unwrap(), n as u64))
-        .collect();
-    let expected = by_interpreter(&graph, &inputs);
+    let original = graph.clone();
     let optimised = optimise(graph, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
     let machines = [
         Machine::avx512(),
@@ -143,28 +131,42 @@ fn check(text: &str) -> Compiled {
         Machine::narrow(),
         Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() },
     ];
-    let targets = |lowers: &mut [Box<dyn FnMut(&_) -> _>]| -> Compiled {
+    let targets = |lowers: &mut [Box<dyn FnMut(&_, &_) -> _>]| -> Compiled {
         let mut targets: Vec<Target<'_>> =
             machines.iter().zip(lowers).map(|(m, l)| Target { machine: m.clone(), lowers: &mut **l }).collect();
         schedule(&optimised, &mut targets).unwrap_or_else(|e| panic!("{e}"))
     };
-    let compiled =
-        targets(&mut [Box::new(|_| Ok(())), Box::new(|_| Ok(())), Box::new(|_| Ok(())), Box::new(|_| Ok(()))]);
-    for target in 0..machines.len() {
-        let got = by_tiles(&compiled, target, &inputs);
-        for (e, g) in expected.iter().zip(&got) {
-            assert_eq!((e.dtype(), e.shape()), (g.dtype(), g.shape()));
-            let (ev, gv) = (e.to_f64().unwrap(), g.to_f64().unwrap());
-            let largest = ev.iter().fold(1e-30f64, |a, b| a.max(b.abs()));
-            for (n, (a, b)) in ev.iter().zip(&gv).enumerate() {
-                let close = if e.dtype().is_float() { (a - b).abs() <= 2e-6 * largest } else { a == b };
-                let kernels: Vec<String> = compiled.kernels[target].iter().map(ToString::to_string).collect();
-                assert!(
-                    close || a.is_nan() && b.is_nan(),
-                    "element {n}: {a} expected, {b} found\n{}\n{}",
-                    compiled.plan,
-                    kernels.join("\n")
-                );
+    let compiled = targets(&mut [
+        Box::new(|_, _| Ok(())),
+        Box::new(|_, _| Ok(())),
+        Box::new(|_, _| Ok(())),
+        Box::new(|_, _| Ok(())),
+    ]);
+    for bound in bindings {
+        let values: Bindings = bound.iter().map(|(name, value)| (Symbol::new(name), *value)).collect();
+        let extent = |d: &Expr| usize::try_from(d.eval(&|s| values.get(s).copied()).unwrap()).unwrap();
+        let input = |(n, &v): (usize, &_)| {
+            let ty = original.ty(v);
+            random(ty.dtype, &ty.dims.iter().map(extent).collect::<Vec<_>>(), n as u64)
+        };
+        let inputs: Vec<Tensor> = original.inputs.iter().enumerate().map(input).collect();
+        let expected = eval_graph(&original, &inputs, &Options::default()).unwrap();
+        for target in 0..machines.len() {
+            let got = by_tiles(&compiled, target, &inputs, &values);
+            for (e, g) in expected.iter().zip(&got) {
+                assert_eq!((e.dtype(), e.shape()), (g.dtype(), g.shape()));
+                let (ev, gv) = (e.to_f64().unwrap(), g.to_f64().unwrap());
+                let largest = ev.iter().fold(1e-30f64, |a, b| a.max(b.abs()));
+                for (n, (a, b)) in ev.iter().zip(&gv).enumerate() {
+                    let close = if e.dtype().is_float() { (a - b).abs() <= 2e-6 * largest } else { a == b };
+                    let kernels: Vec<String> = compiled.kernels[target].iter().map(ToString::to_string).collect();
+                    assert!(
+                        close || a.is_nan() && b.is_nan(),
+                        "{bound:?}: element {n}: {a} expected, {b} found\n{}\n{}",
+                        compiled.plan,
+                        kernels.join("\n")
+                    );
+                }
             }
         }
     }
@@ -322,4 +324,104 @@ fn host_nodes_stay_between_kernels() {
          output %3 \"y\"\n output %4 \"h\"",
     );
     assert_eq!(c.host_reasons.len(), 1);
+}
+
+/// Small, ragged and large values of two dims.
+const SIZES: &[&[(&str, i64)]] = &[
+    &[("batch", 1), ("seq", 1)],
+    &[("batch", 2), ("seq", 3)],
+    &[("batch", 1), ("seq", 17)],
+    &[("batch", 3), ("seq", 40)],
+];
+
+#[test]
+fn free_dims_elementwise() {
+    let c = check_free(
+        "symbol batch in 1..64\n symbol seq in 1..512
+         input %0 : f32[batch, seq, 37]\n input %1 : f32[37]\n input %2 : f32[seq, 1]
+         %3 = map(%0, %1) body = { add(a0, a1) } : f32[batch, seq, 37]
+         %4 = map(%3, %2) body = { mul(a0, sigmoid(a1)) } : f32[batch, seq, 37]
+         output %4 \"y\"",
+        SIZES,
+    );
+    assert_eq!(c.kernels[0].len(), 1);
+    // The innermost axis in memory is free.
+    check_free(
+        "symbol batch in 1..64\n symbol seq in 0..512
+         input %0 : f32[batch, seq]\n input %1 : f32[seq]
+         %3 = map(%0, %1) body = { add(a0, a1) } : f32[batch, seq]
+         %4 = transpose(%3) perm = [1, 0] : f32[seq, batch]
+         output %4 \"y\"\n output %3 \"z\"",
+        &[SIZES[0], SIZES[1], SIZES[2], SIZES[3], &[("batch", 2), ("seq", 0)]],
+    );
+}
+
+#[test]
+fn free_dims_products_take_packed_weights_and_epilogues() {
+    let c = check_free(
+        "symbol batch in 1..64\n symbol seq in 1..512
+         input %0 : f32[batch, seq, 20]\n const %1 : f32[20, 30] = data 0\n input %2 : f32[30]
+         %3 = contract(%0, %1) lhs = \"bmk\", rhs = \"kn\", out = \"bmn\" : f32[batch, seq, 30]
+         %4 = map(%3, %2) body = { add(a0, a1) } : f32[batch, seq, 30]
+         %5 = map(%4) body = { mul(a0, add(erf(a0), 1.0f32)) } : f32[batch, seq, 30]
+         output %5 \"y\"",
+        SIZES,
+    );
+    assert_eq!(c.kernels[0].len(), 1);
+}
+
+#[test]
+fn free_dims_attention() {
+    let c = check_free(
+        "symbol batch in 1..64\n symbol seq in 1..512
+         input %0 : f32[batch, seq, 12]\n input %1 : f32[batch, seq, 12]\n input %2 : f32[batch, seq, 12]
+         %3 = reshape(%0) dims = [batch, seq, 2, 6] : f32[batch, seq, 2, 6]
+         %4 = transpose(%3) perm = [0, 2, 1, 3] : f32[batch, 2, seq, 6]
+         %5 = reshape(%1) dims = [batch, seq, 2, 6] : f32[batch, seq, 2, 6]
+         %6 = transpose(%5) perm = [0, 2, 3, 1] : f32[batch, 2, 6, seq]
+         %7 = contract(%4, %6) lhs = \"bhsd\", rhs = \"bhdt\", out = \"bhst\" : f32[batch, 2, seq, seq]
+         %8 = map(%7) body = { div(a0, 2.5f32) } : f32[batch, 2, seq, seq]
+         %9 = softmax(%8) axis = 3, log = false : f32[batch, 2, seq, seq]
+         %10 = reshape(%2) dims = [batch, seq, 2, 6] : f32[batch, seq, 2, 6]
+         %11 = transpose(%10) perm = [0, 2, 1, 3] : f32[batch, 2, seq, 6]
+         %12 = contract(%9, %11) lhs = \"bhst\", rhs = \"bhtd\", out = \"bhsd\" : f32[batch, 2, seq, 6]
+         %13 = transpose(%12) perm = [0, 2, 1, 3] : f32[batch, seq, 2, 6]
+         %14 = reshape(%13) dims = [batch, seq, 12] : f32[batch, seq, 12]
+         output %14 \"y\"",
+        SIZES,
+    );
+    assert!(c.kernels[0].len() <= 4, "{}", c.plan);
+}
+
+#[test]
+fn free_dims_of_images() {
+    check_free(
+        "symbol h in 4..64\n symbol w in 4..64
+         input %0 : f32[1, 8, h, w]\n const %1 : f32[24, 8, 3, 3] = data 1\n input %2 : f32[24, 1, 1]
+         %3 = pad(%0) low = [0, 0, 1, 1], high = [0, 0, 1, 1], interior = [0, 0, 0, 0], value = 0.0f32 : f32[1, 8, h + 2, w + 2]
+         %4 = conv(%3, %1) strides = [2, 2], dilations = [1, 1], groups = 1 : f32[1, 24, floordiv(h - 1, 2) + 1, floordiv(w - 1, 2) + 1]
+         %5 = map(%4, %2) body = { max(add(a0, a1), 0.0f32) } : f32[1, 24, floordiv(h - 1, 2) + 1, floordiv(w - 1, 2) + 1]
+         %6 = pool(%5) combine = max, window = [2, 2], strides = [1, 1], dilations = [1, 1] : f32[1, 24, floordiv(h - 1, 2), floordiv(w - 1, 2)]
+         %7 = reduce(%6) combine = add, axes = [2, 3], keep = true : f32[1, 24, 1, 1]
+         output %6 \"y\"\n output %7 \"z\"",
+        &[&[("h", 4), ("w", 4)], &[("h", 11), ("w", 10)], &[("h", 33), ("w", 7)]],
+    );
+}
+
+#[test]
+fn free_dims_rows_folds_and_moves() {
+    check_free(
+        "symbol batch in 1..64\n symbol seq in 1..512
+         input %0 : f32[batch, 4, seq]\n input %1 : f32[batch, 4, 5]
+         %2 = softmax(%0) axis = 2, log = false : f32[batch, 4, seq]
+         %3 = reduce(%0) combine = max, axes = [2], keep = true : f32[batch, 4, 1]
+         %4 = reduce(%0) combine = add, axes = [0], keep = false : f32[4, seq]
+         %5 = concat(%0, %1) axis = 2 : f32[batch, 4, seq + 5]
+         %6 = slice(%5) starts = [0, 1, 2], steps = [1, 2, 1], dims = [batch, 2, seq] : f32[batch, 2, seq]
+         %7 = map(%5) body = { mul(a0, 2.0f32) } : f32[batch, 4, seq + 5]
+         %8 = reshape(%7) dims = [4*batch, seq + 5] : f32[4*batch, seq + 5]
+         %9 = transpose(%8) perm = [1, 0] : f32[seq + 5, 4*batch]
+         output %2 \"a\"\n output %3 \"b\"\n output %4 \"c\"\n output %6 \"d\"\n output %9 \"e\"",
+        SIZES,
+    );
 }

@@ -132,7 +132,7 @@ impl Contents {
             let entries = self.tables.iter().filter_map(|(level, table)| Some((level, table.0.get(n)?)));
             let code: serde_json::Map<String, Value> = entries
                 .map(|(level, e)| {
-                    let code = json!({ "emitter": e.emitter, "code_bytes": e.bytes, "programs": e.programs, "grain": e.grain });
+                    let code = json!({ "emitter": e.emitter, "code_bytes": e.bytes, "programs": number(&e.programs), "grain": e.grain });
                     (level.to_string(), code)
                 })
                 .collect();
@@ -213,4 +213,9 @@ impl Contents {
         }
         text
     }
+}
+
+/// An expression over free dims: a number where it is one, else its text.
+fn number(e: &kiln::ir::Expr) -> Value {
+    e.as_const().map_or_else(|| json!(e.to_string()), |n| json!(n))
 }

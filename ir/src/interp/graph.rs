@@ -3,7 +3,7 @@
 //! Invariant: a value is freed after its last use; every error names the model's nodes that it concerns.
 
 use super::{EvalError, eval_op_within};
-use crate::expr::{Atom, Expr, Symbol};
+use crate::expr::{Atom, Expr, Ranges, Symbol};
 use crate::graph::{Definition, Graph, TensorType, ValueId};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -108,8 +108,22 @@ fn learn(ty: &TensorType, shape: &[usize], bindings: &mut Bindings) {
 /// The number of inputs, a rank or a dim does not fit, a symbol would have two values or one outside its range; the
 /// message names inputs and axes.
 pub fn bind_inputs<S: AsRef<[usize]>>(graph: &Graph, shapes: &[S]) -> Result<Bindings, String> {
-    if shapes.len() != graph.inputs.len() {
-        return Err(format!("{} inputs are given, the model takes {}", shapes.len(), graph.inputs.len()));
+    let named = |v: &ValueId| (graph.value(*v).name.as_deref().unwrap_or(""), &graph.value(*v).ty);
+    let inputs: Vec<(&str, &TensorType)> = graph.inputs.iter().map(named).collect();
+    bind_types(&inputs, &graph.symbols, shapes)
+}
+
+/// [`bind_inputs`] for inputs of these names and types, over symbols of these ranges.
+///
+/// # Errors
+/// As [`bind_inputs`].
+pub fn bind_types<S: AsRef<[usize]>>(
+    inputs: &[(&str, &TensorType)],
+    symbols: &Ranges,
+    shapes: &[S],
+) -> Result<Bindings, String> {
+    if shapes.len() != inputs.len() {
+        return Err(format!("{} inputs are given, the model takes {}", shapes.len(), inputs.len()));
     }
     struct Dim<'a> {
         input: &'a str,
@@ -118,13 +132,12 @@ pub fn bind_inputs<S: AsRef<[usize]>>(graph: &Graph, shapes: &[S]) -> Result<Bin
         extent: i64,
     }
     let mut open = Vec::new();
-    for (&id, shape) in graph.inputs.iter().zip(shapes) {
-        let (value, shape) = (graph.value(id), shape.as_ref());
-        let input = value.name.as_deref().unwrap_or("");
-        if shape.len() != value.ty.rank() {
-            return Err(format!("input `{input}` has {} axes, wants {}", shape.len(), value.ty));
+    for (&(input, ty), shape) in inputs.iter().zip(shapes) {
+        let shape = shape.as_ref();
+        if shape.len() != ty.rank() {
+            return Err(format!("input `{input}` has {} axes, wants {ty}", shape.len()));
         }
-        for (axis, (dim, &extent)) in value.ty.dims.iter().zip(shape).enumerate() {
+        for (axis, (dim, &extent)) in ty.dims.iter().zip(shape).enumerate() {
             let extent = i64::try_from(extent).map_err(|_| format!("axis {axis} of `{input}` is too long"))?;
             open.push(Dim { input, axis, dim, extent });
         }
@@ -141,7 +154,7 @@ pub fn bind_inputs<S: AsRef<[usize]>>(graph: &Graph, shapes: &[S]) -> Result<Bin
                 return Err(format!("axis {} of `{}` is {}, which {} cannot be", d.axis, d.input, d.extent, d.dim));
             }
             let value = rest / factor;
-            if let Some(&(lo, hi)) = graph.symbols.get(&symbol)
+            if let Some(&(lo, hi)) = symbols.get(&symbol)
                 && !(lo..=hi).contains(&value)
             {
                 return Err(format!("{symbol} = {value} in `{}` is outside its range {lo}..{hi}", d.input));

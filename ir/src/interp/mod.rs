@@ -13,7 +13,7 @@ mod program;
 #[cfg(test)]
 mod tests;
 
-pub use graph::{Bindings, Options, bind_inputs, eval_graph};
+pub use graph::{Bindings, Options, bind_inputs, bind_types, eval_graph};
 
 use crate::expr::Expr;
 use crate::graph::{Origin, TensorType};

@@ -9,6 +9,7 @@ mod print;
 mod tests;
 mod verify;
 
+use crate::expr::{Expr, Ranges, Symbol};
 use crate::graph::{Origin, TensorType};
 use crate::id::{Arena, Id};
 use crate::ops::Op;
@@ -24,6 +25,9 @@ pub type SlotId = Id<Slot>;
 pub struct Plan {
     /// Name of the model.
     pub name: String,
+    /// Dims that are only known when the plan runs, with their inclusive ranges: what kernels get as their dims, in this
+    /// order. Inputs give them their values; those that no input mentions get them from the results of host steps.
+    pub symbols: Vec<(Symbol, (i64, i64))>,
     /// Where tensors live.
     pub slots: Arena<Slot>,
     /// Inputs by position: name and slot.
@@ -40,6 +44,8 @@ pub struct Plan {
     pub live_bytes: u64,
     /// Bytes of the weights section.
     pub weight_bytes: u64,
+    /// Bytes of each region beside the arena, over the symbols; slots of run-time size live there.
+    pub regions: Vec<Expr>,
 }
 
 /// A tensor in memory.
@@ -47,7 +53,7 @@ pub struct Plan {
 pub struct Slot {
     /// Name in the model, where it has one.
     pub name: Option<Arc<str>>,
-    /// Type, with constant dims.
+    /// Type; its dims are constant or over the plan's symbols.
     pub ty: TensorType,
     /// Where it lives.
     pub place: Place,
@@ -64,6 +70,8 @@ pub enum Place {
     Output(usize),
     /// In the arena, at this byte.
     Arena(u64),
+    /// At the first byte of this region.
+    Region(usize),
     /// Made and held by host ops: strings, which have no fixed size.
     Host,
 }
@@ -77,10 +85,15 @@ pub struct Kernel {
     pub origin: Origin,
     /// What it does, in a word or two: `conv+map`, `softmax`.
     pub what: String,
-    /// Estimated floating-point (and integer) operations.
+    /// Estimated floating-point (and integer) operations; free dims count as [`nominal`].
     pub operations: u64,
     /// Estimated bytes read and written.
     pub bytes: u64,
+}
+
+/// The value that estimates assume for a free dim of that range.
+pub fn nominal((lo, hi): (i64, i64)) -> i64 {
+    32.clamp(lo.min(hi), hi.max(lo))
 }
 
 /// A step of a plan.
@@ -130,7 +143,18 @@ impl Step {
 }
 
 impl Plan {
-    /// Bytes that a slot takes, padding included; 0 for strings and for absurd sizes, which [`Plan::verify`] reports.
+    /// The symbols' ranges.
+    pub fn ranges(&self) -> Ranges {
+        self.symbols.iter().cloned().collect()
+    }
+
+    /// Whether sizes depend on dims that are only known when the plan runs.
+    pub fn is_symbolic(&self) -> bool {
+        !self.symbols.is_empty()
+    }
+
+    /// Bytes that a slot takes, padding included; 0 for strings, for absurd sizes, which [`Plan::verify`] reports, and for
+    /// slots whose dims are not constant.
     pub fn slot_bytes(&self, slot: SlotId) -> u64 {
         self.slots[slot].ty.bytes().as_const().and_then(|b| u64::try_from(b).ok()).unwrap_or(0)
     }

@@ -1,6 +1,7 @@
 //! Parser of the text form of plans.
 
 use super::{Kernel, Place, Plan, Slot, SlotId, Step};
+use crate::expr::{Expr, Symbol};
 use crate::graph::{Origin, TensorType};
 use crate::id::Id;
 use crate::ops::{Attributes, Op};
@@ -40,6 +41,20 @@ impl Plan {
                 "kernel" => {
                     let kernel = kernel(lexer)?;
                     plan.kernels.push(kernel);
+                }
+                "symbol" => {
+                    let symbol = Symbol::new(lexer.word()?);
+                    lexer.expect_word("in")?;
+                    let lo = lexer.integer()?;
+                    lexer.expect('…')?;
+                    plan.symbols.push((symbol, (lo, lexer.integer()?)));
+                }
+                "region" => {
+                    if lexer.size()? != plan.regions.len() {
+                        return Err(lexer.error(format!("expected region {}", plan.regions.len())));
+                    }
+                    lexer.expect_word("of")?;
+                    plan.regions.push(Expr::parse(lexer)?);
                 }
                 "slot" => {
                     if lexer.value()? != plan.slots.len() {
@@ -125,6 +140,7 @@ fn slot(lexer: &mut Lexer<'_>) -> Result<Slot, ParseError> {
         "input" => Place::Input(lexer.size()?),
         "output" => Place::Output(lexer.size()?),
         "arena" => Place::Arena(number(lexer)?),
+        "region" => Place::Region(lexer.size()?),
         "host" => Place::Host,
         other => return Err(lexer.error(format!("`{other}` is no place"))),
     };

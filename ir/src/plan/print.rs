@@ -11,6 +11,7 @@ impl fmt::Display for Place {
             Place::Input(n) => write!(f, "input {n}"),
             Place::Output(n) => write!(f, "output {n}"),
             Place::Arena(at) => write!(f, "arena {at}"),
+            Place::Region(n) => write!(f, "region {n}"),
             Place::Host => f.write_str("host"),
         }
     }
@@ -24,6 +25,12 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {:?} {{", self.name)?;
         writeln!(f, "  arena {} live {} weights {}", self.arena_bytes, self.live_bytes, self.weight_bytes)?;
+        for (symbol, (lo, hi)) in &self.symbols {
+            writeln!(f, "  symbol {symbol} in {lo}..{hi}")?;
+        }
+        for (n, bytes) in self.regions.iter().enumerate() {
+            writeln!(f, "  region {n} of {bytes}")?;
+        }
         for k in &self.kernels {
             writeln!(
                 f,

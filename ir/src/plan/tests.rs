@@ -63,6 +63,46 @@ fn text_that_is_no_plan_is_refused_with_its_place() {
     assert!(Plan::parse(&PLAN[..cut]).is_err());
 }
 
+/// A chain over a dim that is free: x -> k0 -> %2 -> k0 -> %3 -> k0 -> y.
+const FREE: &str = "\
+plan \"free\" {
+  arena 0 live 0 weights 0
+  symbol n in 1..512
+  region 0 of 4*n
+  region 1 of 4*n
+  kernel \"k0\" operations 32 bytes 256 what \"map\" from [\"a\"]
+  slot %0 \"x\" : f32[n] in input 0
+  slot %1 \"y\" : f32[n] in output 0
+  slot %2 : f32[n] in region 0
+  slot %3 : f32[n] in region 1
+  input %0 \"x\"
+  output %1 \"y\"
+  launch 0(%0) -> (%2)
+  launch 0(%2) -> (%3)
+  launch 0(%3) -> (%1)
+}
+";
+
+#[test]
+fn plans_over_free_dims_print_parse_and_verify() {
+    let plan = Plan::parse(FREE).unwrap();
+    assert_eq!(plan.to_string(), FREE);
+    assert_eq!(plan.verify(), []);
+    for (from, to, part) in [
+        ("%3 : f32[n] in region 1", "%3 : f32[n] in region 0", "slots %2 and %3 share a region while both live"),
+        ("%3 : f32[n] in region 1", "%3 : f32[n] in region 2", "is not in a region of its own"),
+        ("%3 : f32[n] in region 1", "%3 : f32[n] in arena 0", "is not in a region of its own"),
+        ("%3 : f32[n]", "%3 : f32[8]", "slot %3 of constant size is in a region"),
+        ("region 1 of 4*n", "region 1 of 4*m", "symbol `m` is not declared"),
+        ("symbol n in 1..512", "symbol n in 512..1", "has no values"),
+        ("symbol n in 1..512", "symbol n in 1..512\n  symbol m in 1..2", "symbol `m` gets a value from no input"),
+    ] {
+        let plan = Plan::parse(&FREE.replacen(from, to, 1)).unwrap();
+        let errors: Vec<String> = plan.verify().iter().map(ToString::to_string).collect();
+        assert!(errors.iter().any(|e| e.contains(part)), "{to}: {errors:?}");
+    }
+}
+
 /// Breaks the plan and asks for errors that contain the parts, and no others.
 fn breaks(parts: &[&str], f: impl Fn(&mut Plan)) {
     let mut plan = plan();
@@ -99,7 +139,20 @@ fn every_kind_of_broken_plan_is_rejected() {
         &["input \"x\" is not in place", "step 0 reads slot %0 before it is written", "slots %0 and %3"],
         place(0, Place::Arena(0)),
     );
-    breaks(&["slot %6 has no constant size"], ty(6, TensorType::new(DType::F32, vec![crate::Expr::symbol("n")])));
+    let free = || TensorType::new(DType::F32, vec![crate::Expr::symbol("n")]);
+    breaks(&["symbol `n` is not declared"], ty(6, free()));
+    breaks(
+        &[
+            "symbol `n` is not declared",
+            "slot %3 of run-time size f32[n] is not in a region",
+            "step 0",
+            "step 1",
+            "step 5",
+        ],
+        |p| {
+            p.slots[slot(3)].ty = free();
+        },
+    );
     breaks(&["slot %6 has no constant size"], ty(6, f32s(vec![-2, -3])));
     breaks(&["slot %6 has no constant size"], ty(6, f32s(vec![1 << 40, 1 << 40])));
     breaks(&["step 0 launches kernel 7, there are 2"], |p| {

@@ -3,7 +3,8 @@
 use super::{Place, Plan, SlotId, Step};
 use crate::graph::TensorType;
 use crate::ops::Op;
-use crate::{DType, Expr};
+use crate::{DType, Expr, Symbol};
+use std::collections::BTreeSet;
 
 /// Something is wrong with a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,20 +12,70 @@ use crate::{DType, Expr};
 pub struct PlanError(pub String);
 
 impl Plan {
-    /// All errors: dims that are not constant, places outside their section or not aligned, reads before the first write, writes
+    /// All errors: dims that are neither constant nor over symbols that get a value, places outside their section or not aligned, reads before the first write, writes
     /// to weights and inputs, outputs never written, slots that overlap while both live, wrong kernel numbers, host ops with other results.
     pub fn verify(&self) -> Vec<PlanError> {
         let mut errors = Vec::new();
         let mut fail = |message: String| errors.push(PlanError(message));
+        self.verify_symbols(&mut fail);
         self.verify_places(&mut fail);
         self.verify_order(&mut fail);
         self.verify_overlap(&mut fail);
         errors
     }
 
+    /// Every symbol is declared once, gets its value from an input or a host step, and nothing mentions any other.
+    fn verify_symbols(&self, fail: &mut dyn FnMut(String)) {
+        let mut defined: BTreeSet<&Symbol> = BTreeSet::new();
+        let inputs = self.inputs.iter().map(|(_, slot)| slot);
+        let made = self.steps.iter().filter_map(|step| match step {
+            Step::Host { outputs, .. } => Some(outputs),
+            Step::Launch { .. } | Step::Copy { .. } => None,
+        });
+        for dim in inputs.chain(made.flatten()).flat_map(|&slot| &self.slots[slot].ty.dims) {
+            dim.for_each_plain_symbol(&mut |s| {
+                defined.insert(s);
+            });
+        }
+        let mut declared = BTreeSet::new();
+        for (symbol, (lo, hi)) in &self.symbols {
+            if !declared.insert(symbol) || lo > hi || *lo < 0 {
+                fail(format!("symbol `{symbol}` in {lo}..{hi} is declared before or has no values"));
+            }
+            if !defined.contains(symbol) {
+                fail(format!("symbol `{symbol}` gets a value from no input and no host step"));
+            }
+        }
+        let mut unknown = BTreeSet::new();
+        let sizes = self.slots.iter().flat_map(|(_, slot)| &slot.ty.dims).chain(&self.regions);
+        for e in sizes {
+            e.for_each_symbol(&mut |s| {
+                if !declared.contains(s) {
+                    unknown.insert(s.clone());
+                }
+            });
+        }
+        for symbol in unknown {
+            fail(format!("symbol `{symbol}` is not declared"));
+        }
+    }
+
     fn verify_places(&self, fail: &mut dyn FnMut(String)) {
         for (id, slot) in self.slots.iter() {
             let strings = slot.ty.dtype == DType::Str;
+            if slot.ty.dims.iter().any(|d| d.as_const().is_none()) {
+                // What a slot of run-time size takes is compared with its region when the sizes are known.
+                match slot.place {
+                    Place::Region(n) if n < self.regions.len() && !strings => continue,
+                    Place::Input(n) if self.inputs.get(n).is_some_and(|(_, s)| *s == id) => continue,
+                    Place::Output(n) if self.outputs.get(n).is_some_and(|(_, s)| *s == id) => continue,
+                    Place::Host => continue,
+                    Place::Weights(_) | Place::Arena(_) | Place::Region(_) | Place::Input(_) | Place::Output(_) => {
+                        fail(format!("slot {id} of run-time size {} is not in a region of its own", slot.ty));
+                        continue;
+                    }
+                }
+            }
             let bytes = slot.ty.bytes().as_const().and_then(|b| u64::try_from(b).ok());
             // Two negative dims have a positive product: the shape is asked for as well.
             let Some(bytes) = bytes.filter(|&b| b < 1 << 48 && slot.ty.shape().is_some()) else {
@@ -34,6 +85,10 @@ impl Plan {
             let (at, limit) = match slot.place {
                 Place::Weights(at) => (at, self.weight_bytes),
                 Place::Arena(at) => (at, self.arena_bytes),
+                Place::Region(_) => {
+                    fail(format!("slot {id} of constant size is in a region"));
+                    continue;
+                }
                 Place::Input(n) => {
                     if self.inputs.get(n).is_none_or(|(_, s)| *s != id) {
                         fail(format!("slot {id} is not input {n}"));
@@ -135,6 +190,24 @@ impl Plan {
 
     fn verify_overlap(&self, fail: &mut dyn FnMut(String)) {
         let lives = self.lives();
+        let mut regions: Vec<Vec<(usize, usize, SlotId)>> = vec![Vec::new(); self.regions.len()];
+        for (id, slot) in self.slots.iter() {
+            if let (Place::Region(n), Some((first, last))) = (slot.place, lives[id.index()])
+                && let Some(region) = regions.get_mut(n)
+            {
+                region.push((first, last, id));
+            }
+        }
+        for region in &mut regions {
+            region.sort_unstable();
+            for pair in region.windows(2) {
+                if let [a, b] = pair
+                    && b.0 <= a.1
+                {
+                    fail(format!("slots {} and {} share a region while both live", a.2, b.2));
+                }
+            }
+        }
         let mut arena: Vec<(u64, u64, usize, usize, SlotId)> = Vec::new();
         for (id, slot) in self.slots.iter() {
             if let (Place::Arena(at), Some((first, last))) = (slot.place, lives[id.index()]) {

@@ -5,7 +5,9 @@
 
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::TensorType;
+use kiln_ir::loops::{Loops, linear};
 use kiln_ir::nest::{self, Nest};
+use kiln_ir::plan::nominal;
 use kiln_ir::scalar::{BinaryOp, Code, Coord, Less, Scalar, Source, TypeError};
 
 /// A loop.
@@ -13,8 +15,39 @@ use kiln_ir::scalar::{BinaryOp, Code, Coord, Less, Scalar, Source, TypeError};
 pub struct Axis {
     /// Loop variable, from 0.
     pub symbol: Symbol,
-    /// How many iterations.
-    pub extent: i64,
+    /// How many iterations: a constant, or an expression over dims.
+    pub extent: Expr,
+}
+
+impl Axis {
+    /// The extent, where it is constant.
+    pub fn known(&self) -> Option<i64> {
+        self.extent.as_const()
+    }
+
+    /// Whether there is just one iteration.
+    pub fn is_single(&self) -> bool {
+        self.known() == Some(1)
+    }
+}
+
+/// How far apart in memory the elements of neighbouring iterations are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stride {
+    /// So many elements.
+    Known(i64),
+    /// The same number everywhere, which dims decide.
+    Free,
+    /// Not the same everywhere: blocked layouts, gathers.
+    Uneven,
+}
+
+/// The stride of an address along a loop.
+pub fn stride(address: &Expr, symbol: &Symbol) -> Stride {
+    match linear(address, symbol) {
+        Some((factor, _)) => factor.as_const().map_or(Stride::Free, Stride::Known),
+        None => Stride::Uneven,
+    }
 }
 
 /// A nest with linear addresses.
@@ -32,6 +65,8 @@ pub struct FlatNest {
     pub finish: Code,
     /// Address of the result's element.
     pub store: Expr,
+    /// Ranges of the dims that are free.
+    pub dims: Ranges,
 }
 
 /// The symbol of the n-th gathered index of a load.
@@ -69,12 +104,14 @@ pub fn map_exprs(code: &Code, f: &dyn Fn(&Expr) -> Expr) -> Result<Code, TypeErr
 impl FlatNest {
     /// The nest with linear addresses, given the types of the inputs and of the result (of a stage whose result stays in
     /// registers there is none). Loads of stages keep their
-    /// coordinates. Nothing where an extent is not constant.
-    pub fn new(nest: &Nest, inputs: &[&TensorType], output: Option<&TensorType>) -> Option<FlatNest> {
-        let ranges = nest.ranges(&Ranges::new());
-        let loops = |extents: &[Expr], symbol: &dyn Fn(usize) -> Symbol| -> Option<Vec<Axis>> {
-            extents.iter().enumerate().map(|(n, e)| Some(Axis { symbol: symbol(n), extent: e.as_const()? })).collect()
+    /// coordinates. Nothing where the code is not well typed. `dims` are the ranges of free dims.
+    pub fn new(nest: &Nest, inputs: &[&TensorType], output: Option<&TensorType>, dims: &Ranges) -> Option<FlatNest> {
+        let axes = |extents: &[Expr], symbol: &dyn Fn(usize) -> Symbol| -> Vec<Axis> {
+            extents.iter().enumerate().map(|(n, e)| Axis { symbol: symbol(n), extent: e.clone() }).collect()
         };
+        let (axes, folds) = (axes(&nest.dims, &nest::axis), axes(&nest.folds, &nest::fold_axis));
+        let loops = loops(axes.iter().chain(&folds), dims);
+        let ranges = loops.ranges();
         let flatten = |code: &Code| {
             let mut out = Code::new();
             let result = out.inline(code, &mut |out, node, dtype| {
@@ -83,7 +120,7 @@ impl FlatNest {
                 let (mut index, mut rest, mut count) = (Vec::new(), Vec::new(), 0);
                 for (axis, c) in coords.iter().enumerate() {
                     match c {
-                        Coord::Index(e) => index.push(e.clone()),
+                        Coord::Index(e) => index.push(loops.simplify(e)),
                         Coord::Value(v) => {
                             index.push(Expr::from(gathered(count)));
                             rest.extend([Coord::Value(*v), Coord::Index(ty.dims[axis].clone())]);
@@ -91,33 +128,34 @@ impl FlatNest {
                         }
                     }
                 }
-                let mut flat = vec![Coord::Index(ty.layout.address(&ty.dims, &index, &ranges))];
+                let mut flat = vec![Coord::Index(loops.simplify(&ty.layout.address(&ty.dims, &index, ranges)))];
                 flat.extend(rest);
                 Ok(Some(out.load(Source::Input(*n), flat, dtype)))
             });
             out.set_result(result.ok()?);
             Some(out)
         };
-        Some(FlatNest {
-            axes: loops(&nest.dims, &nest::axis)?,
-            folds: loops(&nest.folds, &nest::fold_axis)?,
-            combine: nest.combine,
-            body: flatten(&nest.body)?,
-            finish: flatten(&nest.finish)?,
-            store: output
-                .map_or(Expr::default(), |t| t.layout.address(&nest.dims, &nest::axes(nest.dims.len()), &ranges)),
-        })
+        let address = |t: &TensorType| t.layout.address(&nest.dims, &nest::axes(nest.dims.len()), ranges);
+        let (body, finish) = (flatten(&nest.body)?, flatten(&nest.finish)?);
+        let store = output.map_or(Expr::default(), |t| loops.simplify(&address(t)));
+        Some(FlatNest { axes, folds, combine: nest.combine, body, finish, store, dims: dims.clone() })
     }
 
-    /// Bounds of the loop symbols.
-    pub fn ranges(&self) -> Ranges {
-        self.axes.iter().chain(&self.folds).map(|a| (a.symbol.clone(), (0, (a.extent - 1).max(0)))).collect()
+    /// The loops, for what can be proved of expressions.
+    pub fn loops(&self) -> Loops {
+        loops(self.axes.iter().chain(&self.folds), &self.dims)
+    }
+
+    /// How many iterations the cost model counts on.
+    pub fn guess(&self, axis: &Axis) -> i64 {
+        let value = |s: &Symbol| Some(nominal(self.dims.get(s).copied().unwrap_or((0, i64::MAX))));
+        axis.extent.eval(&value).unwrap_or(1).max(1)
     }
 
     /// Replaces symbols everywhere.
     pub fn substitute(&self, f: &dyn Fn(&Symbol) -> Option<Expr>) -> Option<FlatNest> {
-        let ranges = self.ranges();
-        let rewrite = |e: &Expr| e.substitute(f).simplify(&ranges);
+        let loops = self.loops();
+        let rewrite = |e: &Expr| loops.simplify(&e.substitute(f));
         Some(FlatNest {
             body: map_exprs(&self.body, &rewrite).ok()?,
             finish: map_exprs(&self.finish, &rewrite).ok()?,
@@ -159,7 +197,7 @@ impl FlatNest {
         let mut nest = self;
         let zero = |nest: &FlatNest, s: &Symbol| nest.substitute(&|x| (x == s).then(Expr::default));
         loop {
-            let single = nest.axes.iter().chain(&nest.folds).find(|a| a.extent == 1).map(|a| a.symbol.clone());
+            let single = nest.axes.iter().chain(&nest.folds).find(|a| a.is_single()).map(|a| a.symbol.clone());
             if let Some(s) = single {
                 let Some(mut next) = zero(&nest, &s) else { return nest };
                 next.axes.retain(|a| a.symbol != s);
@@ -186,10 +224,10 @@ impl FlatNest {
             };
             let list = if out { &nest.axes } else { &nest.folds };
             let (outer, inner) = (list[pair.0].clone(), list[pair.1].clone());
-            let joined = Axis { symbol: inner.symbol.clone(), extent: outer.extent * inner.extent };
+            let joined = Axis { symbol: inner.symbol.clone(), extent: outer.extent.mul(&inner.extent) };
             let mut widened = nest.clone();
             for list in [&mut widened.axes, &mut widened.folds] {
-                list.iter_mut().filter(|a| a.symbol == joined.symbol).for_each(|a| a.extent = joined.extent);
+                list.iter_mut().filter(|a| a.symbol == joined.symbol).for_each(|a| a.extent = joined.extent.clone());
             }
             let Some(mut next) = zero(&widened, &outer.symbol) else { return nest };
             next.axes.retain(|a| a.symbol != outer.symbol);
@@ -213,11 +251,11 @@ impl FlatNest {
             };
             match cut(&nest) {
                 Some((axis, at)) => {
-                    for (lo, hi) in [(0, at), (at, nest.axes[axis].extent)] {
+                    for (lo, hi) in [(Expr::default(), at.clone()), (at.clone(), nest.axes[axis].extent.clone())] {
                         let mut part = nest.clone();
-                        part.axes[axis].extent = hi - lo;
+                        part.axes[axis].extent = hi.sub(&lo);
                         let symbol = part.axes[axis].symbol.clone();
-                        let moved = Expr::from(&symbol).add(&Expr::from(lo));
+                        let moved = Expr::from(&symbol).add(&lo);
                         match part.substitute(&|s| (*s == symbol).then(|| moved.clone())) {
                             Some(p) => open.push(p),
                             None => return vec![self],
@@ -232,11 +270,15 @@ impl FlatNest {
     }
 }
 
+fn loops<'a>(axes: impl Iterator<Item = &'a Axis>, dims: &Ranges) -> Loops {
+    Loops::new(axes.map(|a| (a.symbol.clone(), a.extent.clone())).collect(), dims.clone())
+}
+
 fn joins(nest: &FlatNest, outer: &Axis, inner: &Axis) -> bool {
     let mut fine = true;
     nest.for_each_expr(&mut |e| {
-        fine &= match (e.coefficient(&outer.symbol), e.coefficient(&inner.symbol)) {
-            (Some(p), Some(q)) => p == q.saturating_mul(inner.extent),
+        fine &= match (linear(e, &outer.symbol), linear(e, &inner.symbol)) {
+            (Some((p, _)), Some((q, _))) => p == q.mul(&inner.extent),
             _ => false,
         };
     });
@@ -255,7 +297,8 @@ fn joins(nest: &FlatNest, outer: &Axis, inner: &Axis) -> bool {
 }
 
 /// The axis and the value at which a condition changes its truth.
-fn cut(nest: &FlatNest) -> Option<(usize, i64)> {
+fn cut(nest: &FlatNest) -> Option<(usize, Expr)> {
+    let loops = nest.loops();
     for code in [&nest.body, &nest.finish] {
         let live = code.live();
         for (id, node) in code.nodes() {
@@ -264,20 +307,30 @@ fn cut(nest: &FlatNest) -> Option<(usize, i64)> {
                 continue;
             }
             for c in conditions {
-                // left - right < 0, that is coefficient * i + constant < 0.
+                // left - right < 0, that is factor * i + rest < 0.
                 let difference = c.left.sub(&c.right);
                 for (n, axis) in nest.axes.iter().enumerate() {
-                    let Some(k) = difference.coefficient(&axis.symbol).filter(|&k| k != 0) else { continue };
-                    let Some(constant) = difference.sub(&Expr::from(&axis.symbol).scale(k)).as_const() else {
+                    let Some((factor, rest)) = linear(&difference, &axis.symbol) else { continue };
+                    let Some(k) = factor.as_const().filter(|&k| k != 0) else { continue };
+                    let mut over_dims = true;
+                    rest.for_each_symbol(&mut |s| over_dims &= nest.dims.contains_key(s));
+                    if !over_dims {
                         continue;
-                    };
-                    // k > 0: holds for i < ceil(-constant / k); k < 0: holds from floor(constant / -k) + 1 on.
+                    }
+                    // k > 0: holds for i < ceil(-rest / k); k < 0: holds from floor(rest / -k) + 1 on.
                     let at = if k > 0 {
-                        (-constant).div_euclid(k) + i64::from((-constant).rem_euclid(k) != 0)
+                        rest.scale(-1).ceil_div(&Expr::from(k))
                     } else {
-                        constant.div_euclid(-k) + 1
+                        rest.floor_div(&Expr::from(k.saturating_neg())).add(&Expr::from(1i64))
                     };
-                    if 0 < at && at < axis.extent {
+                    let left = axis.extent.sub(&at);
+                    let somewhere = |e: &Expr| match e.as_const() {
+                        Some(c) => c > 0,
+                        None => loops.is_never_negative(e),
+                    };
+                    // A condition that stays after its axis was cut there would be cut for ever.
+                    let decided = loops.is_never_negative(&difference) || loops.is_always_negative(&difference);
+                    if !decided && somewhere(&at) && somewhere(&left) {
                         return Some((n, at));
                     }
                 }
@@ -287,20 +340,20 @@ fn cut(nest: &FlatNest) -> Option<(usize, i64)> {
     None
 }
 
-/// Replaces guards whose conditions the loop bounds decide.
+/// Replaces guards whose conditions the loops decide.
 fn resolve_guards(nest: &FlatNest) -> Option<FlatNest> {
-    let ranges = nest.ranges();
+    let loops = nest.loops();
     let resolve = |code: &Code| {
         let mut out = Code::new();
         let result = out.inline(code, &mut |out, node, _| {
             let Scalar::Guard(conditions, then, other) = node else { return Ok(None) };
             let mut left = Vec::new();
             for c in conditions {
-                let (lo, hi) = c.left.sub(&c.right).bounds(&ranges);
-                if lo >= 0 {
+                let difference = c.left.sub(&c.right);
+                if loops.is_never_negative(&difference) {
                     return Ok(Some(*other));
                 }
-                if hi >= 0 {
+                if !loops.is_always_negative(&difference) {
                     left.push(c.clone());
                 }
             }

@@ -9,9 +9,9 @@ mod schedule;
 
 use crate::group::Group;
 use emit::{Emitter, Place, tile_axis};
-use flat::{Axis, FlatNest};
+use flat::{Axis, FlatNest, Stride, stride};
 use kiln_ir::dtype::DType;
-use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
@@ -55,8 +55,10 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec
     }
     let Some((column, extent)) = column_axis(graph.ty(group.output)) else { return vec![] };
     let column = nest::axis(column);
+    // With free dims the rows are many: a weight's panels suit the long runs, where the work is.
+    let free = stage.dims.iter().any(|d| d.as_const().is_none());
     let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
-    let width = machine.columns(rows, extent);
+    let width = machine.columns(if free { rows.max(16) } else { rows }, extent);
     let mut wishes = Vec::new();
     for (_, node) in stage.body.nodes() {
         let Scalar::Load(Source::Input(n), coords) = node else { continue };
@@ -90,16 +92,16 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec
     wishes
 }
 
-/// The result axis that is innermost in memory, with its extent; axes of extent 1 do not count.
+/// The result axis that is innermost in memory, with its extent, where that is constant; axes of extent 1 do not count.
 fn column_axis(ty: &TensorType) -> Option<(usize, usize)> {
-    let mut order = ty.layout.order.iter().rev().filter_map(|&a| Some((a, ty.dims[a].as_size()?)));
-    order.find(|(_, e)| *e > 1)
+    let innermost = ty.layout.order.iter().rev().find(|&&a| ty.dims[a].as_const() != Some(1))?;
+    Some((*innermost, ty.dims[*innermost].as_size()?))
 }
 
 /// Makes the tile program of a group.
 ///
 /// # Errors
-/// A dim is not constant, a type or a form of code is not for kernels.
+/// A type or a form of code is not for kernels.
 pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine) -> Result<TileProgram, KernelError> {
     let fail = |m: &str| KernelError(format!("{}: {m}", group.origin));
     let mut buffers = Vec::new();
@@ -112,9 +114,6 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
         let written = n == types.len();
         let name = if written { "out".to_string() } else { format!("in{n}") };
         let len = ty.layout.storage_len(&ty.dims);
-        if len.as_const().is_none() {
-            return Err(fail(&format!("dims of {ty} are not bound; bind them with --bind NAME=N")));
-        }
         buffers.push(Buffer { name, dtype: ty.dtype, len, written });
     }
     for stage in &group.stages {
@@ -134,8 +133,8 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
     let last = group.stages.len().saturating_sub(1);
     let stored = |n: usize| (n == last).then_some(output);
     let flats: Option<Vec<FlatNest>> =
-        group.stages.iter().enumerate().map(|(n, s)| FlatNest::new(s, &types, stored(n))).collect();
-    let flats = flats.ok_or_else(|| fail("an extent is not constant"))?;
+        group.stages.iter().enumerate().map(|(n, s)| FlatNest::new(s, &types, stored(n), &graph.symbols)).collect();
+    let flats = flats.ok_or_else(|| fail("the code is not well typed"))?;
     let done = match flats.as_slice() {
         [only] => builder.single(only.clone()),
         _ => builder.rows(group, &flats),
@@ -155,47 +154,90 @@ fn single() -> Vec<usize> {
 }
 
 /// A run of an axis cut into equal blocks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Segment {
     /// Where it begins.
-    lo: i64,
+    lo: Expr,
     /// Elements of a block.
     block: i64,
     /// How many blocks; where the run is made of panels, how many panels.
-    count: i64,
+    count: Expr,
     /// How many blocks a panel has.
     parts: i64,
 }
 
-/// Whole blocks, then what is left: as many whole vectors as fit, then single elements (in one tile where `lanes` is 1).
-fn segments(extent: i64, block: i64, lanes: i64) -> Vec<Segment> {
+impl Segment {
+    fn new(lo: impl Into<Expr>, block: i64, count: impl Into<Expr>) -> Segment {
+        Segment { lo: lo.into(), block, count: count.into(), parts: 1 }
+    }
+
+    /// Whether there is surely one block: no loop or grid variable is needed.
+    fn is_single(&self) -> bool {
+        self.count.as_const() == Some(1)
+    }
+}
+
+/// Cuts an axis into blocks without any overhang. A constant extent: whole blocks, then what is left, as many whole vectors as
+/// fit, then single elements (in one tile where `lanes` is 1). A free extent: whole blocks, then runs of ever smaller blocks,
+/// each of which may be empty.
+fn segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {
+    let Some(extent) = extent.as_const() else { return free_segments(extent, block, lanes, dims) };
     let block = block.clamp(1, extent.max(1));
-    let mut cut = vec![Segment { lo: 0, block, count: extent / block, parts: 1 }];
+    let mut cut = vec![Segment::new(0, block, extent / block)];
     let mut lo = extent / block * block;
     let vectors = (extent - lo) / lanes * lanes;
     if vectors > 0 {
-        cut.push(Segment { lo, block: vectors, count: 1, parts: 1 });
+        cut.push(Segment::new(lo, vectors, 1));
         lo += vectors;
     }
     if lo < extent {
-        cut.push(Segment { lo, block: extent - lo, count: 1, parts: 1 });
+        cut.push(Segment::new(lo, extent - lo, 1));
     }
-    cut.retain(|s| s.count > 0);
+    cut.retain(|s| s.count.as_const() != Some(0));
+    cut
+}
+
+fn free_segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {
+    let mut block = block.clamp(1, extent.bounds(dims).1.max(1));
+    let (mut lo, mut rest) = (Expr::default(), extent.clone());
+    let mut cut = Vec::new();
+    loop {
+        let size = Expr::from(block);
+        let count = rest.floor_div(&size).simplify(dims);
+        cut.push(Segment::new(lo.clone(), block, count.clone()));
+        if block == 1 {
+            break;
+        }
+        lo = lo.add(&count.scale(block));
+        rest = rest.modulo(&size).simplify(dims);
+        // Few sizes: every one is a copy of the code.
+        block = if lanes > 1 && block > lanes {
+            lanes
+        } else if block > 4 {
+            4
+        } else {
+            1
+        };
+    }
+    cut.retain(|s| s.count.as_const() != Some(0));
     cut
 }
 
 /// [`segments`] that do not cross the borders of panels: a layout's blocks, which another level's tiles may have chosen wider.
-fn panel_segments(extent: i64, block: i64, lanes: i64, panel: Option<i64>) -> Vec<Segment> {
-    let Some(panel) = panel.filter(|&p| p > block) else { return segments(extent, block, lanes) };
+fn panel_segments(axis: &Axis, block: i64, lanes: i64, panel: Option<i64>, dims: &Ranges) -> Vec<Segment> {
+    let (Some(panel), Some(extent)) = (panel.filter(|&p| p > block), axis.known()) else {
+        return segments(&axis.extent, block, lanes, dims);
+    };
     let block = greatest_common_divisor(panel, block);
     let whole = extent / panel;
     let mut cut = Vec::new();
     if whole > 0 {
-        cut.push(Segment { lo: 0, block, count: whole, parts: panel / block });
+        cut.push(Segment { parts: panel / block, ..Segment::new(0, block, whole) });
     }
     let lo = whole * panel;
     if lo < extent {
-        cut.extend(segments(extent - lo, block, lanes).into_iter().map(|s| Segment { lo: lo + s.lo, ..s }));
+        let rest = segments(&Expr::from(extent - lo), block, lanes, dims);
+        cut.extend(rest.into_iter().map(|s| Segment { lo: s.lo.add(&Expr::from(lo)), ..s }));
     }
     cut
 }
@@ -252,7 +294,7 @@ impl Builder<'_> {
     fn single(&mut self, nest: FlatNest) -> Option<()> {
         for nest in nest.boxes(40) {
             let nest = nest.collapse();
-            if nest.axes.iter().any(|a| a.extent == 0) {
+            if nest.axes.iter().any(|a| a.known() == Some(0)) {
                 continue;
             }
             if nest.folds.is_empty() { self.pointwise(&nest)? } else { self.fold(&nest)? }
@@ -262,46 +304,61 @@ impl Builder<'_> {
 
     /// No fold: a program walks along the innermost axis in memory, or along a chunk of it.
     fn pointwise(&mut self, nest: &FlatNest) -> Option<()> {
-        let column = nest.axes.iter().position(|a| nest.store.coefficient(&a.symbol) == Some(1));
+        let column = nest.axes.iter().position(|a| stride(&nest.store, &a.symbol) == Stride::Known(1));
         let lanes = self.machine.lanes as i64;
         let width = lanes * self.machine.pointwise_vectors(nest);
         let mut outer = nest.axes.clone();
         let Some(column) = column.map(|c| outer.remove(c)) else {
-            return self.chunk(nest, &outer, None, Segment { lo: 0, block: 1, count: 1, parts: 1 }, width);
+            return self.chunk(nest, &outer, None, width);
         };
         let chunk = (self.machine.chunk / width * width).max(width);
-        let programs: i64 = outer.iter().map(|a| a.extent).product();
-        if programs >= 64 || column.extent <= chunk {
-            let whole = Segment { lo: 0, block: column.extent, count: 1, parts: 1 };
-            return self.chunk(nest, &outer, Some(&column), whole, width);
-        }
-        for segment in segments(column.extent, chunk, 1) {
-            self.chunk(nest, &outer, Some(&column), segment, width)?;
+        let programs = outer.iter().map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
+        let one = |lo: Expr, block: Expr| (lo, block, Expr::from(1i64));
+        let extent = &column.extent;
+        let runs: Vec<(Expr, Expr, Expr)> = match extent.as_const() {
+            // Rows are the programs. With free dims only a nest of one axis is sure to be cut well.
+            _ if programs >= 64 || extent.as_const().is_none() && !outer.is_empty() => {
+                vec![one(Expr::default(), extent.clone())]
+            }
+            Some(extent) if extent <= chunk => vec![one(Expr::default(), Expr::from(extent))],
+            Some(_) => segments(extent, chunk, 1, &nest.dims)
+                .into_iter()
+                .map(|s| (s.lo, Expr::from(s.block), s.count))
+                .collect(),
+            None => {
+                let size = Expr::from(chunk);
+                let whole = extent.floor_div(&size).simplify(&nest.dims);
+                let rest = extent.modulo(&size).simplify(&nest.dims);
+                vec![(Expr::default(), size, whole.clone()), one(whole.scale(chunk), rest)]
+            }
+        };
+        for (lo, block, count) in runs {
+            if count.as_const() != Some(0) && block.as_const() != Some(0) {
+                self.chunk(nest, &outer, Some((&column, lo, block, count)), width)?;
+            }
         }
         Some(())
     }
 
-    /// A part whose programs each cover one block of the column axis.
+    /// A place without any loop: only dims are known.
+    fn outermost(&self, nest: &FlatNest) -> Place {
+        Place { ranges: nest.dims.clone(), ..Place::default() }
+    }
+
+    /// A part whose programs each cover one block of the column axis: where the run begins, the size of a block, and how
+    /// many there are.
     fn chunk(
         &mut self,
         nest: &FlatNest,
         outer: &[Axis],
-        column: Option<&Axis>,
-        segment: Segment,
+        column: Option<(&Axis, Expr, Expr, Expr)>,
         width: i64,
     ) -> Option<()> {
-        let mut place = Place::default();
+        let mut place = self.outermost(nest);
         let mut grid = Vec::new();
         for a in outer {
-            grid.push((a.symbol.clone(), Expr::from(a.extent)));
-            place.ranges.insert(a.symbol.clone(), (0, a.extent - 1));
-        }
-        let mut base = Expr::from(segment.lo);
-        if segment.count > 1 {
-            let symbol = self.symbol("c");
-            grid.push((symbol.clone(), Expr::from(segment.count)));
-            place.ranges.insert(symbol.clone(), (0, segment.count - 1));
-            base = base.add(&Expr::from(symbol).scale(segment.block));
+            place.enter(&a.symbol, &a.extent);
+            grid.push((a.symbol.clone(), a.extent.clone()));
         }
         let mut body = Vec::new();
         match column {
@@ -309,7 +366,16 @@ impl Builder<'_> {
                 place.shape = single();
                 self.point(&mut body, nest, &place, &[])?;
             }
-            Some(column) => self.walk(&mut body, nest, &place, column, &base, segment.block, width, &[])?,
+            Some((column, lo, block, count)) => {
+                let mut base = lo;
+                if count.as_const() != Some(1) {
+                    let symbol = self.symbol("c");
+                    place.enter(&symbol, &count);
+                    base = base.add(&Expr::from(&symbol).mul(&block));
+                    grid.push((symbol, count));
+                }
+                self.walk(&mut body, nest, &place, column, &base, &block, width, &[])?;
+            }
         }
         self.program.parts.push(Part { grid, body });
         Some(())
@@ -324,36 +390,31 @@ impl Builder<'_> {
         place: &Place,
         column: &Axis,
         base: &Expr,
-        extent: i64,
+        extent: &Expr,
         width: i64,
         stages: &[TileId],
     ) -> Option<()> {
-        for s in segments(extent, width, self.machine.lanes as i64) {
+        for s in segments(extent, width, self.machine.lanes as i64, &nest.dims) {
             let mut place = place.clone();
-            let lo = base.add(&Expr::from(s.lo));
+            let lo = base.add(&s.lo);
             place.shape = single();
             place.shape[COLUMN] = s.block as usize;
             place.ranges.insert(tile_axis(COLUMN), (0, s.block - 1));
             let element = Expr::from(tile_axis(COLUMN));
-            if s.count == 1 {
+            if s.is_single() {
                 place.at.insert(column.symbol.clone(), lo.add(&element));
                 self.point(body, nest, &place, stages)?;
                 continue;
             }
             // The loop variable counts elements, so that it is the index register of every address.
             let var = self.symbol("j");
-            place.ranges.insert(var.clone(), (0, (s.count - 1) * s.block));
+            let hi = s.count.scale(s.block);
+            place.enter(&var, &hi.sub(&Expr::from(s.block - 1)));
             place.at.insert(column.symbol.clone(), lo.add(&Expr::from(&var)).add(&element));
             let mut inner = Vec::new();
             self.point(&mut inner, nest, &place, stages)?;
-            body.push(Stmt::For(For {
-                var,
-                lo: Expr::default(),
-                hi: Expr::from(s.count * s.block),
-                step: s.block,
-                carried: vec![],
-                body: inner,
-            }));
+            let lo = Expr::default();
+            body.push(Stmt::For(For { var, lo, hi, step: s.block, carried: vec![], body: inner }));
         }
         Some(())
     }
@@ -398,32 +459,33 @@ impl Builder<'_> {
         let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
         let whole = |a: &Option<Axis>, block: i64, lanes: i64| match a {
             None => vec![None],
-            Some(a) => panel_segments(a.extent, block, lanes, panel_of(nest, &a.symbol))
+            Some(a) => panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims)
                 .into_iter()
                 .map(|s| Some((a.symbol.clone(), s)))
                 .collect(),
         };
         let column_lanes = if schedule.lanes.is_some() { 1 } else { lanes };
         for column in whole(&column, schedule.columns, column_lanes) {
-            let mut place = Place::default();
-            let mut grid = Vec::new();
-            let mut add = |symbol: &Symbol, extent: i64, place: &mut Place| {
-                grid.push((symbol.clone(), Expr::from(extent)));
-                place.ranges.insert(symbol.clone(), (0, extent - 1));
+            let mut place = self.outermost(nest);
+            let (mut grid, mut programs) = (Vec::new(), 1i64);
+            let mut add = |symbol: &Symbol, extent: &Expr, place: &mut Place| {
+                let guess = nest.guess(&Axis { symbol: symbol.clone(), extent: extent.clone() });
+                programs = programs.saturating_mul(guess);
+                grid.push((symbol.clone(), extent.clone()));
+                place.enter(symbol, extent);
             };
             // Columns outermost: their panel of weights stays in cache while rows stream by.
-            if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.count > 1) {
+            if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| !s.is_single()) {
                 let block = Symbol::new(&format!("{symbol}_block"));
-                add(&block, s.count, &mut place);
+                add(&block, &s.count, &mut place);
             }
             if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.parts > 1) {
                 let part = Symbol::new(&format!("{symbol}_part"));
-                add(&part, s.parts, &mut place);
+                add(&part, &Expr::from(s.parts), &mut place);
             }
             for a in &outer {
-                add(&a.symbol, a.extent, &mut place);
+                add(&a.symbol, &a.extent, &mut place);
             }
-            let programs: i64 = grid.iter().filter_map(|(_, e)| e.as_const()).product();
             let rows = whole(&row, schedule.rows, 1);
             if programs >= self.machine.enough_programs {
                 let mut body = Vec::new();
@@ -435,10 +497,10 @@ impl Builder<'_> {
             }
             for row in rows {
                 let (mut grid, mut place) = (grid.clone(), place.clone());
-                if let Some((symbol, s)) = row.as_ref().filter(|(_, s)| s.count > 1) {
+                if let Some((symbol, s)) = row.as_ref().filter(|(_, s)| !s.is_single()) {
                     let block = Symbol::new(&format!("{symbol}_block"));
-                    grid.push((block.clone(), Expr::from(s.count)));
-                    place.ranges.insert(block, (0, s.count - 1));
+                    place.enter(&block, &s.count);
+                    grid.push((block, s.count.clone()));
                 }
                 let mut body = Vec::new();
                 self.register_tile(&mut body, nest, &schedule, &place, row, column.clone())?;
@@ -457,15 +519,15 @@ impl Builder<'_> {
         row: Option<(Symbol, Segment)>,
         column: Option<(Symbol, Segment)>,
     ) -> Option<()> {
-        let Some((symbol, s)) = row.clone().filter(|(_, s)| s.count > 1) else {
+        let Some((symbol, s)) = row.clone().filter(|(_, s)| !s.is_single()) else {
             return self.register_tile(body, nest, schedule, place, row, column);
         };
         let var = Symbol::new(&format!("{symbol}_block"));
         let mut place = place.clone();
-        place.ranges.insert(var.clone(), (0, s.count - 1));
+        place.enter(&var, &s.count);
         let mut inner = Vec::new();
         self.register_tile(&mut inner, nest, schedule, &place, row, column)?;
-        let (lo, hi) = (Expr::default(), Expr::from(s.count));
+        let (lo, hi) = (Expr::default(), s.count);
         body.push(Stmt::For(For { var, lo, hi, step: 1, carried: vec![], body: inner }));
         Some(())
     }
@@ -487,8 +549,8 @@ impl Builder<'_> {
             let Some((symbol, s)) = axis else { continue };
             place.shape[n] = s.block as usize;
             place.ranges.insert(tile_axis(n), (0, s.block - 1));
-            let mut e = Expr::from(s.lo).add(&Expr::from(tile_axis(n)));
-            if s.count > 1 {
+            let mut e = s.lo.add(&Expr::from(tile_axis(n)));
+            if !s.is_single() {
                 e = e.add(&Expr::symbol(&format!("{symbol}_block")).scale(s.block * s.parts));
             }
             if s.parts > 1 {
@@ -523,8 +585,10 @@ impl Builder<'_> {
         // The lanes' fold becomes the innermost one; the accumulator gets an axis of its own, folded at the end.
         let at = folds.iter().position(|f| f.symbol == *symbol)?;
         let vector = folds.remove(at);
-        let width = (*lanes).min(vector.extent);
-        let main = vector.extent / width * width;
+        let width = vector.known().map_or(*lanes, |known| known.min(*lanes));
+        let size = Expr::from(width);
+        let whole = vector.extent.floor_div(&size).simplify(&nest.dims);
+        let main = whole.scale(width);
         let mut wide = place.clone();
         wide.shape[LANE] = width as usize;
         wide.ranges.insert(tile_axis(LANE), (0, width - 1));
@@ -532,19 +596,20 @@ impl Builder<'_> {
         let mut e = self.emitter(stages);
         let init = e.define(body, dtype, wide.shape.clone(), TileOp::Const(neutral));
         let mut loops = folds.clone();
-        let var = Axis { symbol: self.symbol("q"), extent: main / width };
+        let var = Axis { symbol: self.symbol("q"), extent: whole };
         let index = Expr::from(&var.symbol).scale(width);
         wide.at.insert(vector.symbol.clone(), element(index));
         loops.push(var);
         let partial = self.fold_loops(body, tiling, &wide, &loops, init, stages)?;
         let mut e = self.emitter(stages);
         let mut total = e.define(body, dtype, place.shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
-        if main < vector.extent {
-            let mut rest = place.clone();
-            let var = Axis { symbol: self.symbol("q"), extent: vector.extent - main };
-            rest.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&Expr::from(main)));
+        let rest = vector.extent.modulo(&size).simplify(&nest.dims);
+        if rest.as_const() != Some(0) {
+            let mut place = place.clone();
+            let var = Axis { symbol: self.symbol("q"), extent: rest };
+            place.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&main));
             folds.push(var);
-            total = self.fold_loops(body, tiling, &rest, &folds, total, stages)?;
+            total = self.fold_loops(body, tiling, &place, &folds, total, stages)?;
         }
         Some(total)
     }
@@ -564,10 +629,12 @@ impl Builder<'_> {
             let nest = tiling.nest;
             return self.emitter(stages).accumulate(body, &nest.body, place, nest.combine, init);
         };
-        let unroll = if rest.is_empty() { tiling.unroll.clamp(1, fold.extent.max(1)) } else { 1 };
-        let whole = fold.extent / unroll;
-        let mut value = init;
-        let base = self.symbol("k");
+        let most = fold.known().unwrap_or(i64::MAX).max(1);
+        let unroll = if rest.is_empty() { tiling.unroll.clamp(1, most) } else { 1 };
+        let size = Expr::from(unroll);
+        let dims = &tiling.nest.dims;
+        let whole = fold.extent.floor_div(&size).simplify(dims);
+        let left = fold.extent.modulo(&size).simplify(dims);
         let step =
             |this: &mut Self, body: &mut Vec<Stmt>, place: &Place, base: &Expr, count: i64, mut value: TileId| {
                 for u in 0..count {
@@ -582,28 +649,38 @@ impl Builder<'_> {
                 }
                 Some(value)
             };
-        if whole == 1 {
-            value = step(self, body, place, &Expr::default(), unroll, value)?;
-        } else if whole > 1 {
-            let mut place = place.clone();
-            place.ranges.insert(base.clone(), (0, (whole - 1) * unroll));
-            let ty = self.program.tiles[value].clone();
-            let inside = self.program.tiles.push(ty.clone());
-            let mut inner = Vec::new();
-            let next = step(self, &mut inner, &place, &Expr::from(&base), unroll, inside)?;
-            let after = self.program.tiles.push(ty);
-            body.push(Stmt::For(For {
-                var: base,
-                lo: Expr::default(),
-                hi: Expr::from(whole * unroll),
-                step: unroll,
-                carried: vec![Carried { init: value, inside, next, after }],
-                body: inner,
-            }));
-            value = after;
+        // A loop over `count` runs of `block` iterations each, from `lo` on.
+        let run =
+            |this: &mut Self, body: &mut Vec<Stmt>, lo: &Expr, block: i64, count: &Expr, value: TileId| match count
+                .as_const()
+            {
+                Some(0) => Some(value),
+                Some(1) => step(this, body, place, lo, block, value),
+                _ => {
+                    let (mut place, base, hi) = (place.clone(), this.symbol("k"), count.scale(block));
+                    place.enter(&base, &hi.sub(&Expr::from(block - 1)));
+                    let ty = this.program.tiles[value].clone();
+                    let inside = this.program.tiles.push(ty.clone());
+                    let mut inner = Vec::new();
+                    let next = step(this, &mut inner, &place, &Expr::from(&base).add(lo), block, inside)?;
+                    let after = this.program.tiles.push(ty);
+                    body.push(Stmt::For(For {
+                        var: base,
+                        lo: Expr::default(),
+                        hi,
+                        step: block,
+                        carried: vec![Carried { init: value, inside, next, after }],
+                        body: inner,
+                    }));
+                    Some(after)
+                }
+            };
+        let value = run(self, body, &Expr::default(), unroll, &whole, init)?;
+        let done = whole.scale(unroll);
+        match left.as_const() {
+            Some(left) => step(self, body, place, &done, left, value),
+            None => run(self, body, &done, 1, &left, value),
         }
-        let left = fold.extent - whole * unroll;
-        step(self, body, place, &Expr::from(whole * unroll), left, value)
     }
 
     /// Several stages (softmax, norms): a program computes the folds of one row, then walks along it.
@@ -624,7 +701,7 @@ impl Builder<'_> {
                             Some(s) => {
                                 names.insert(s.clone(), Symbol::numbered("p", n));
                             }
-                            None => fine &= e.as_const() == Some(0) && prefix[n].extent == 1,
+                            None => fine &= e.as_const() == Some(0) && prefix[n].is_single(),
                         },
                         Coord::Value(_) => fine = false,
                     }
@@ -634,12 +711,12 @@ impl Builder<'_> {
         if !fine {
             return None;
         }
-        let mut place = Place::default();
+        let mut place = self.outermost(last);
         let mut grid = Vec::new();
         for (n, a) in prefix.iter().enumerate() {
             let symbol = Symbol::numbered("p", n);
-            grid.push((symbol.clone(), Expr::from(a.extent)));
-            place.ranges.insert(symbol, (0, a.extent - 1));
+            place.enter(&symbol, &a.extent);
+            grid.push((symbol, a.extent.clone()));
         }
         let mut body = Vec::new();
         let mut stages = Vec::new();
@@ -662,28 +739,28 @@ impl Builder<'_> {
         // An axis of extent 1 that the stages index by 0 needs no name.
         let free: Vec<Axis> = last.axes.iter().filter(|a| !names.contains_key(&a.symbol)).cloned().collect();
         let zero = |nest: &FlatNest| {
-            nest.substitute(&|s| free.iter().any(|a| a.symbol == *s && a.extent == 1).then(Expr::default))
+            nest.substitute(&|s| free.iter().any(|a| a.symbol == *s && a.is_single()).then(Expr::default))
         };
         let last = zero(last)?;
-        let mut free: Vec<Axis> = free.into_iter().filter(|a| a.extent > 1).collect();
-        let column = free.iter().position(|a| last.store.coefficient(&a.symbol) == Some(1));
+        let mut free: Vec<Axis> = free.into_iter().filter(|a| !a.is_single()).collect();
+        let column = free.iter().position(|a| stride(&last.store, &a.symbol) == Stride::Known(1));
         let column = column.map(|c| free.remove(c));
         let mut inner = Vec::new();
         match &column {
             Some(column) => {
                 let width = self.machine.lanes as i64 * self.machine.pointwise_vectors(&last);
-                self.walk(&mut inner, &last, &place, column, &Expr::default(), column.extent, width, &stages)?;
+                self.walk(&mut inner, &last, &place, column, &Expr::default(), &column.extent, width, &stages)?;
             }
             None => {
                 place.shape = single();
                 for a in &free {
-                    place.ranges.insert(a.symbol.clone(), (0, a.extent - 1));
+                    place.enter(&a.symbol, &a.extent);
                 }
                 self.point(&mut inner, &last, &place, &stages)?;
             }
         }
         for a in free.iter().rev() {
-            let (lo, hi) = (Expr::default(), Expr::from(a.extent));
+            let (lo, hi) = (Expr::default(), a.extent.clone());
             inner = vec![Stmt::For(For { var: a.symbol.clone(), lo, hi, step: 1, carried: vec![], body: inner })];
         }
         body.extend(inner);
@@ -692,15 +769,15 @@ impl Builder<'_> {
     }
 }
 
-/// How a fold's operands lie along a symbol: for each load of the body, its coefficient there.
-pub(crate) fn coefficients(nest: &FlatNest, symbol: &Symbol) -> Vec<Option<i64>> {
+/// How a fold's operands lie along a symbol: for each load of the body, its stride there.
+pub(crate) fn strides(nest: &FlatNest, symbol: &Symbol) -> Vec<Stride> {
     let live = nest.body.live();
     let mut found = Vec::new();
     for (id, node) in nest.body.nodes() {
         if let (Scalar::Load(Source::Input(_), coords), true) = (node, live[id.index()])
             && let Some(Coord::Index(e)) = coords.first()
         {
-            found.push(e.coefficient(symbol));
+            found.push(stride(e, symbol));
         }
     }
     found

@@ -2,8 +2,8 @@
 //!
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
-use super::flat::{Axis, FlatNest};
-use super::{coefficients, is_product_sum};
+use super::flat::{Axis, FlatNest, Stride, stride};
+use super::{is_product_sum, strides};
 use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::{Scalar, Source};
 
@@ -43,11 +43,13 @@ impl Machine {
         if columns >= most { most } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
     }
 
-    /// How many rows a register tile with that many columns has: balanced, so that the last tile is not a sliver.
-    fn rows(&self, rows: i64, columns: i64) -> i64 {
+    /// How many rows a register tile with that many columns has: balanced, so that the last tile is not a sliver, where the
+    /// number of rows is known.
+    fn rows(&self, rows: Option<i64>, columns: i64) -> i64 {
         let vectors = (columns as usize).div_ceil(self.lanes).max(1);
         // Accumulators, the vectors of one row of the right operand, one broadcast and one temporary.
         let most = ((self.registers - vectors - 2) / vectors).clamp(1, 14) as i64;
+        let Some(rows) = rows else { return most };
         let tiles = (rows + most - 1) / most;
         (rows + tiles - 1) / tiles
     }
@@ -81,19 +83,20 @@ pub struct Schedule {
 impl Schedule {
     /// The schedule of a fold.
     pub fn choose(nest: &FlatNest, machine: &Machine) -> Schedule {
-        let column = nest.axes.iter().find(|a| nest.store.coefficient(&a.symbol) == Some(1));
+        let column = nest.axes.iter().find(|a| stride(&nest.store, &a.symbol) == Stride::Known(1));
         // Along the columns: every load is contiguous, or the same for all of them. Blocked weights have no single coefficient
         // but are contiguous within a block, which is what a tile covers.
-        let along = |s: &Symbol| coefficients(nest, s).iter().all(|c| matches!(c, None | Some(0 | 1)));
+        let along = |s: &Symbol| strides(nest, s).iter().all(|s| matches!(s, Stride::Uneven | Stride::Known(0 | 1)));
         let reads_input = |n: &Scalar| matches!(n, Scalar::Load(Source::Input(_), _));
         let loads = nest.body.nodes().filter(|(_, n)| reads_input(n)).count();
-        let by_columns = column.filter(|a| a.extent >= machine.lanes as i64 && along(&a.symbol));
+        let by_columns = column.filter(|a| nest.guess(a) >= machine.lanes as i64 && along(&a.symbol));
         if let Some(column) = by_columns {
             return Schedule::by_columns(nest, machine, column);
         }
         let fold = nest.folds.iter().rev().find(|f| {
-            let c = coefficients(nest, &f.symbol);
-            f.extent >= machine.lanes as i64 && c.iter().all(|c| matches!(c, Some(0 | 1))) && c.contains(&Some(1))
+            let s = strides(nest, &f.symbol);
+            let even = s.iter().all(|s| matches!(s, Stride::Known(0 | 1)));
+            nest.guess(f) >= machine.lanes as i64 && even && s.contains(&Stride::Known(1))
         });
         if let Some(fold) = fold {
             return Schedule::by_fold(nest, machine, fold, loads);
@@ -105,16 +108,20 @@ impl Schedule {
     }
 
     fn by_columns(nest: &FlatNest, machine: &Machine, column: &Axis) -> Schedule {
-        let along = coefficients(nest, &column.symbol);
+        let along = strides(nest, &column.symbol);
         // Rows along which what is loaded as a vector can be used again.
         let reuse = |a: &&Axis| {
             a.symbol != column.symbol
-                && coefficients(nest, &a.symbol).iter().zip(&along).any(|(r, c)| *r == Some(0) && *c != Some(0))
+                && strides(nest, &a.symbol)
+                    .iter()
+                    .zip(&along)
+                    .any(|(r, c)| *r == Stride::Known(0) && *c != Stride::Known(0))
         };
-        let row = nest.axes.iter().filter(reuse).max_by_key(|a| a.extent).filter(|a| a.extent > 1);
-        let rows = row.map_or(1, |a| a.extent);
-        let all: i64 = nest.axes.iter().filter(|a| a.symbol != column.symbol).map(|a| a.extent).product();
-        let columns = machine.columns(all.max(1) as usize, column.extent as usize) as i64;
+        let row = nest.axes.iter().filter(reuse).max_by_key(|a| nest.guess(a)).filter(|a| !a.is_single());
+        let rows = row.map_or(Some(1), Axis::known);
+        let others = nest.axes.iter().filter(|a| a.symbol != column.symbol);
+        let all = others.map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
+        let columns = machine.columns(all.max(1) as usize, nest.guess(column) as usize) as i64;
         Schedule {
             row: row.map(|a| a.symbol.clone()),
             rows: machine.rows(rows, columns),
@@ -133,14 +140,15 @@ impl Schedule {
         }
         // Rows that only one operand walks along, columns that only the other one does.
         let only = |first: bool, a: &&Axis| {
-            let c = coefficients(nest, &a.symbol);
-            let zero = |n: usize| c.get(n).is_none_or(|c| *c == Some(0));
-            a.extent > 1 && zero(usize::from(first)) && !zero(usize::from(!first))
+            let s = strides(nest, &a.symbol);
+            let zero = |n: usize| s.get(n).is_none_or(|s| *s == Stride::Known(0));
+            !a.is_single() && zero(usize::from(first)) && !zero(usize::from(!first))
         };
-        let widest = |first: bool| nest.axes.iter().filter(|a| only(first, a)).max_by_key(|a| a.extent);
+        let widest = |first: bool| nest.axes.iter().filter(|a| only(first, a)).max_by_key(|a| nest.guess(a));
         let (row, column) = (widest(true), widest(false));
-        let rows = row.map_or(1, |a| a.extent.min(4));
-        let columns = column.map_or(1, |a| a.extent.min(if rows > 1 { 2 } else { 4 }));
+        let most = |a: &Axis, most: i64| a.known().map_or(most, |known| known.min(most));
+        let rows = row.map_or(1, |a| most(a, 4));
+        let columns = column.map_or(1, |a| most(a, if rows > 1 { 2 } else { 4 }));
         Schedule {
             row: row.map(|a| a.symbol.clone()),
             rows,
@@ -154,7 +162,8 @@ impl Schedule {
     /// The schedule of a fold that makes one value of a row.
     pub fn row(nest: &FlatNest, machine: &Machine) -> Schedule {
         let contiguous = |f: &&Axis| {
-            coefficients(nest, &f.symbol).iter().all(|c| matches!(c, Some(0 | 1))) && f.extent >= machine.lanes as i64
+            let even = strides(nest, &f.symbol).iter().all(|s| matches!(s, Stride::Known(0 | 1)));
+            even && nest.guess(f) >= machine.lanes as i64
         };
         let fold = nest.folds.iter().rev().find(contiguous);
         let heavy = nest.body.nodes().any(|(_, n)| matches!(n, Scalar::Unary(..)));

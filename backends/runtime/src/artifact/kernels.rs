@@ -1,8 +1,9 @@
 //! Where each kernel lies in a code section.
 //!
 //! Invariant: entry `n` is kernel `n` of the plan, for every CPU level, and every entry lies
-//! inside the code. The text form has one line per kernel: `name offset bytes programs grain emitter`.
+//! inside the code. The text form has one line per kernel: `name offset bytes grain emitter programs`.
 
+use kiln_ir::Expr;
 use std::fmt;
 use std::str::FromStr;
 
@@ -15,12 +16,12 @@ pub struct KernelEntry {
     pub offset: u64,
     /// Its size in bytes.
     pub bytes: u64,
-    /// How many programs its grid has.
-    pub programs: u64,
     /// The fewest programs that are worth a thread of their own.
     pub grain: u64,
     /// The emitter that made it, for reports; no white space.
     pub emitter: String,
+    /// How many programs its grid has, over the plan's symbols.
+    pub programs: Expr,
 }
 
 /// The kernels of one code section in the order of the plan.
@@ -30,8 +31,8 @@ pub struct KernelTable(pub Vec<KernelEntry>);
 /// Why a text is no kernel table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KernelTableError {
-    /// A line is not `name offset bytes programs grain emitter`.
-    #[error("line {0} of the kernel table is not `name offset bytes programs grain emitter`")]
+    /// A line is not `name offset bytes grain emitter programs`.
+    #[error("line {0} of the kernel table is not `name offset bytes grain emitter programs`")]
     Line(usize),
     /// A kernel does not lie inside the code.
     #[error("kernel {name} lies outside the {code_bytes} bytes of machine code")]
@@ -63,8 +64,8 @@ impl KernelTable {
 impl fmt::Display for KernelTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for entry in &self.0 {
-            let KernelEntry { name, offset, bytes, programs, grain, emitter } = entry;
-            writeln!(f, "{name} {offset} {bytes} {programs} {grain} {emitter}")?;
+            let KernelEntry { name, offset, bytes, grain, emitter, programs } = entry;
+            writeln!(f, "{name} {offset} {bytes} {grain} {emitter} {programs}")?;
         }
         Ok(())
     }
@@ -75,16 +76,15 @@ impl FromStr for KernelTable {
 
     fn from_str(text: &str) -> Result<Self, KernelTableError> {
         let entry = |line: &str| {
-            let mut words = line.split(' ');
-            let entry = KernelEntry {
+            let mut words = line.splitn(6, ' ');
+            Some(KernelEntry {
                 name: words.next().filter(|name| !name.is_empty())?.to_string(),
                 offset: words.next()?.parse().ok()?,
                 bytes: words.next()?.parse().ok()?,
-                programs: words.next()?.parse().ok()?,
                 grain: words.next()?.parse().ok()?,
                 emitter: words.next()?.to_string(),
-            };
-            words.next().is_none().then_some(entry)
+                programs: words.next()?.parse().ok()?,
+            })
         };
         text.lines()
             .enumerate()
@@ -100,16 +100,16 @@ mod tests {
 
     #[test]
     fn tables_round_trip_and_are_checked() {
-        let text = "k0 0 128 7 1 cranelift\nk1 128 64 1 2 wide\n";
+        let text = "k0 0 128 1 cranelift 7\nk1 128 64 2 wide 3*floordiv(n, 4) + 1\n";
         let table: KernelTable = text.parse().unwrap();
         assert_eq!(table.to_string(), text);
         assert_eq!(table.check(192), Ok(()));
         assert_eq!(table.check(191).unwrap_err().to_string(), "kernel k1 lies outside the 191 bytes of machine code");
-        for bad in ["k0 0 128 1 1", "k0 0 128 1 1 cranelift x", "k0 -1 4 1 1 c", "", " 0 1 1 1 c"] {
-            let text = format!("k 0 1 1 1 c\n{bad}\n");
+        for bad in ["k0 0 128 1 c", "k0 0 128 1 cranelift 1 x", "k0 -1 4 1 c 1", "", " 0 1 1 c 1"] {
+            let text = format!("k 0 1 1 c 1\n{bad}\n");
             assert_eq!(text.parse::<KernelTable>(), Err(KernelTableError::Line(2)), "{bad:?}");
         }
-        let huge: KernelTable = format!("k {} 2 1 1 c\n", u64::MAX).parse().unwrap();
+        let huge: KernelTable = format!("k {} 2 1 c 1\n", u64::MAX).parse().unwrap();
         assert!(huge.check(u64::MAX).is_err());
     }
 }

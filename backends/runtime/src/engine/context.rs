@@ -1,17 +1,18 @@
 //! The memory and threads of one run at a time.
 //!
 //! Invariant: every pointer in the slot table stays valid while its owner in the context lives, and the table is
-//! rebuilt whenever an owner changes. Slots that the plan lets overlap are only reached through these raw pointers, never
+//! rebuilt whenever an owner changes. No step runs before the sizes of its slots are known and its memory is there. Slots that the plan lets overlap are only reached through these raw pointers, never
 //! through two live references.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_ir::graph::Origin;
-use kiln_ir::interp::{EvalError, eval_op};
-use kiln_ir::plan::{Place, Slot, SlotId, Step};
-use kiln_ir::{DType, Tensor, TensorType};
+use kiln_ir::interp::{EvalError, bind_types, eval_op};
+use kiln_ir::plan::{Place, Plan, Slot, SlotId, Step};
+use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
 
+use super::formulas::Values;
 use super::model::{Loaded, Model};
 use crate::memory::{ALIGNMENT, Budget, Buffer, MemoryError, Reservation};
 use crate::pool::{self, Pool, PoolError};
@@ -39,6 +40,12 @@ pub enum RunError {
         /// The type that was given.
         found: String,
     },
+    /// The shapes of the inputs do not fit together, or a dim is outside its range.
+    #[error("{0}")]
+    InputShape(String),
+    /// A tensor is larger than anything that can be addressed.
+    #[error("{0} has a size that no memory holds")]
+    Size(String),
     /// A run was asked for before inputs were loaded.
     #[error("no inputs were loaded")]
     NoInputs,
@@ -60,7 +67,7 @@ pub enum RunError {
         /// Why.
         error: EvalError,
     },
-    /// A host op gave something else than the plan says: data-dependent extents are not supported.
+    /// A host op gave something else than the plan says.
     #[error("{origin} gave {found} where the plan has {expected}")]
     HostResult {
         /// The model's nodes that it computes.
@@ -99,8 +106,11 @@ impl RunError {
     /// Whether the data of the inputs is at fault, rather than a limit or Kiln.
     pub fn is_data(&self) -> bool {
         match self {
-            Self::InputCount { .. } | Self::InputType { .. } | Self::Kernel { .. } | Self::Host { .. } => true,
-            Self::NoInputs | Self::HostResult { .. } | Self::Panicked { .. } | Self::Internal(_) => false,
+            Self::InputCount { .. } | Self::InputType { .. } | Self::InputShape(_) => true,
+            Self::Kernel { .. } | Self::Host { .. } => true,
+            Self::Size(_) | Self::NoInputs | Self::HostResult { .. } | Self::Panicked { .. } | Self::Internal(_) => {
+                false
+            }
             Self::Memory(_) | Self::Pool(_) => false,
         }
     }
@@ -116,7 +126,6 @@ enum Loan {
 /// What a launch step needs, resolved.
 struct Launch {
     kernel: crate::code::KernelFn,
-    programs: u64,
     grain: u64,
     /// First argument in `Context::arguments`.
     first: usize,
@@ -128,8 +137,17 @@ pub struct Context {
     budget: Budget,
     pool: Pool,
     arena: Buffer,
+    /// Memory beside the arena, one buffer for each region, as large as it has needed to be.
+    regions: Vec<Option<Buffer>>,
     inputs: Vec<Loan>,
-    outputs: Vec<Buffer>,
+    /// Nothing where the output was taken, or its size is not known yet.
+    outputs: Vec<Option<Buffer>>,
+    /// The values of the plan's symbols that the inputs give, and those that steps have found since.
+    bound: Vec<Option<i64>>,
+    dims: Vec<Option<i64>>,
+    /// `dims` as kernels read them.
+    kernel_dims: Vec<i64>,
+    values: Values,
     /// Tensors of strings, by slot.
     strings: Vec<Option<Tensor>>,
     /// Where slots without bytes point: valid to read and write, as a kernel may form such an address.
@@ -177,19 +195,26 @@ impl Context {
                 Step::Launch { kernel: n, arguments, .. } => {
                     let missing = RunError::Internal("a launch without a kernel");
                     let (code, entry) = loaded.kernel(*n).ok_or(missing)?;
-                    let launch = Launch { kernel: code, programs: entry.programs, grain: entry.grain, first };
+                    let launch = Launch { kernel: code, grain: entry.grain, first };
                     first += arguments.len();
                     Some(launch)
                 }
                 Step::Host { .. } | Step::Copy { .. } => None,
             });
         }
+        let unknown = vec![None; plan.symbols.len()];
+        let values = loaded.formulas().values(plan, &unknown);
         let mut context = Self {
+            regions: plan.regions.iter().map(|_| None).collect(),
+            bound: unknown.clone(),
+            dims: unknown,
+            kernel_dims: vec![0; plan.symbols.len()],
+            values,
             budget: budget.clone(),
             pool: Pool::new(threads)?,
             arena,
             inputs: plan.inputs.iter().map(|_| Loan::Nothing).collect(),
-            outputs: Vec::new(),
+            outputs: plan.outputs.iter().map(|_| None).collect(),
             strings: vec![None; plan.slots.len()],
             nothing,
             slots: Vec::new(),
@@ -199,7 +224,7 @@ impl Context {
             _weights: weights,
             model: loaded,
         };
-        context.make_outputs()?;
+        context.provide()?;
         Ok(context)
     }
 
@@ -235,13 +260,21 @@ impl Context {
                 found: inputs.len(),
             });
         }
-        for ((name, slot), (n, tensor)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
+        for ((name, slot), tensor) in plan.inputs.iter().zip(inputs) {
             let expected = &plan.slots[*slot].ty;
             let found = TensorType::of(tensor.dtype(), tensor.shape());
-            if expected.dtype != found.dtype || expected.dims != found.dims {
+            let fits = |(want, have): (&Expr, &Expr)| want.as_const().is_none() || want == have;
+            let same = expected.rank() == found.rank() && expected.dims.iter().zip(&found.dims).all(fits);
+            if expected.dtype != found.dtype || !same {
                 let (expected, found) = (expected.to_string(), found.to_string());
                 return Err(RunError::InputType { name: name.to_string(), expected, found });
             }
+        }
+        if plan.is_symbolic() {
+            self.bound = bind(plan, inputs)?;
+            self.set_dims(self.bound.clone());
+        }
+        for ((name, slot), (n, tensor)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
             if tensor.dtype() == DType::Str {
                 self.strings[slot.index()] = Some(tensor.clone());
             } else if (tensor.bytes().as_ptr() as usize).is_multiple_of(ALIGNMENT) {
@@ -251,7 +284,7 @@ impl Context {
                 self.inputs[n] = Loan::Copied(Buffer::copy_of(&self.budget, tensor.bytes(), &what)?);
             }
         }
-        self.point();
+        self.provide()?;
         self.loaded = true;
         Ok(())
     }
@@ -264,8 +297,12 @@ impl Context {
         if !self.loaded {
             return Err(RunError::NoInputs);
         }
-        if self.outputs.len() != self.model.plan().outputs.len() {
-            self.make_outputs()?;
+        if self.dims != self.bound {
+            // The last run found extents of its own; this one may find others.
+            self.set_dims(self.bound.clone());
+            self.provide()?;
+        } else if self.outputs.iter().any(Option::is_none) {
+            self.provide()?;
         }
         let model = Arc::clone(&self.model);
         for (n, step) in model.plan().steps.iter().enumerate() {
@@ -273,11 +310,19 @@ impl Context {
                 Step::Launch { kernel, .. } => self.launch(n, *kernel)?,
                 Step::Host { op, inputs, outputs, origin } => {
                     let operands = inputs.iter().map(|&slot| self.read(slot)).collect::<Result<Vec<_>, _>>()?;
+                    let known;
+                    let op = if self.dims.is_empty() {
+                        op
+                    } else {
+                        known = op.map_exprs(&|e| e.substitute(&|s| self.dim(s).map(Expr::from)));
+                        &known
+                    };
                     let results =
                         eval_op(op, &operands).map_err(|error| RunError::Host { origin: origin.clone(), error })?;
                     if results.len() != outputs.len() {
                         return Err(RunError::Internal("a host op gave another number of results"));
                     }
+                    self.learn(outputs, &results, origin)?;
                     for (&slot, result) in outputs.iter().zip(results) {
                         self.write(slot, result, origin)?;
                     }
@@ -292,7 +337,7 @@ impl Context {
     pub fn output_bytes(&self, n: usize) -> Option<&[u8]> {
         let (_, slot) = self.model.plan().outputs.get(n)?;
         let numeric = self.model.plan().slots.get(*slot)?.ty.dtype != DType::Str;
-        numeric.then(|| self.outputs.get(n)).flatten().map(Buffer::as_slice)
+        numeric.then(|| self.outputs.get(n)?.as_ref()).flatten().map(Buffer::as_slice)
     }
 
     /// The outputs of the last run, by handing their memory over; the next run gets fresh memory.
@@ -300,30 +345,106 @@ impl Context {
     /// # Errors
     /// [`RunError::Internal`] where no run has been.
     pub fn take_outputs(&mut self) -> Result<Vec<Tensor>, RunError> {
-        let buffers = std::mem::take(&mut self.outputs);
         let plan = self.model.plan();
-        if buffers.len() != plan.outputs.len() {
-            return Err(RunError::Internal("outputs were taken before a run"));
-        }
-        let tensor = |((_, slot), buffer): (&(Arc<str>, SlotId), Buffer)| {
+        let none = || RunError::Internal("outputs were taken before a run");
+        let mut tensors = Vec::with_capacity(plan.outputs.len());
+        for ((_, slot), buffer) in plan.outputs.iter().zip(&mut self.outputs) {
             let ty = &plan.slots[*slot].ty;
+            let buffer = buffer.take().ok_or_else(none)?;
             if ty.dtype == DType::Str {
                 let missing = RunError::Internal("an output of strings was not written");
-                return self.strings[slot.index()].clone().ok_or(missing);
+                tensors.push(self.strings[slot.index()].clone().ok_or(missing)?);
+                continue;
             }
-            let shape = ty.shape().ok_or(RunError::Internal("an output without a shape"))?;
-            Tensor::new(ty.dtype, shape, Bytes::from_owner(Owned(buffer)))
-                .map_err(|_| RunError::Internal("an output of another size"))
-        };
-        plan.outputs.iter().zip(buffers).map(tensor).collect()
+            let shape = self.model.formulas().shape(&self.values, *slot);
+            let shape = shape.ok_or(RunError::Internal("an output without a shape"))?;
+            let tensor = Tensor::new(ty.dtype, shape, Bytes::from_owner(Owned(buffer)));
+            tensors.push(tensor.map_err(|_| RunError::Internal("an output of another size"))?);
+        }
+        Ok(tensors)
     }
 
-    fn make_outputs(&mut self) -> Result<(), RunError> {
-        let plan = self.model.plan();
-        let make = |(name, slot): &(Arc<str>, SlotId)| {
-            Buffer::zeroed(&self.budget, plan.slot_bytes(*slot), &format!("the output {name:?}"))
-        };
-        self.outputs = plan.outputs.iter().map(make).collect::<Result<_, _>>()?;
+    /// The value of a symbol, where it has one.
+    fn dim(&self, symbol: &Symbol) -> Option<i64> {
+        let n = self.model.plan().symbols.iter().position(|(s, _)| s == symbol)?;
+        self.dims.get(n).copied().flatten()
+    }
+
+    /// Gives the symbols their values and evaluates all that depends on them.
+    fn set_dims(&mut self, dims: Vec<Option<i64>>) {
+        if self.dims == dims {
+            return;
+        }
+        self.kernel_dims = dims.iter().map(|d| d.unwrap_or(0)).collect();
+        self.values = self.model.formulas().values(self.model.plan(), &dims);
+        self.dims = dims;
+    }
+
+    /// Gives symbols without a value the extent that a host step's result has, and provides for what is known then.
+    fn learn(&mut self, outputs: &[SlotId], results: &[Tensor], origin: &Origin) -> Result<(), RunError> {
+        let model = Arc::clone(&self.model);
+        let plan = model.plan();
+        let mut dims = self.dims.clone();
+        for (&slot, result) in outputs.iter().zip(results) {
+            for (dim, &extent) in plan.slots[slot].ty.dims.iter().zip(result.shape()) {
+                let Some(symbol) = dim.as_symbol() else { continue };
+                let Some(n) = plan.symbols.iter().position(|(s, _)| s == symbol) else { continue };
+                let extent = i64::try_from(extent).unwrap_or(i64::MAX);
+                let (lo, hi) = plan.symbols[n].1;
+                if dims[n].is_none() && !(lo..=hi).contains(&extent) {
+                    let found = format!("{symbol} = {extent}, outside its range {lo}..{hi}");
+                    return Err(RunError::InputShape(format!("{origin} gave {found}")));
+                }
+                dims[n] = dims[n].or(Some(extent));
+            }
+        }
+        if dims != self.dims {
+            self.set_dims(dims);
+            self.provide()?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that every slot whose size is known has its memory, and points to it.
+    fn provide(&mut self) -> Result<(), RunError> {
+        let model = Arc::clone(&self.model);
+        let (plan, formulas) = (model.plan(), model.formulas());
+        if self.dims.iter().all(Option::is_some) {
+            for (id, slot) in plan.slots.iter() {
+                let what = || format!("{:?} ({})", slot.name.as_deref().unwrap_or("an intermediate result"), slot.ty);
+                let bytes = formulas.bytes(&self.values, id).ok_or_else(|| RunError::Size(what()))?;
+                formulas.shape(&self.values, id).ok_or_else(|| RunError::Size(what()))?;
+                if let Place::Region(n) = slot.place
+                    && formulas.region(&self.values, n).is_none_or(|limit| bytes > limit)
+                {
+                    return Err(RunError::Internal("a slot is larger than its region"));
+                }
+            }
+        }
+        for (n, region) in self.regions.iter_mut().enumerate() {
+            let Some(bytes) = formulas.region(&self.values, n) else { continue };
+            let there = region.as_ref().map_or(0, |r| r.as_slice().len() as u64);
+            if bytes > there || region.is_none() {
+                // What grows step by step (a cache's past) is not moved at every step.
+                let ample = if there == 0 { bytes } else { bytes.max(there + there / 2) };
+                *region = None;
+                let made = Buffer::zeroed(&self.budget, ample, "an intermediate result");
+                *region = Some(match made {
+                    Err(_) if ample > bytes => Buffer::zeroed(&self.budget, bytes, "an intermediate result")?,
+                    made => made?,
+                });
+            }
+        }
+        for ((name, slot), output) in plan.outputs.iter().zip(&mut self.outputs) {
+            let Some(bytes) = formulas.bytes(&self.values, *slot) else {
+                *output = None;
+                continue;
+            };
+            if output.as_ref().is_none_or(|o| o.as_slice().len() as u64 != bytes) {
+                *output = None;
+                *output = Some(Buffer::zeroed(&self.budget, bytes, &format!("the output {name:?}"))?);
+            }
+        }
         self.point();
         Ok(())
     }
@@ -333,23 +454,29 @@ impl Context {
         let plan = self.model.plan();
         self.slots.clear();
         for (id, slot) in plan.slots.iter() {
-            let pointer = if plan.slot_bytes(id) == 0 {
+            let bytes = self.model.formulas().bytes(&self.values, id).unwrap_or(0);
+            let pointer = if bytes == 0 {
                 self.nothing.as_mut_ptr()
             } else {
                 match slot.place {
                     // Kernels never write to weights: the verifier rejects a plan in which one would.
-                    Place::Weights(at) => self.model.weights(at..at + plan.slot_bytes(id)).as_ptr().cast_mut(),
+                    Place::Weights(at) => self.model.weights(at..at + bytes).as_ptr().cast_mut(),
                     Place::Input(n) => match self.inputs.get(n) {
                         Some(Loan::Shared(tensor)) => tensor.bytes().as_ptr().cast_mut(),
                         Some(Loan::Copied(buffer)) => buffer.as_ptr().cast_mut(),
                         Some(Loan::Nothing) | None => self.nothing.as_mut_ptr(),
                     },
                     Place::Output(n) => match self.outputs.get_mut(n) {
-                        Some(buffer) => buffer.as_mut_ptr(),
-                        None => self.nothing.as_mut_ptr(),
+                        Some(Some(buffer)) => buffer.as_mut_ptr(),
+                        Some(None) | None => self.nothing.as_mut_ptr(),
                     },
                     // The verifier has checked that the slot ends inside the arena.
                     Place::Arena(at) => self.arena.as_mut_ptr().wrapping_add(at as usize),
+                    // `provide` has checked that the slot ends inside its region.
+                    Place::Region(n) => match self.regions.get_mut(n) {
+                        Some(Some(region)) => region.as_mut_ptr(),
+                        Some(None) | None => self.nothing.as_mut_ptr(),
+                    },
                     Place::Host => self.nothing.as_mut_ptr(),
                 }
             };
@@ -368,13 +495,22 @@ impl Context {
             return Err(RunError::Internal("a launch that was not resolved"));
         };
         let arguments = Arguments(self.arguments.as_ptr().wrapping_add(launch.first));
-        let code = launch.kernel;
-        let done = self.pool.run(launch.programs, launch.grain, &|lo, hi, _| {
-            let (dims, scratch) = (std::ptr::dangling::<i64>(), std::ptr::null_mut());
+        let (code, dims) = (launch.kernel, &self.kernel_dims);
+        let unknown = RunError::Internal("a launch before its dims are known");
+        let (plan, formulas) = (self.model.plan(), self.model.formulas());
+        let Some(programs) = formulas.programs(&self.values, kernel) else { return Err(unknown) };
+        if self.dims.iter().any(Option::is_none)
+            && let Some(Step::Launch { arguments, .. }) = plan.steps.get(step)
+            && arguments.iter().any(|&slot| formulas.bytes(&self.values, slot).is_none())
+        {
+            return Err(unknown);
+        }
+        let done = self.pool.run(programs, launch.grain, &|lo, hi, _| {
+            let (dims, scratch) = (dims.as_ptr(), std::ptr::null_mut());
             // SAFETY: the code is a kernel of this model, which the context keeps loaded. Its arguments are the slots
             // that the plan gives it, each of the size that the kernel was compiled for; the verifier has checked that
             // they lie in their sections, and that those written overlap no other live slot. Programs of one launch
-            // write disjoint elements. No kernel of a plan with constant dims reads `dims`, and none uses scratch.
+            // write disjoint elements. `dims` has the values of all of the plan's symbols, and none uses scratch.
             unsafe { code(arguments.get(), dims, lo as i64, hi as i64, scratch) }
         });
         match done {
@@ -394,7 +530,8 @@ impl Context {
     fn slot(&self, slot: SlotId) -> Result<(&Slot, u64), RunError> {
         let plan = self.model.plan();
         let found = plan.slots.get(slot).ok_or(RunError::Internal("a slot that is not there"))?;
-        Ok((found, plan.slot_bytes(slot)))
+        let unknown = RunError::Internal("a slot is used before its size is known");
+        Ok((found, self.model.formulas().bytes(&self.values, slot).ok_or(unknown)?))
     }
 
     /// A slot as a tensor: shared where it is a weight or an input, else copied.
@@ -415,14 +552,16 @@ impl Context {
         // SAFETY: the slot has that many initialised bytes (buffers start as zeros), and nothing writes to it while
         // the reference is live, which ends with this statement.
         let copy = unsafe { std::slice::from_raw_parts(self.slots[id.index()], bytes as usize) }.to_vec();
-        let shape = slot.ty.shape().ok_or(RunError::Internal("a slot without a shape"))?;
+        let shape = self.model.formulas().shape(&self.values, id);
+        let shape = shape.ok_or(RunError::Internal("a slot without a shape"))?;
         Tensor::new(slot.ty.dtype, shape, copy).map_err(|_| internal)
     }
 
     fn write(&mut self, id: SlotId, tensor: Tensor, origin: &Origin) -> Result<(), RunError> {
         let (slot, bytes) = self.slot(id)?;
         let found = TensorType::of(tensor.dtype(), tensor.shape());
-        if slot.ty != found {
+        let shape = self.model.formulas().shape(&self.values, id);
+        if slot.ty.dtype != found.dtype || shape.as_deref() != Some(tensor.shape()) {
             let (expected, found) = (slot.ty.to_string(), found.to_string());
             return Err(RunError::HostResult { origin: origin.clone(), expected, found });
         }
@@ -441,10 +580,19 @@ impl Context {
 
     fn copy(&mut self, from: SlotId, to: SlotId) {
         self.strings[to.index()] = self.strings[from.index()].clone();
-        let bytes = self.model.plan().slot_bytes(from) as usize;
+        let bytes = self.model.formulas().bytes(&self.values, from).unwrap_or(0) as usize;
         // SAFETY: the verifier has checked that both slots are of one type and inside their sections.
         unsafe { std::ptr::copy(self.slots[from.index()], self.slots[to.index()], bytes) };
     }
+}
+
+/// The values that the inputs' shapes give to the plan's symbols.
+fn bind(plan: &Plan, inputs: &[Tensor]) -> Result<Vec<Option<i64>>, RunError> {
+    let types: Vec<(&str, &TensorType)> =
+        plan.inputs.iter().map(|(name, slot)| (&**name, &plan.slots[*slot].ty)).collect();
+    let shapes: Vec<&[usize]> = inputs.iter().map(Tensor::shape).collect();
+    let bindings = bind_types(&types, &plan.ranges(), &shapes).map_err(RunError::InputShape)?;
+    Ok(plan.symbols.iter().map(|(symbol, _)| bindings.get(symbol).copied()).collect())
 }
 
 impl std::fmt::Debug for Context {

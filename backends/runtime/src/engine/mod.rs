@@ -5,6 +5,7 @@
 //! inputs that were loaded before allocates nothing and makes no system call, unless the plan has host ops.
 
 mod context;
+mod formulas;
 mod model;
 #[cfg(test)]
 mod tests;

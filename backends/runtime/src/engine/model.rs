@@ -11,6 +11,7 @@ use bytes::Bytes;
 use kiln_ir::plan::{Place, Plan, SlotId, Step};
 use kiln_ir::{DType, Tensor};
 
+use super::formulas::Formulas;
 use crate::artifact::{self, Artifact, ArtifactError, KernelTable, KernelTableError};
 use crate::code::{Code, CodeError, KernelFn};
 use crate::cpu::{CpuLevel, Machine};
@@ -89,6 +90,7 @@ pub(super) struct Loaded {
     level: CpuLevel,
     table: KernelTable,
     kernels: Vec<KernelFn>,
+    formulas: Formulas,
     /// Owns the pages that `kernels` point into.
     _code: Code,
 }
@@ -135,12 +137,26 @@ impl Model {
         if table.0.len() != plan.kernels.len() || !plan.kernels.iter().zip(&table.0).all(named) {
             return Err(LoadError::Plan(vec![format!("the kernels of level {level} are not those of the plan")]));
         }
+        for (name, programs) in table.0.iter().map(|entry| (&entry.name, &entry.programs)) {
+            let mut unknown = None;
+            programs.for_each_symbol(&mut |s| {
+                if !plan.symbols.iter().any(|(declared, _)| declared == s) {
+                    unknown = Some(s.clone());
+                }
+            });
+            if let Some(symbol) = unknown {
+                return Err(LoadError::Plan(vec![format!(
+                    "the grid of {name} is over `{symbol}`, which is no symbol"
+                )]));
+            }
+        }
+        let formulas = Formulas::new(&plan, table.0.iter().map(|entry| &entry.programs));
         let code = Code::new(code_bytes)?;
         // SAFETY: the code section of a level that this machine supports holds one kernel at each entry of its table:
         // the compiler wrote both, and their hashes were just checked. The code lives as long as the pointers.
         let kernel = |entry: &artifact::KernelEntry| unsafe { code.kernel(entry.offset, entry.bytes) };
         let kernels = table.0.iter().map(kernel).collect::<Result<_, _>>()?;
-        Ok(Self(Arc::new(Loaded { artifact, plan, level, table, kernels, _code: code })))
+        Ok(Self(Arc::new(Loaded { artifact, plan, level, table, kernels, formulas, _code: code })))
     }
 
     /// The plan.
@@ -178,6 +194,10 @@ impl Loaded {
     /// The code of the plan's n-th kernel, and what the table says of it.
     pub(super) fn kernel(&self, n: usize) -> Option<(KernelFn, &artifact::KernelEntry)> {
         Some((*self.kernels.get(n)?, self.table.0.get(n)?))
+    }
+
+    pub(super) fn formulas(&self) -> &Formulas {
+        &self.formulas
     }
 
     /// The bytes of the weights section in that range; empty where the range is not inside.

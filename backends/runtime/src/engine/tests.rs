@@ -68,9 +68,9 @@ fn artifact(plan: &Plan, indices: [i64; 2], levels: &[CpuLevel]) -> Buffer {
         name: name.into(),
         offset,
         bytes: bytes.len() as u64,
-        programs: 8,
         grain: 1,
         emitter: "hand".into(),
+        programs: 8.into(),
     };
     let mut code = DOUBLE.to_vec();
     code.resize(64, 0xcc);
