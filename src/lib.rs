@@ -9,6 +9,7 @@ pub mod data;
 pub mod emit;
 mod error;
 pub mod golden;
+pub mod notes;
 pub mod npz;
 pub mod observe;
 pub mod random;
@@ -21,6 +22,7 @@ pub use kiln_frontend::{builder, onnx};
 pub use kiln_ir as ir;
 pub use kiln_passes as passes;
 pub use kiln_runtime as runtime;
+use notes::{Notes, Operators};
 pub use observe::{Observer, Silent};
 pub use source::Source;
 
@@ -93,8 +95,8 @@ pub struct Compiled {
     pub weights: Vec<Weight>,
     /// Machine code of each level, in ascending order.
     pub code: Vec<LevelCode>,
-    /// Why nodes run on the host that could be kernels by their meaning: node names and reason.
-    pub host_reasons: Vec<(Origin, String)>,
+    /// Why steps run on the host, and which casts and copies were added.
+    pub notes: Notes,
     /// What the artifact says of its options.
     pub manifest: Manifest,
     /// The golden section, if there is one; see [`golden`].
@@ -108,7 +110,7 @@ pub struct Compiled {
 pub fn compile(model: &Model, options: &Options, observer: &mut dyn Observer) -> Result<Compiled, Error> {
     observer.stage("import");
     let graph = import_graph(model, options)?;
-    compile_graph(graph, options, observer)
+    compile_with(graph, &notes::operators(model), options, observer)
 }
 
 /// Compiles a graph, such as one of [`builder`]: passes, groups as tile programs, vector programs, machine code for each
@@ -117,6 +119,15 @@ pub fn compile(model: &Model, options: &Options, observer: &mut dyn Observer) ->
 /// # Errors
 /// Dims are free, a limit is reached; or a bug of Kiln.
 pub fn compile_graph(graph: Graph, options: &Options, observer: &mut dyn Observer) -> Result<Compiled, Error> {
+    compile_with(graph, &Operators::new(), options, observer)
+}
+
+fn compile_with(
+    graph: Graph,
+    operators: &Operators,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
     observer.graph("import", &graph, &graph)?;
 
     observer.stage("optimise");
@@ -156,8 +167,9 @@ pub fn compile_graph(graph: Graph, options: &Options, observer: &mut dyn Observe
     let code = code.collect::<Result<Vec<_>, _>>()?;
     observer.plan(&plan)?;
 
+    let notes = Notes::of(&graph, &plan, &host_reasons, operators);
     let manifest = Manifest { compiler: VERSION.into(), options: described(options) };
-    Ok(Compiled { graph, plan, weights, code, host_reasons, manifest, golden: None })
+    Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None })
 }
 
 /// The graph of a model as the passes get it: imported, dims bound, taps added to the outputs.
@@ -241,12 +253,20 @@ fn described(options: &Options) -> BTreeMap<String, String> {
     all
 }
 
+/// The sections of an artifact that are text.
+struct Texts {
+    plan: String,
+    notes: String,
+    tables: Vec<String>,
+}
+
 impl Compiled {
-    fn sections<'a>(&'a self, plan: &'a str, tables: &'a [String]) -> Vec<Section<'a>> {
-        let mut sections = vec![Section::new(artifact::PLAN, plan.as_bytes())];
+    fn sections<'a>(&'a self, texts: &'a Texts) -> Vec<Section<'a>> {
+        let mut sections = vec![Section::new(artifact::PLAN, texts.plan.as_bytes())];
+        sections.push(Section::new(artifact::NOTES, texts.notes.as_bytes()));
         let weights = move |out: &mut dyn Write| write_weights(&self.weights, self.plan.weight_bytes, out);
         sections.push(Section::streamed(artifact::WEIGHTS, self.plan.weight_bytes, weights));
-        for (code, table) in self.code.iter().zip(tables) {
+        for (code, table) in self.code.iter().zip(&texts.tables) {
             sections.push(Section::new(artifact::code_section(code.level), &code.bytes));
             sections.push(Section::new(artifact::kernels_section(code.level), table.as_bytes()));
         }
@@ -256,8 +276,9 @@ impl Compiled {
         sections
     }
 
-    fn tables(&self) -> Vec<String> {
-        self.code.iter().map(|code| code.table.to_string()).collect()
+    fn texts(&self) -> Result<Texts, Error> {
+        let tables = self.code.iter().map(|code| code.table.to_string()).collect();
+        Ok(Texts { plan: self.plan.to_string(), notes: self.notes.to_text()?, tables })
     }
 
     /// Writes the artifact and returns its size in bytes. The file appears complete or not at all.
@@ -265,8 +286,8 @@ impl Compiled {
     /// # Errors
     /// [`Error::Artifact`].
     pub fn write(&self, path: &Path) -> Result<u64, Error> {
-        let (plan, tables) = (self.plan.to_string(), self.tables());
-        Ok(artifact::write(path, &self.manifest, self.sections(&plan, &tables))?)
+        let texts = self.texts()?;
+        Ok(artifact::write(path, &self.manifest, self.sections(&texts))?)
     }
 
     /// Makes the model ready to run without a file.
@@ -274,9 +295,9 @@ impl Compiled {
     /// # Errors
     /// [`Error::Load`], or [`Error::Limit`] where the memory is not to be had.
     pub fn load(&self, options: &ModelOptions) -> Result<engine::Model, Error> {
-        let (plan, tables) = (self.plan.to_string(), self.tables());
+        let texts = self.texts()?;
         let mut file = Cursor::new(Vec::new());
-        artifact::write_to(&mut file, &self.manifest, self.sections(&plan, &tables))?;
+        artifact::write_to(&mut file, &self.manifest, self.sections(&texts))?;
         // The caller's budget counts the weights when a context is made.
         let buffer = Buffer::copy_of(&Budget::unlimited(), file.get_ref(), "the artifact")?;
         drop(file);

@@ -2,9 +2,12 @@
 
 use super::Talk;
 use super::options::{self, Machinery, Watching};
+use super::table::{Align, table};
 use clap::Args as ClapArgs;
 use kiln::ir::graph::Origin;
+use kiln::ir::ops::Op;
 use kiln::ir::plan::{Plan, Step};
+use kiln::notes::Notes;
 use kiln::runtime::artifact::{self, Artifact, KernelTable, LoadOptions};
 use kiln::runtime::cpu::CpuLevel;
 use kiln::{Compiled, Error, Source};
@@ -38,7 +41,7 @@ struct Contents {
     options: BTreeMap<String, String>,
     sections: Vec<(String, u64)>,
     graph: Option<String>,
-    host_reasons: Vec<(Origin, String)>,
+    notes: Notes,
 }
 
 impl Args {
@@ -78,7 +81,7 @@ fn from_artifact(path: &Path) -> Result<Contents, Error> {
         options: file.options().clone(),
         sections: file.sections().map(|(name, bytes)| (name.to_string(), bytes)).collect(),
         graph: None,
-        host_reasons: Vec::new(),
+        notes: Notes::parse(file.text(artifact::NOTES).map_err(load)?)?,
     })
 }
 
@@ -89,33 +92,20 @@ fn from_compiled(compiled: Compiled) -> Contents {
         compiler: compiled.manifest.compiler,
         options: compiled.manifest.options,
         sections: Vec::new(),
-        host_reasons: compiled.host_reasons,
+        notes: compiled.notes,
         plan: compiled.plan,
     }
 }
 
 impl Contents {
-    /// Host steps: op, origin and, where it is known, why.
-    fn hosts(&self) -> impl Iterator<Item = (String, &Origin, Option<&str>)> {
-        self.plan.steps.iter().filter_map(|step| match step {
-            Step::Host { op, origin, .. } => {
-                let name = match op {
-                    kiln::ir::ops::Op::Host(host) => host.function(),
-                    op => op.name(),
-                };
-                let why = self.host_reasons.iter().find(|(o, _)| o == origin).map(|(_, why)| why.as_str());
-                Some((name.to_string(), origin, why))
-            }
+    /// Host steps: op, origin and why. Notes on them are in the order of the steps.
+    fn hosts(&self) -> impl Iterator<Item = (String, &Origin, &str)> {
+        let steps = self.plan.steps.iter().filter_map(|step| match step {
+            Step::Host { op: Op::Host(host), origin, .. } => Some((host.function().to_string(), origin)),
+            Step::Host { op, origin, .. } => Some((op.name().to_string(), origin)),
             Step::Launch { .. } | Step::Copy { .. } => None,
-        })
-    }
-
-    /// Copies that the compiler added: bytes of each.
-    fn copies(&self) -> impl Iterator<Item = u64> {
-        self.plan.steps.iter().filter_map(|step| match step {
-            Step::Copy { from, .. } => Some(self.plan.slot_bytes(*from)),
-            Step::Launch { .. } | Step::Host { .. } => None,
-        })
+        });
+        steps.zip(&self.notes.hosts).map(|((op, origin), note)| (op, origin, note.why.as_str()))
     }
 
     fn ends(&self, ends: &[(std::sync::Arc<str>, kiln::ir::plan::SlotId)]) -> Vec<(String, String)> {
@@ -152,9 +142,7 @@ impl Contents {
             "steps": self.plan.steps.len(),
             "kernels": self.plan.kernels.iter().enumerate().map(kernel).collect::<Vec<_>>(),
             "host_ops": hosts.collect::<Vec<_>>(),
-            "copies": self.copies().map(|bytes| json!({ "bytes": bytes })).collect::<Vec<_>>(),
-            // One precision means that the compiler adds no cast of its own.
-            "casts": [],
+            "copies": self.notes.copies, "casts": self.notes.casts,
             "sections": self.sections.iter().map(|(n, b)| json!({ "name": n, "bytes": b })).collect::<Vec<_>>(),
         });
         if graph {
@@ -187,24 +175,15 @@ impl Contents {
             operations as f64 / 1e9,
             mega(bytes),
         );
-        let _ = writeln!(text, "  {} steps, {} kernels:", self.plan.steps.len(), self.plan.kernels.len());
-        for (n, k) in self.plan.kernels.iter().enumerate() {
-            let best = self.tables.last().and_then(|(_, table)| table.0.get(n));
-            let emitter = best.map_or(String::new(), |e| format!(", {} {} bytes", e.emitter, e.bytes));
-            let _ = writeln!(
-                text,
-                "    {:6} {:24} {:>12} operations {:>10} bytes{emitter}  from {}",
-                k.name, k.what, k.operations, k.bytes, k.origin
-            );
-        }
-        for (op, origin, why) in self.hosts() {
-            let why = why.map_or(String::new(), |why| format!(": {why}"));
-            let _ = writeln!(text, "    host   {op:24} from {origin}{why}");
-        }
-        let copies: Vec<u64> = self.copies().collect();
-        if !copies.is_empty() {
-            let _ = writeln!(text, "    {} copies, {} bytes", copies.len(), copies.iter().sum::<u64>());
-        }
+        let (hosts, copies, casts) = (self.notes.hosts.len(), self.notes.copies.len(), self.notes.casts.len());
+        let (steps, kernels) = (self.plan.steps.len(), self.plan.kernels.len());
+        let _ = writeln!(
+            text,
+            "  {steps} steps: {kernels} kernels, {hosts} host ops; the compiler added {copies} copies and {casts} casts"
+        );
+        text.push_str(&self.by_kind());
+        text.push_str(&self.by_kernel());
+        text.push_str(&self.remarks());
         if let (Some(of), true) = (&self.graph, graph) {
             text.push_str(of);
         }
@@ -213,6 +192,111 @@ impl Contents {
         }
         text
     }
+
+    /// Estimates for each kind of kernel, the dearest first.
+    fn by_kind(&self) -> String {
+        let (all_operations, all_bytes) = self.totals();
+        let mut kinds: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
+        for k in &self.plan.kernels {
+            let (count, operations, bytes) = kinds.entry(&k.what).or_default();
+            *count += 1;
+            *operations = operations.saturating_add(k.operations);
+            *bytes = bytes.saturating_add(k.bytes);
+        }
+        let mut kinds: Vec<_> = kinds.into_iter().collect();
+        kinds.sort_by_key(|(what, (_, operations, bytes))| (std::cmp::Reverse((*operations, *bytes)), *what));
+        let row = |(what, (count, operations, bytes)): (&str, (u64, u64, u64))| {
+            [
+                what.to_string(),
+                count.to_string(),
+                operations.to_string(),
+                percent(operations, all_operations),
+                bytes.to_string(),
+                percent(bytes, all_bytes),
+            ]
+        };
+        let total = ("all", (self.plan.kernels.len() as u64, all_operations, all_bytes));
+        let rows: Vec<_> = kinds.into_iter().chain([total]).map(row).collect();
+        let (l, r) = (Align::Left, Align::Right);
+        let columns = [("kind", l), ("kernels", r), ("operations", r), ("%", r), ("bytes", r), ("%", r)];
+        format!("\n{}", table("  ", columns, &rows))
+    }
+
+    /// Estimates for each kernel, and its code for the best level.
+    fn by_kernel(&self) -> String {
+        let (all_operations, _) = self.totals();
+        let best = self.tables.last();
+        let mut rows = Vec::new();
+        for (n, k) in self.plan.kernels.iter().enumerate() {
+            let entry = best.and_then(|(_, table)| table.0.get(n));
+            let of = |f: &dyn Fn(&artifact::KernelEntry) -> String| entry.map_or(String::new(), f);
+            rows.push([
+                k.name.clone(),
+                k.what.clone(),
+                k.operations.to_string(),
+                percent(k.operations, all_operations),
+                k.bytes.to_string(),
+                format!("{:.1}", k.operations as f64 / k.bytes.max(1) as f64),
+                of(&|e| e.programs.to_string()),
+                of(&|e| e.bytes.to_string()),
+                of(&|e| e.emitter.clone()),
+                k.origin.to_string(),
+            ]);
+        }
+        let (l, r) = (Align::Left, Align::Right);
+        let columns = [
+            ("kernel", l),
+            ("what", l),
+            ("operations", r),
+            ("%", r),
+            ("bytes", r),
+            ("per byte", r),
+            ("programs", r),
+            ("code", r),
+            ("emitter", l),
+            ("from", l),
+        ];
+        let level = best.map_or(String::new(), |(level, _)| format!(" (programs, code and emitter for {level})"));
+        format!("\n  estimates; bytes are those of operands and results{level}\n{}", table("  ", columns, &rows))
+    }
+
+    /// What runs on the host, and what was added.
+    fn remarks(&self) -> String {
+        let l = Align::Left;
+        let mut text = String::new();
+        let hosts: Vec<_> = self.hosts().map(|(op, origin, why)| [op, origin.to_string(), why.to_string()]).collect();
+        if !hosts.is_empty() {
+            text.push('\n');
+            text.push_str(&table("  ", [("host op", l), ("from", l), ("why", l)], &hosts));
+        }
+        let nodes = |operators: &[String], origin: &[String]| format!("{} {}", operators.join(", "), origin.join(", "));
+        let copies = self.notes.copies.iter().map(|c| {
+            let kernel = c.kernel.clone().unwrap_or_default();
+            [kernel, c.what.clone(), c.bytes.to_string(), nodes(&c.operators, &c.origin)]
+        });
+        let copies: Vec<_> = copies.collect();
+        if !copies.is_empty() {
+            let columns = [("kernel", l), ("copy added", l), ("bytes", Align::Right), ("for", l)];
+            text.push('\n');
+            text.push_str(&table("  ", columns, &copies));
+        }
+        let casts = self
+            .notes
+            .casts
+            .iter()
+            .map(|c| [c.kernels.join(", "), format!("{} to {}", c.from, c.to), nodes(&c.operators, &c.origin)]);
+        let casts: Vec<_> = casts.collect();
+        if !casts.is_empty() {
+            text.push('\n');
+            text.push_str(&table("  ", [("kernel", l), ("cast added", l), ("for", l)], &casts));
+        }
+        text
+    }
+}
+
+/// A share in percent.
+fn percent(part: u64, all: u64) -> String {
+    format!("{:.1}", 100.0 * part as f64 / all.max(1) as f64)
 }
 
 /// An expression over free dims: a number where it is one, else its text.

@@ -11,6 +11,7 @@ mod options;
 mod peer;
 mod run;
 mod selftest;
+mod table;
 mod verify;
 
 use clap::{ArgAction, Parser, Subcommand};

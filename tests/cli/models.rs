@@ -62,6 +62,12 @@ pub fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: name.into(), r#type: AttributeType::Int as i32, i: Some(value), ..Default::default() }
 }
 
+/// An attribute of several integers.
+pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    let r#type = AttributeType::Ints as i32;
+    AttributeProto { name: name.into(), r#type, ints: values.to_vec(), ..Default::default() }
+}
+
 /// A weight whose elements run through a few small numbers.
 pub fn weight(name: &str, dims: &[i64]) -> TensorProto {
     let count: i64 = dims.iter().product();

@@ -5,6 +5,7 @@ use super::{Place, kiln};
 use kiln::ir::DType;
 use kiln::onnx::value::decode_tensor;
 use kiln::runtime::memory::Budget;
+use serde_json::json;
 
 #[test]
 fn an_mlp_goes_all_the_way_through() {
@@ -87,6 +88,51 @@ fn inspect_says_what_is_inside() {
     assert!(of_model["plan"].as_str().unwrap().starts_with("plan"));
     let text = kiln!("inspect", &artifact).succeeds().out;
     assert!(text.contains("weights") && text.contains("from"), "{text}");
+}
+
+/// A convolution with a border, a loss whose targets must be wider, and the largest two numbers of a row.
+fn model_with_help() -> Vec<u8> {
+    let mut conv = node("conv", "Conv", &["x", "w"], &["c"]);
+    conv.attribute = vec![ints("pads", &[1, 1, 1, 1])];
+    let nodes = vec![
+        conv,
+        node("loss", "SoftmaxCrossEntropyLoss", &["s", "t"], &["l"]),
+        node("top", "TopK", &["s", "k"], &["v", "i"]),
+    ];
+    let mut k = weight("k", &[1]);
+    k.data_type = 7;
+    k.raw_data = Some(2i64.to_le_bytes().to_vec().into());
+    model(graph(
+        nodes,
+        vec![floats("x", &[1, 2, 5, 5]), floats("s", &[3, 4]), value("t", DType::I32, &[Dim::N(3)])],
+        vec![floats("c", &[1, 4, 5, 5]), floats("l", &[]), floats("v", &[3, 2])],
+        vec![weight("w", &[4, 2, 3, 3]), k],
+    ))
+}
+
+#[test]
+fn inspect_says_what_was_added_and_why_steps_run_on_the_host() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &model_with_help());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    let of_artifact = kiln!("inspect", &artifact, "--json").succeeds().json();
+    let of_model = kiln!("inspect", &model, "--json").succeeds().json();
+    for key in ["host_ops", "copies", "casts", "kernels"] {
+        assert_eq!(of_artifact[key], of_model[key], "{key}");
+    }
+    let host = &of_artifact["host_ops"][0];
+    assert_eq!((&host["op"], &host["origin"]), (&json!("top_k"), &json!(["top"])));
+    assert!(host["why"].as_str().unwrap().contains("no kernel"), "{host}");
+    let border = &of_artifact["copies"][0];
+    assert_eq!((&border["what"], &border["operators"]), (&json!("pad"), &json!(["Conv"])));
+    assert!(border["bytes"].as_u64().unwrap() >= 4 * 2 * (25 + 49));
+    let cast = &of_artifact["casts"][0];
+    assert_eq!((&cast["from"], &cast["to"], &cast["origin"]), (&json!("i32[3]"), &json!("i64[3]"), &json!(["loss"])));
+    let text = kiln!("inspect", &artifact).succeeds().out;
+    for said in ["host op", "copy added", "cast added", "operations", "per byte"] {
+        assert!(text.contains(said), "{said:?} is not in\n{text}");
+    }
 }
 
 #[test]

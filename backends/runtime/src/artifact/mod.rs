@@ -49,6 +49,9 @@ pub const SECTION_ALIGNMENT: u64 = crate::memory::ALIGNMENT as u64;
 /// The section with the plan's text.
 pub const PLAN: &str = "plan";
 
+/// The section with what the compiler says of its decisions, for reports; a run reads nothing of it.
+pub const NOTES: &str = "notes";
+
 /// The section with all weights, in the layout the plan states.
 pub const WEIGHTS: &str = "weights";
 
