@@ -29,12 +29,23 @@ pub fn wanted(model: &Model) -> Vec<Wanted> {
     model.graph.inputs.iter().filter_map(input).collect()
 }
 
+/// The dims of a plan's input where every free one is 1, or the least that its range has.
+pub fn unit_shape(plan: &Plan, name: &str) -> Option<Vec<usize>> {
+    let (_, slot) = plan.inputs.iter().find(|(n, _)| &**n == name)?;
+    Some(random::Input::of(&plan.slots[*slot].ty, &plan.ranges(), 1)?.shape)
+}
+
 /// The types of a plan's inputs or outputs, which are all tensors.
 pub fn types(plan: &Plan, ends: &[(Arc<str>, SlotId)]) -> Vec<Wanted> {
     use kiln_frontend::onnx::model::{Dim, TensorType};
     let end = |(name, slot): &(Arc<str>, SlotId)| {
         let ty = &plan.slots[*slot].ty;
-        let shape = ty.shape().map(|dims| dims.into_iter().map(Dim::Fixed).collect());
+        let dim = |d: &kiln_ir::Expr| match (d.as_size(), d.as_symbol()) {
+            (Some(n), _) => Dim::Fixed(n),
+            (None, Some(s)) => Dim::Symbol(s.name().to_string()),
+            (None, None) => Dim::Unknown,
+        };
+        let shape = Some(ty.dims.iter().map(dim).collect());
         Wanted { name: name.to_string(), ty: ValueType::Tensor(TensorType { dtype: ty.dtype, shape }) }
     };
     ends.iter().map(end).collect()

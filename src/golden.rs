@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kiln_frontend::onnx::tensor::to_proto;
 use kiln_frontend::onnx::value;
 use kiln_ir::Tensor;
-use kiln_ir::plan::Plan;
+use kiln_ir::plan::{Plan, nominal};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, Model, ModelOptions};
 use kiln_runtime::memory::Budget;
@@ -32,14 +32,15 @@ impl Compiled {
     }
 }
 
-/// Types of a plan's inputs.
+/// Types of a plan's inputs, with the free dims that estimates assume ([`nominal`]).
 ///
 /// # Errors
-/// A dim is not constant, which the verifier excludes.
+/// A dim is no size then.
 pub fn input_types(plan: &Plan) -> Result<Vec<random::Input>, Error> {
-    let of = |slot| random::Input::of(&plan.slots[slot].ty);
+    let (ranges, size) = (plan.ranges(), nominal((i64::MIN, i64::MAX)));
+    let of = |slot| random::Input::of(&plan.slots[slot].ty, &ranges, size);
     let types: Option<Vec<_>> = plan.inputs.iter().map(|(_, slot)| of(*slot)).collect();
-    types.ok_or_else(|| Error::Internal("an input of the plan has free dims".into()))
+    types.ok_or_else(|| Error::Unsupported(format!("an input cannot be made where free dims are {size}")))
 }
 
 fn encode<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u8> {

@@ -24,12 +24,12 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             let kind = error.kind();
-            eprintln!("{:?}", miette::Report::new(cli::Rendered(error)));
+            cli::talk(&format!("{:?}", miette::Report::new(cli::Rendered(error))));
             ExitCode::from(kind as u8)
         }
         // The panic hook has said what and where.
         Err(_) => {
-            eprintln!("internal error: this is a bug of Kiln; please report it");
+            cli::talk("internal error: this is a bug of Kiln; please report it");
             ExitCode::from(kiln::Kind::Internal as u8)
         }
     }

@@ -93,6 +93,9 @@ impl Observer for Dump {
     }
 }
 
+/// What free dims are when passes are verified, where their ranges have it.
+const FREE: i64 = 3;
+
 /// Interprets the graph before and after each pass on the same seeded inputs, and names the pass that changes results.
 #[derive(Debug)]
 pub struct VerifyEach {
@@ -107,8 +110,11 @@ impl Observer for VerifyEach {
         if std::ptr::eq(before, after) {
             return Ok(());
         }
-        let types: Option<Vec<_>> = before.inputs.iter().map(|&v| random::Input::of(before.ty(v))).collect();
-        let types = types.ok_or_else(|| Error::Unsupported("--verify-each needs every dim bound".into()))?;
+        let of = |&v| random::Input::of(before.ty(v), &before.symbols, FREE);
+        let types: Option<Vec<_>> = before.inputs.iter().map(of).collect();
+        let types = types.ok_or_else(|| {
+            Error::Unsupported(format!("--verify-each takes free dims as {FREE}, which gives no size here; use --bind"))
+        })?;
         let inputs = random::inputs(&types, self.seed)?;
         let options = interp::Options { taps: &[], budget: self.budget };
         let run = |graph: &Graph| {

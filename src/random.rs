@@ -4,7 +4,7 @@
 //! (Bernstein, "ChaCha, a variant of Salsa20"), the normal distribution Box and Muller's (1958).
 
 use crate::Error;
-use kiln_ir::{Class, DType, Tensor, TensorType, semantics};
+use kiln_ir::{Class, DType, Ranges, Symbol, Tensor, TensorType, semantics};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -18,9 +18,15 @@ pub struct Input {
 }
 
 impl Input {
-    /// The input of a type, where its dims are known.
-    pub fn of(ty: &TensorType) -> Option<Input> {
-        Some(Input { dtype: ty.dtype, shape: ty.shape()? })
+    /// The input of a type whose free dims are all `size`, or what of their ranges is nearest to it; nothing where a dim
+    /// is then no size.
+    pub fn of(ty: &TensorType, ranges: &Ranges, size: i64) -> Option<Input> {
+        let value = |s: &Symbol| {
+            let &(lo, hi) = ranges.get(s).unwrap_or(&(size, size));
+            Some(size.max(lo).min(hi.max(lo)))
+        };
+        let shape = ty.dims.iter().map(|d| d.eval(&value).and_then(|n| usize::try_from(n).ok())).collect::<Option<_>>();
+        Some(Input { dtype: ty.dtype, shape: shape? })
     }
 }
 
@@ -85,6 +91,16 @@ fn normal(rng: &mut ChaCha8Rng) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_dims_take_what_their_range_allows() {
+        let n = kiln_ir::Expr::symbol("n");
+        let ty = TensorType::new(DType::F32, vec![n.clone(), n.scale(2), 5.into()]);
+        let shape = |range, size| Input::of(&ty, &Ranges::from([(Symbol::new("n"), range)]), size).unwrap().shape;
+        assert_eq!(shape((1, 8), 1), [1, 2, 5]);
+        assert_eq!(shape((3, 8), 1), [3, 6, 5]);
+        assert_eq!(shape((1, 8), 32), [8, 16, 5]);
+    }
 
     #[test]
     fn numbers_are_normal_or_bits_and_the_same_every_time() {

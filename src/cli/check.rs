@@ -1,11 +1,10 @@
 //! `kiln check`: whether a model is valid and supported.
 
 use super::Talk;
-use super::options::Machinery;
+use super::options::Binding;
 use clap::Args as ClapArgs;
-use kiln::{Error, Kind, Source};
+use kiln::{Error, Kind, Options, Source};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -15,14 +14,14 @@ pub struct Args {
     /// An ONNX model
     model: PathBuf,
     #[command(flatten)]
-    machinery: Machinery,
+    binding: Binding,
 }
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let source = Source::open(&self.model)?;
-        let options = self.machinery.options(Vec::new(), BTreeMap::new())?;
-        let checked = source.model(&self.machinery.limits()).and_then(|onnx| {
+        let options = Options { bind: self.binding.bind()?, ..Options::default() };
+        let checked = source.model(&self.binding.limits()).and_then(|onnx| {
             let graph = kiln::import_graph(&onnx, &options)?;
             Ok((onnx, graph))
         });

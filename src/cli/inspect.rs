@@ -6,7 +6,7 @@ use super::table::{Align, table};
 use clap::Args as ClapArgs;
 use kiln::ir::graph::Origin;
 use kiln::ir::ops::Op;
-use kiln::ir::plan::{Plan, Step};
+use kiln::ir::plan::{Plan, Step, nominal};
 use kiln::notes::Notes;
 use kiln::runtime::artifact::{self, Artifact, KernelTable, LoadOptions};
 use kiln::runtime::cpu::CpuLevel;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// Show kernels, host ops, memory and plan of a model or an artifact
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// An ONNX model (free dims are taken as 1) or an artifact
+    /// An ONNX model, which is compiled as `kiln compile` does, or an artifact
     model: PathBuf,
     /// Show the whole optimised graph (models only)
     #[arg(long)]
@@ -47,15 +47,16 @@ struct Contents {
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let contents = match Source::open(&self.model)? {
-            Source::Artifact(path) if self.graph => {
-                let path = path.display();
-                return Err(Error::Usage(format!("--graph needs the model; {path} holds the plan only")));
+            Source::Artifact(path) => {
+                let graph = self.graph.then_some("--graph");
+                if let Some(option) = graph.or(self.machinery.compiles()).or(self.watching.given()) {
+                    return Err(options::compiled_already(option, &path));
+                }
+                from_artifact(&path)?
             }
-            Source::Artifact(path) => from_artifact(&path)?,
             source @ Source::Model { .. } => {
                 let onnx = source.model(&self.machinery.limits())?;
-                let mut options = self.machinery.options(self.machinery.artifact_levels(), BTreeMap::new())?;
-                options.shapes = kiln::source::unit_shapes(&onnx, &options.bind);
+                let options = self.machinery.options(self.machinery.artifact_levels(), BTreeMap::new())?;
                 from_compiled(options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?)
             }
         };
@@ -139,6 +140,9 @@ impl Contents {
             "outputs": self.ends(&self.plan.outputs).into_iter().map(end).collect::<Vec<_>>(),
             "arena_bytes": self.plan.arena_bytes, "live_bytes": self.plan.live_bytes,
             "weight_bytes": self.plan.weight_bytes, "operations": operations, "bytes": bytes,
+            "symbols": self.plan.symbols.iter().map(|(s, (lo, hi))| json!({ "name": s.name(), "least": lo, "greatest": hi }))
+                .collect::<Vec<_>>(),
+            "regions": self.plan.regions.iter().map(number).collect::<Vec<_>>(),
             "steps": self.plan.steps.len(),
             "kernels": self.plan.kernels.iter().enumerate().map(kernel).collect::<Vec<_>>(),
             "host_ops": hosts.collect::<Vec<_>>(),
@@ -165,6 +169,9 @@ impl Contents {
                 let _ = writeln!(text, "  {what} {name}: {ty}");
             }
         }
+        for (symbol, (lo, hi)) in &self.plan.symbols {
+            let _ = writeln!(text, "  free dim {symbol}: {lo} to {hi}; estimates take it as {}", nominal((*lo, *hi)));
+        }
         let mega = |bytes: u64| bytes as f64 / 1e6;
         let _ = writeln!(
             text,
@@ -175,6 +182,10 @@ impl Contents {
             operations as f64 / 1e9,
             mega(bytes),
         );
+        let regions: Vec<String> = self.plan.regions.iter().map(|bytes| bytes.to_string()).collect();
+        if !regions.is_empty() {
+            let _ = writeln!(text, "  besides the arena, bytes of run-time size: {}", regions.join("; "));
+        }
         let (hosts, copies, casts) = (self.notes.hosts.len(), self.notes.copies.len(), self.notes.casts.len());
         let (steps, kernels) = (self.plan.steps.len(), self.plan.kernels.len());
         let _ = writeln!(

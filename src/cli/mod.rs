@@ -98,15 +98,29 @@ impl Cli {
 impl Talk {
     /// Writes a report: `json` or `text`.
     fn report(self, json: &serde_json::Value, text: &dyn fmt::Display) -> Result<(), Error> {
-        if self.json { print(&format!("{json:#}\n")) } else { print(&text.to_string()) }
+        if self.json { print(&format!("{json:#}\n")) } else { print(&shown(&text.to_string())) }
     }
 
     /// Says something that is no result.
     fn say(self, text: fmt::Arguments<'_>) {
         if !self.quiet {
-            eprintln!("{text}");
+            talk(&shown(&text.to_string()));
         }
     }
+}
+
+/// A line on stderr. A reader that has gone away is no error: what was to be done is done.
+pub fn talk(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Text for people: control characters, which names in a model may hold to confuse a terminal, are escaped.
+fn shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// Writes to stdout. A reader that has gone away is no error.
@@ -126,7 +140,7 @@ pub struct Rendered(pub Error);
 
 impl fmt::Display for Rendered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(&shown(&self.0.to_string()))
     }
 }
 
@@ -139,5 +153,15 @@ impl std::error::Error for Rendered {
 impl miette::Diagnostic for Rendered {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         self.0.help().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(shown("a\u{1b}[31m\tb\nc é"), "a\\u{1b}[31m\\tb\nc é");
     }
 }

@@ -28,12 +28,19 @@ pub struct Machinery {
     /// Precision of f32 models
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
-    /// Fix a symbolic dim, or bound it; several times for several dims
-    #[arg(long, value_name = "DIM=N|DIM=A..B", value_parser = parse_bind)]
-    pub bind: Vec<(String, (i64, i64))>,
+    #[command(flatten)]
+    pub binding: Binding,
     /// Threads, 1 to 1024 [default: all cores]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub threads: Option<u64>,
+}
+
+/// Options of everything that reads a model.
+#[derive(Clone, Debug, Args)]
+pub struct Binding {
+    /// Fix a symbolic dim, or bound it; several times for several dims
+    #[arg(long, value_name = "DIM=N|DIM=A..B", value_parser = parse_bind)]
+    pub bind: Vec<(String, (i64, i64))>,
     /// Most memory for weights, arena, inputs and outputs, such as 512M or 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
@@ -48,6 +55,18 @@ pub struct Watching {
     /// Interpret the graph before and after each pass and name the pass that changes results
     #[arg(long)]
     pub verify_each: bool,
+}
+
+impl Watching {
+    /// The option that is given, if there is one.
+    pub fn given(&self) -> Option<&'static str> {
+        self.dump.as_ref().map(|_| "--dump").or(self.verify_each.then_some("--verify-each"))
+    }
+}
+
+/// The error for an option that an artifact cannot heed.
+pub fn compiled_already(option: &str, path: &Path) -> Error {
+    Error::Usage(format!("{option} needs the model; {} is compiled already", path.display()))
 }
 
 /// Where inputs come from.
@@ -73,10 +92,30 @@ impl Inputs {
     }
 }
 
+impl Binding {
+    /// Limits of reading a model.
+    pub fn limits(&self) -> Limits {
+        let limits = Limits::default();
+        let decoded_bytes = self.memory_limit.map_or(limits.decoded_bytes, |m| m.min(limits.decoded_bytes));
+        Limits { decoded_bytes, ..limits }
+    }
+
+    /// The bounds of symbolic dims by name.
+    pub fn bind(&self) -> Result<BTreeMap<String, (i64, i64)>, Error> {
+        let mut bind = BTreeMap::new();
+        for (name, range) in &self.bind {
+            if bind.insert(name.clone(), *range).is_some_and(|other| other != *range) {
+                return Err(Error::Usage(format!("--bind gives {name} twice")));
+            }
+        }
+        Ok(bind)
+    }
+}
+
 impl Machinery {
     /// Memory that may be used.
     pub fn budget(&self) -> Budget {
-        self.memory_limit.map_or_else(Budget::unlimited, Budget::new)
+        self.binding.memory_limit.map_or_else(Budget::unlimited, Budget::new)
     }
 
     /// Threads to run on.
@@ -87,9 +126,18 @@ impl Machinery {
 
     /// Limits of reading a model.
     pub fn limits(&self) -> Limits {
-        let limits = Limits::default();
-        let decoded_bytes = self.memory_limit.map_or(limits.decoded_bytes, |m| m.min(limits.decoded_bytes));
-        Limits { decoded_bytes, ..limits }
+        self.binding.limits()
+    }
+
+    /// The option that is given and that only a compilation can heed, if there is one.
+    pub fn compiles(&self) -> Option<&'static str> {
+        let given = [
+            (!self.cpu.is_empty(), "--cpu"),
+            (!self.binding.bind.is_empty(), "--bind"),
+            (self.threads.is_some(), "--threads"),
+            (self.precision != "f32", "--precision"),
+        ];
+        given.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
     }
 
     fn check_precision(&self) -> Result<(), Error> {
@@ -102,20 +150,14 @@ impl Machinery {
     /// The options of a compilation for `levels`.
     pub fn options(&self, levels: Vec<CpuLevel>, shapes: BTreeMap<String, Vec<usize>>) -> Result<Options, Error> {
         self.check_precision()?;
-        let mut bind = BTreeMap::new();
-        for (name, range) in &self.bind {
-            if bind.insert(name.clone(), *range).is_some_and(|other| other != *range) {
-                return Err(Error::Usage(format!("--bind gives {name} twice")));
-            }
-        }
         Ok(Options {
-            bind,
+            bind: self.binding.bind()?,
             shapes,
             values: BTreeMap::new(),
             levels,
             taps: Vec::new(),
             threads: self.threads(),
-            memory_limit: self.memory_limit.unwrap_or(u64::MAX),
+            memory_limit: self.binding.memory_limit.unwrap_or(u64::MAX),
         })
     }
 
@@ -188,15 +230,10 @@ pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
     let budget = machinery.budget();
     match Source::open(path)? {
         Source::Artifact(path) => {
-            let fixed = [
-                (!machinery.bind.is_empty(), "--bind"),
-                (watching.dump.is_some(), "--dump"),
-                (watching.verify_each, "--verify-each"),
-                (!taps.is_empty(), "--tap"),
-            ];
-            if let Some((_, option)) = fixed.into_iter().find(|(given, _)| *given) {
-                let path = path.display();
-                return Err(Error::Usage(format!("{option} needs the model; {path} is compiled already")));
+            let bound = (!machinery.binding.bind.is_empty()).then_some("--bind");
+            let tapped = (!taps.is_empty()).then_some("--tap");
+            if let Some(option) = bound.or(tapped).or(watching.given()) {
+                return Err(compiled_already(option, &path));
             }
             let model = engine::Model::open(&path, &machinery.load_options()?)?;
             let outputs = data::types(model.plan(), &model.plan().outputs);
@@ -204,10 +241,7 @@ pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
                 outputs.iter().try_for_each(|o| held(&o.name, &o.ty))?;
             }
             let wanted = data::types(model.plan(), &model.plan().inputs);
-            let shape = |name: &str| {
-                let ty = wanted.iter().find(|w| w.name == name)?.ty.tensor()?.shape.as_ref()?;
-                ty.iter().map(|d| if let kiln::onnx::model::Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
-            };
+            let shape = |name: &str| data::unit_shape(model.plan(), name);
             let inputs = read_inputs(inputs, &wanted, &shape, &budget)?;
             let declared = outputs.into_iter().map(|o| Some(o.ty)).collect();
             Ok(Ready { model, inputs, declared, budget })
@@ -292,7 +326,7 @@ pub fn compile(
         observers.0.push(Box::new(Dump::new(folder)?));
     }
     if watching.verify_each {
-        observers.0.push(Box::new(VerifyEach { seed: 0, budget: machinery.memory_limit }));
+        observers.0.push(Box::new(VerifyEach { seed: 0, budget: machinery.binding.memory_limit }));
     }
     kiln::compile(onnx, options, &mut observers)
 }

@@ -45,7 +45,7 @@ impl Args {
                 done => break done?,
             }
         };
-        let interpreted = interp::Options { taps: &[], budget: self.machinery.memory_limit };
+        let interpreted = interp::Options { taps: &[], budget: self.machinery.binding.memory_limit };
         let expected = eval_graph(&graph, &inputs, &interpreted).map_err(interpreter_error)?;
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         let mut text = String::new();

@@ -136,6 +136,31 @@ fn inspect_says_what_was_added_and_why_steps_run_on_the_host() {
 }
 
 #[test]
+fn one_artifact_serves_all_sizes() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp_with_batch(Dim::Name("batch"), Dim::Name("batch")));
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact, "--golden", "--verify-each").succeeds();
+    kiln!("selftest", &artifact).succeeds();
+    let report = kiln!("inspect", &artifact, "--json").succeeds().json();
+    assert_eq!(report["symbols"][0]["name"], "batch");
+    assert!(kiln!("inspect", &artifact).succeeds().out.contains("free dim batch"));
+    for rows in [1, 3, 8, 17] {
+        let inputs = place.path("i.npz");
+        let bind = format!("batch={rows}");
+        kiln!("run", &model, "--random", "1", "--bind", bind.as_str(), "--save-inputs", &inputs).succeeds();
+        let of = |what: &std::path::PathBuf, name: &str| {
+            let path = place.path(name);
+            kiln!("run", what, "--inputs", &inputs, "--output", &path).succeeds();
+            kiln::npz::read(&path, &Budget::unlimited()).unwrap().remove(0).1
+        };
+        let (free, fixed) = (of(&artifact, "free.npz"), of(&model, "fixed.npz"));
+        assert_eq!(free.shape(), [rows, 12]);
+        assert!(kiln::compare::difference(&fixed, &free).within(1e-6), "{rows} rows");
+    }
+}
+
+#[test]
 fn taps_add_intermediate_tensors() {
     let place = Place::new();
     let model = place.write("m.onnx", &mlp());
@@ -181,6 +206,69 @@ fn random_inputs_follow_the_seed_and_bind() {
     assert_eq!(inputs("2.npz", &["--random", "1"]), one);
     assert_ne!(inputs("3.npz", &["--random", "2"]), one);
     assert_eq!(inputs("4.npz", &["--random", "1", "--bind", "batch=7"]).shape(), [7, 20]);
+}
+
+#[test]
+fn talk_goes_to_stderr_and_only_when_wanted() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    let plain = kiln!("compile", &model, "-o", &artifact).succeeds();
+    assert!(plain.out.is_empty() && plain.err.contains("kernels"), "{}", plain.err);
+    assert!(!plain.err.contains('\u{1b}') && plain.err.lines().count() == 1, "no progress without a terminal");
+    let more = kiln!("compile", &model, "-o", &artifact, "-v").succeeds();
+    assert!(more.err.contains("import:") && !more.err.contains("canonicalise"), "{}", more.err);
+    assert!(kiln!("compile", &model, "-o", &artifact, "-vv").succeeds().err.contains("canonicalise"));
+    assert!(kiln!("run", &artifact, "--random", "0", "-q").succeeds().err.is_empty());
+    assert!(kiln!("run", &artifact, "--random", "0", "--output", &place.path("o.npz")).succeeds().out.is_empty());
+    // Nobody listens: the work is done all the same.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"))
+        .args(["compile".as_ref(), model.as_os_str(), "-o".as_ref(), place.path("b.kiln").as_os_str()])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success() && place.path("b.kiln").exists());
+}
+
+#[test]
+fn every_report_is_json_where_that_is_asked_for() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let artifact = place.path("a.kiln");
+    for done in [
+        kiln!("--json", "check", &model),
+        kiln!("compile", &model, "-o", &artifact, "--json"),
+        kiln!("inspect", &model, "--json"),
+        kiln!("inspect", &artifact, "--json"),
+        kiln!("run", &model, "--random", "0", "--json"),
+        kiln!("run", &artifact, "--random", "0", "--json", "--output", &place.path("o.npz")),
+        kiln!("bench", &artifact, "--runs", "1", "--json"),
+        kiln!("verify", &model, "--json"),
+        kiln!("selftest", &artifact, "--json"),
+    ] {
+        assert!(done.succeeds().json().is_object());
+    }
+}
+
+#[test]
+fn names_cannot_confuse_a_terminal() {
+    let place = Place::new();
+    let nodes = vec![node("a", "Relu", &["x\u{1b}[31m"], &["y\u{7}"])];
+    let bytes = model(graph(nodes, vec![floats("x\u{1b}[31m", &[2])], vec![floats("y\u{7}", &[2])], vec![]));
+    let model = place.write("m.onnx", &bytes);
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    for done in [
+        kiln!("check", &model),
+        kiln!("inspect", &artifact, "--plan"),
+        kiln!("run", &artifact, "--random", "0"),
+        kiln!("run", &model, "--inputs", &place.path("no.npz")),
+        kiln!("run", &model),
+    ] {
+        let said = done.out + &done.err;
+        assert!(!said.is_empty() && !said.contains(|c: char| c.is_control() && c != '\n'), "{said:?}");
+    }
 }
 
 #[test]

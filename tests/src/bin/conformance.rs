@@ -1,16 +1,18 @@
 //! Runs the ONNX backend suite and counts.
 //!
-//!     conformance [--small] [--ratchet FILE] [--only TEXT] [--list OUTCOME] DIR
+//!     conformance [--small] [--ratchet FILE] [--only TEXT] [--list OUTCOME] [--worker-command COMMAND] DIR
 //!
 //! DIR is what `scripts/suite.py` fills. `--small` leaves out the folders of whole networks. Every case runs in a child process
 //! with a time limit, so that a panic or a hang is a result like any other. The ratchet file lists the cases that pass, in
 //! kernels or with host ops; a case that falls behind its line fails the run. `BLESS=1` rewrites the file.
 //! `--list` prints the cases of an outcome (kernels, host, unsupported, wrong, died). Status 5 for a wrong or dead case,
-//! or one behind its ratchet.
+//! or one behind its ratchet. `--worker-command` names the program that runs the cases, words divided by spaces, where it
+//! is not this one: for another architecture, the same program built for that and the emulator before it.
 
 use kiln_tests::suite::{self, Case, Outcome, Tolerance};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -52,12 +54,15 @@ struct Options {
     ratchet: Option<PathBuf>,
     only: Option<String>,
     list: Option<String>,
+    /// The words that start a worker.
+    worker: Vec<OsString>,
     suite: PathBuf,
 }
 
 /// The options; nothing for a worker.
 fn arguments() -> Result<Option<Options>, String> {
-    let mut options = Options { small: false, ratchet: None, only: None, list: None, suite: PathBuf::new() };
+    let mut options =
+        Options { small: false, ratchet: None, only: None, list: None, worker: vec![], suite: PathBuf::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} wants a value"));
@@ -67,6 +72,7 @@ fn arguments() -> Result<Option<Options>, String> {
             "--ratchet" => options.ratchet = Some(value()?.into()),
             "--only" => options.only = Some(value()?),
             "--list" => options.list = Some(value()?),
+            "--worker-command" => options.worker = value()?.split_whitespace().map(OsString::from).collect(),
             _ if word.starts_with('-') => return Err(format!("there is no option {word}")),
             _ => options.suite = word.into(),
         }
@@ -135,15 +141,16 @@ struct Worker {
 }
 
 impl Worker {
-    fn start() -> Result<Worker, String> {
-        let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    fn start(command: &[OsString]) -> Result<Worker, String> {
+        let (program, words) = command.split_first().ok_or("the command of a worker is empty")?;
         let mut child = Command::new(program)
+            .args(words)
             .arg("--worker")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| format!("{}: {e}", program.to_string_lossy()))?;
         let (Some(requests), Some(out)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("a worker has no pipes".into());
         };
@@ -187,13 +194,17 @@ impl Drop for Worker {
     }
 }
 
-fn run_all(cases: &[Case], tolerances: &BTreeMap<String, Tolerance>) -> Result<Vec<Outcome>, String> {
+fn run_all(
+    cases: &[Case],
+    tolerances: &BTreeMap<String, Tolerance>,
+    command: &[OsString],
+) -> Result<Vec<Outcome>, String> {
     let next = AtomicUsize::new(0);
     let outcomes = Arc::new(Mutex::new(vec![None; cases.len()]));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let work = || -> Result<(), String> {
-            let mut worker = Worker::start()?;
+            let mut worker = Worker::start(command)?;
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let Some(case) = cases.get(n) else { return Ok(()) };
@@ -204,7 +215,7 @@ fn run_all(cases: &[Case], tolerances: &BTreeMap<String, Tolerance>) -> Result<V
                     *place = Some(outcome);
                 }
                 if !alive {
-                    worker = Worker::start()?;
+                    worker = Worker::start(command)?;
                 }
             }
         };
@@ -227,7 +238,11 @@ fn conduct(options: &Options) -> Result<bool, String> {
     }
     let random = cases.iter().filter(|c| suite::is_random(&c.name)).count();
     cases.retain(|c| !suite::is_random(&c.name));
-    let outcomes = run_all(&cases, &suite::tolerances(&options.suite)?)?;
+    let mut command = options.worker.clone();
+    if command.is_empty() {
+        command.push(std::env::current_exe().map_err(|e| e.to_string())?.into());
+    }
+    let outcomes = run_all(&cases, &suite::tolerances(&options.suite)?, &command)?;
     let results: Vec<(&str, &Outcome)> = cases.iter().map(|c| c.name.as_str()).zip(&outcomes).collect();
     report(&results, random);
     if let Some(kind) = &options.list {
