@@ -2,6 +2,9 @@
 //!
 //! Invariant: an error's kind says whose turn it is: the caller's command line, the model or its data, or Kiln itself.
 
+use crate::lm::LmError;
+use kiln_frontend::checkpoint::CheckpointError;
+use kiln_frontend::gguf::GgufError;
 use kiln_frontend::onnx::import::ImportErrors;
 use kiln_frontend::onnx::model::LoadError as ModelError;
 use kiln_frontend::onnx::problem::ProblemKind;
@@ -87,6 +90,9 @@ pub enum Error {
         /// A sentence.
         message: String,
     },
+    /// A language model cannot be read, or used as asked.
+    #[error(transparent)]
+    Lm(#[from] LmError),
     /// Something is not supported.
     #[error("{0}")]
     Unsupported(String),
@@ -127,6 +133,7 @@ impl Error {
                 _ => Kind::Internal,
             },
             Error::Data { .. } => Kind::Invalid,
+            Error::Lm(e) => language(e),
             Error::Mismatch(_) => Kind::Mismatch,
             Error::Limit(_) => Kind::Limit,
         }
@@ -152,6 +159,25 @@ impl Error {
 impl From<MemoryError> for Error {
     fn from(e: MemoryError) -> Error {
         Error::Run(RunError::Memory(e))
+    }
+}
+
+fn language(error: &LmError) -> Kind {
+    match error {
+        LmError::NoCheckpoint(_) => Kind::Usage,
+        LmError::Checkpoint(CheckpointError::Family(..) | CheckpointError::Unsupported(_)) => Kind::Unsupported,
+        LmError::Checkpoint(
+            CheckpointError::Gguf(GgufError::Version(_) | GgufError::Encoding { .. }),
+        ) => Kind::Unsupported,
+        LmError::Checkpoint(CheckpointError::Build(_)) => Kind::Internal,
+        LmError::Checkpoint(
+            CheckpointError::Gguf(_)
+            | CheckpointError::File { .. }
+            | CheckpointError::Config { .. }
+            | CheckpointError::Weights(_),
+        ) => Kind::Invalid,
+        LmError::Tokenizer(_) | LmError::Token { .. } | LmError::Empty => Kind::Invalid,
+        LmError::Capacity { .. } => Kind::Limit,
     }
 }
 

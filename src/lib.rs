@@ -10,6 +10,7 @@ pub mod emit;
 mod error;
 pub mod golden;
 pub mod notes;
+pub mod lm;
 pub mod npz;
 pub mod observe;
 pub mod random;

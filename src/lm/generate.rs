@@ -1,0 +1,230 @@
+//! Text that continues a prompt.
+//!
+//! Invariant: what is handed out piece by piece is, joined, the text of the [`Generation`]; no piece ends inside a character
+//! or holds a part of a stop string.
+
+use super::{LanguageModel, LmError, Programs, Sampler, Sampling, Session, TextStream};
+use crate::Error;
+use std::time::{Duration, Instant};
+
+/// When and how to go on.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Most tokens; without, until the capacity is reached.
+    pub max_tokens: Option<usize>,
+    /// Whether to go on after a token that ends a text.
+    pub ignore_end: bool,
+    /// Texts before which to stop.
+    pub stops: Vec<String>,
+}
+
+/// Why a generation stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The model ended its text.
+    End,
+    /// As many tokens as were asked for.
+    Length,
+    /// A stop string.
+    Text(String),
+    /// There are no more positions.
+    Capacity,
+    /// The receiver of the text wanted no more.
+    Receiver,
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that were chosen, with the one that ended the text.
+    pub tokens: Vec<u32>,
+    /// Their text, without a stop string.
+    pub text: String,
+    /// Why it ended.
+    pub stop: Stop,
+    /// Time to read the prompt.
+    pub prefill: Duration,
+    /// Time of all that followed.
+    pub decode: Duration,
+}
+
+impl Generation {
+    /// Tokens that were read after the prompt, a second.
+    pub fn tokens_per_second(&self) -> f64 {
+        // The first token is chosen from the prompt's logits, the last one is never read.
+        let steps = self.tokens.len().saturating_sub(1);
+        if self.decode.is_zero() { 0.0 } else { steps as f64 / self.decode.as_secs_f64() }
+    }
+}
+
+/// Changes logits before a token is chosen: gets the tokens that were generated so far.
+pub type Hook<'a> = dyn FnMut(&[u32], &mut Vec<f32>) + 'a;
+
+/// Generates text with a model.
+pub struct Generator<'a> {
+    model: &'a LanguageModel,
+    programs: &'a mut Programs,
+    hook: Option<&'a mut Hook<'a>>,
+}
+
+impl<'a> Generator<'a> {
+    /// A generator.
+    pub fn new(model: &'a LanguageModel, programs: &'a mut Programs) -> Generator<'a> {
+        Generator { model, programs, hook: None }
+    }
+
+    /// With a function that changes logits before each choice.
+    #[must_use]
+    pub fn with_hook(mut self, hook: &'a mut Hook<'a>) -> Generator<'a> {
+        self.hook = Some(hook);
+        self
+    }
+
+    /// Makes the session's text `prompt`, and goes on. `receive` gets the text in pieces and says whether it wants more.
+    ///
+    /// # Errors
+    /// The prompt has no token or does not fit, or a run fails.
+    pub fn run(
+        &mut self,
+        session: &mut Session,
+        prompt: &[u32],
+        settings: &Settings,
+        receive: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Generation, Error> {
+        let start = Instant::now();
+        session.continue_with(self.programs, prompt)?;
+        let prefill = start.elapsed();
+        let start = Instant::now();
+        let mut sampler = Sampler::new(settings.sampling.clone(), prompt);
+        let (mut tokens, mut text) = (Vec::new(), Held::new(&settings.stops));
+        let mut stream = TextStream::new();
+        let tokenizer = self.model.tokenizer();
+        let stop = loop {
+            if settings.max_tokens.is_some_and(|most| tokens.len() >= most) {
+                break Stop::Length;
+            }
+            if let Some(hook) = &mut self.hook {
+                hook(&tokens, session.logits_mut());
+            }
+            let none = || Error::Lm(LmError::Tokenizer("every token is banned".into()));
+            let token = sampler.next(session.logits_mut()).ok_or_else(none)?;
+            tokens.push(token);
+            if self.model.ends().contains(&token) && !settings.ignore_end {
+                break Stop::End;
+            }
+            if let Some(stop) = text.push(&stream.push(tokenizer, token)?) {
+                break Stop::Text(stop);
+            }
+            if !text.give(receive) {
+                break Stop::Receiver;
+            }
+            if session.tokens().len() >= self.programs.capacity() {
+                break Stop::Capacity;
+            }
+            if settings.max_tokens.is_none_or(|most| tokens.len() < most) {
+                session.step(self.programs, token)?;
+            }
+        };
+        if !matches!(stop, Stop::Text(_) | Stop::Receiver) {
+            text.push(&stream.finish(tokenizer)?);
+            text.finish(receive);
+        }
+        let decode = start.elapsed();
+        let prompt_tokens = prompt.len();
+        Ok(Generation { prompt_tokens, tokens, text: text.given, stop, prefill, decode })
+    }
+}
+
+/// Text of which the end is held back while it may be the beginning of a stop string.
+struct Held<'a> {
+    stops: &'a [String],
+    given: String,
+    held: String,
+}
+
+impl<'a> Held<'a> {
+    fn new(stops: &'a [String]) -> Held<'a> {
+        Held { stops, given: String::new(), held: String::new() }
+    }
+
+    /// Adds text; the stop string that is complete, the first one by place. What precedes it is left to give.
+    fn push(&mut self, text: &str) -> Option<String> {
+        self.held.push_str(text);
+        let places = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| Some((self.held.find(s.as_str())?, s)));
+        let (at, stop) = places.min_by_key(|(at, _)| *at)?;
+        self.held.truncate(at);
+        Some(stop.clone())
+    }
+
+    /// Hands out what cannot belong to a stop string any more.
+    fn give(&mut self, receive: &mut dyn FnMut(&str) -> bool) -> bool {
+        let begins = |from: &usize| {
+            let rest = self.held.get(*from..).unwrap_or_default();
+            self.stops.iter().any(|s| s.starts_with(rest))
+        };
+        let mut starts = self.held.char_indices().map(|(at, _)| at);
+        let safe = starts.find(begins).unwrap_or(self.held.len());
+        if safe == 0 {
+            return true;
+        }
+        let rest = self.held.split_off(safe);
+        let now = std::mem::replace(&mut self.held, rest);
+        self.given.push_str(&now);
+        receive(&now)
+    }
+
+    /// Hands out the rest.
+    fn finish(&mut self, receive: &mut dyn FnMut(&str) -> bool) {
+        if !self.held.is_empty() {
+            let rest = std::mem::take(&mut self.held);
+            self.given.push_str(&rest);
+            receive(&rest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(stops: &[&str], text: &[&str]) -> (Vec<String>, Option<String>) {
+        let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+        let mut held = Held::new(&stops);
+        let mut given = Vec::new();
+        for piece in text {
+            let stop = held.push(piece);
+            let mut receive = |s: &str| {
+                given.push(s.to_string());
+                true
+            };
+            match stop {
+                Some(_) => {
+                    held.finish(&mut receive);
+                    return (given, stop);
+                }
+                None => assert!(held.give(&mut receive)),
+            }
+        }
+        held.finish(&mut |s| {
+            given.push(s.to_string());
+            true
+        });
+        (given, None)
+    }
+
+    #[test]
+    fn stop_strings_are_never_shown_in_part() {
+        let owned = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(pieces(&[], &["a", "b"]), (owned(&["a", "b"]), None));
+        assert_eq!(pieces(&["<end>"], &["a<", "en", "x"]), (owned(&["a", "<enx"]), None));
+        assert_eq!(pieces(&["<end>"], &["a<", "end>b"]), (owned(&["a"]), Some("<end>".into())));
+        assert_eq!(pieces(&["yz", "xy"], &["wx", "yz"]), (owned(&["w"]), Some("xy".into())));
+        assert_eq!(pieces(&["中文"], &["a中", "国"]), (owned(&["a", "中国"]), None));
+        assert_eq!(pieces(&["ab"], &["a", "a", "b"]), (owned(&["a"]), Some("ab".into())));
+        assert_eq!(pieces(&[""], &["a"]), (owned(&["a"]), None));
+    }
+}

@@ -1,0 +1,56 @@
+//! Language models: from a checkpoint to text.
+//!
+//! Invariant: what a model says depends on its weights, the tokens before, the sampling's settings and its seed; not on the
+//! number of threads, nor on how the tokens before were handed over (at once, one by one, or kept from a call before).
+
+mod generate;
+mod model;
+mod programs;
+mod sampling;
+mod session;
+mod tokenizer;
+
+pub use generate::{Generation, Generator, Settings, Stop};
+pub use model::LanguageModel;
+pub use programs::{Programs, ProgramOptions};
+pub use sampling::{Sampler, Sampling};
+pub use session::Session;
+pub use tokenizer::{TextStream, Tokenizer};
+
+use kiln_frontend::checkpoint::CheckpointError;
+use std::path::PathBuf;
+
+/// A language model cannot be read or used as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LmError {
+    /// The checkpoint is not right.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The path leads to no checkpoint.
+    #[error("{} is no language model: neither a GGUF file nor a folder with config.json", .0.display())]
+    NoCheckpoint(PathBuf),
+    /// The tokenizer is not right.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// There are more tokens than positions.
+    #[error("{tokens} tokens do not fit: {used} of {capacity} positions are in use")]
+    Capacity {
+        /// Tokens that were to be added.
+        tokens: usize,
+        /// Positions in use.
+        used: usize,
+        /// Positions that there are.
+        capacity: usize,
+    },
+    /// A token is not one of the model's.
+    #[error("token {token} is not one of the model's {vocabulary}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Number of tokens of the model.
+        vocabulary: usize,
+    },
+    /// There are no tokens.
+    #[error("there are no tokens; a model that has no token for the beginning of a text needs a prompt")]
+    Empty,
+}

@@ -1,0 +1,140 @@
+//! A language model as its checkpoint has it: configuration, weights, tokenizer.
+//!
+//! Invariant: files are mapped, not read; everything is checked before a graph is compiled.
+
+use super::{LmError, Tokenizer};
+use crate::Error;
+use bytes::Bytes;
+use kiln_frontend::checkpoint::{Files, Folder, GgufWeights, Loader, Weights};
+use kiln_frontend::families::{Decoder, Settings};
+use kiln_frontend::gguf::{Gguf, Value};
+use serde_json::Value as Json;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A decoder with its weights and tokenizer. Cloning shares the weights.
+#[derive(Clone)]
+pub struct LanguageModel {
+    decoder: Decoder,
+    weights: Arc<dyn Weights>,
+    tokenizer: Tokenizer,
+    ends: BTreeSet<u32>,
+    template: Option<String>,
+}
+
+impl std::fmt::Debug for LanguageModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LanguageModel({:?})", self.decoder)
+    }
+}
+
+/// Files of a folder.
+struct Within<'a>(&'a Path);
+
+impl Files for Within<'_> {
+    fn open(&self, name: &str) -> Result<Option<Bytes>, String> {
+        match kiln_runtime::file::map(&self.0.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}
+
+impl LanguageModel {
+    /// Reads a GGUF file, or a folder as Hugging Face lays it out.
+    ///
+    /// # Errors
+    /// [`Error::Read`], or [`Error::Lm`] with what is wrong.
+    pub fn open(path: &Path) -> Result<LanguageModel, Error> {
+        if path.is_dir() {
+            return Ok(LanguageModel::of_folder(&Within(path))?);
+        }
+        let file = kiln_runtime::file::map(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        if !Gguf::sniff(&file) {
+            return Err(LmError::NoCheckpoint(path.into()).into());
+        }
+        Ok(LanguageModel::of_gguf(file)?)
+    }
+
+    /// Whether a path leads to what [`LanguageModel::open`] reads, by its first bytes or its files.
+    pub fn is_at(path: &Path) -> bool {
+        if path.is_dir() {
+            return path.join("config.json").is_file();
+        }
+        kiln_runtime::file::map(path).is_ok_and(|file| Gguf::sniff(&file))
+    }
+
+    /// Of the bytes of a GGUF file.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn of_gguf(file: Bytes) -> Result<LanguageModel, LmError> {
+        let file = Gguf::parse(file).map_err(kiln_frontend::checkpoint::CheckpointError::from)?;
+        let decoder = Decoder::from_gguf(&file)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let id = |key: &str| file.get(key).and_then(Value::as_int).and_then(|id| u32::try_from(id).ok());
+        let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+        let ends = keys.into_iter().filter_map(id).collect();
+        let template = file.get("tokenizer.chat_template").and_then(Value::as_text).map(String::from);
+        let weights = Arc::new(GgufWeights::new(file)?);
+        LanguageModel { decoder, weights, tokenizer, ends, template }.checked()
+    }
+
+    /// Of the files of a folder.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn of_folder(files: &dyn Files) -> Result<LanguageModel, LmError> {
+        let folder = Folder::read(files)?;
+        let decoder = Decoder::from_json(&Settings::json("config.json", &folder.config))?;
+        let missing = || LmError::Tokenizer("there is no file tokenizer.json in the folder".into());
+        let tokenizer = Tokenizer::from_json(&folder.tokenizer.ok_or_else(missing)?)?;
+        let mut ends = BTreeSet::new();
+        for config in [Some(&folder.config), folder.generation.as_ref()].into_iter().flatten() {
+            let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+            match config.get("eos_token_id") {
+                Some(Json::Array(several)) => ends.extend(several.iter().filter_map(id)),
+                Some(one) => ends.extend(id(one)),
+                None => {}
+            }
+        }
+        let template = folder.tokenizer_config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(String::from));
+        LanguageModel { decoder, weights: Arc::new(folder.weights), tokenizer, ends, template }.checked()
+    }
+
+    fn checked(self) -> Result<LanguageModel, LmError> {
+        let (tokens, vocabulary) = (self.tokenizer.size(), self.decoder.vocabulary());
+        if tokens > vocabulary {
+            let message = format!("it has {tokens} tokens, the model {vocabulary}: it is of another model");
+            return Err(LmError::Tokenizer(message));
+        }
+        Ok(self)
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Tokens that end a text.
+    pub fn ends(&self) -> &BTreeSet<u32> {
+        &self.ends
+    }
+
+    /// The chat template, in Jinja.
+    pub fn template(&self) -> Option<&str> {
+        self.template.as_deref()
+    }
+
+    /// The weights as parameters of the decoder's graphs.
+    pub fn loader(&self) -> Loader<'_> {
+        Loader::new(&*self.weights)
+    }
+}

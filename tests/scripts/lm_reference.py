@@ -1,0 +1,53 @@
+"""Greedy continuations by transformers, to compare with `kiln generate --json` on the same weights.
+
+    VENV/bin/python tests/scripts/lm_reference.py MODEL KILN [N]
+
+MODEL is a GGUF file or a Hugging Face folder; its weights are expanded to f32. Compares N (64) greedy tokens of three prompts with
+those of the program KILN, and says where they part and how near the two logits were.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import torch
+import transformers
+
+PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "你好,世界!"]
+
+
+def main(path, kiln, count=64):
+    path = pathlib.Path(path)
+    where = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name) if path.is_file() else dict(
+        pretrained_model_name_or_path=path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    same = True
+    for prompt in PROMPTS:
+        command = [kiln, "generate", str(path), "--prompt", prompt, "-n", str(count), "--ignore-eos", "--json"]
+        ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        assert ids.shape[1] == ours["prompt_tokens"], (ids, ours["prompt_tokens"])
+        theirs, past, at = [], None, ids
+        for n in range(count):
+            with torch.no_grad():
+                out = model(input_ids=at, past_key_values=past, use_cache=True)
+            past, logits = out.past_key_values, out.logits[0, -1]
+            token = int(logits.argmax())
+            if n < len(ours["tokens"]) and ours["tokens"][n] != token:
+                gap = float(logits[token] - logits[ours["tokens"][n]])
+                print(f"  token {n}: ours {ours['tokens'][n]}, theirs {token}, {gap} apart")
+                same = False
+                break
+            theirs.append(token)
+            at = torch.tensor([[token]])
+        agree = ours["tokens"] == theirs
+        print(f"{prompt!r}: {len(theirs)} tokens {'equal' if agree else 'DIFFER'}: {ours['text']!r}")
+        print(f"  prefill {ours['prefill_s']:.3f} s, {ours['tokens_per_s']:.1f} tokens/s")
+        same &= agree
+    return 0 if same else 5
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3], *map(int, sys.argv[3:4])))
