@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod compile;
 mod completions;
+mod generate;
 mod inspect;
 mod options;
 mod peer;
@@ -48,6 +49,7 @@ enum Command {
     Verify(verify::Args),
     Selftest(selftest::Args),
     Peer(peer::Args),
+    Generate(generate::Args),
     Completions(completions::Args),
 }
 
@@ -90,6 +92,7 @@ impl Cli {
             Command::Verify(args) => args.run(talk),
             Command::Selftest(args) => args.run(talk),
             Command::Peer(args) => args.run(talk),
+            Command::Generate(args) => args.run(talk),
             Command::Completions(args) => args.run(),
         }
     }

@@ -321,7 +321,7 @@ pub fn compile(
     talk: Talk,
 ) -> Result<Compiled, Error> {
     let mut observers = Several::default();
-    observers.0.push(Box::new(Stages::new(talk)));
+    observers.0.push(Box::new(Progress::new(talk)));
     if let Some(folder) = &watching.dump {
         observers.0.push(Box::new(Dump::new(folder)?));
     }
@@ -332,13 +332,14 @@ pub fn compile(
 }
 
 /// Shows on a terminal which stage runs, and logs how long each took.
-struct Stages {
+pub struct Progress {
     bar: Option<ProgressBar>,
     since: Option<(String, std::time::Instant)>,
 }
 
-impl Stages {
-    fn new(talk: Talk) -> Stages {
+impl Progress {
+    /// For a command that talks so.
+    pub fn new(talk: Talk) -> Progress {
         let bar = (!talk.quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
@@ -347,7 +348,7 @@ impl Stages {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Stages { bar, since: None }
+        Progress { bar, since: None }
     }
 
     fn end(&mut self) {
@@ -357,7 +358,7 @@ impl Stages {
     }
 }
 
-impl Observer for Stages {
+impl Observer for Progress {
     fn stage(&mut self, name: &str) {
         self.end();
         self.since = Some((name.to_string(), std::time::Instant::now()));
@@ -372,7 +373,7 @@ impl Observer for Stages {
     }
 }
 
-impl Drop for Stages {
+impl Drop for Progress {
     fn drop(&mut self) {
         self.end();
         if let Some(bar) = &self.bar {
