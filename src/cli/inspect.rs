@@ -2,6 +2,7 @@
 
 use super::Talk;
 use super::options::{self, Machinery, Watching};
+use super::picture::{Picture, draw};
 use super::table::{Align, table};
 use clap::Args as ClapArgs;
 use kiln::ir::graph::Origin;
@@ -27,6 +28,9 @@ pub struct Args {
     /// Show the whole plan
     #[arg(long)]
     plan: bool,
+    /// Draw a picture instead
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["graph", "plan", "json"])]
+    picture: Option<Picture>,
     #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
@@ -60,6 +64,9 @@ impl Args {
                 from_compiled(options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?)
             }
         };
+        if let Some(picture) = self.picture {
+            return super::print(&draw(picture, &contents.plan));
+        }
         talk.report(&contents.json(self.graph, self.plan), &contents.text(self.graph, self.plan))
     }
 }

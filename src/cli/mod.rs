@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod options;
 mod peer;
+mod picture;
 mod run;
 mod selftest;
 mod table;

@@ -161,6 +161,24 @@ fn one_artifact_serves_all_sizes() {
 }
 
 #[test]
+fn pictures_show_every_step_and_tensor() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &model_with_help());
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    let report = kiln!("inspect", &artifact, "--json").succeeds().json();
+    let dot = kiln!("inspect", &artifact, "--picture", "graph").succeeds().out;
+    assert!(dot.starts_with("digraph") && dot.trim_end().ends_with('}'), "{dot}");
+    for kernel in report["kernels"].as_array().unwrap() {
+        assert!(dot.contains(&format!("{} {}", kernel["name"].as_str().unwrap(), kernel["what"].as_str().unwrap())));
+    }
+    assert!(dot.contains("host top_k") && dot.contains("-> out0"), "{dot}");
+    let svg = kiln!("inspect", &artifact, "--picture", "arena").succeeds().out;
+    assert!(svg.starts_with("<svg") && svg.contains("f32[1, 2, 7, 7]"), "the input with its border: {svg}");
+    kiln!("inspect", &artifact, "--picture", "graph", "--json").fails(2, "--json");
+}
+
+#[test]
 fn taps_add_intermediate_tensors() {
     let place = Place::new();
     let model = place.write("m.onnx", &mlp());
