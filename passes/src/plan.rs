@@ -8,7 +8,8 @@ use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Definition, Graph, GraphError, Origin, ValueId};
 use kiln_ir::layout::Layout;
-use kiln_ir::plan::{Kernel, Place, Plan, Slot, SlotId, Step, nominal};
+use kiln_ir::ops::Op;
+use kiln_ir::plan::{Kernel, Place, Plan, Requirement, Slot, SlotId, Step, nominal};
 use kiln_ir::tensor::Tensor;
 use kiln_ir::tile::TileProgram;
 use std::collections::HashMap;
@@ -132,6 +133,21 @@ pub fn build_plan(graph: &Graph, work: &[Work]) -> Result<(Plan, Vec<Weight>), G
             builder.fresh(*v, Place::Output(n))?
         };
         builder.plan.outputs.push((name.clone(), slot));
+    }
+    for id in graph.live_order()? {
+        let node = graph.node(id);
+        if let (Op::Reshape(reshape), [x]) = (&node.op, node.inputs.as_slice())
+            && let Some((left, right)) = reshape.assumes(graph.ty(*x))
+        {
+            let known = builder.plan.requirements.iter_mut().find(|r| r.left == left && r.right == right);
+            match known {
+                Some(known) => known.origin.merge(&node.origin),
+                None => {
+                    let origin = node.origin.clone();
+                    builder.plan.requirements.push(Requirement { left, right, origin });
+                }
+            }
+        }
     }
     for w in work {
         match w {

@@ -6,7 +6,8 @@ use crate::graph::TensorType;
 use crate::nest::{Nest, axes, index_ranges};
 use crate::scalar::{Code, Source};
 
-/// The operand's elements in row-major order under new dims with the same product.
+/// The operand's elements in row-major order under new dims with the same product. Where free dims leave open whether the products
+/// are equal, they are taken to be: the plan has that checked when the dims are known (see [`Reshape::assumes`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reshape {
     /// New dims.
@@ -14,6 +15,20 @@ pub struct Reshape {
 }
 
 impl Reshape {
+    /// The products that have to come out equal, where that is not certain.
+    pub fn assumes(&self, x: &TensorType) -> Option<(Expr, Expr)> {
+        let (from, to) = (x.elements(), TensorType::new(x.dtype, self.dims.clone()).elements());
+        if from == to {
+            return None;
+        }
+        // A single axis that differs says more than the products.
+        let differ: Vec<(&Expr, &Expr)> = x.dims.iter().zip(&self.dims).filter(|(a, b)| a != b).collect();
+        match differ.as_slice() {
+            [(a, b)] if x.rank() == self.dims.len() => Some(((*a).clone(), (*b).clone())),
+            _ => Some((from, to)),
+        }
+    }
+
     pub(super) fn from_attributes(a: &Attributes) -> Result<Reshape, OpError> {
         Ok(Reshape { dims: a.exprs("dims")? })
     }
@@ -31,7 +46,8 @@ impl Operator for Reshape {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = operands(inputs)?;
         let out = TensorType::new(x.dtype, self.dims.clone());
-        if out.elements() != x.elements() {
+        let difference = out.elements().sub(&x.elements());
+        if difference.as_const().is_some_and(|d| d != 0) {
             return Err(OpError::new(format!("{} elements do not fit {out}", x.elements())));
         }
         Ok(vec![out])

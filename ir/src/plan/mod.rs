@@ -44,8 +44,21 @@ pub struct Plan {
     pub live_bytes: u64,
     /// Bytes of the weights section.
     pub weight_bytes: u64,
+    /// What must hold of the symbols: two expressions that come out equal, with the nodes that need it.
+    pub requirements: Vec<Requirement>,
     /// Bytes of each region beside the arena, over the symbols; slots of run-time size live there.
     pub regions: Vec<Expr>,
+}
+
+/// Two expressions over the symbols that must be equal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Requirement {
+    /// One side.
+    pub left: Expr,
+    /// The other.
+    pub right: Expr,
+    /// What the model's nodes are called that need it.
+    pub origin: Origin,
 }
 
 /// A tensor in memory.

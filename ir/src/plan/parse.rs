@@ -1,6 +1,6 @@
 //! Parser of the text form of plans.
 
-use super::{Kernel, Place, Plan, Slot, SlotId, Step};
+use super::{Kernel, Place, Plan, Requirement, Slot, SlotId, Step};
 use crate::expr::{Expr, Symbol};
 use crate::graph::{Origin, TensorType};
 use crate::id::Id;
@@ -55,6 +55,12 @@ impl Plan {
                     }
                     lexer.expect_word("of")?;
                     plan.regions.push(Expr::parse(lexer)?);
+                }
+                "require" => {
+                    let left = Expr::parse(lexer)?;
+                    lexer.expect('=')?;
+                    let right = Expr::parse(lexer)?;
+                    plan.requirements.push(Requirement { left, right, origin: origin(lexer)? });
                 }
                 "slot" => {
                     if lexer.value()? != plan.slots.len() {

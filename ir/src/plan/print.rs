@@ -31,6 +31,9 @@ impl fmt::Display for Plan {
         for (n, bytes) in self.regions.iter().enumerate() {
             writeln!(f, "  region {n} of {bytes}")?;
         }
+        for r in &self.requirements {
+            writeln!(f, "  require {} = {} from [{}]", r.left, r.right, names(&r.origin))?;
+        }
         for k in &self.kernels {
             writeln!(
                 f,

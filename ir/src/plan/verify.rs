@@ -47,7 +47,8 @@ impl Plan {
             }
         }
         let mut unknown = BTreeSet::new();
-        let sizes = self.slots.iter().flat_map(|(_, slot)| &slot.ty.dims).chain(&self.regions);
+        let required = self.requirements.iter().flat_map(|r| [&r.left, &r.right]);
+        let sizes = self.slots.iter().flat_map(|(_, slot)| &slot.ty.dims).chain(&self.regions).chain(required);
         for e in sizes {
             e.for_each_symbol(&mut |s| {
                 if !declared.contains(s) {

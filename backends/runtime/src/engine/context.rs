@@ -409,6 +409,18 @@ impl Context {
     fn provide(&mut self) -> Result<(), RunError> {
         let model = Arc::clone(&self.model);
         let (plan, formulas) = (model.plan(), model.formulas());
+        if let Some((n, left, right)) = formulas.broken(&self.values)
+            && let Some(r) = plan.requirements.get(n)
+        {
+            let (sides, values) = (format!("{} = {}", r.left, r.right), format!("{left} and {right}"));
+            let known = plan.symbols.iter().zip(&self.dims).filter_map(|((s, _), d)| Some(format!("{s} = {}", (*d)?)));
+            let known: Vec<String> = known.collect();
+            let origin = &r.origin;
+            return Err(RunError::InputShape(format!(
+                "{origin} needs {sides}, which are {values} for {}",
+                known.join(", ")
+            )));
+        }
         if self.dims.iter().all(Option::is_some) {
             for (id, slot) in plan.slots.iter() {
                 let what = || format!("{:?} ({})", slot.name.as_deref().unwrap_or("an intermediate result"), slot.ty);

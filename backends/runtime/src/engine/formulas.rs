@@ -18,6 +18,8 @@ pub(super) struct Formulas {
     regions: Vec<Number>,
     /// For each kernel the programs of its grid.
     programs: Vec<Number>,
+    /// The two sides of each requirement.
+    requirements: Vec<(Number, Number)>,
 }
 
 /// The value of each formula; nothing where a symbol has none yet.
@@ -40,7 +42,9 @@ impl Formulas {
         let slots = slots.collect();
         let regions = plan.regions.iter().map(|e| number(e.clone())).collect();
         let programs = programs.map(|e| number(e.clone())).collect();
-        Self { exprs, slots, regions, programs }
+        let requirements = plan.requirements.iter().map(|r| (number(r.left.clone()), number(r.right.clone())));
+        let requirements = requirements.collect();
+        Self { exprs, slots, regions, programs, requirements }
     }
 
     /// All values, where `dims` are those of the plan's symbols.
@@ -66,6 +70,14 @@ impl Formulas {
     /// Bytes of a region.
     pub(super) fn region(&self, values: &Values, n: usize) -> Option<u64> {
         values.size(*self.regions.get(n)?)
+    }
+
+    /// The first requirement that these values break, with what its sides come to.
+    pub(super) fn broken(&self, values: &Values) -> Option<(usize, i64, i64)> {
+        self.requirements.iter().enumerate().find_map(|(n, &(left, right))| {
+            let (left, right) = (values.0.get(left).copied().flatten()?, values.0.get(right).copied().flatten()?);
+            (left != right).then_some((n, left, right))
+        })
     }
 
     /// Programs of a kernel's grid.

@@ -387,7 +387,46 @@ impl<'a> Context<'a> {
         let result = f(&mut body, &args);
         let code = body.finish(result).map_err(|e| self.refused(e.into(), inputs))?;
         self.imply(inputs);
-        self.add(Map { body: code }, inputs)
+        let inputs = self.agree(inputs)?;
+        self.add(Map { body: code }, &inputs)
+    }
+
+    /// The operands of a broadcast with the same dims where they meet: exporters write models in which two free dims must be equal
+    /// that no arithmetic shows to be. One is relabelled as the other, which is checked when the dims are known.
+    fn agree(&mut self, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        self.relabelled(inputs, None)
+    }
+
+    /// The operands with the same dims along all axes but one, as far as free dims leave that open: as for a broadcast, but
+    /// extents of 1 do not repeat.
+    pub fn agree_except(&mut self, inputs: &[ValueId], axis: usize) -> Result<Vec<ValueId>> {
+        self.relabelled(inputs, Some(axis))
+    }
+
+    fn relabelled(&mut self, inputs: &[ValueId], except: Option<usize>) -> Result<Vec<ValueId>> {
+        let repeats = |d: &Expr| except.is_none() && d.as_const() == Some(1);
+        let shapes: Vec<Vec<Expr>> = inputs.iter().map(|&v| self.dims(v)).collect();
+        let rank = shapes.iter().map(Vec::len).max().unwrap_or(0);
+        // From the last axis on: the dim that says most, a number or else the shortest expression.
+        let mut common: Vec<Option<Expr>> = vec![None; rank];
+        let length = |e: &Expr| (e.as_const().is_none(), e.to_string().len());
+        for shape in &shapes {
+            for (d, slot) in shape.iter().rev().zip(&mut common) {
+                if !repeats(d) && slot.as_ref().is_none_or(|s| length(d) < length(s)) {
+                    *slot = Some(d.clone());
+                }
+            }
+        }
+        let mut agreed = Vec::with_capacity(inputs.len());
+        for (&v, shape) in inputs.iter().zip(shapes) {
+            let label = |n: usize, d: &Expr| {
+                let other = common.get(shape.len() - 1 - n).and_then(Option::as_ref).filter(|_| except != Some(n));
+                other.filter(|o| !repeats(d) && d.sub(o).as_const().is_none()).unwrap_or(d).clone()
+            };
+            let dims: Vec<Expr> = shape.iter().enumerate().map(|(n, d)| label(n, d)).collect();
+            agreed.push(self.reshape(v, dims)?);
+        }
+        Ok(agreed)
     }
 
     /// Notes what broadcasting implies: `min(512, n)` against `n` fits only where `n` is at most 512.

@@ -82,7 +82,9 @@ impl<'a> Symbols<'a> {
         while index(symbol.name()) || reserved.contains(&symbol.name()) || self.ranges.contains_key(&symbol) {
             symbol = Symbol::new(&format!("{}_", symbol.name()));
         }
-        let range = self.bind.get(name).or_else(|| self.bind.get(symbol.name())).copied().unwrap_or(ANY);
+        // A cache may be empty, as it is before the first token; other extents of 0 would make `x[0:1]` uncertain everywhere.
+        let any = if name.contains("past") || name.contains("cache") { (0, ANY.1) } else { ANY };
+        let range = self.bind.get(name).or_else(|| self.bind.get(symbol.name())).copied().unwrap_or(any);
         if range.0 == range.1 {
             return Expr::from(range.0);
         }

@@ -13,6 +13,9 @@ pub(super) const OPS: &[Spec] = &[onnx("Concat", 1, &["axis"], |cx| {
     };
     match inputs.as_slice() {
         [only] => Ok((*only).into()),
-        all => Ok(cx.add(Concat { axis }, all)?.into()),
+        all => {
+            let all = cx.agree_except(all, axis)?;
+            Ok(cx.add(Concat { axis }, &all)?.into())
+        }
     }
 })];

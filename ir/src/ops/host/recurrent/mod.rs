@@ -284,13 +284,13 @@ mod tests {
 
     #[test]
     fn the_state_is_rounded_to_256_numbers() {
-        // h' = x + h from h = (1, 0.3): 0.3 is 76.5 steps of 1 / 255, and 0 is kept exactly.
+        // h' = x + h from h = (1, 0.3): 0.3 is 76.5 steps of 1 / 255, which rounds to the even 76, and 0 is kept exactly.
         let x = t(&[1, 1, 1], &[0.]);
         let (w, r) = (t(&[1, 2, 1], &[0., 0.]), t(&[1, 2, 2], &[1., 0., 0., 1.]));
         let (b, h) = (t(&[1, 4], &[0.; 4]), t(&[1, 1, 2], &[1., 0.3]));
         let inputs = [x, w, r, b, h, Tensor::from_i64(&[1], &[1]).unwrap()];
         let result = run("rnn", attributes("Affine 1 0").with("rounded", true), &inputs)[1].to_f32().unwrap();
-        assert_eq!(result, [255.0 * (1.0 / 255.0), 77.0 * (1.0 / 255.0)]);
+        assert_eq!(result, [255.0 * (1.0 / 255.0), 76.0 * (1.0 / 255.0)]);
         assert_eq!(step_of(&[0.0, 0.0]), None);
         assert_eq!(rounded(-3.0, step_of(&[-3.0, 0.0]).unwrap()), f64::from(-255.0f32 * (3.0 / 255.0)));
     }
