@@ -166,9 +166,9 @@ fn language(error: &LmError) -> Kind {
     match error {
         LmError::NoCheckpoint(_) => Kind::Usage,
         LmError::Checkpoint(CheckpointError::Family(..) | CheckpointError::Unsupported(_)) => Kind::Unsupported,
-        LmError::Checkpoint(
-            CheckpointError::Gguf(GgufError::Version(_) | GgufError::Encoding { .. }),
-        ) => Kind::Unsupported,
+        LmError::Checkpoint(CheckpointError::Gguf(GgufError::Version(_) | GgufError::Encoding { .. })) => {
+            Kind::Unsupported
+        }
         LmError::Checkpoint(CheckpointError::Build(_)) => Kind::Internal,
         LmError::Checkpoint(
             CheckpointError::Gguf(_)

@@ -101,12 +101,8 @@ impl Args {
             bias,
             seed: self.seed,
         };
-        let settings = Settings {
-            sampling,
-            max_tokens: self.max_tokens,
-            ignore_end: self.ignore_eos,
-            stops: self.stop.clone(),
-        };
+        let settings =
+            Settings { sampling, max_tokens: self.max_tokens, ignore_end: self.ignore_eos, stops: self.stop.clone() };
         let mut session = Session::new(&programs);
         // A reader that goes away ends the text; another failure to write is reported at the end.
         let mut written = Ok(());

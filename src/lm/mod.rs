@@ -12,7 +12,7 @@ mod tokenizer;
 
 pub use generate::{Generation, Generator, Settings, Stop};
 pub use model::LanguageModel;
-pub use programs::{Programs, ProgramOptions};
+pub use programs::{ProgramOptions, Programs};
 pub use sampling::{Sampler, Sampling};
 pub use session::Session;
 pub use tokenizer::{TextStream, Tokenizer};

@@ -100,7 +100,8 @@ impl LanguageModel {
                 None => {}
             }
         }
-        let template = folder.tokenizer_config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(String::from));
+        let template =
+            folder.tokenizer_config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(String::from));
         LanguageModel { decoder, weights: Arc::new(folder.weights), tokenizer, ends, template }.checked()
     }
 

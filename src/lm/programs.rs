@@ -130,13 +130,7 @@ impl Programs {
     ///
     /// # Errors
     /// A token is not one of the model's, the positions do not suffice, or a run fails.
-    pub fn run(
-        &mut self,
-        cache: &mut Cache,
-        past: usize,
-        tokens: &[u32],
-        logits: &mut Vec<f32>,
-    ) -> Result<(), Error> {
+    pub fn run(&mut self, cache: &mut Cache, past: usize, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
         if let Some(&token) = tokens.iter().find(|&&t| t as usize >= self.vocabulary) {
             return Err(LmError::Token { token, vocabulary: self.vocabulary }.into());
         }
@@ -182,7 +176,8 @@ impl Program {
             Ok::<_, Error>((input(name)?, shape.ok_or_else(|| internal(name))?))
         };
         let inputs = plan.inputs.iter().map(shaped).collect::<Result<_, _>>()?;
-        let places: BTreeMap<&str, usize> = plan.outputs.iter().enumerate().map(|(n, (name, _))| (&**name, n)).collect();
+        let places: BTreeMap<&str, usize> =
+            plan.outputs.iter().enumerate().map(|(n, (name, _))| (&**name, n)).collect();
         let place = |name: String| places.get(&*name).copied().ok_or_else(|| internal(&name));
         let new_at = (0..2 * layers)
             .map(|n| place(format!("new_{}.{}", if n % 2 == 0 { "k" } else { "v" }, n / 2)))

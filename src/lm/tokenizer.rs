@@ -14,8 +14,10 @@ pub struct Tokenizer {
 
 /// Splitting of text before byte-pair encoding, by the name that GGUF has for it.
 fn pre_tokenizer(name: &str) -> Option<serde_json::Value> {
-    let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-    let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let split =
+        |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
     let sequence = |parts: Vec<serde_json::Value>| json!({"type": "Sequence", "pretokenizers": parts});
     let llama3 = |digits: &str| {
         let regex = format!(
@@ -65,8 +67,9 @@ impl Tokenizer {
         }
         let merges = texts("merges").ok_or_else(|| missing("merges"))?;
         let name = text("pre").unwrap_or("default");
-        let pre = pre_tokenizer(name)
-            .ok_or_else(|| LmError::Tokenizer(format!("the splitting `{name}` of a GGUF vocabulary is not supported")))?;
+        let pre = pre_tokenizer(name).ok_or_else(|| {
+            LmError::Tokenizer(format!("the splitting `{name}` of a GGUF vocabulary is not supported"))
+        })?;
         let vocabulary: serde_json::Map<String, serde_json::Value> =
             tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
         let added = kinds.iter().zip(tokens).enumerate().filter(|(_, (kind, _))| [CONTROL, ADDED].contains(kind));

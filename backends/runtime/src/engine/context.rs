@@ -46,6 +46,16 @@ pub enum RunError {
     /// A tensor is larger than anything that can be addressed.
     #[error("{0} has a size that no memory holds")]
     Size(String),
+    /// Memory that was lent for an output has another size.
+    #[error("output {name:?} has {expected} bytes, memory of {found} bytes was lent for it")]
+    OutputSize {
+        /// The output's name.
+        name: String,
+        /// Its size in bytes.
+        expected: u64,
+        /// The size of the memory.
+        found: u64,
+    },
     /// A run was asked for before inputs were loaded.
     #[error("no inputs were loaded")]
     NoInputs,
@@ -108,9 +118,12 @@ impl RunError {
         match self {
             Self::InputCount { .. } | Self::InputType { .. } | Self::InputShape(_) => true,
             Self::Kernel { .. } | Self::Host { .. } => true,
-            Self::Size(_) | Self::NoInputs | Self::HostResult { .. } | Self::Panicked { .. } | Self::Internal(_) => {
-                false
-            }
+            Self::Size(_)
+            | Self::OutputSize { .. }
+            | Self::NoInputs
+            | Self::HostResult { .. }
+            | Self::Panicked { .. }
+            | Self::Internal(_) => false,
             Self::Memory(_) | Self::Pool(_) => false,
         }
     }
@@ -121,6 +134,19 @@ enum Loan {
     Nothing,
     Shared(Tensor),
     Copied(Buffer),
+    /// The caller's memory, for the time of one call of [`Context::run_lent`].
+    Lent(*const u8),
+}
+
+/// An input in memory of the caller's, see [`Context::run_lent`].
+#[derive(Clone, Copy, Debug)]
+pub struct Lent<'a> {
+    /// Element type; not strings.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: &'a [usize],
+    /// The elements, row-major.
+    pub bytes: &'a [u8],
 }
 
 /// What a launch step needs, resolved.
@@ -142,6 +168,8 @@ pub struct Context {
     inputs: Vec<Loan>,
     /// Nothing where the output was taken, or its size is not known yet.
     outputs: Vec<Option<Buffer>>,
+    /// Where outputs go that the caller lent memory for.
+    lent: Vec<Option<*mut u8>>,
     /// The values of the plan's symbols that the inputs give, and those that steps have found since.
     bound: Vec<Option<i64>>,
     dims: Vec<Option<i64>>,
@@ -215,6 +243,7 @@ impl Context {
             arena,
             inputs: plan.inputs.iter().map(|_| Loan::Nothing).collect(),
             outputs: plan.outputs.iter().map(|_| None).collect(),
+            lent: vec![None; plan.outputs.len()],
             strings: vec![None; plan.slots.len()],
             nothing,
             slots: Vec::new(),
@@ -249,31 +278,10 @@ impl Context {
     /// # Errors
     /// [`RunError::InputCount`], [`RunError::InputType`] or [`RunError::Memory`].
     pub fn load(&mut self, inputs: &[Tensor]) -> Result<(), RunError> {
-        self.loaded = false;
+        let views: Vec<(DType, &[usize])> = inputs.iter().map(|t| (t.dtype(), t.shape())).collect();
+        self.accept(&views)?;
         let model = Arc::clone(&self.model);
         let plan = model.plan();
-        if inputs.len() != plan.inputs.len() {
-            let names: Vec<&str> = plan.inputs.iter().map(|(name, _)| &**name).collect();
-            return Err(RunError::InputCount {
-                expected: plan.inputs.len(),
-                names: names.join(", "),
-                found: inputs.len(),
-            });
-        }
-        for ((name, slot), tensor) in plan.inputs.iter().zip(inputs) {
-            let expected = &plan.slots[*slot].ty;
-            let found = TensorType::of(tensor.dtype(), tensor.shape());
-            let fits = |(want, have): (&Expr, &Expr)| want.as_const().is_none() || want == have;
-            let same = expected.rank() == found.rank() && expected.dims.iter().zip(&found.dims).all(fits);
-            if expected.dtype != found.dtype || !same {
-                let (expected, found) = (expected.to_string(), found.to_string());
-                return Err(RunError::InputType { name: name.to_string(), expected, found });
-            }
-        }
-        if plan.is_symbolic() {
-            self.bound = bind(plan, inputs)?;
-            self.set_dims(self.bound.clone());
-        }
         for ((name, slot), (n, tensor)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
             if tensor.dtype() == DType::Str {
                 self.strings[slot.index()] = Some(tensor.clone());
@@ -289,6 +297,95 @@ impl Context {
         Ok(())
     }
 
+    /// Checks the types of inputs against the plan and gives the symbols their values; nothing is loaded then.
+    fn accept(&mut self, inputs: &[(DType, &[usize])]) -> Result<(), RunError> {
+        self.loaded = false;
+        let model = Arc::clone(&self.model);
+        let plan = model.plan();
+        if inputs.len() != plan.inputs.len() {
+            let names: Vec<&str> = plan.inputs.iter().map(|(name, _)| &**name).collect();
+            return Err(RunError::InputCount {
+                expected: plan.inputs.len(),
+                names: names.join(", "),
+                found: inputs.len(),
+            });
+        }
+        for ((name, slot), (dtype, shape)) in plan.inputs.iter().zip(inputs) {
+            let expected = &plan.slots[*slot].ty;
+            let fits = |(want, &have): (&Expr, &usize)| want.as_const().is_none() || want.as_size() == Some(have);
+            let same = expected.rank() == shape.len() && expected.dims.iter().zip(*shape).all(fits);
+            if expected.dtype != *dtype || !same {
+                let (expected, found) = (expected.to_string(), TensorType::of(*dtype, shape).to_string());
+                return Err(RunError::InputType { name: name.to_string(), expected, found });
+            }
+        }
+        if plan.is_symbolic() {
+            let shapes: Vec<&[usize]> = inputs.iter().map(|i| i.1).collect();
+            self.bound = bind(plan, &shapes)?;
+            self.set_dims(self.bound.clone());
+        }
+        Ok(())
+    }
+
+    /// Runs with inputs and outputs in memory that the caller lends for this call: nothing is copied where it is aligned to
+    /// [`ALIGNMENT`] bytes. `outputs` are numbers of outputs with memory of exactly their size; the others stay in the
+    /// context. Afterwards nothing is loaded.
+    ///
+    /// # Errors
+    /// As [`Context::load`] and [`Context::run_loaded`]; [`RunError::OutputSize`] where lent memory has another size.
+    pub fn run_lent(&mut self, inputs: &[Lent<'_>], outputs: &mut [(usize, &mut [u8])]) -> Result<(), RunError> {
+        let views: Vec<(DType, &[usize])> = inputs.iter().map(|i| (i.dtype, i.shape)).collect();
+        self.accept(&views)?;
+        let result = self.run_with(inputs, outputs);
+        // The caller's memory is not pointed to any more, whatever happened.
+        self.loaded = false;
+        self.lent.fill(None);
+        self.inputs.iter_mut().filter(|loan| matches!(loan, Loan::Lent(_))).for_each(|loan| *loan = Loan::Nothing);
+        self.point();
+        result
+    }
+
+    fn run_with(&mut self, inputs: &[Lent<'_>], outputs: &mut [(usize, &mut [u8])]) -> Result<(), RunError> {
+        let model = Arc::clone(&self.model);
+        let (plan, formulas) = (model.plan(), model.formulas());
+        for ((name, slot), (n, lent)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
+            let bytes = formulas.bytes(&self.values, *slot);
+            if lent.dtype == DType::Str || bytes != Some(lent.bytes.len() as u64) {
+                let (expected, found) = (plan.slots[*slot].ty.to_string(), format!("{} bytes", lent.bytes.len()));
+                return Err(RunError::InputType { name: name.to_string(), expected, found });
+            }
+            self.inputs[n] = if (lent.bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+                Loan::Lent(lent.bytes.as_ptr())
+            } else {
+                Loan::Copied(Buffer::copy_of(&self.budget, lent.bytes, &format!("the input {name:?}"))?)
+            };
+        }
+        for (n, bytes) in outputs.iter_mut() {
+            let Some((name, slot)) = plan.outputs.get(*n) else {
+                return Err(RunError::Internal("memory was lent for an output that is not there"));
+            };
+            let expected = formulas.bytes(&self.values, *slot);
+            if expected != Some(bytes.len() as u64) {
+                let found = bytes.len() as u64;
+                return Err(RunError::OutputSize { name: name.to_string(), expected: expected.unwrap_or(0), found });
+            }
+            if (bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+                self.lent[*n] = Some(bytes.as_mut_ptr());
+            }
+        }
+        self.provide()?;
+        self.loaded = true;
+        self.run_loaded()?;
+        for (n, bytes) in outputs.iter_mut() {
+            if self.lent.get(*n) == Some(&None)
+                && let Some(found) = self.output_bytes(*n).filter(|found| found.len() == bytes.len())
+            {
+                bytes.copy_from_slice(found);
+            }
+        }
+        Ok(())
+    }
+
     /// Runs with the inputs that were loaded last, leaving the outputs in the context.
     ///
     /// # Errors
@@ -301,7 +398,7 @@ impl Context {
             // The last run found extents of its own; this one may find others.
             self.set_dims(self.bound.clone());
             self.provide()?;
-        } else if self.outputs.iter().any(Option::is_none) {
+        } else if self.outputs.iter().zip(&self.lent).any(|(output, lent)| output.is_none() && lent.is_none()) {
             self.provide()?;
         }
         let model = Arc::clone(&self.model);
@@ -447,7 +544,10 @@ impl Context {
                 });
             }
         }
-        for ((name, slot), output) in plan.outputs.iter().zip(&mut self.outputs) {
+        for ((name, slot), (output, lent)) in plan.outputs.iter().zip(self.outputs.iter_mut().zip(&self.lent)) {
+            if lent.is_some() {
+                continue;
+            }
             let Some(bytes) = formulas.bytes(&self.values, *slot) else {
                 *output = None;
                 continue;
@@ -476,11 +576,13 @@ impl Context {
                     Place::Input(n) => match self.inputs.get(n) {
                         Some(Loan::Shared(tensor)) => tensor.bytes().as_ptr().cast_mut(),
                         Some(Loan::Copied(buffer)) => buffer.as_ptr().cast_mut(),
+                        Some(Loan::Lent(pointer)) => pointer.cast_mut(),
                         Some(Loan::Nothing) | None => self.nothing.as_mut_ptr(),
                     },
-                    Place::Output(n) => match self.outputs.get_mut(n) {
-                        Some(Some(buffer)) => buffer.as_mut_ptr(),
-                        Some(None) | None => self.nothing.as_mut_ptr(),
+                    Place::Output(n) => match (self.lent.get(n), self.outputs.get_mut(n)) {
+                        (Some(Some(pointer)), _) => *pointer,
+                        (_, Some(Some(buffer))) => buffer.as_mut_ptr(),
+                        (_, Some(None) | None) => self.nothing.as_mut_ptr(),
                     },
                     // The verifier has checked that the slot ends inside the arena.
                     Place::Arena(at) => self.arena.as_mut_ptr().wrapping_add(at as usize),
@@ -599,11 +701,10 @@ impl Context {
 }
 
 /// The values that the inputs' shapes give to the plan's symbols.
-fn bind(plan: &Plan, inputs: &[Tensor]) -> Result<Vec<Option<i64>>, RunError> {
+fn bind(plan: &Plan, shapes: &[&[usize]]) -> Result<Vec<Option<i64>>, RunError> {
     let types: Vec<(&str, &TensorType)> =
         plan.inputs.iter().map(|(name, slot)| (&**name, &plan.slots[*slot].ty)).collect();
-    let shapes: Vec<&[usize]> = inputs.iter().map(Tensor::shape).collect();
-    let bindings = bind_types(&types, &plan.ranges(), &shapes).map_err(RunError::InputShape)?;
+    let bindings = bind_types(&types, &plan.ranges(), shapes).map_err(RunError::InputShape)?;
     Ok(plan.symbols.iter().map(|(symbol, _)| bindings.get(symbol).copied()).collect())
 }
 

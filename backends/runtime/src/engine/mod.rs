@@ -10,5 +10,5 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-pub use context::{Context, RunError};
+pub use context::{Context, Lent, RunError};
 pub use model::{LoadError, Model, ModelOptions};

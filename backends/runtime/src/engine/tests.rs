@@ -135,6 +135,80 @@ fn inputs_of_any_alignment_are_taken() {
     assert!(context.output_bytes(3).is_none());
 }
 
+/// `y = double(double(x))` over a free dim.
+fn free_plan() -> Plan {
+    let n = || vec![kiln_ir::Expr::symbol("n")];
+    let mut p = Plan { name: "free".into(), symbols: vec![(kiln_ir::Symbol::new("n"), (0, 100))], ..Plan::default() };
+    p.kernels = vec![kernel("k0", "Double_0"), kernel("k1", "Fail_1")];
+    let mut slot = |place| p.slots.push(Slot { name: None, ty: TensorType::new(DType::I32, n()), place });
+    let (x, a, y) = (slot(Place::Input(0)), slot(Place::Region(0)), slot(Place::Output(0)));
+    p.regions = vec![kiln_ir::Expr::symbol("n").scale(4)];
+    p.inputs = vec![("x".into(), x)];
+    p.outputs = vec![("y".into(), y)];
+    let launch = |from, to| Step::Launch { kernel: 0, arguments: vec![from, to], written: 1 };
+    p.steps = vec![launch(x, a), launch(a, y)];
+    p
+}
+
+#[test]
+fn free_dims_come_from_the_inputs() {
+    let mut text = free_plan().to_string();
+    let model = |text: &str, programs: &str| {
+        let mut code = DOUBLE.to_vec();
+        code.resize(64, 0xcc);
+        code.extend_from_slice(FAIL);
+        let table = format!("k0 0 {} 1 hand {programs}\nk1 64 {} 1 hand 1\n", DOUBLE.len(), FAIL.len());
+        let level = CpuLevel::Portable;
+        let sections = vec![
+            Section::new(PLAN, text.as_bytes()),
+            Section::new(code_section(level), &code),
+            Section::new(kernels_section(level), table.as_bytes()),
+        ];
+        let mut file = Cursor::new(Vec::new());
+        write_to(&mut file, &Manifest { compiler: "test".into(), options: BTreeMap::new() }, sections).unwrap();
+        let buffer = Buffer::copy_of(&Budget::unlimited(), file.get_ref(), "a file").unwrap();
+        Model::from_buffer(buffer, &ModelOptions::default())
+    };
+    let loaded = model(&text, "n").unwrap();
+    let mut context = Context::new(&loaded, 2, &Budget::unlimited()).unwrap();
+    for n in [3, 1, 100, 0, 7] {
+        let x: Vec<i32> = (0..n).collect();
+        let want: Vec<i32> = x.iter().map(|v| 4 * v).collect();
+        assert_eq!(context.run(&[ints(&x)]).unwrap(), [ints(&want)]);
+    }
+    let error = context.run(&[ints(&[0; 101])]).unwrap_err();
+    assert_eq!(error.to_string(), "n = 101 in `x` is outside its range 0..100");
+    assert!(error.is_data());
+    // Memory of the caller's: the first half of a buffer is read, the second one written.
+    let mut memory = Buffer::zeroed(&Budget::unlimited(), 256, "a cache").unwrap();
+    memory.as_mut_slice()[..8].copy_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
+    let (past, room) = memory.as_mut_slice().split_at_mut(128);
+    let input = Lent { dtype: DType::I32, shape: &[2], bytes: &past[..8] };
+    context.run_lent(&[input], &mut [(0, &mut room[..8])]).unwrap();
+    assert_eq!(room[..8], [4, 0, 0, 0, 20, 0, 0, 0]);
+    // Not aligned: copied there and back.
+    let input = Lent { dtype: DType::I32, shape: &[1], bytes: &past[4..8] };
+    context.run_lent(&[input], &mut [(0, &mut room[12..16])]).unwrap();
+    assert_eq!(room[8..16], [0, 0, 0, 0, 20, 0, 0, 0]);
+    let error = context.run_lent(&[input], &mut [(0, &mut room[..8])]).unwrap_err();
+    assert_eq!(error.to_string(), "output \"y\" has 4 bytes, memory of 8 bytes was lent for it");
+    let longer = Lent { bytes: &past[..8], ..input };
+    assert!(context.run_lent(&[longer], &mut []).unwrap_err().to_string().contains("8 bytes"));
+    assert!(matches!(context.run_loaded(), Err(RunError::NoInputs)));
+    // A requirement that does not hold, and a grid over a dim that is not there.
+    text = text.replace("  kernel \"k0\"", "  require n = 2*floordiv(n, 2) from [\"Halves_1\"]\n  kernel \"k0\"");
+    let loaded = model(&text, "n").unwrap();
+    let error = Context::new(&loaded, 1, &Budget::unlimited()).unwrap().run(&[ints(&[1, 2, 3])]).unwrap_err();
+    assert_eq!(error.to_string(), "Halves_1 needs n = 2*floordiv(n, 2), which are 3 and 2 for n = 3");
+    let error = model(&text, "m").unwrap_err().to_string();
+    assert!(error.contains("the grid of k0 is over `m`, which is no symbol"), "{error}");
+    // A region that is too small for its slot.
+    let small = text.replace("region 0 of 4*n", "region 0 of 2*n");
+    let loaded = model(&small, "n").unwrap();
+    let error = Context::new(&loaded, 1, &Budget::unlimited()).unwrap().run(&[ints(&[1, 2])]).unwrap_err();
+    assert!(matches!(error, RunError::Internal(_)), "{error}");
+}
+
 #[test]
 fn wrong_inputs_are_named() {
     let model = load(&plan(), [0, 1]).unwrap();
