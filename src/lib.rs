@@ -176,8 +176,9 @@ fn compile_with(
 /// The graph of a model as the passes get it: imported, dims bound, taps added to the outputs.
 ///
 /// # Errors
-/// All problems of the nodes at once; [`Error::Usage`] where a tap names nothing.
+/// All problems of the nodes at once; [`Error::Usage`] where a tap or a bound names nothing.
 pub fn import_graph(model: &Model, options: &Options) -> Result<Graph, Error> {
+    source::check_bind(&model.graph, &options.bind, &options.shapes)?;
     let mut tapped;
     let mut model = model;
     if !options.taps.is_empty() {

@@ -6,6 +6,7 @@ use crate::Error;
 use bytes::Bytes;
 use kiln_frontend::onnx::model::{self, Limits, Model, ValueType};
 use kiln_runtime::artifact;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a path leads to.
@@ -67,10 +68,7 @@ fn beneath(folder: &Path, location: &str) -> Result<Bytes, String> {
 
 /// The shapes of all inputs with every dim that `bind` does not fix taken as 1, by name. Inputs of unknown rank are left
 /// out.
-pub fn unit_shapes(
-    model: &Model,
-    bind: &std::collections::BTreeMap<String, (i64, i64)>,
-) -> std::collections::BTreeMap<String, Vec<usize>> {
+pub fn unit_shapes(model: &Model, bind: &BTreeMap<String, (i64, i64)>) -> BTreeMap<String, Vec<usize>> {
     let fixed = |name: &str| {
         let clean = kiln_ir::Symbol::new(name);
         let range = bind.get(name).or_else(|| bind.get(clean.name()));
@@ -86,4 +84,77 @@ pub fn unit_shapes(
         Some((input.name.clone(), dims.collect()))
     };
     model.graph.inputs.iter().filter_map(shape).collect()
+}
+
+/// Checks that every bound is one of a dim that the model's inputs have, and that given shapes keep it. A dim without a
+/// name is called after its input and axis, such as `x_0`.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that no dim has, [`Error::Data`] for a shape that is out of bounds.
+pub fn check_bind(
+    graph: &model::Graph,
+    bind: &BTreeMap<String, (i64, i64)>,
+    shapes: &BTreeMap<String, Vec<usize>>,
+) -> Result<(), Error> {
+    let mut dims: Vec<(String, &str, usize)> = Vec::new();
+    for input in &graph.inputs {
+        let shape = input.ty.as_ref().and_then(ValueType::tensor).and_then(|ty| ty.shape.as_ref());
+        for (axis, dim) in shape.into_iter().flatten().enumerate() {
+            match dim {
+                model::Dim::Fixed(_) => {}
+                model::Dim::Symbol(name) => dims.push((name.clone(), &input.name, axis)),
+                model::Dim::Unknown => dims.push((format!("{}_{axis}", input.name), &input.name, axis)),
+            }
+        }
+    }
+    // The text form spells some names with other letters; both are understood.
+    let is = |dim: &str, name: &str| dim == name || kiln_ir::Symbol::new(dim).name() == name.trim_end_matches('_');
+    for (name, (lo, hi)) in bind {
+        let mut found = dims.iter().filter(|(dim, ..)| is(dim, name)).peekable();
+        if found.peek().is_none() {
+            let mut names: Vec<&str> = dims.iter().map(|(dim, ..)| dim.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let there =
+                if names.is_empty() { "all are fixed".into() } else { format!("there are {}", names.join(", ")) };
+            return Err(Error::Usage(format!("--bind {name}: the model's inputs have no such dim; {there}")));
+        }
+        for (_, input, axis) in found {
+            let extent = shapes.get(*input).and_then(|shape| shape.get(*axis));
+            if let Some(&n) = extent
+                && !i64::try_from(n).is_ok_and(|n| (*lo..=*hi).contains(&n))
+            {
+                let bound = if lo == hi { lo.to_string() } else { format!("{lo}..{hi}") };
+                return Err(Error::data(
+                    format!("input {input:?}"),
+                    format!("axis {axis} is {n}, {name} is bound to {bound}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Dim, TensorType, ValueInfo};
+
+    #[test]
+    fn bounds_are_of_dims_that_are_there() {
+        let mut graph = model::Graph::default();
+        let shape = vec![Dim::Symbol("batch size".into()), Dim::Unknown, Dim::Fixed(3)];
+        let ty = TensorType { dtype: kiln_ir::DType::F32, shape: Some(shape) };
+        graph.inputs.push(ValueInfo { name: "x".into(), ty: Some(ValueType::Tensor(ty)) });
+        let check = |name: &str, range, shape: &[usize]| {
+            let shapes = BTreeMap::from([("x".to_string(), shape.to_vec())]);
+            check_bind(&graph, &BTreeMap::from([(name.to_string(), range)]), &shapes).map_err(|e| e.to_string())
+        };
+        let clean = kiln_ir::Symbol::new("batch size").name().to_string();
+        assert_eq!(check("batch size", (2, 2), &[]), Ok(()));
+        assert_eq!(check(&clean, (2, 4), &[4, 1, 3]), Ok(()));
+        assert_eq!(check("x_1", (1, 4), &[9, 4, 3]), Ok(()));
+        assert!(check("x_2", (3, 3), &[]).unwrap_err().contains("there are batch size, x_1"));
+        assert!(check("x_1", (1, 4), &[9, 5, 3]).unwrap_err().contains("axis 1 is 5, x_1 is bound to 1..4"));
+    }
 }

@@ -294,6 +294,8 @@ fn free_dims_have_the_range_that_is_bound() {
         path
     };
     kiln!("run", &artifact, "--inputs", &inputs(9)).fails(3, "batch");
+    kiln!("run", &model, "--inputs", &inputs(9), "--bind", "batch=2..8").fails(3, "bound to 2..8");
+    kiln!("check", &model, "--bind", "seq=3").fails(2, "there are batch");
     kiln!("run", &artifact, "--inputs", &inputs(1)).fails(3, "batch");
     let report = kiln!("run", &artifact, "--inputs", &inputs(5), "--json").succeeds().json();
     assert_eq!(report["outputs"][0]["shape"], serde_json::json!([5, 12]));
