@@ -103,7 +103,7 @@ impl Args {
         };
         let settings =
             Settings { sampling, max_tokens: self.max_tokens, ignore_end: self.ignore_eos, stops: self.stop.clone() };
-        let mut session = Session::new(&programs);
+        let mut session = Session::new(&programs)?;
         // A reader that goes away ends the text; another failure to write is reported at the end.
         let mut written = Ok(());
         let mut receive = |piece: &str| {

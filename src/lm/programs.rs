@@ -7,10 +7,10 @@ use super::{LanguageModel, LmError};
 use crate::{Error, Observer, Options, compile_graph};
 use kiln_frontend::families::{Extent, Form, Past};
 use kiln_frontend::nn::{Heads, Logits};
-use kiln_ir::{DType, Tensor};
+use kiln_ir::DType;
 use kiln_runtime::cpu::CpuLevel;
-use kiln_runtime::engine::{Context, Model, ModelOptions};
-use kiln_runtime::memory::Budget;
+use kiln_runtime::engine::{Context, Lent, Model, ModelOptions};
+use kiln_runtime::memory::{Budget, Buffer};
 use std::collections::BTreeMap;
 
 /// How to compile a decoder.
@@ -28,15 +28,42 @@ pub struct ProgramOptions {
     pub all_logits: bool,
 }
 
-/// Tokens of a call, where there are that many.
-const CHUNK: usize = 32;
+/// Most tokens of one call: what a call needs beside weights and cache grows with them.
+const MOST_TOKENS: usize = 256;
 
 /// Keys and values of all layers, each `[capacity, 1, Hkv, D]`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Cache {
     /// By layer, keys before values.
-    parts: Vec<Vec<u8>>,
+    parts: Vec<Buffer>,
+    /// Heads and size of keys, of values.
+    shapes: [[usize; 2]; 2],
     capacity: usize,
+}
+
+impl Cache {
+    /// A cache of its own with the first positions of this one.
+    ///
+    /// # Errors
+    /// The memory is not to be had.
+    pub fn copy(&self, positions: usize, budget: &Budget) -> Result<Cache, Error> {
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for (n, part) in self.parts.iter().enumerate() {
+            let from = part.as_slice();
+            let mut to = Buffer::zeroed(budget, from.len() as u64, "a cache")?;
+            let kept = positions.min(self.capacity).saturating_mul(self.row(n)).min(from.len());
+            if let (Some(to), Some(from)) = (to.as_mut_slice().get_mut(..kept), from.get(..kept)) {
+                to.copy_from_slice(from);
+            }
+            parts.push(to);
+        }
+        Ok(Cache { parts, shapes: self.shapes, capacity: self.capacity })
+    }
+
+    /// Bytes of one position in a part.
+    fn row(&self, part: usize) -> usize {
+        self.shapes[part % 2].iter().product::<usize>() * 4
+    }
 }
 
 /// A decoder, compiled for a capacity.
@@ -46,18 +73,19 @@ pub struct Programs {
     layers: usize,
     heads: Heads,
     capacity: usize,
-    /// By the number of tokens that they take, descending.
-    programs: Vec<Program>,
+    budget: Budget,
+    /// For any number of tokens.
+    many: Program,
+    /// For one token.
+    one: Program,
 }
 
-/// A graph that takes a fixed number of tokens.
+/// A compiled graph.
 #[derive(Debug)]
 struct Program {
-    tokens: usize,
     logits: Logits,
     context: Context,
-    /// For each input, what it is, and its shape.
-    inputs: Vec<(Input, Vec<usize>)>,
+    inputs: Vec<Input>,
     /// The outputs of logits, and of `new_k`, `new_v` by layer.
     logits_at: Option<usize>,
     new_at: Vec<usize>,
@@ -66,7 +94,6 @@ struct Program {
 #[derive(Clone, Copy, Debug)]
 enum Input {
     Tokens,
-    PastLength,
     /// A part of the cache.
     Past(usize),
 }
@@ -83,29 +110,19 @@ impl Programs {
     ) -> Result<Programs, Error> {
         let decoder = model.decoder();
         let loader = model.loader();
-        let mut programs = Vec::new();
-        let every = if options.all_logits { Logits::All } else { Logits::Last };
-        for (tokens, logits) in [(CHUNK, every), (1, every)] {
-            if tokens > options.capacity {
-                continue;
-            }
-            let form = Form {
-                batch: 1,
-                tokens: Extent::Fixed(tokens),
-                past: Past::Capacity,
-                capacity: options.capacity,
-                logits,
-            };
+        let logits = if options.all_logits { Logits::All } else { Logits::Last };
+        let mut program = |tokens: Extent| {
+            let past = Past::Prefix(Extent::Free);
+            let form = Form { batch: 1, tokens, past, capacity: options.capacity, logits };
             let graph = decoder.graph(&loader, &form).map_err(|e| Error::Internal(e.to_string()))?;
             loader.finish(|name| decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
             let compiling = Options { levels: vec![options.level], ..Options::default() };
-            let compiled = compile_graph(graph, &compiling, observer)?;
-            let loaded = compiled.load(&ModelOptions::default())?;
-            drop(compiled);
-            programs.push(Program::new(&loaded, tokens, logits, decoder.layers(), options)?);
-        }
+            let loaded = compile_graph(graph, &compiling, observer)?.load(&ModelOptions::default())?;
+            Program::new(&loaded, logits, decoder.layers(), options)
+        };
+        let (many, one) = (program(Extent::Free)?, program(Extent::Fixed(1))?);
         let (vocabulary, layers, heads) = (decoder.vocabulary(), decoder.layers(), decoder.heads());
-        Ok(Programs { vocabulary, layers, heads, capacity: options.capacity, programs })
+        Ok(Programs { vocabulary, layers, heads, capacity: options.capacity, budget: options.budget.clone(), many, one })
     }
 
     /// Number of tokens that the model knows.
@@ -118,12 +135,21 @@ impl Programs {
         self.capacity
     }
 
+    /// Memory that may be used.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// A cache in which nothing is.
-    pub fn cache(&self) -> Cache {
-        let sizes = [self.heads.key_size, self.heads.value_size];
-        let bytes = |size: usize| self.capacity * self.heads.keys * size * 4;
-        let parts = (0..self.layers).flat_map(|_| sizes).map(|size| vec![0; bytes(size)]).collect();
-        Cache { parts, capacity: self.capacity }
+    ///
+    /// # Errors
+    /// The memory is not to be had.
+    pub fn cache(&self) -> Result<Cache, Error> {
+        let shapes = [[self.heads.keys, self.heads.key_size], [self.heads.keys, self.heads.value_size]];
+        let bytes = |shape: &[usize; 2]| shape.iter().chain([&self.capacity, &4]).map(|&n| n as u64).product();
+        let parts = (0..self.layers).flat_map(|_| shapes);
+        let parts = parts.map(|shape| Buffer::zeroed(&self.budget, bytes(&shape), "a cache")).collect::<Result<_, _>>()?;
+        Ok(Cache { parts, shapes, capacity: self.capacity })
     }
 
     /// Runs tokens at positions from `past` on; the logits of the last one, or of all, go to `logits`.
@@ -138,27 +164,18 @@ impl Programs {
             return Err(LmError::Capacity { tokens: tokens.len(), used: past, capacity: cache.capacity }.into());
         }
         logits.clear();
-        let (mut at, mut rest) = (past, tokens);
-        while !rest.is_empty() {
-            let fits = self.programs.iter_mut().find(|p| p.tokens <= rest.len());
-            let program = fits.ok_or_else(|| Error::Internal("no program takes one token".into()))?;
-            let (now, later) = rest.split_at(program.tokens);
+        let mut at = past;
+        for now in tokens.chunks(MOST_TOKENS) {
+            let program = if now.len() == 1 { &mut self.one } else { &mut self.many };
             program.run(cache, at, now, logits)?;
             at += now.len();
-            rest = later;
         }
         Ok(())
     }
 }
 
 impl Program {
-    fn new(
-        model: &Model,
-        tokens: usize,
-        logits: Logits,
-        layers: usize,
-        options: &ProgramOptions,
-    ) -> Result<Program, Error> {
+    fn new(model: &Model, logits: Logits, layers: usize, options: &ProgramOptions) -> Result<Program, Error> {
         let plan = model.plan();
         let internal = |name: &str| Error::Internal(format!("a decoder's graph has `{name}`"));
         let part = |name: &str, prefix: &str| {
@@ -168,14 +185,9 @@ impl Program {
         };
         let input = |name: &str| match name {
             "tokens" => Ok(Input::Tokens),
-            "past_length" => Ok(Input::PastLength),
             name => part(name, "past_").map(Input::Past).ok_or_else(|| internal(name)),
         };
-        let shaped = |(name, slot): &(std::sync::Arc<str>, kiln_ir::plan::SlotId)| {
-            let shape = plan.slots.get(*slot).and_then(|s| s.ty.shape());
-            Ok::<_, Error>((input(name)?, shape.ok_or_else(|| internal(name))?))
-        };
-        let inputs = plan.inputs.iter().map(shaped).collect::<Result<_, _>>()?;
+        let inputs = plan.inputs.iter().map(|(name, _)| input(name)).collect::<Result<_, _>>()?;
         let places: BTreeMap<&str, usize> =
             plan.outputs.iter().enumerate().map(|(n, (name, _))| (&**name, n)).collect();
         let place = |name: String| places.get(&*name).copied().ok_or_else(|| internal(&name));
@@ -183,30 +195,28 @@ impl Program {
             .map(|n| place(format!("new_{}.{}", if n % 2 == 0 { "k" } else { "v" }, n / 2)))
             .collect::<Result<_, _>>()?;
         let context = Context::new(model, options.threads, &options.budget)?;
-        Ok(Program { tokens, logits, context, inputs, logits_at: places.get("logits").copied(), new_at })
+        Ok(Program { logits, context, inputs, logits_at: places.get("logits").copied(), new_at })
     }
 
     fn run(&mut self, cache: &mut Cache, at: usize, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
-        let wrong = |e: kiln_ir::TensorError| Error::Internal(e.to_string());
-        let ids: Vec<i64> = tokens.iter().map(|&t| i64::from(t)).collect();
-        let past = i64::try_from(at).unwrap_or(i64::MAX);
-        let tensor = |(input, shape): &(Input, Vec<usize>)| match input {
-            Input::Tokens => Tensor::from_i64(shape, &ids),
-            Input::PastLength => Tensor::from_i64(shape, &[past]),
-            Input::Past(n) => {
-                let bytes = cache.parts.get(*n).cloned().unwrap_or_default();
-                Tensor::new(DType::F32, shape.clone(), bytes)
-            }
+        let ids: Vec<u8> = tokens.iter().flat_map(|&t| i64::from(t).to_le_bytes()).collect();
+        let ids_shape = [1, tokens.len()];
+        let rows: Vec<usize> = (0..cache.parts.len()).map(|n| cache.row(n)).collect();
+        let shapes = cache.shapes.map(|[heads, size]| [at, 1, heads, size]);
+        // Each part is split where the past ends: what is before is read, what follows is written.
+        let split = |(part, row): (&mut Buffer, &usize)| {
+            let (past, rest) = part.as_mut_slice().split_at_mut_checked(at * row)?;
+            Some((&*past, rest.get_mut(..tokens.len() * row)?))
         };
-        let inputs = self.inputs.iter().map(tensor).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
-        self.context.load(&inputs)?;
-        self.context.run_loaded()?;
-        for (part, &output) in cache.parts.iter_mut().zip(&self.new_at) {
-            let row = part.len() / cache.capacity.max(1);
-            let new = self.context.output_bytes(output).unwrap_or_default();
-            let room = part.get_mut(at * row..(at + tokens.len()) * row).filter(|room| room.len() == new.len());
-            room.ok_or_else(|| Error::Internal("new keys of another size".into()))?.copy_from_slice(new);
-        }
+        let parts: Option<(Vec<&[u8]>, Vec<&mut [u8]>)> = cache.parts.iter_mut().zip(&rows).map(split).collect();
+        let (past, new) = parts.ok_or_else(|| Error::Internal("a cache of another size".into()))?;
+        let lend = |input: &Input| match input {
+            Input::Tokens => Lent { dtype: DType::I64, shape: &ids_shape, bytes: &ids },
+            Input::Past(n) => Lent { dtype: DType::F32, shape: &shapes[n % 2], bytes: past[*n] },
+        };
+        let inputs: Vec<Lent<'_>> = self.inputs.iter().map(lend).collect();
+        let mut outputs: Vec<(usize, &mut [u8])> = self.new_at.iter().copied().zip(new).collect();
+        self.context.run_lent(&inputs, &mut outputs)?;
         if let Some(bytes) = self.logits_at.and_then(|n| self.context.output_bytes(n)) {
             if self.logits == Logits::Last {
                 logits.clear();

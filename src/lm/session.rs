@@ -8,7 +8,7 @@ use super::{LmError, Programs};
 use crate::Error;
 
 /// A text that a model has read. Sessions share the programs, and each has a cache of its own.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Session {
     cache: Cache,
     tokens: Vec<u32>,
@@ -17,8 +17,11 @@ pub struct Session {
 
 impl Session {
     /// A session in which nothing was read.
-    pub fn new(programs: &Programs) -> Session {
-        Session { cache: programs.cache(), tokens: Vec::new(), logits: Vec::new() }
+    ///
+    /// # Errors
+    /// The memory of its cache is not to be had.
+    pub fn new(programs: &Programs) -> Result<Session, Error> {
+        Ok(Session { cache: programs.cache()?, tokens: Vec::new(), logits: Vec::new() })
     }
 
     /// The tokens so far.
@@ -67,9 +70,12 @@ impl Session {
     }
 
     /// A session of its own that goes on from here.
-    #[must_use]
-    pub fn fork(&self) -> Session {
-        self.clone()
+    ///
+    /// # Errors
+    /// The memory of its cache is not to be had.
+    pub fn fork(&self, programs: &Programs) -> Result<Session, Error> {
+        let cache = self.cache.copy(self.tokens.len(), programs.budget())?;
+        Ok(Session { cache, tokens: self.tokens.clone(), logits: self.logits.clone() })
     }
 
     /// Forgets all but the first tokens.

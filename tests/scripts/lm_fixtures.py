@@ -7,7 +7,7 @@ Each folder has config.json, model.safetensors and expected.safetensors, which h
 committed, so that the tests need no Python. Run from the root of the repository.
 """
 
-import json
+import copy
 import pathlib
 import sys
 
@@ -81,7 +81,64 @@ def qwen3():
     decoder("qwen3", transformers.Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=True))
 
 
-FAMILIES = [llama, llama3, yarn, mistral, qwen2, qwen3]
+def gpt2():
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=64,
+                                     scale_attn_by_inverse_layer_idx=True)
+    decoder("gpt2", config)
+
+
+ENCODERS = dict(
+    bert=transformers.BertConfig(**SMALL, intermediate_size=24, num_labels=3),
+    roberta=transformers.RobertaConfig(**SMALL, intermediate_size=24, type_vocab_size=1, num_labels=3),
+    electra=transformers.ElectraConfig(**SMALL, intermediate_size=24, embedding_size=8, num_labels=3),
+    distilbert=transformers.DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=4, hidden_dim=24,
+                                             max_position_embeddings=64, num_labels=3),
+)
+HEADS = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+CLASSES = dict(bert="Bert", roberta="Roberta", electra="Electra", distilbert="DistilBert")
+
+
+def encoder(family, head):
+    """Two texts, the second one shorter."""
+    config = copy.deepcopy(ENCODERS[family])
+    if head == "ForQuestionAnswering":
+        config.num_labels = 2
+    cls = getattr(transformers, CLASSES[family] + head)
+    model = random_weights(cls._from_config(config, attn_implementation="eager"), 3)
+    random = torch.Generator().manual_seed(4)
+    ids = torch.randint(3, 40, (2, 7), generator=random)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    ids[1, 5:] = config.pad_token_id
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if family in ("bert", "electra"):
+        inputs["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=random)
+    elif family == "roberta":
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=head == "Model", output_attentions=head == "Model")
+    outputs = {}
+    for key, value in out.items():
+        if isinstance(value, tuple):
+            outputs |= {f"{key}.{n}": v for n, v in enumerate(value)}
+        else:
+            outputs[key] = value
+    if head == "ForPreTraining" and family == "bert":
+        positions = torch.tensor([[1, 4], [0, 2]])
+        logits = outputs["prediction_logits"]
+        outputs["prediction_logits"] = torch.stack([logits[b, positions[b]] for b in range(2)])
+        inputs["masked_positions"] = positions
+    write(f"{family}-{head}", model, inputs, outputs)
+
+
+def encoders():
+    for family in ENCODERS:
+        heads = HEADS + dict(bert=["ForNextSentencePrediction", "ForPreTraining"], electra=["ForPreTraining"]).get(family, [])
+        for head in heads:
+            encoder(family, head)
+
+
+FAMILIES = [llama, llama3, yarn, mistral, qwen2, qwen3, gpt2, encoders]
 
 if __name__ == "__main__":
     for family in FAMILIES:

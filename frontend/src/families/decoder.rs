@@ -1,6 +1,6 @@
 //! What all decoders have in common.
 
-use super::{Settings, llama};
+use super::{Settings, gpt2, llama};
 use crate::builder::{Builder, Result};
 use crate::checkpoint::CheckpointError;
 use crate::gguf::{self, Gguf};
@@ -65,6 +65,8 @@ impl Form {
 pub enum Decoder {
     /// Llama and its like.
     Llama(llama::Config),
+    /// GPT-2.
+    Gpt2(gpt2::Config),
 }
 
 impl Decoder {
@@ -77,7 +79,10 @@ impl Decoder {
         if llama::KINDS.contains(&kind) {
             return Ok(Decoder::Llama(llama::Config::from_json(settings)?));
         }
-        Err(CheckpointError::Family(kind.into(), llama::KINDS.join(", ")))
+        if kind == "gpt2" {
+            return Ok(Decoder::Gpt2(gpt2::Config::from_json(settings)?));
+        }
+        Err(CheckpointError::Family(kind.into(), format!("{}, gpt2", llama::KINDS.join(", "))))
     }
 
     /// The decoder that a GGUF file describes.
@@ -96,6 +101,7 @@ impl Decoder {
     pub fn vocabulary(&self) -> usize {
         match self {
             Decoder::Llama(config) => config.vocabulary,
+            Decoder::Gpt2(config) => config.vocabulary,
         }
     }
 
@@ -103,6 +109,7 @@ impl Decoder {
     pub fn layers(&self) -> usize {
         match self {
             Decoder::Llama(config) => config.layers,
+            Decoder::Gpt2(config) => config.layers,
         }
     }
 
@@ -110,6 +117,7 @@ impl Decoder {
     pub fn heads(&self) -> Heads {
         match self {
             Decoder::Llama(config) => config.heads,
+            Decoder::Gpt2(config) => config.heads,
         }
     }
 
@@ -117,6 +125,7 @@ impl Decoder {
     pub fn context(&self) -> usize {
         match self {
             Decoder::Llama(config) => config.context,
+            Decoder::Gpt2(config) => config.context,
         }
     }
 
@@ -128,6 +137,7 @@ impl Decoder {
     pub fn graph(&self, parameters: &dyn Parameters, form: &Form) -> Result<Graph> {
         match self {
             Decoder::Llama(config) => llama::graph(config, parameters, form),
+            Decoder::Gpt2(config) => gpt2::graph(config, parameters, form),
         }
     }
 
@@ -135,6 +145,7 @@ impl Decoder {
     pub fn known_surplus(&self, name: &str) -> bool {
         match self {
             Decoder::Llama(config) => llama::known_surplus(config, name),
+            Decoder::Gpt2(config) => gpt2::known_surplus(config, name),
         }
     }
 }

@@ -3,13 +3,14 @@
 //! Invariant: parameters have the names of Hugging Face's `LlamaForCausalLM`.
 
 use super::{Form, Settings};
-use crate::builder::{Builder, Result, Value};
+use crate::builder::{Builder, Result};
 use crate::checkpoint::CheckpointError;
 use crate::gguf::{self, Gguf};
 use crate::nn::{
     Activation, Decoding, Embedding, Gated, Heads, Linear, Pairs, Parameters, RmsNorm, Rotary, Scaling, Scope, attend,
+    split_heads,
 };
-use kiln_ir::{Expr, Graph};
+use kiln_ir::Graph;
 
 /// A model's configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -261,14 +262,6 @@ impl<'g> Layer<'g> {
     }
 }
 
-/// `[B, T, H * D]` as `[B, T, H, D]`.
-fn split(x: Value<'_>, heads: usize, size: usize) -> Result<Value<'_>> {
-    let mut dims = x.dims();
-    dims.pop();
-    dims.extend([Expr::from(heads), Expr::from(size)]);
-    x.reshape(dims)
-}
-
 /// The graph of a form; see [`super::Decoder::graph`].
 ///
 /// # Errors
@@ -290,9 +283,9 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, form: &Form) -> Resul
         let layer = Layer::new(config, &root.enter("layers").enter(n))?;
         let past = decoding.layer(n, heads.keys, (heads.key_size, heads.value_size))?;
         let x = layer.before_attention.apply(hidden)?;
-        let mut query = split(layer.query.apply(x)?, heads.queries, heads.key_size)?;
-        let mut key = split(layer.key.apply(x)?, heads.keys, heads.key_size)?;
-        let value = split(layer.value.apply(x)?, heads.keys, heads.value_size)?;
+        let mut query = split_heads(layer.query.apply(x)?, heads.queries, heads.key_size)?;
+        let mut key = split_heads(layer.key.apply(x)?, heads.keys, heads.key_size)?;
+        let value = split_heads(layer.value.apply(x)?, heads.keys, heads.value_size)?;
         if let Some((of_query, of_key)) = &layer.norms {
             (query, key) = (of_query.apply(query)?, of_key.apply(key)?);
         }

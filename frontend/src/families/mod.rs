@@ -3,7 +3,9 @@
 //! Invariant: a family's graph is a function of its configuration and a form (how many tokens, what past); every parameter
 //! has the name that Hugging Face gives it.
 
+pub mod bert;
 mod decoder;
+pub mod gpt2;
 pub mod llama;
 mod settings;
 

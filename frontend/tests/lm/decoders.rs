@@ -142,3 +142,8 @@ fn qwen2() {
 fn qwen3() {
     check("qwen3");
 }
+
+#[test]
+fn gpt2() {
+    check("gpt2");
+}

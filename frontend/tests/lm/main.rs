@@ -1,6 +1,7 @@
 //! Language model families against transformers, on small random checkpoints.
 
 mod decoders;
+mod encoders;
 mod problems;
 
 use bytes::Bytes;

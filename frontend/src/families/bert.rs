@@ -1,0 +1,430 @@
+//! BERT (Devlin et al. 2018) and encoders of its build: RoBERTa (Liu et al. 2019), ELECTRA (Clark et al. 2020), DistilBERT (Sanh et
+//! al. 2019), MiniLM; with their heads.
+//!
+//! Invariant: parameters have the names that Hugging Face gives them, below the family's prefix or without it. What padding
+//! holds does not change any other position.
+
+use super::Settings;
+use crate::builder::{Builder, Result, Value};
+use crate::checkpoint::CheckpointError;
+use crate::nn::{
+    Activation, Embedding, FeedForward, Heads, LayerNorm, Linear, Mask, MultiHead, MultiHeadNames, Parameters, Scope,
+    WeightOrder,
+};
+use kiln_ir::{DType, Expr, Graph};
+
+/// What a checkpoint calls its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// BERT, MiniLM.
+    Bert,
+    /// RoBERTa, XLM-RoBERTa: no segments to speak of, positions from the padding token's number on.
+    Roberta,
+    /// ELECTRA: embeddings may be narrower than the layers.
+    Electra,
+    /// DistilBERT: no segments, no pooler.
+    DistilBert,
+}
+
+/// What a model gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Head {
+    /// `last_hidden_state` and, where the model has one, `pooler_output`.
+    Hidden,
+    /// `sentence_embedding`: the mean over the tokens, divided by its length (Reimers, Gurevych 2019).
+    Embedding,
+    /// `logits` over the vocabulary at each token.
+    MaskedLanguage,
+    /// `logits` of "follows" and "does not follow".
+    NextSentence,
+    /// `prediction_logits` at the positions of the input `masked_positions`, and `seq_relationship_logits`.
+    PreTraining,
+    /// `logits` over classes; one for a regression.
+    Sequence,
+    /// `logits` over classes at each token.
+    Tokens,
+    /// `start_logits` and `end_logits` of a span.
+    Answer,
+    /// `logits` at each token that it was replaced (ELECTRA's discriminator).
+    Replaced,
+}
+
+/// A model's configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What the checkpoint calls its parts.
+    pub kind: Kind,
+    /// What the checkpoint was made for.
+    pub head: Head,
+    /// `V`.
+    pub vocabulary: usize,
+    /// Size of the embeddings.
+    pub embedding: usize,
+    /// `E`.
+    pub model: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// `F`.
+    pub inner: usize,
+    /// Of the feed-forward layer.
+    pub activation: Activation,
+    /// Added to variances.
+    pub epsilon: f64,
+    /// Rows of the table of positions.
+    pub positions: usize,
+    /// The first row that is used.
+    pub first_position: usize,
+    /// Segments; 0 where there is no such table.
+    pub segments: usize,
+    /// Classes of the heads that classify, with their names where the checkpoint has them.
+    pub labels: Vec<String>,
+    /// ELECTRA's `summary_activation`, RoBERTa's and others' of classification.
+    pub pooled: Activation,
+}
+
+/// The kinds of model, by `model_type`.
+pub const KINDS: [&str; 5] = ["bert", "roberta", "xlm-roberta", "electra", "distilbert"];
+
+/// What is wanted of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The head.
+    pub head: Head,
+    /// Whether the outputs `hidden_states.N` are wanted: the embeddings, and what each layer gives.
+    pub hidden_states: bool,
+    /// Whether the outputs `attentions.N`, `[B, H, T, T]`, are wanted.
+    pub attentions: bool,
+    /// Texts, and tokens of each; nothing for those that are known when the graph runs.
+    pub extents: (Option<usize>, Option<usize>),
+}
+
+impl Config {
+    /// From a `config.json`.
+    ///
+    /// # Errors
+    /// A setting is missing, cannot be, or is not supported.
+    pub fn from_json(
+        settings: &Settings<'_>,
+        architecture: Option<&str>,
+        labels: Vec<String>,
+    ) -> std::result::Result<Config, CheckpointError> {
+        let name = settings.text_if("model_type")?.unwrap_or_default();
+        let kind = match name {
+            "bert" => Kind::Bert,
+            "roberta" | "xlm-roberta" => Kind::Roberta,
+            "electra" => Kind::Electra,
+            "distilbert" => Kind::DistilBert,
+            other => return Err(CheckpointError::Family(other.into(), KINDS.join(", "))),
+        };
+        let small = kind == Kind::DistilBert;
+        let key = |bert: &'static str, distil: &'static str| if small { distil } else { bert };
+        let model = settings.size(key("hidden_size", "dim"))?;
+        let heads_key = key("num_attention_heads", "n_heads");
+        let heads = settings.size(heads_key)?;
+        settings.divides(heads_key, model, heads)?;
+        let activation_key = key("hidden_act", "activation");
+        let activation = settings.text_if(activation_key)?.unwrap_or("gelu");
+        let unsupported = || settings.error(activation_key, format!("`{activation}` is not supported"));
+        if let Some(other) = settings.text_if("position_embedding_type")?.filter(|&t| t != "absolute") {
+            return Err(CheckpointError::Unsupported(format!("positions of the type `{other}` are not supported")));
+        }
+        let padding = settings.float_if("pad_token_id")?.unwrap_or(1.0).max(0.0) as usize;
+        let part = architecture.and_then(|a| a.split_once("For").map(|(_, part)| part));
+        let head = match part {
+            None => Head::Hidden,
+            Some("MaskedLM") => Head::MaskedLanguage,
+            Some("NextSentencePrediction") => Head::NextSentence,
+            Some("PreTraining") if kind == Kind::Electra => Head::Replaced,
+            Some("PreTraining") => Head::PreTraining,
+            Some("SequenceClassification") => Head::Sequence,
+            Some("TokenClassification") => Head::Tokens,
+            Some("QuestionAnswering") => Head::Answer,
+            Some(other) => return Err(CheckpointError::Unsupported(format!("the head `{other}` is not supported"))),
+        };
+        let labels = if labels.is_empty() { vec!["0".into(), "1".into()] } else { labels };
+        Ok(Config {
+            kind,
+            head,
+            vocabulary: settings.size("vocab_size")?,
+            embedding: settings.size_if("embedding_size")?.filter(|_| kind == Kind::Electra).unwrap_or(model),
+            model,
+            layers: settings.layers(key("num_hidden_layers", "n_layers"))?,
+            heads,
+            inner: settings.size(key("intermediate_size", "hidden_dim"))?,
+            activation: Activation::from_name(activation).ok_or_else(unsupported)?,
+            epsilon: settings.float_if("layer_norm_eps")?.unwrap_or(1e-12),
+            positions: settings.size("max_position_embeddings")?,
+            first_position: if kind == Kind::Roberta { padding + 1 } else { 0 },
+            segments: if small { 0 } else { settings.size_if("type_vocab_size")?.unwrap_or(2) },
+            labels,
+            pooled: if kind == Kind::Electra { Activation::Gelu } else { Activation::Tanh },
+        })
+    }
+
+    /// The greatest number of tokens of a text.
+    pub fn context(&self) -> usize {
+        self.positions.saturating_sub(self.first_position)
+    }
+
+    fn prefix(&self) -> &'static str {
+        match self.kind {
+            Kind::Bert => "bert",
+            Kind::Roberta => "roberta",
+            Kind::Electra => "electra",
+            Kind::DistilBert => "distilbert",
+        }
+    }
+}
+
+/// What all heads are made of.
+struct Encoded<'g> {
+    hidden: Value<'g>,
+    mask: Value<'g>,
+    embedding: Embedding<'g>,
+    /// Below the model's prefix, and beside it.
+    root: Scope<'g>,
+    scope: Scope<'g>,
+}
+
+/// The graph: inputs `input_ids`, `attention_mask` (1 where there is a token) and, where the model has segments,
+/// `token_type_ids`, each i64 `[B, T]`; outputs by the head.
+///
+/// # Errors
+/// The model does not have the head.
+pub fn graph(config: &Config, parameters: &dyn Parameters, wanted: &Wanted) -> Result<Graph> {
+    let g = Builder::new(config.prefix());
+    let most = i64::try_from(config.context()).unwrap_or(i64::MAX);
+    let batch = wanted.extents.0.map_or_else(|| g.symbol("batch", 1..=1 << 16), |n| Ok(n.into()))?;
+    let tokens = wanted.extents.1.map_or_else(|| g.symbol("tokens", 1..=most), |n| Ok(n.into()))?;
+    let encoded = encode(config, &g, parameters, wanted, [batch, tokens])?;
+    head(config, &g, &encoded, wanted.head)?;
+    g.finish()
+}
+
+/// Embeddings and layers.
+fn encode<'g>(
+    config: &Config,
+    g: &'g Builder,
+    parameters: &'g dyn Parameters,
+    wanted: &Wanted,
+    dims: [Expr; 2],
+) -> Result<Encoded<'g>> {
+    let scope = Scope::new(g, parameters);
+    let prefixed = scope.has(&format!("{}.embeddings.word_embeddings.weight", config.prefix()));
+    let root = if prefixed { scope.enter(config.prefix()) } else { scope.clone() };
+    let ids = g.input("input_ids", DType::I64, dims.clone())?;
+    let mask = g.input("attention_mask", DType::I64, dims.clone())?;
+    let [_, tokens] = dims.clone();
+    let place = root.enter("embeddings");
+    let table = |name: &str, rows: usize| Embedding::new(&place.enter(name), rows, config.embedding);
+    let embedding = table("word_embeddings", config.vocabulary)?;
+    let positions = table("position_embeddings", config.positions)?;
+    let first = Expr::from(config.first_position);
+    let at = g.iota([first.add(&tokens)], 0)?.part(0, first, tokens)?;
+    let mut hidden = embedding.apply(ids)?;
+    if config.segments > 0 {
+        let segments = g.input("token_type_ids", DType::I64, dims)?;
+        hidden = hidden.add(table("token_type_embeddings", config.segments)?.apply(segments)?)?;
+    }
+    hidden = hidden.add(positions.apply(at)?)?;
+    hidden = LayerNorm::new(&place.enter("LayerNorm"), config.embedding, config.epsilon)?.apply(hidden)?;
+    if config.embedding != config.model {
+        let project = Linear::new(&root.enter("embeddings_project"), config.embedding, config.model, true)?;
+        hidden = project.apply(hidden)?;
+    }
+    let [b, t] = [mask.dim(0)?, mask.dim(1)?];
+    let one = || Expr::from(1i64);
+    let visible = mask.differs(0)?.reshape([b, one(), one(), one(), t])?;
+    // As transformers has it: a text without tokens sees all of them alike.
+    let mask_of = Mask { visible, fill: f64::from(f32::MIN) };
+    let show = |n: usize, hidden: Value<'g>| match wanted.hidden_states {
+        true => g.output(&format!("hidden_states.{n}"), hidden),
+        false => Ok(()),
+    };
+    show(0, hidden)?;
+    for n in 0..config.layers {
+        let layer = Layer::new(config, &root, n)?;
+        let attended = layer.attention.over(hidden, hidden, None, Some(mask_of))?;
+        if wanted.attentions {
+            g.output(&format!("attentions.{n}"), attended.weights)?;
+        }
+        hidden = layer.after_attention.apply(attended.output.add(hidden)?)?;
+        hidden = layer.after_inner.apply(layer.inner.apply(hidden)?.add(hidden)?)?;
+        show(n + 1, hidden)?;
+    }
+    Ok(Encoded { hidden, mask, embedding, root, scope })
+}
+
+/// A post-norm layer.
+struct Layer<'g> {
+    attention: MultiHead<'g>,
+    after_attention: LayerNorm<'g>,
+    inner: FeedForward<'g>,
+    after_inner: LayerNorm<'g>,
+}
+
+impl<'g> Layer<'g> {
+    fn new(config: &Config, root: &Scope<'g>, n: usize) -> Result<Layer<'g>> {
+        let model = config.model;
+        let heads = Heads::equal(config.heads, model / config.heads);
+        let scale = 1.0 / (heads.key_size as f64).sqrt();
+        let (layer, names, [norm, up, down, last]) = match config.kind {
+            Kind::DistilBert => {
+                let names = MultiHeadNames { query: "q_lin", key: "k_lin", value: "v_lin", output: "out_lin" };
+                let rest = ["sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"];
+                (root.enter("transformer.layer").enter(n), names, rest)
+            }
+            Kind::Bert | Kind::Roberta | Kind::Electra => {
+                let [query, key, value] = ["self.query", "self.key", "self.value"];
+                let names = MultiHeadNames { query, key, value, output: "output.dense" };
+                let rest = ["attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"];
+                (root.enter("encoder.layer").enter(n), names, rest)
+            }
+        };
+        Ok(Layer {
+            attention: MultiHead::new(&layer.enter("attention"), names, model, heads, true, scale)?,
+            after_attention: LayerNorm::new(&layer.enter(norm), model, config.epsilon)?,
+            inner: FeedForward::new(
+                (&layer.enter(up), &layer.enter(down)),
+                (model, config.inner),
+                config.activation,
+                true,
+                WeightOrder::OutIn,
+            )?,
+            after_inner: LayerNorm::new(&layer.enter(last), model, config.epsilon)?,
+        })
+    }
+}
+
+/// Token 0 of `[B, T, E]`: `[B, E]`.
+fn first(hidden: Value<'_>) -> Result<Value<'_>> {
+    let dims = [hidden.dim(0)?, hidden.dim(2)?];
+    hidden.part(1, 0i64, 1i64)?.reshape(dims)
+}
+
+/// The outputs of a head.
+fn head(config: &Config, g: &Builder, encoded: &Encoded<'_>, head: Head) -> Result<()> {
+    let (hidden, scope, root) = (encoded.hidden, &encoded.scope, &encoded.root);
+    let (model, classes) = (config.model, config.labels.len());
+    let pooled = || {
+        let dense = Linear::new(&root.enter("pooler.dense"), model, model, true)?;
+        dense.apply(first(hidden)?)?.tanh()
+    };
+    match head {
+        Head::Hidden => {
+            g.output("last_hidden_state", hidden)?;
+            if root.has("pooler.dense.weight") {
+                g.output("pooler_output", pooled()?)?;
+            }
+        }
+        Head::Embedding => {
+            let mask = encoded.mask.cast(DType::F32)?;
+            let rank = mask.rank();
+            let sum = hidden.mul(mask.unsqueeze(rank)?)?.sum(&[1], false)?;
+            let count = mask.sum(&[1], true)?;
+            let mean = sum.div(count.max(count.like(1e-9)?)?)?;
+            let length = mean.mul(mean)?.sum(&[-1], true)?.sqrt()?;
+            g.output("sentence_embedding", mean.div(length.max(length.like(1e-12)?)?)?)?;
+        }
+        Head::MaskedLanguage => g.output("logits", language(config, encoded, hidden)?)?,
+        Head::NextSentence => {
+            let head = Linear::new(&scope.enter("cls.seq_relationship"), model, 2, true)?;
+            g.output("logits", head.apply(pooled()?)?)?;
+        }
+        Head::PreTraining => {
+            let [batch, tokens] = [hidden.dim(0)?, hidden.dim(1)?];
+            let masked = g.symbol("masked", 1..=i64::try_from(config.context()).unwrap_or(i64::MAX))?;
+            let positions = g.input("masked_positions", DType::I64, [batch.clone(), masked])?;
+            // Rows of all texts one after another.
+            let starts = g.iota([batch.clone(), 1.into()], 0)?;
+            let length = g.iota([tokens.clone()], 0)?.part(0, tokens.sub(&Expr::from(1i64)), 1i64)?.shift(1.0)?;
+            let rows = positions.add(starts.mul(length)?)?;
+            let picked = hidden.reshape([batch.mul(&tokens), model.into()])?.gather(rows, 0)?;
+            g.output("prediction_logits", language(config, encoded, picked)?)?;
+            let head = Linear::new(&scope.enter("cls.seq_relationship"), model, 2, true)?;
+            g.output("seq_relationship_logits", head.apply(pooled()?)?)?;
+        }
+        Head::Sequence => g.output("logits", classify(config, encoded, pooled, classes)?)?,
+        Head::Tokens => {
+            g.output("logits", Linear::new(&scope.enter("classifier"), model, classes, true)?.apply(hidden)?)?;
+        }
+        Head::Answer => {
+            let both = Linear::new(&scope.enter("qa_outputs"), model, 2, true)?.apply(hidden)?;
+            let dims = [hidden.dim(0)?, hidden.dim(1)?];
+            for (n, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
+                g.output(name, both.part(-1, n, 1i64)?.reshape(dims.clone())?)?;
+            }
+        }
+        Head::Replaced => {
+            let dense = Linear::new(&scope.enter("discriminator_predictions.dense"), model, model, true)?;
+            let last = Linear::new(&scope.enter("discriminator_predictions.dense_prediction"), model, 1, true)?;
+            let logits = last.apply(config.activation.apply(dense.apply(hidden)?)?)?;
+            g.output("logits", logits.reshape([hidden.dim(0)?, hidden.dim(1)?])?)?;
+        }
+    }
+    Ok(())
+}
+
+/// The masked language model's head: dense, activation, norm, the embedding as a map, and a bias.
+fn language<'g>(config: &Config, encoded: &Encoded<'g>, hidden: Value<'g>) -> Result<Value<'g>> {
+    let (scope, model, size) = (&encoded.scope, config.model, config.embedding);
+    let (dense, norm, bias, activation) = match config.kind {
+        Kind::Bert => {
+            let at = "cls.predictions.transform";
+            (format!("{at}.dense"), format!("{at}.LayerNorm"), "cls.predictions.bias", config.activation)
+        }
+        Kind::Roberta => ("lm_head.dense".into(), "lm_head.layer_norm".into(), "lm_head.bias", Activation::Gelu),
+        Kind::Electra => {
+            let at = "generator_predictions";
+            (format!("{at}.dense"), format!("{at}.LayerNorm"), "generator_lm_head.bias", Activation::Gelu)
+        }
+        Kind::DistilBert => {
+            ("vocab_transform".into(), "vocab_layer_norm".into(), "vocab_projector.bias", config.activation)
+        }
+    };
+    let epsilon = if config.kind == Kind::DistilBert { 1e-12 } else { config.epsilon };
+    let dense = Linear::new(&scope.enter(dense), model, size, true)?;
+    let norm = LayerNorm::new(&scope.enter(norm), size, epsilon)?;
+    let bias = scope.parameter(bias, &[config.vocabulary])?;
+    let x = norm.apply(activation.apply(dense.apply(hidden)?)?)?;
+    encoded.embedding.tied_head().apply(x)?.add(bias)
+}
+
+/// Classes of a text.
+fn classify<'g>(
+    config: &Config,
+    encoded: &Encoded<'g>,
+    pooled: impl Fn() -> Result<Value<'g>>,
+    classes: usize,
+) -> Result<Value<'g>> {
+    let (scope, model) = (&encoded.scope, config.model);
+    let linear = |name: &str, outputs: usize| Linear::new(&scope.enter(name), model, outputs, true);
+    match config.kind {
+        Kind::Bert => linear("classifier", classes)?.apply(pooled()?),
+        Kind::Roberta | Kind::Electra => {
+            let x = linear("classifier.dense", model)?.apply(first(encoded.hidden)?)?;
+            linear("classifier.out_proj", classes)?.apply(config.pooled.apply(x)?)
+        }
+        Kind::DistilBert => {
+            let x = linear("pre_classifier", model)?.apply(first(encoded.hidden)?)?.relu()?;
+            linear("classifier", classes)?.apply(x)
+        }
+    }
+}
+
+/// Tensors that a checkpoint may have beside the parameters of a graph: buffers, the tied head's copies, and the parts of
+/// heads that the graph does not have.
+pub fn known_surplus(config: &Config, wanted: Head, name: &str) -> bool {
+    let tied = ["cls.predictions.decoder.", "lm_head.decoder.", "vocab_projector.weight", "generator_lm_head.weight"];
+    let heads =
+        ["cls.", "lm_head.", "vocab_", "generator_", "discriminator_", "classifier.", "pre_classifier.", "qa_outputs."];
+    let begins = |list: &[&str]| list.iter().any(|start| name.starts_with(start));
+    let part = name.strip_prefix(config.prefix()).and_then(|n| n.strip_prefix('.')).unwrap_or(name);
+    part == "embeddings.position_ids"
+        || part == "embeddings.token_type_ids"
+        || begins(&tied)
+        || part.starts_with("pooler.")
+        || matches!(wanted, Head::Hidden | Head::Embedding) && begins(&heads)
+}
