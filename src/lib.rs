@@ -19,7 +19,7 @@ pub mod source;
 use emit::Emitter;
 pub use emit::{LevelCode, default_levels};
 pub use error::{Error, Kind};
-pub use kiln_frontend::{builder, onnx};
+pub use kiln_frontend::{builder, checkpoint, families, nn, onnx};
 pub use kiln_ir as ir;
 pub use kiln_passes as passes;
 pub use kiln_runtime as runtime;

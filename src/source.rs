@@ -4,6 +4,7 @@
 
 use crate::Error;
 use bytes::Bytes;
+use kiln_frontend::checkpoint::Files;
 use kiln_frontend::onnx::model::{self, Limits, Model, ValueType};
 use kiln_runtime::artifact;
 use std::collections::BTreeMap;
@@ -51,6 +52,19 @@ impl Source {
                 let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 Ok(model::load(bytes.clone(), &|location| beneath(folder, location), limits)?)
             }
+        }
+    }
+}
+
+/// Files directly in a folder, as readers of checkpoints take them.
+pub struct Within<'a>(pub &'a Path);
+
+impl Files for Within<'_> {
+    fn open(&self, name: &str) -> Result<Option<Bytes>, String> {
+        match kiln_runtime::file::map(&self.0.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.to_string()),
         }
     }
 }

@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod compile;
 mod completions;
+mod eval;
 mod generate;
 mod inspect;
 mod options;
@@ -51,6 +52,7 @@ enum Command {
     Selftest(selftest::Args),
     Peer(peer::Args),
     Generate(generate::Args),
+    Eval(eval::Args),
     Completions(completions::Args),
 }
 
@@ -94,6 +96,7 @@ impl Cli {
             Command::Selftest(args) => args.run(talk),
             Command::Peer(args) => args.run(talk),
             Command::Generate(args) => args.run(talk),
+            Command::Eval(args) => args.run(talk),
             Command::Completions(args) => args.run(),
         }
     }

@@ -3,17 +3,21 @@
 //! Invariant: what a model says depends on its weights, the tokens before, the sampling's settings and its seed; not on the
 //! number of threads, nor on how the tokens before were handed over (at once, one by one, or kept from a call before).
 
+mod encoder;
 mod generate;
 mod model;
 mod programs;
 mod sampling;
+mod score;
 mod session;
 mod tokenizer;
 
+pub use encoder::{Encoder, Passage, Tokens};
 pub use generate::{Generation, Generator, Settings, Stop};
 pub use model::LanguageModel;
 pub use programs::{ProgramOptions, Programs};
 pub use sampling::{Sampler, Sampling};
+pub use score::{Scored, score, windows};
 pub use session::Session;
 pub use tokenizer::{TextStream, Tokenizer};
 

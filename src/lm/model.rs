@@ -4,6 +4,7 @@
 
 use super::{LmError, Tokenizer};
 use crate::Error;
+use crate::source::Within;
 use bytes::Bytes;
 use kiln_frontend::checkpoint::{Files, Folder, GgufWeights, Loader, Weights};
 use kiln_frontend::families::{Decoder, Settings};
@@ -26,19 +27,6 @@ pub struct LanguageModel {
 impl std::fmt::Debug for LanguageModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "LanguageModel({:?})", self.decoder)
-    }
-}
-
-/// Files of a folder.
-struct Within<'a>(&'a Path);
-
-impl Files for Within<'_> {
-    fn open(&self, name: &str) -> Result<Option<Bytes>, String> {
-        match kiln_runtime::file::map(&self.0.join(name)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e.to_string()),
-        }
     }
 }
 

@@ -122,7 +122,15 @@ impl Programs {
         };
         let (many, one) = (program(Extent::Free)?, program(Extent::Fixed(1))?);
         let (vocabulary, layers, heads) = (decoder.vocabulary(), decoder.layers(), decoder.heads());
-        Ok(Programs { vocabulary, layers, heads, capacity: options.capacity, budget: options.budget.clone(), many, one })
+        Ok(Programs {
+            vocabulary,
+            layers,
+            heads,
+            capacity: options.capacity,
+            budget: options.budget.clone(),
+            many,
+            one,
+        })
     }
 
     /// Number of tokens that the model knows.
@@ -148,7 +156,8 @@ impl Programs {
         let shapes = [[self.heads.keys, self.heads.key_size], [self.heads.keys, self.heads.value_size]];
         let bytes = |shape: &[usize; 2]| shape.iter().chain([&self.capacity, &4]).map(|&n| n as u64).product();
         let parts = (0..self.layers).flat_map(|_| shapes);
-        let parts = parts.map(|shape| Buffer::zeroed(&self.budget, bytes(&shape), "a cache")).collect::<Result<_, _>>()?;
+        let parts =
+            parts.map(|shape| Buffer::zeroed(&self.budget, bytes(&shape), "a cache")).collect::<Result<_, _>>()?;
         Ok(Cache { parts, shapes, capacity: self.capacity })
     }
 
@@ -203,12 +212,8 @@ impl Program {
         let ids_shape = [1, tokens.len()];
         let rows: Vec<usize> = (0..cache.parts.len()).map(|n| cache.row(n)).collect();
         let shapes = cache.shapes.map(|[heads, size]| [at, 1, heads, size]);
-        // Each part is split where the past ends: what is before is read, what follows is written.
-        let split = |(part, row): (&mut Buffer, &usize)| {
-            let (past, rest) = part.as_mut_slice().split_at_mut_checked(at * row)?;
-            Some((&*past, rest.get_mut(..tokens.len() * row)?))
-        };
-        let parts: Option<(Vec<&[u8]>, Vec<&mut [u8]>)> = cache.parts.iter_mut().zip(&rows).map(split).collect();
+        let parts = cache.parts.iter_mut().zip(&rows).map(|(part, row)| split(part, at * row, tokens.len() * row));
+        let parts: Option<(Vec<&[u8]>, Vec<&mut [u8]>)> = parts.collect();
         let (past, new) = parts.ok_or_else(|| Error::Internal("a cache of another size".into()))?;
         let lend = |input: &Input| match input {
             Input::Tokens => Lent { dtype: DType::I64, shape: &ids_shape, bytes: &ids },
@@ -225,4 +230,10 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// Where the past ends: the bytes before are read, so many bytes behind are written.
+fn split(part: &mut Buffer, past: usize, new: usize) -> Option<(&[u8], &mut [u8])> {
+    let (past, rest) = part.as_mut_slice().split_at_mut_checked(past)?;
+    Some((past, rest.get_mut(..new)?))
 }

@@ -102,6 +102,16 @@ impl Tokenizer {
         Tokenizer::from_json(whole.to_string().as_bytes())
     }
 
+    /// The same, of which texts are neither cut nor padded.
+    ///
+    /// # Errors
+    /// [`LmError::Tokenizer`].
+    pub fn without_padding(mut self) -> Result<Tokenizer, LmError> {
+        self.inner.with_padding(None);
+        self.inner.with_truncation(None).map_err(|e| LmError::Tokenizer(e.to_string()))?;
+        Ok(self)
+    }
+
     /// The tokens of a text; with `begin` also those that the model's texts begin and end with.
     ///
     /// # Errors

@@ -1,0 +1,166 @@
+//! A text encoder with its head, compiled.
+//!
+//! Invariant: texts of a call are padded on the right to the longest one, and what they are padded with changes nothing.
+
+use super::{LmError, Tokenizer};
+use crate::source::Within;
+use crate::{Error, Observer, Options, compile_graph};
+use kiln_frontend::checkpoint::{CheckpointError, Folder, Loader};
+use kiln_frontend::families::Settings;
+use kiln_frontend::families::bert::{self, Config, Head, Wanted};
+use kiln_ir::Tensor;
+use kiln_runtime::cpu::CpuLevel;
+use kiln_runtime::engine::{Context, ModelOptions};
+use kiln_runtime::memory::Budget;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A text, or a pair of texts.
+#[derive(Clone, Copy, Debug)]
+pub struct Passage<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// The second text of a pair.
+    pub other: Option<&'a str>,
+}
+
+/// Tokens of several texts.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// Token numbers, `[texts][tokens]`, without padding.
+    pub ids: Vec<Vec<u32>>,
+    /// For each token the bytes of its text that it stands for.
+    pub offsets: Vec<Vec<(usize, usize)>>,
+    /// For each token the text of a pair that it is of, or nothing for those of the model's own.
+    pub sequence: Vec<Vec<Option<usize>>>,
+    kinds: Vec<Vec<u32>>,
+}
+
+/// An encoder, ready to run.
+#[derive(Debug)]
+pub struct Encoder {
+    config: Config,
+    tokenizer: Tokenizer,
+    context: Context,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl Encoder {
+    /// Reads a folder and compiles the model with a head; without one, with that of the checkpoint.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint, or of compiling.
+    pub fn open(
+        path: &Path,
+        head: Option<Head>,
+        (level, threads): (CpuLevel, usize),
+        budget: &Budget,
+        observer: &mut dyn Observer,
+    ) -> Result<Encoder, Error> {
+        if !path.is_dir() {
+            return Err(LmError::NoCheckpoint(path.into()).into());
+        }
+        let folder = Folder::read(&Within(path)).map_err(LmError::from)?;
+        let json = &folder.config;
+        let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str());
+        let labels = labels(json);
+        let config =
+            Config::from_json(&Settings::json("config.json", json), architecture, labels).map_err(LmError::from)?;
+        let missing = || LmError::Tokenizer("there is no file tokenizer.json in the folder".into());
+        let tokenizer = Tokenizer::from_json(&folder.tokenizer.ok_or_else(missing)?)?.without_padding()?;
+        if tokenizer.size() > config.vocabulary {
+            let message = format!("it has {} tokens, the model {}", tokenizer.size(), config.vocabulary);
+            return Err(LmError::Tokenizer(format!("{message}: it is of another model")).into());
+        }
+        let head = head.unwrap_or(config.head);
+        let loader = Loader::new(&folder.weights);
+        let wanted = Wanted { head, hidden_states: false, attentions: false, extents: (None, None) };
+        let graph = bert::graph(&config, &loader, &wanted).map_err(|e| Error::Internal(e.to_string()))?;
+        let known = |name: &str| bert::known_surplus(&config, head, name);
+        loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
+        let options = Options { levels: vec![level], ..Options::default() };
+        let model = compile_graph(graph, &options, observer)?.load(&ModelOptions::default())?;
+        let plan = model.plan();
+        let inputs = plan.inputs.iter().map(|(name, _)| name.to_string()).collect();
+        let outputs = plan.outputs.iter().map(|(name, _)| name.to_string()).collect();
+        let context = Context::new(&model, threads, budget)?;
+        Ok(Encoder { config, tokenizer, context, inputs, outputs })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The tokens of texts, with those that the model's texts begin and end with.
+    ///
+    /// # Errors
+    /// A text has more tokens than the model takes.
+    pub fn tokens(&self, passages: &[Passage<'_>]) -> Result<Tokens, Error> {
+        let mut all = Tokens { ids: vec![], offsets: vec![], sequence: vec![], kinds: vec![] };
+        for passage in passages {
+            let inner = self.tokenizer.inner();
+            let encoded = match passage.other {
+                None => inner.encode(passage.text, true),
+                Some(other) => inner.encode((passage.text, other), true),
+            };
+            let encoded = encoded.map_err(|e| LmError::Tokenizer(e.to_string()))?;
+            let (tokens, capacity) = (encoded.len(), self.config.context());
+            if tokens > capacity {
+                return Err(LmError::Capacity { tokens, used: 0, capacity }.into());
+            }
+            all.ids.push(encoded.get_ids().to_vec());
+            all.offsets.push(encoded.get_offsets().to_vec());
+            all.sequence.push(encoded.get_sequence_ids());
+            all.kinds.push(encoded.get_type_ids().to_vec());
+        }
+        Ok(all)
+    }
+
+    /// The model's outputs by name, for texts.
+    ///
+    /// # Errors
+    /// There is no text, or a run fails.
+    pub fn run(&mut self, tokens: &Tokens) -> Result<BTreeMap<String, Tensor>, Error> {
+        let longest = tokens.ids.iter().map(Vec::len).max().filter(|&n| n > 0).ok_or(LmError::Empty)?;
+        let shape = [tokens.ids.len(), longest];
+        let padded = |rows: &[Vec<u32>], pad: i64| -> Result<Tensor, Error> {
+            let row = |r: &Vec<u32>| {
+                let fill = longest - r.len();
+                r.iter().map(|&v| i64::from(v)).chain(std::iter::repeat_n(pad, fill)).collect::<Vec<i64>>()
+            };
+            let all: Vec<i64> = rows.iter().flat_map(row).collect();
+            Tensor::from_i64(&shape, &all).map_err(|e| Error::Internal(e.to_string()))
+        };
+        let ones: Vec<Vec<u32>> = tokens.ids.iter().map(|r| vec![1; r.len()]).collect();
+        let input = |name: &String| match name.as_str() {
+            "input_ids" => padded(&tokens.ids, 0),
+            "attention_mask" => padded(&ones, 0),
+            "token_type_ids" if self.config.segments > 1 => padded(&tokens.kinds, 0),
+            "token_type_ids" => padded(&ones.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>(), 0),
+            other => Err(Error::Unsupported(format!("the model's input `{other}` cannot be made of a text"))),
+        };
+        let inputs = self.inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
+        let outputs = self.context.run(&inputs)?;
+        Ok(self.outputs.iter().cloned().zip(outputs).collect())
+    }
+}
+
+/// The names of classes in a configuration, by their numbers.
+fn labels(json: &serde_json::Value) -> Vec<String> {
+    let map = json.get("id2label").and_then(|l| l.as_object());
+    let mut named: Vec<(usize, String)> = map
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_string())))
+        .collect();
+    named.sort();
+    let dense = named.iter().enumerate().all(|(n, (id, _))| n == *id);
+    if dense { named.into_iter().map(|(_, name)| name).collect() } else { Vec::new() }
+}
