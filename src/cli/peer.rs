@@ -12,6 +12,7 @@ use kiln::{Error, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::BufRead;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -39,7 +40,9 @@ impl Args {
             let start = Instant::now();
             let answer = match serde_json::from_str::<Value>(&line) {
                 Ok(request) if request["op"] == "quit" => return Ok(()),
-                Ok(request) => self.answer(&request, &mut session, start),
+                // The child lives on, whatever a model does to it.
+                Ok(request) => catch_unwind(AssertUnwindSafe(|| self.answer(&request, &mut session, start)))
+                    .unwrap_or_else(|_| Err(Error::Internal("a panic, which stderr tells of".into()))),
                 Err(e) => Err(Error::Usage(format!("the request is no JSON: {e}"))),
             };
             let answer = answer.unwrap_or_else(|e| json!({ "ok": false, "error": chain(&e) }));
@@ -122,24 +125,23 @@ fn run(session: &mut Session, n: u64) -> Result<Value, Error> {
 
 fn dump(session: &mut Session, folder: &Path) -> Result<Value, Error> {
     session.context.run_loaded()?;
+    let tensors = session.context.take_outputs()?;
     let mut list = Vec::new();
-    for (n, (name, slot)) in session.model.plan().outputs.iter().enumerate() {
-        let ty = &session.model.plan().slots[*slot].ty;
-        let bytes = session.context.output_bytes(n).ok_or_else(|| Error::Unsupported(format!("{name} is {ty}")))?;
-        let shape = ty.shape().unwrap_or_default();
-        let tensor =
-            Tensor::new(ty.dtype, shape.clone(), bytes.to_vec()).map_err(|e| Error::Internal(e.to_string()))?;
+    for (n, ((name, _), tensor)) in session.model.plan().outputs.iter().zip(tensors).enumerate() {
         // What the protocol has no name for goes as f32.
-        let (dtype, bytes) = match protocol_name(ty.dtype) {
-            Some(name) => (name, bytes.to_vec()),
+        let (dtype, bytes) = match protocol_name(tensor.dtype()) {
+            Some(name) => (name, tensor.bytes().to_vec()),
             None => {
-                let values = tensor.to_f64().ok_or_else(|| Error::Unsupported(format!("{name} is {ty}")))?;
+                let fail = || Error::Unsupported(format!("{name} is {}", tensor.dtype()));
+                let values = tensor.to_f64().ok_or_else(fail)?;
                 ("f32", values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect())
             }
         };
         let path: PathBuf = folder.join(format!("out{n}.raw"));
         std::fs::write(&path, bytes).map_err(|source| Error::Write { path: path.clone(), source })?;
-        list.push(json!({ "name": &**name, "dtype": dtype, "shape": shape, "file": path.display().to_string() }));
+        list.push(
+            json!({ "name": &**name, "dtype": dtype, "shape": tensor.shape(), "file": path.display().to_string() }),
+        );
     }
     Ok(json!({ "ok": true, "outputs": list }))
 }
