@@ -3,8 +3,10 @@
 //! Invariant: nothing is allocated for a parameter that is not in the file in that shape, whatever a configuration says.
 
 use super::{Element, Stored, Weights};
-use crate::builder::{Builder, Result, Value};
-use crate::nn::Parameters;
+use crate::builder::{BuildError, Builder, Result, Value};
+use crate::gguf::{BLOCK, Blocks, blocks};
+use crate::nn::{Matrix, Parameters};
+use kiln_ir::ops::OpError;
 use kiln_ir::{DType, Expr, Tensor};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +56,7 @@ impl std::error::Error for WeightProblems {}
 /// Parameters from weights. See the module documentation.
 pub struct Loader<'w> {
     weights: &'w dyn Weights,
+    blocks: bool,
     state: RefCell<State>,
 }
 
@@ -68,7 +71,15 @@ struct State {
 impl<'w> Loader<'w> {
     /// Parameters from these weights.
     pub fn new(weights: &'w dyn Weights) -> Loader<'w> {
-        Loader { weights, state: RefCell::default() }
+        Loader { weights, blocks: false, state: RefCell::default() }
+    }
+
+    /// The same, with matrices whose elements share scales by blocks of 32 kept so: numbers of 8 bits, scales and least
+    /// values, from which the graph computes the elements where it reads them.
+    #[must_use]
+    pub fn keeping_blocks(mut self) -> Loader<'w> {
+        self.blocks = true;
+        self
     }
 
     /// After a model was built: all that did not fit. Names for which `known` holds may be in the file without being asked
@@ -128,5 +139,36 @@ impl Parameters for Loader<'_> {
 
     fn has(&self, path: &str) -> bool {
         self.weights.get(path).is_some()
+    }
+
+    fn matrix<'g>(&self, builder: &'g Builder, path: &str, rows: usize, columns: usize) -> Result<Matrix<'g>> {
+        let stored = self.weights.get(path).filter(|s| self.blocks && s.shape == [rows, columns]);
+        let stored = stored.and_then(|s| match s.element {
+            Element::Float(encoding) => blocks(encoding, &s.bytes),
+            Element::Other(_) => None,
+        });
+        let Some(Blocks { signed, numbers, scales, least }) = stored else {
+            return Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?));
+        };
+        let mut state = self.state.borrow_mut();
+        state.asked.insert(path.to_string());
+        let mut keep = |part: &str, dtype: DType, inner: usize, bytes: Vec<u8>| -> Result<Value<'g>> {
+            let key = format!("{path}/{part}");
+            let shape = vec![rows, columns / BLOCK, inner];
+            let made = match state.ready.get(&key) {
+                Some(tensor) => Ok(tensor.clone()),
+                None => Tensor::new(dtype, shape, bytes),
+            };
+            let tensor = made.map_err(|e| BuildError::Op { call: key.clone(), error: OpError::new(e.to_string()) })?;
+            state.ready.insert(key, tensor.clone());
+            Ok(builder.constant(tensor))
+        };
+        let floats = |v: Vec<f32>| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let dtype = if signed { DType::I8 } else { DType::U8 };
+        Ok(Matrix::Blocks {
+            numbers: keep("numbers", dtype, BLOCK, numbers)?,
+            scales: keep("scales", DType::F32, 1, floats(scales))?,
+            least: least.map(|l| keep("least", DType::F32, 1, floats(l))).transpose()?,
+        })
     }
 }

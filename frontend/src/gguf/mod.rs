@@ -5,11 +5,13 @@
 //!
 //! Source: the specification `docs/gguf.md` of the ggml project; block layouts from its `ggml-quants` documentation.
 
+mod blocks;
 mod encoding;
 mod expand;
 mod read;
 mod value;
 
+pub use blocks::{BLOCK, Blocks, blocks};
 pub use encoding::Encoding;
 pub use expand::expand;
 pub use read::{Gguf, GgufError, TensorInfo};

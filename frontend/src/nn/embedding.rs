@@ -1,12 +1,12 @@
 //! Embeddings of tokens and of positions.
 
-use super::{Linear, Scope, WeightOrder};
+use super::{Linear, Matrix, Scope, WeightOrder};
 use crate::builder::{Result, Value};
 
 /// A table of rows picked by number: tokens, learned positions, segments.
 #[derive(Clone, Copy, Debug)]
 pub struct Embedding<'g> {
-    weight: Value<'g>,
+    weight: Matrix<'g>,
 }
 
 impl<'g> Embedding<'g> {
@@ -15,12 +15,12 @@ impl<'g> Embedding<'g> {
     /// # Errors
     /// The graph cannot hold the table.
     pub fn new(scope: &Scope<'g>, rows: usize, size: usize) -> Result<Embedding<'g>> {
-        Ok(Embedding { weight: scope.parameter("weight", &[rows, size])? })
+        Ok(Embedding { weight: scope.matrix("weight", rows, size)? })
     }
 
     /// A table that is there.
     pub fn of(weight: Value<'g>) -> Embedding<'g> {
-        Embedding { weight }
+        Embedding { weight: Matrix::Plain(weight) }
     }
 
     /// Integers `[..]` to rows `[.., size]`. A number that is out of range is an error when the model runs.
@@ -28,7 +28,7 @@ impl<'g> Embedding<'g> {
     /// # Errors
     /// The numbers are no integers.
     pub fn apply(&self, numbers: Value<'g>) -> Result<Value<'g>> {
-        self.weight.gather(numbers, 0)
+        self.weight.rows(numbers)
     }
 
     /// The output head that shares the table: `[.., size]` to `[.., rows]` (Press, Wolf 2017).

@@ -1,6 +1,6 @@
 //! Linear maps.
 
-use super::Scope;
+use super::{Matrix, Scope};
 use crate::builder::{Result, Value};
 
 /// How a checkpoint stores the matrix.
@@ -15,7 +15,7 @@ pub enum WeightOrder {
 /// `x W + b`.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'g> {
-    weight: Value<'g>,
+    weight: Matrix<'g>,
     bias: Option<Value<'g>>,
     order: WeightOrder,
 }
@@ -40,17 +40,16 @@ impl<'g> Linear<'g> {
         bias: bool,
         order: WeightOrder,
     ) -> Result<Linear<'g>> {
-        let shape = match order {
-            WeightOrder::OutIn => [outputs, inputs],
-            WeightOrder::InOut => [inputs, outputs],
+        let weight = match order {
+            WeightOrder::OutIn => scope.matrix("weight", outputs, inputs)?,
+            WeightOrder::InOut => Matrix::Plain(scope.parameter("weight", &[inputs, outputs])?),
         };
-        let weight = scope.parameter("weight", &shape)?;
         let bias = if bias { Some(scope.parameter("bias", &[outputs])?) } else { None };
         Ok(Linear { weight, bias, order })
     }
 
     /// A map by values that are there, such as a tied embedding `[V, E]` (Press, Wolf 2017).
-    pub fn of(weight: Value<'g>, bias: Option<Value<'g>>, order: WeightOrder) -> Linear<'g> {
+    pub fn of(weight: Matrix<'g>, bias: Option<Value<'g>>, order: WeightOrder) -> Linear<'g> {
         Linear { weight, bias, order }
     }
 
@@ -59,12 +58,10 @@ impl<'g> Linear<'g> {
     /// # Errors
     /// The last axis does not fit.
     pub fn apply(&self, x: Value<'g>) -> Result<Value<'g>> {
-        let letters: String = (b'a'..=b'j').take(x.rank().saturating_sub(1)).map(char::from).collect();
-        let weight = match self.order {
-            WeightOrder::OutIn => "NK",
-            WeightOrder::InOut => "KN",
+        let y = match (self.order, self.weight) {
+            (WeightOrder::OutIn, weight) => weight.product(x)?,
+            (WeightOrder::InOut, weight) => x.matmul(weight.value()?)?,
         };
-        let y = x.contract(self.weight, &format!("{letters}K,{weight}->{letters}N"))?;
         match self.bias {
             Some(bias) => y.add(bias),
             None => Ok(y),

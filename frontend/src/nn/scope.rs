@@ -2,6 +2,7 @@
 //!
 //! Invariant: a scope's path is the parameter's name in a checkpoint, its words joined by dots.
 
+use super::Matrix;
 use crate::builder::{Builder, Result, Value};
 use std::fmt::Display;
 
@@ -16,6 +17,14 @@ pub trait Parameters {
 
     /// Whether there is a parameter of that path.
     fn has(&self, path: &str) -> bool;
+
+    /// A matrix `[rows, columns]`, which may stay as it is stored.
+    ///
+    /// # Errors
+    /// The graph cannot hold it.
+    fn matrix<'g>(&self, builder: &'g Builder, path: &str, rows: usize, columns: usize) -> Result<Matrix<'g>> {
+        Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?))
+    }
 }
 
 /// A place in the tree of modules.
@@ -57,6 +66,14 @@ impl<'g> Scope<'g> {
     /// The graph cannot hold it.
     pub fn parameter(&self, name: &str, shape: &[usize]) -> Result<Value<'g>> {
         self.source.parameter(self.builder, &self.path(name), shape)
+    }
+
+    /// A matrix.
+    ///
+    /// # Errors
+    /// The graph cannot hold it.
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix<'g>> {
+        self.source.matrix(self.builder, &self.path(name), rows, columns)
     }
 
     /// Whether there is a parameter of that name.
