@@ -147,7 +147,7 @@ impl Parameters for Loader<'_> {
             Element::Float(encoding) => blocks(encoding, &s.bytes),
             Element::Other(_) => None,
         });
-        let Some(Blocks { signed, numbers, scales, least }) = stored else {
+        let Some(Blocks { numbers, scales, least }) = stored else {
             return Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?));
         };
         let mut state = self.state.borrow_mut();
@@ -164,9 +164,8 @@ impl Parameters for Loader<'_> {
             Ok(builder.constant(tensor))
         };
         let floats = |v: Vec<f32>| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let dtype = if signed { DType::I8 } else { DType::U8 };
         Ok(Matrix::Blocks {
-            numbers: keep("numbers", dtype, BLOCK, numbers)?,
+            numbers: keep("numbers", DType::I8, BLOCK, numbers)?,
             scales: keep("scales", DType::F32, 1, floats(scales))?,
             least: least.map(|l| keep("least", DType::F32, 1, floats(l))).transpose()?,
         })

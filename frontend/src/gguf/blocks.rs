@@ -11,9 +11,7 @@ pub const BLOCK: usize = 32;
 /// Blocks of 32 elements in parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blocks {
-    /// Whether the numbers are signed bytes.
-    pub signed: bool,
-    /// A byte for each element.
+    /// A signed byte for each element.
     pub numbers: Vec<u8>,
     /// A scale for each block.
     pub scales: Vec<f32>,
@@ -23,14 +21,13 @@ pub struct Blocks {
 
 /// The parts of whole blocks; nothing for encodings that do not consist of such.
 pub fn blocks(encoding: Encoding, bytes: &[u8]) -> Option<Blocks> {
-    let signed = match encoding {
-        Encoding::Q8_0 | Encoding::Q4_0 => true,
-        Encoding::Q4_1 => false,
+    match encoding {
+        Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4_1 => {}
         Encoding::F32 | Encoding::F16 | Encoding::BF16 | Encoding::Q5_0 | Encoding::Q5_1 => return None,
         Encoding::Q4_K | Encoding::Q5_K | Encoding::Q6_K => return None,
-    };
+    }
     let half = |b: &[u8], at: usize| Some(f16::from_le_bytes([*b.get(at)?, *b.get(at + 1)?]).to_f32());
-    let mut out = Blocks { signed, numbers: Vec::new(), scales: Vec::new(), least: None };
+    let mut out = Blocks { numbers: Vec::new(), scales: Vec::new(), least: None };
     let mut least = Vec::new();
     for block in bytes.chunks_exact(encoding.block_bytes()) {
         out.scales.push(half(block, 0)?);
@@ -63,10 +60,7 @@ mod tests {
         for encoding in [Encoding::Q8_0, Encoding::Q4_0, Encoding::Q4_1] {
             let bytes: Vec<u8> = (0..encoding.block_bytes() * 3).map(|n| (n * 37 % 120) as u8).collect();
             let parts = blocks(encoding, &bytes).unwrap();
-            let number = |n: usize| match parts.signed {
-                true => f32::from(parts.numbers[n].cast_signed()),
-                false => f32::from(parts.numbers[n]),
-            };
+            let number = |n: usize| f32::from(parts.numbers[n].cast_signed());
             let least = |n: usize| parts.least.as_ref().map(|l| l[n / BLOCK]);
             let made = (0..parts.numbers.len()).map(|n| {
                 let scaled = number(n) * parts.scales[n / BLOCK];
