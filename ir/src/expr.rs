@@ -431,6 +431,17 @@ impl Expr {
         (lo, hi)
     }
 
+    /// `self = g * steps + left` with `left` surely in `0..g`, for a `g` that divides `d`: then `left` does not matter to a
+    /// quotient by `d`, and passes through a remainder.
+    fn in_steps(&self, d: i64, ranges: &Ranges) -> Option<(Expr, Expr, i64)> {
+        self.terms.values().find_map(|&c| {
+            let g = greatest_common_divisor(c.checked_abs()?, d);
+            let (steps, left) = self.split(g);
+            let (lo, hi) = left.bounds(ranges);
+            (g > 1 && g < d && lo >= 0 && hi < g).then_some((steps, left, g))
+        })
+    }
+
     /// Simplifies divisions, remainders, minima and maxima that the bounds decide.
     pub fn simplify(&self, ranges: &Ranges) -> Expr {
         if self.terms.keys().flatten().all(|a| matches!(a, Atom::Symbol(_))) {
@@ -554,6 +565,9 @@ impl Atom {
                     if lo > i64::MIN && hi < i64::MAX && floor_div(lo, d) == floor_div(hi, d) {
                         return quotient.add(&Expr::from(floor_div(lo, d)));
                     }
+                    if let Some((steps, _, g)) = rest.in_steps(d, ranges) {
+                        return quotient.add(&steps.floor_div(&Expr::from(d / g)));
+                    }
                 }
                 a.floor_div(&b)
             }
@@ -564,6 +578,9 @@ impl Atom {
                     let (lo, hi) = rest.bounds(ranges);
                     if lo > i64::MIN && hi < i64::MAX && floor_div(lo, d) == floor_div(hi, d) {
                         return rest.sub(&Expr::from(floor_div(lo, d).saturating_mul(d)));
+                    }
+                    if let Some((steps, left, g)) = rest.in_steps(d, ranges) {
+                        return steps.modulo(&Expr::from(d / g)).scale(g).add(&left);
                     }
                 }
                 a.modulo(&b)
@@ -586,6 +603,10 @@ impl Atom {
             }
         }
     }
+}
+
+fn greatest_common_divisor(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a.wrapping_rem(b)) }
 }
 
 fn keep_limit(original: i64, quotient: i64) -> i64 {
@@ -704,6 +725,9 @@ mod tests {
         assert_eq!(e("floordiv(8*j + a1, 8)").simplify(&ranges), e("j"));
         assert_eq!(e("mod(8*j + a1, 8)").simplify(&ranges), e("a1"));
         assert_eq!(e("mod(8*j + a1 + 8, 8)").simplify(&ranges), e("a1"));
+        assert_eq!(e("floordiv(8*j + a1, 32)").simplify(&ranges), e("floordiv(j, 4)"));
+        assert_eq!(e("mod(8*j + a1, 32)").simplify(&ranges), e("8*mod(j, 4) + a1"));
+        assert_eq!(e("floordiv(16*j + a1 + 8, 32)").simplify(&ranges), e("floordiv(j, 2)"));
         assert_eq!(e("min(a1, 9)").simplify(&ranges), e("a1"));
         assert_eq!(e("floordiv(8*j + a1 + 1, 8)").simplify(&ranges), e("j + floordiv(a1 + 1, 8)"));
     }

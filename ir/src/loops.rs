@@ -58,6 +58,21 @@ fn divide(e: &Expr, by: &Expr) -> Option<(Expr, Expr)> {
     None
 }
 
+/// `c*d*floordiv(x, d) + c*mod(x, d)` is `c*x`.
+fn recombined(e: Expr) -> Expr {
+    let pair = e.terms().find_map(|(atoms, c)| {
+        let [Atom::Mod(x, d)] = atoms else { return None };
+        let quotient = [Atom::FloorDiv(x.clone(), d.clone())];
+        let whole = c.checked_mul(d.as_const()?)?;
+        let there = e.terms().any(|(other, by)| *other == quotient && by == whole);
+        there.then(|| (Expr::from(atoms[0].clone()).scale(c), Expr::from(quotient[0].clone()).scale(whole), x.scale(c)))
+    });
+    match pair {
+        Some((rest, quotient, x)) => recombined(e.sub(&rest).sub(&quotient).add(&x)),
+        None => e,
+    }
+}
+
 impl Loops {
     /// Loop variables, each running from 0, with their extents over dims, and the inclusive ranges of the dims.
     pub fn new(extents: BTreeMap<Symbol, Expr>, dims: Ranges) -> Loops {
@@ -137,13 +152,18 @@ impl Loops {
         divide(e, by).filter(|(_, rest)| self.is_inside(rest, by))
     }
 
-    /// The expression without the divisions, remainders, minima and maxima that the loops decide.
+    /// The expression without the divisions, remainders, minima and maxima that the loops decide, and with quotients and
+    /// remainders of one division put together again.
     pub fn simplify(&self, e: &Expr) -> Expr {
+        recombined(self.decided(e))
+    }
+
+    fn decided(&self, e: &Expr) -> Expr {
         let e = e.simplify(&self.ranges);
         if self.dims.is_empty() || e.terms().all(|(atoms, _)| atoms.iter().all(|a| matches!(a, Atom::Symbol(_)))) {
             return e;
         }
-        let inner = |e: &Expr| self.simplify(e);
+        let inner = |e: &Expr| self.decided(e);
         let mut sum = Expr::from(e.constant());
         for (atoms, c) in e.terms() {
             let mut product = Expr::from(c);
@@ -218,6 +238,7 @@ mod tests {
             ("mod(P + t, P + T)", "P + t"),
             ("min(t, T)", "t"),
             ("max(P + t, P)", "P + t"),
+            ("96*floordiv(s, 32) + 3*mod(s, 32) + t", "3*s + t"),
             // Not to be decided: s may be more than T.
             ("mod(s, T)", "mod(s, T)"),
             ("floordiv(S*b + s, T)", "floordiv(S*b + s, T)"),

@@ -3,10 +3,11 @@
 //! Invariant: a group computes one value of the graph from values that other groups, the caller or the weights
 //! provide; its stages are nests whose `Source::Input(k)` is `inputs[k]`, and only the last stage's result leaves it.
 
-use kiln_ir::expr::Expr;
+use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
 use kiln_ir::ops::{Meaning, Op};
+use kiln_ir::plan::nominal;
 use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source, UnaryOp};
 use std::collections::{BTreeMap, HashMap};
 
@@ -156,7 +157,9 @@ pub fn group(graph: &Graph, on_host: &dyn Fn(NodeId) -> bool) -> Result<Vec<Work
             continue;
         };
         let read_by_host = graph.users(output).iter().any(|&n| users.live.contains(&n) && is_host(graph, n, on_host));
-        if !read_by_host && is_alias(graph, &node.op, node.inputs.first().copied(), output) {
+        // What unpacks a weight is to reach the product that reads it.
+        let unpacks = node.inputs.first().and_then(|v| groups.get(v)).is_some_and(|p| expands(graph, p));
+        if !read_by_host && !unpacks && is_alias(graph, &node.op, node.inputs.first().copied(), output) {
             aliases.insert(output, node.inputs[0]);
             continue;
         }
@@ -212,7 +215,7 @@ fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, 
             } else if is_plain_reduction(&group.stages[0]) {
                 producer.is_view() || once && !producer.has_guard()
             } else {
-                producer.is_view()
+                producer.is_view() || once && expands(graph, producer) && reuse(graph, group, k) <= MOST_REUSE
             };
             if fits { inline(group, k, producer) } else { None }
         });
@@ -226,6 +229,40 @@ fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, 
             None => k += 1,
         }
     }
+}
+
+/// How often a product may read each element of a weight for it to be unpacked at every read: where it is read more often, it is
+/// unpacked once into memory.
+const MOST_REUSE: i64 = 8;
+
+/// Whether a group without fold makes something much larger of constants: weights of few bits become floats.
+fn expands(graph: &Graph, producer: &Group) -> bool {
+    let constant = |&v: &ValueId| graph.constant(v).is_some();
+    let bytes = |v: ValueId| graph.ty(v).bytes().as_const().unwrap_or(i64::MAX);
+    let read = producer.inputs.iter().map(|&v| bytes(v)).fold(0i64, i64::saturating_add);
+    producer.is_pointwise()
+        && !producer.inputs.is_empty()
+        && producer.inputs.iter().all(constant)
+        && !producer.has_guard()
+        && read.saturating_mul(2) <= bytes(producer.output)
+}
+
+/// How often the group reads each element of its k-th input, about.
+fn reuse(graph: &Graph, group: &Group, k: usize) -> i64 {
+    let value = |s: &Symbol| graph.symbols.get(s).map(|&range| nominal(range));
+    let mut most = 1i64;
+    for stage in &group.stages {
+        stage.for_each_load(&mut |source, coords| {
+            if source != Source::Input(k) {
+                return;
+            }
+            let mentions = |s: &Symbol| coords.iter().any(|c| matches!(c, Coord::Index(e) if e.mentions(s)));
+            let again = stage.dims.iter().enumerate().filter(|(n, _)| !mentions(&nest::axis(*n)));
+            let times = again.map(|(_, d)| d.eval(&value).unwrap_or(1)).fold(1i64, i64::saturating_mul);
+            most = most.max(times);
+        });
+    }
+    most
 }
 
 /// Who reads a value.

@@ -117,6 +117,8 @@ fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
         (DType::F32, vec![24, 8, 3, 3]),
         (DType::F32, vec![16, 1, 3, 3]),
         (DType::F32, vec![13, 20]),
+        (DType::U8, vec![600, 16, 32]),
+        (DType::F32, vec![600, 16, 1]),
     ]
     .iter()
     .enumerate()
@@ -424,4 +426,22 @@ fn free_dims_rows_folds_and_moves() {
          output %2 \"a\"\n output %3 \"b\"\n output %4 \"c\"\n output %6 \"d\"\n output %9 \"e\"",
         SIZES,
     );
+}
+
+#[test]
+fn weights_of_few_bits_are_unpacked_in_the_product() {
+    // Smaller weights would be unpacked at compile time.
+    for rows in [1, 3] {
+        let c = check(&format!(
+            "input %0 : f32[{rows}, 512]\n const %1 : u8[600, 16, 32] = data 4\n const %2 : f32[600, 16, 1] = data 5
+             %3 = map(%1, %2) body = {{ mul(sub(to_f32(a0), 8.0f32), a1) }} : f32[600, 16, 32]
+             %4 = reshape(%3) dims = [600, 512] : f32[600, 512]
+             %5 = contract(%0, %4) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[{rows}, 600]
+             output %5 \"y\""
+        ));
+        assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
+        let text = c.kernels[0][0].to_string();
+        // Bytes are widened by their loads, a vector of columns at a time.
+        assert!(text.contains("i32[1,256,1] = load in1[") || text.contains("i32[1,32,1] = load in1["), "{text}");
+    }
 }

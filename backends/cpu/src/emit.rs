@@ -243,6 +243,7 @@ impl<'a> Emitter<'a, '_> {
             Op::Lo => Ok(self.lo),
             Op::Hi => Ok(self.hi),
             Op::Load(address) => self.load(result, ty, address),
+            Op::LoadWide(address) => self.load_wide(result, ty, address),
             Op::LoadSplat(address) => self.load_splat(result, ty, address),
             Op::LoadStrided(address, stride) => self.load_strided(result, ty, address, *stride),
             Op::Splat(a) => Ok(self.splat(result, ty, self.value(*a))),

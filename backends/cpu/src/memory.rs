@@ -6,7 +6,7 @@
 use crate::Error;
 use crate::emit::Emitter;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
 use kiln_ir::DType;
 use kiln_ir::vector::{Address, ValueId, VectorType};
 
@@ -61,6 +61,47 @@ impl Emitter<'_, '_> {
         }
         let (pointer, offset) = self.place(address, 0)?;
         Ok(self.builder.ins().load(ty, flags(), pointer, offset))
+    }
+
+    /// Narrow integers as i32.
+    pub fn load_wide(&mut self, result: VectorType, ty: Type, address: &Address) -> Result<Value, Error> {
+        let narrow = self.program.buffers[address.buffer].0;
+        let signed = matches!(narrow, DType::I8 | DType::I16);
+        if result.lanes != 4 {
+            let mut scalars = Vec::new();
+            for lane in 0..result.lanes {
+                let (pointer, offset) = self.place(address, i128::from(lane))?;
+                let ins = self.builder.ins();
+                scalars.push(match (narrow.size(), signed) {
+                    (1, true) => ins.sload8(types::I32, flags(), pointer, offset),
+                    (1, false) => ins.uload8(types::I32, flags(), pointer, offset),
+                    (_, true) => ins.sload16(types::I32, flags(), pointer, offset),
+                    (_, false) => ins.uload16(types::I32, flags(), pointer, offset),
+                });
+            }
+            return match scalars.as_slice() {
+                [one] => Ok(*one),
+                lanes => Ok(self.pack(result, ty, lanes)),
+            };
+        }
+        let (pointer, offset) = self.place(address, 0)?;
+        let (word, vector, narrow) = match narrow.size() {
+            1 => (types::I32, types::I32X4, types::I8X16),
+            _ => (types::I64, types::I64X2, types::I16X8),
+        };
+        let loaded = self.builder.ins().load(word, flags(), pointer, offset);
+        let loaded = self.builder.ins().scalar_to_vector(vector, loaded);
+        // On a big-endian machine lanes would be reversed; Kiln has no such target.
+        let order = MemFlagsData::new().with_endianness(Endianness::Little);
+        let mut lanes = self.builder.ins().bitcast(narrow, order, loaded);
+        let steps = if narrow == types::I8X16 { 2 } else { 1 };
+        for _ in 0..steps {
+            lanes = match signed {
+                true => self.builder.ins().swiden_low(lanes),
+                false => self.builder.ins().uwiden_low(lanes),
+            };
+        }
+        Ok(lanes)
     }
 
     pub fn load_splat(&mut self, result: VectorType, ty: Type, address: &Address) -> Result<Value, Error> {

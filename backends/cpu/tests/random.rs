@@ -124,6 +124,12 @@ impl Generator {
         let bool = ty.dtype == DType::Bool;
         match self.random.below(16) {
             0 if !bool || ty.is_scalar() => {
+                if ty.dtype == DType::I32 && self.random.chance(30) {
+                    let narrow = self.random.pick(&[DType::U8, DType::I8, DType::U16, DType::I16]);
+                    let address = self.address(body, VectorType { dtype: narrow, ..ty }, false);
+                    self.define(body, ty, Op::LoadWide(address), true, false);
+                    return;
+                }
                 let written = self.random.chance(30);
                 let address = self.address(body, ty, written);
                 let op = match self.random.below(3) {

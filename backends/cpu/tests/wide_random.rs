@@ -77,6 +77,12 @@ impl Generator {
             return self.random.pick(&fitting);
         }
         if Self::stored(ty) && self.random.below(3) > 0 {
+            if ty.dtype == DType::I32 && (ty.is_scalar() || ty.lanes >= 4) && self.random.below(3) == 0 {
+                let narrow = self.random.pick(&[DType::U8, DType::I8, DType::U16, DType::I16]);
+                let narrow = if BUFFERS.contains(&narrow) { narrow } else { DType::U8 };
+                let address = self.address(body, VectorType { dtype: narrow, ..ty }, false);
+                return self.assign(body, ty, Op::LoadWide(address), true);
+            }
             let address = self.address(body, ty, false);
             let op = match self.random.below(4) {
                 0 => Op::LoadSplat(address),

@@ -418,7 +418,7 @@ impl Machine<'_> {
                 Data::Float(_) | Data::Double(_) => Err(self.invalid(format!("{id} holds no integers"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        if b.dtype != ty.dtype || other.dtype != ty.dtype {
+        if !super::loads_from(ty.dtype, b.dtype) || other.dtype != ty.dtype {
             return Err(self.invalid(format!("a load of {} from `{}`", ty.dtype, b.name)));
         }
         let rank = ty.shape.len();
@@ -438,7 +438,8 @@ impl Machine<'_> {
             }
             let element = self.element(buffer, len, address.at(self, at, &values)?)?;
             let loaded = Constant::load(b.dtype, &self.buffers[buffer], element);
-            data.push(loaded.ok_or_else(|| self.invalid("a load of no number"))?);
+            let loaded = loaded.ok_or_else(|| self.invalid("a load of no number"))?;
+            data.push(if b.dtype == ty.dtype { loaded } else { Constant::int(ty.dtype, loaded.as_i64().unwrap_or(0)) });
             Ok(())
         })?;
         Ok(data)

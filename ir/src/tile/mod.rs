@@ -88,6 +88,11 @@ pub fn is_reserved(symbol: &Symbol) -> bool {
     symbol.name().strip_prefix(['a', 'v']).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// Whether a tile of one type may be loaded from a buffer of the other one: the same, or narrow integers as i32.
+pub fn loads_from(tile: DType, buffer: DType) -> bool {
+    tile == buffer || tile == DType::I32 && matches!(buffer, DType::U8 | DType::I8 | DType::U16 | DType::I16)
+}
+
 /// A tile's type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TileType {
@@ -184,7 +189,8 @@ pub enum TileOp {
     Const(Constant),
     /// Element `[a0, a1, ...]` is the expression's value, as i64.
     Index(Expr),
-    /// Element `[a0, a1, ...]` is loaded from the address.
+    /// Element `[a0, a1, ...]` is loaded from the address. An i32 tile may be loaded from a buffer of 8- or 16-bit integers: each
+    /// element is widened.
     Load {
         /// Index into the buffers.
         buffer: usize,

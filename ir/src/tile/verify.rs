@@ -381,7 +381,8 @@ impl<'a> Verifier<'a> {
                         if gathered.is_empty() && mask.is_empty() && runs {
                             self.in_bounds(stmt, address, &result.shape, b);
                         }
-                        Some(b.dtype)
+                        let fits = super::loads_from(result.dtype, b.dtype);
+                        Some(if fits { result.dtype } else { b.dtype })
                     }
                 }
             }

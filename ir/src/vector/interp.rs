@@ -292,6 +292,14 @@ impl Frame<'_, '_> {
             Op::Lo => self.lanes[to] = self.lo as u64,
             Op::Hi => self.lanes[to] = self.hi as u64,
             Op::Load(a) => self.load_lanes(stmt, a, dtype, to, count, 1)?,
+            Op::LoadWide(a) => {
+                let narrow = self.program.buffers[a.buffer].0;
+                self.load_lanes(stmt, a, narrow, to, count, 1)?;
+                for lane in &mut self.lanes[to..to + count] {
+                    let c = crate::Constant { dtype: narrow, bits: *lane };
+                    *lane = crate::Constant::int(DType::I32, c.as_i64().unwrap_or(0)).bits;
+                }
+            }
             Op::LoadStrided(a, stride) => self.load_lanes(stmt, a, dtype, to, count, *stride)?,
             Op::LoadSplat(a) => {
                 self.load_lanes(stmt, a, dtype, to, 1, 0)?;

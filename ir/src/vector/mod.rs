@@ -165,6 +165,8 @@ pub enum Op {
     Hi,
     /// Consecutive elements, as many as the result has lanes; a bool is true where its byte is not 0.
     Load(Address),
+    /// Consecutive elements of a buffer of 8- or 16-bit integers, each widened to i32.
+    LoadWide(Address),
     /// Every lane is the one element there.
     LoadSplat(Address),
     /// Lanes `0, stride, 2*stride, ...` elements apart.
@@ -199,7 +201,7 @@ impl Op {
     pub fn for_each_operand(&self, mut f: impl FnMut(ValueId)) {
         match self {
             Op::Const(_) | Op::Dim(_) | Op::Lo | Op::Hi => {}
-            Op::Load(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) => {
+            Op::Load(a) | Op::LoadWide(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) => {
                 if let Some(index) = a.index {
                     f(index);
                 }

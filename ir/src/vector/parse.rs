@@ -236,6 +236,7 @@ impl Parser<'_> {
             "hi" => Op::Hi,
             "dim" => Op::Dim(self.lexer.size()?),
             "load" => Op::Load(self.address()?),
+            "load_wide" => Op::LoadWide(self.address()?),
             "load_splat" => Op::LoadSplat(self.address()?),
             "load_strided" => {
                 let address = self.address()?;

@@ -35,6 +35,7 @@ impl Display for Op {
             Op::Lo => f.write_str("lo"),
             Op::Hi => f.write_str("hi"),
             Op::Load(a) => write!(f, "load {a}"),
+            Op::LoadWide(a) => write!(f, "load_wide {a}"),
             Op::LoadSplat(a) => write!(f, "load_splat {a}"),
             Op::LoadStrided(a, stride) => write!(f, "load_strided {a} by {stride}"),
             Op::Splat(a) => write!(f, "splat({a})"),

@@ -254,6 +254,14 @@ impl Verifier<'_> {
                 self.memory(stmt, a, Some(result));
                 None
             }
+            Op::LoadWide(a) => {
+                let narrow = self.program.buffers.get(a.buffer).map(|b| b.0);
+                match narrow.filter(|&n| n != DType::I32 && crate::tile::loads_from(DType::I32, n)) {
+                    Some(dtype) => self.memory(stmt, a, Some(VectorType { dtype, ..result })),
+                    None => self.report(Some(stmt), "only buffers of 8- and 16-bit integers are loaded wide"),
+                }
+                Some(VectorType { dtype: DType::I32, ..result })
+            }
             Op::LoadSplat(a) => {
                 self.memory(stmt, a, Some(scalar));
                 None

@@ -120,6 +120,18 @@ impl Emitter<'_> {
         Some(self.define(body, dtype, shape, TileOp::Binary(combine, accumulator, value)))
     }
 
+    /// The load that defines a tile, once more as one of i32.
+    fn widen(&mut self, body: &mut Vec<Stmt>, tile: TileId) -> Option<TileId> {
+        let load = body.iter().rev().find_map(|stmt| match stmt {
+            Stmt::Let(id, op @ TileOp::Load { .. }) if *id == tile => Some(op.clone()),
+            Stmt::Let(..) | Stmt::For(_) | Stmt::Store { .. } => None,
+        })?;
+        let TileOp::Load { buffer, address, gathered, mask, .. } = load else { return None };
+        let other = Constant::int(DType::I32, 0);
+        let shape = self.shape(tile);
+        Some(self.define(body, DType::I32, shape, TileOp::Load { buffer, address, gathered, mask, other }))
+    }
+
     #[allow(clippy::too_many_arguments)] // One recursive walk; a struct for its arguments would only rename them.
     fn node(
         &mut self,
@@ -177,7 +189,22 @@ impl Emitter<'_> {
                 self.define(body, dtype, shape, TileOp::Unary(*op, a))
             }
             Scalar::Cast(to, a) => {
+                // Narrow integers are widened by the load: their tiles would have other lanes than those of the rest.
+                let narrow = matches!(code.node(*a), Scalar::Load(Source::Input(_), _));
+                let widened = narrow
+                    && code.dtype(*a) != DType::I32
+                    && matches!(to, DType::F32 | DType::I32)
+                    && kiln_ir::tile::loads_from(DType::I32, code.dtype(*a));
                 let a = operand(self, body, *a, mask)?;
+                if widened && let Some(wide) = self.widen(body, a) {
+                    if *to == DType::I32 {
+                        return Some(wide);
+                    }
+                    let shape = self.shape(wide);
+                    let tile = self.define(body, *to, shape, TileOp::Cast(*to, wide));
+                    done.insert((id, mask.len()), tile);
+                    return Some(tile);
+                }
                 let shape = self.shape(a);
                 self.define(body, *to, shape, TileOp::Cast(*to, a))
             }

@@ -769,18 +769,21 @@ impl Builder<'_> {
     }
 }
 
+/// The addresses of the loads of a fold's body.
+pub(crate) fn addresses(nest: &FlatNest) -> impl Iterator<Item = &Expr> {
+    let live = nest.body.live();
+    nest.body.nodes().filter_map(move |(id, node)| match node {
+        Scalar::Load(Source::Input(_), coords) if live[id.index()] => match coords.first() {
+            Some(Coord::Index(e)) => Some(e),
+            Some(Coord::Value(_)) | None => None,
+        },
+        _ => None,
+    })
+}
+
 /// How a fold's operands lie along a symbol: for each load of the body, its stride there.
 pub(crate) fn strides(nest: &FlatNest, symbol: &Symbol) -> Vec<Stride> {
-    let live = nest.body.live();
-    let mut found = Vec::new();
-    for (id, node) in nest.body.nodes() {
-        if let (Scalar::Load(Source::Input(_), coords), true) = (node, live[id.index()])
-            && let Some(Coord::Index(e)) = coords.first()
-        {
-            found.push(stride(e, symbol));
-        }
-    }
-    found
+    addresses(nest).map(|e| stride(e, symbol)).collect()
 }
 
 /// Whether the fold is a sum of products, which a multiply-add unit computes.

@@ -3,8 +3,8 @@
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::{is_product_sum, strides};
-use kiln_ir::expr::Symbol;
+use super::{addresses, is_product_sum, strides};
+use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
 
 /// What the cost model knows of the target.
@@ -63,6 +63,16 @@ impl Machine {
     }
 }
 
+/// The strides within runs of `width` iterations: an index that only changes from run to run has stride 0.
+fn lane_strides(nest: &FlatNest, symbol: &Symbol, width: i64) -> Vec<Stride> {
+    let (run, lane) = (Symbol::numbered("%run", 0), Symbol::numbered("%lane", 0));
+    let mut ranges = nest.loops().ranges().clone();
+    ranges.insert(run.clone(), (0, i64::MAX));
+    ranges.insert(lane.clone(), (0, width - 1));
+    let at = Expr::from(&run).scale(width).add(&Expr::from(&lane));
+    addresses(nest).map(|e| stride(&e.replace(symbol, &at).simplify(&ranges), &lane)).collect()
+}
+
 /// How a fold is tiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -94,7 +104,7 @@ impl Schedule {
             return Schedule::by_columns(nest, machine, column);
         }
         let fold = nest.folds.iter().rev().find(|f| {
-            let s = strides(nest, &f.symbol);
+            let s = lane_strides(nest, &f.symbol, machine.lanes as i64);
             let even = s.iter().all(|s| matches!(s, Stride::Known(0 | 1)));
             nest.guess(f) >= machine.lanes as i64 && even && s.contains(&Stride::Known(1))
         });
@@ -141,8 +151,10 @@ impl Schedule {
         // Rows that only one operand walks along, columns that only the other one does.
         let only = |first: bool, a: &&Axis| {
             let s = strides(nest, &a.symbol);
-            let zero = |n: usize| s.get(n).is_none_or(|s| *s == Stride::Known(0));
-            !a.is_single() && zero(usize::from(first)) && !zero(usize::from(!first))
+            // The first load is the left operand; the others make up the right one, be it unpacked or not.
+            let still = |s: &Stride| *s == Stride::Known(0);
+            let (left, right) = (s.first().is_none_or(still), s.iter().skip(1).all(still));
+            !a.is_single() && if first { right && !left } else { left && !right }
         };
         let widest = |first: bool| nest.axes.iter().filter(|a| only(first, a)).max_by_key(|a| nest.guess(a));
         let (row, column) = (widest(true), widest(false));

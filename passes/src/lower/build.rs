@@ -83,7 +83,7 @@ impl Builder {
     /// The operation's value, computed in the region of that depth or one around it.
     pub(super) fn emit(&mut self, depth: usize, ty: VectorType, op: Op) -> ValueId {
         let stable = match &op {
-            Op::Load(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) => !self.written[a.buffer],
+            Op::Load(a) | Op::LoadWide(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) => !self.written[a.buffer],
             _ => true,
         };
         if stable && let Some(&known) = self.regions[..=depth].iter().find_map(|r| r.known.get(&(op.clone(), ty))) {

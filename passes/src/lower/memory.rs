@@ -86,9 +86,19 @@ impl<'a> Lowering<'a> {
             let splat = scalar.map(|s| self.builder.emit(depth, VectorType { lanes: h.lanes, ..ty }, Op::Splat(s)));
             return Ok(splat);
         }
+        let wide = ty.dtype != self.program.buffers[*buffer].dtype;
+        if wide && let (Pattern::Same, Some(h)) = (pattern, home) {
+            let scalar = self.load_lanes(id, op, at, None)?;
+            let splat = scalar.map(|s| self.builder.emit(depth, VectorType { lanes: h.lanes, ..ty }, Op::Splat(s)));
+            return Ok(splat);
+        }
+        if wide && matches!(pattern, Pattern::Strided(_)) {
+            return Ok(None);
+        }
         let first = e.replace(&lane(), &Expr::default());
         let address = self.address(*buffer, &first)?;
         let make = |address: Address| match pattern {
+            Pattern::One | Pattern::Consecutive if wide => Op::LoadWide(address),
             Pattern::One | Pattern::Consecutive => Op::Load(address),
             Pattern::Same => Op::LoadSplat(address),
             Pattern::Strided(stride) => Op::LoadStrided(address, stride),
@@ -138,7 +148,8 @@ impl<'a> Lowering<'a> {
         };
         let span = stride.saturating_mul(i64::from(home.lanes) - 1);
         let len = &self.program.buffers[*buffer].len;
-        if len.bounds(&self.ranges).0 <= span || self.program.buffers[*buffer].written {
+        let wide = ty.dtype != self.program.buffers[*buffer].dtype;
+        if len.bounds(&self.ranges).0 <= span || self.program.buffers[*buffer].written || wide {
             return Ok(None);
         }
         let mut shown: Option<ValueId> = None;

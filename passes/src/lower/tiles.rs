@@ -237,6 +237,7 @@ impl<'a> Lowering<'a> {
             && self.home(id).is_none()
             && ty.dtype != DType::Bool
             && !self.program.buffers[*buffer].written
+            && self.program.buffers[*buffer].dtype == ty.dtype
         {
             let e = self.placed(address, at, None, &[]);
             let address = self.address(*buffer, &e)?;

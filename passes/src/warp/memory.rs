@@ -110,6 +110,9 @@ impl Lowering<'_> {
         other: Constant,
     ) -> Result<Tile, LowerError> {
         let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
+        if self.program.buffers[buffer].dtype != dtype {
+            return Err(self.unsupported("a load that widens integers"));
+        }
         let width = if gathered.is_empty() { self.width(&layout, dtype, address, mask) } else { Width::ONE };
         let mut mask = mask.to_vec();
         if !gathered.is_empty() {

@@ -599,6 +599,7 @@ impl<'a> Emitter<'a> {
             }
             Op::Load(a) | Op::LoadSplat(a) if ty.is_scalar() => self.load_integer(ty.dtype, a, 0)?,
             Op::Load(_) | Op::LoadSplat(_) => return Err(self.unsupported("a mask in memory")),
+            Op::LoadWide(a) => self.load_wide(ty, a)?,
             Op::LoadStrided(a, stride) => self.load_strided(ty, a, *stride)?,
             Op::Splat(a) => self.splat(id, ty, *a)?,
             Op::Pack(values) => self.pack_values(id, ty, values)?,

@@ -88,6 +88,26 @@ impl Emitter<'_> {
         self.unary(row, width, place)
     }
 
+    /// Narrow integers as i32.
+    pub fn load_wide(&mut self, ty: VectorType, address: &Address) -> Result<VReg, Error> {
+        let narrow = self.program.buffers[address.buffer].0;
+        if ty.is_scalar() {
+            return self.load_integer(narrow, address, 0);
+        }
+        // The instruction reads as many elements as its register has lanes, which must not be more than are asked for.
+        if ty.lanes < 4 {
+            return Err(self.unsupported(format!("a wide load of {ty}")));
+        }
+        let row = match narrow {
+            DType::I8 => codes::VPMOVSXBD,
+            DType::U8 => codes::VPMOVZXBD,
+            DType::I16 => codes::VPMOVSXWD,
+            _ => codes::VPMOVZXWD,
+        };
+        let (width, place) = (self.width(ty)?, Arg::Memory(self.place(address, 0)?));
+        self.unary(row, width, place)
+    }
+
     pub fn load_strided(&mut self, ty: VectorType, address: &Address, stride: i64) -> Result<VReg, Error> {
         if stride == 1 && ty.dtype.is_float() | !ty.is_scalar() {
             return self.load(ty, address, false);
