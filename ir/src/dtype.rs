@@ -1,6 +1,6 @@
 //! Element types.
 //!
-//! Invariant: every element type other than `Str` has a fixed size in bytes; types narrower than a byte
+//! Invariant: every element type other than `Str` and `Seq` has a fixed size in bytes; types narrower than a byte
 //! (`I4`, `U2`, `F4E2M1` ...) hold one element a byte in Kiln's own tensors.
 
 use std::fmt;
@@ -35,6 +35,9 @@ pub enum DType {
     C64,
     C128,
     Str,
+    /// Tensors as elements: a tensor of one axis of these is a sequence, or an optional where there is at most one. What the
+    /// elements' types are is known to those who use them.
+    Seq,
 }
 
 /// How arithmetic on a type is carried out; see [`crate::semantics`].
@@ -52,13 +55,13 @@ pub enum Class {
     Double,
     /// Complex numbers: only moved, never computed with.
     Complex,
-    /// Strings: only moved by host ops.
+    /// Strings and tensors in sequences: only moved by host ops.
     Str,
 }
 
 impl DType {
     /// Every element type.
-    pub const ALL: [DType; 26] = [
+    pub const ALL: [DType; 27] = [
         DType::Bool,
         DType::I2,
         DType::I4,
@@ -85,12 +88,13 @@ impl DType {
         DType::C64,
         DType::C128,
         DType::Str,
+        DType::Seq,
     ];
 
-    /// Bytes of one element in memory; 0 for strings, which have no fixed size.
+    /// Bytes of one element in memory; 0 for strings and sequences, which have no fixed size.
     pub fn size(self) -> usize {
         match self {
-            DType::Str => 0,
+            DType::Str | DType::Seq => 0,
             DType::Bool
             | DType::I2
             | DType::I4
@@ -111,13 +115,13 @@ impl DType {
         }
     }
 
-    /// Significant bits of one element (4 for `I4`); 0 for strings.
+    /// Significant bits of one element (4 for `I4`); 0 for strings and sequences.
     pub fn bits(self) -> u32 {
         match self {
             DType::I2 | DType::U2 => 2,
             DType::I4 | DType::U4 | DType::F4E2M1 => 4,
             DType::Bool => 1,
-            _ if self == DType::Str => 0,
+            DType::Str | DType::Seq => 0,
             other => other.size() as u32 * 8,
         }
     }
@@ -139,7 +143,7 @@ impl DType {
             | DType::F32 => Class::Float,
             DType::F64 => Class::Double,
             DType::C64 | DType::C128 => Class::Complex,
-            DType::Str => Class::Str,
+            DType::Str | DType::Seq => Class::Str,
         }
     }
 
@@ -182,6 +186,7 @@ impl DType {
             DType::C64 => "c64",
             DType::C128 => "c128",
             DType::Str => "str",
+            DType::Seq => "seq",
         }
     }
 

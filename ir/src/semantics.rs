@@ -49,7 +49,7 @@ pub fn load_i64(dtype: DType, bytes: &[u8], i: usize) -> i64 {
         | DType::BF16
         | DType::F32
         | DType::F64 => load_f64(dtype, bytes, i) as i64,
-        DType::C64 | DType::C128 | DType::Str => 0,
+        DType::C64 | DType::C128 | DType::Str | DType::Seq => 0,
     }
 }
 

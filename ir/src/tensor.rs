@@ -36,6 +36,7 @@ pub enum TensorError {
 enum Data {
     Bytes(Bytes),
     Strings(Arc<[Vec<u8>]>),
+    Tensors(Arc<[Tensor]>),
 }
 
 /// A dense tensor in host memory, row-major. Cloning shares the data.
@@ -62,9 +63,9 @@ impl Tensor {
     /// A tensor over bytes, which are kept as they are.
     ///
     /// # Errors
-    /// The length does not fit the shape, or `dtype` is `Str`.
+    /// The length does not fit the shape, or `dtype` is `Str` or `Seq`.
     pub fn new(dtype: DType, shape: Vec<usize>, data: impl Into<Bytes>) -> Result<Tensor, TensorError> {
-        if dtype == DType::Str {
+        if matches!(dtype, DType::Str | DType::Seq) {
             return Err(TensorError::Type("a tensor over bytes", dtype));
         }
         let data = data.into();
@@ -85,6 +86,11 @@ impl Tensor {
             return Err(TensorError::Length { dtype: DType::Str, shape, expected, found: strings.len() });
         }
         Ok(Tensor { dtype: DType::Str, shape, data: Data::Strings(strings.into()) })
+    }
+
+    /// A sequence of tensors, which may be sequences themselves.
+    pub fn from_tensors(elements: Vec<Tensor>) -> Tensor {
+        Tensor { dtype: DType::Seq, shape: vec![elements.len()], data: Data::Tensors(elements.into()) }
     }
 
     /// A tensor of f32 values.
@@ -129,6 +135,7 @@ impl Tensor {
         match &self.data {
             Data::Bytes(b) => b.len() / self.dtype.size().max(1),
             Data::Strings(s) => s.len(),
+            Data::Tensors(t) => t.len(),
         }
     }
 
@@ -137,11 +144,20 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// The elements' bytes, little-endian, row-major; empty for strings.
+    /// The elements' bytes, little-endian, row-major; empty for strings and sequences.
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Bytes(b) => b,
-            Data::Strings(_) => &[],
+            Data::Strings(_) | Data::Tensors(_) => &[],
+        }
+    }
+
+    /// Bytes of memory that the elements take.
+    pub fn footprint(&self) -> u64 {
+        match &self.data {
+            Data::Bytes(b) => b.len() as u64,
+            Data::Strings(s) => s.iter().map(|s| (s.len() + size_of::<Vec<u8>>()) as u64).sum(),
+            Data::Tensors(t) => t.iter().map(|t| t.footprint() + size_of::<Tensor>() as u64).sum(),
         }
     }
 
@@ -149,15 +165,23 @@ impl Tensor {
     pub fn shared_bytes(&self) -> Bytes {
         match &self.data {
             Data::Bytes(b) => b.clone(),
-            Data::Strings(_) => Bytes::new(),
+            Data::Strings(_) | Data::Tensors(_) => Bytes::new(),
         }
     }
 
     /// The strings, where the elements are strings.
     pub fn strings(&self) -> Option<&[Vec<u8>]> {
         match &self.data {
-            Data::Bytes(_) => None,
+            Data::Bytes(_) | Data::Tensors(_) => None,
             Data::Strings(s) => Some(s),
+        }
+    }
+
+    /// The elements of a sequence.
+    pub fn tensors(&self) -> Option<&[Tensor]> {
+        match &self.data {
+            Data::Bytes(_) | Data::Strings(_) => None,
+            Data::Tensors(t) => Some(t),
         }
     }
 
@@ -183,7 +207,7 @@ impl Tensor {
 
     /// All elements as f64, where the type is a number or bool.
     pub fn to_f64(&self) -> Option<Vec<f64>> {
-        if matches!(self.dtype, DType::Str | DType::C64 | DType::C128) {
+        if matches!(self.dtype, DType::Str | DType::Seq | DType::C64 | DType::C128) {
             return None;
         }
         Some((0..self.len()).map(|i| crate::semantics::load_f64(self.dtype, self.bytes(), i)).collect())
@@ -207,6 +231,8 @@ impl std::fmt::Debug for Tensor {
             if let Some(s) = self.strings() {
                 let s: Vec<_> = s.iter().map(|s| String::from_utf8_lossy(s)).collect();
                 write!(f, " {s:?}")?;
+            } else if let Some(t) = self.tensors() {
+                write!(f, " {t:?}")?;
             } else if let Some(v) = self.to_i64() {
                 write!(f, " {v:?}")?;
             } else if let Some(v) = self.to_f64() {

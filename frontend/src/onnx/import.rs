@@ -8,21 +8,27 @@
 mod contents;
 mod context;
 mod errors;
+mod region;
 mod symbols;
 
 pub use crate::body::{Body, S};
 pub use context::{Bound, Context, Outputs};
 pub use errors::{Failure, ImportErrors, Unsupported};
+pub use region::{Param, Region};
 
 use super::model::{self, Model, Node, ValueType};
 use super::ops;
 use super::value::Value;
 use kiln_ir::graph::{Definition, ValueId};
-use kiln_ir::{Expr, Graph, Symbol, Tensor, TensorType};
+use kiln_ir::{DType, Graph, Origin, Symbol, Tensor, TensorType};
+use region::Frame;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Bytes that a sparse constant may take when it is made dense.
 const DENSE_LIMIT: usize = 1 << 30;
+
+/// Nodes that are imported, those of a repeated graph each time: more than [`model::Limits`] allows a model to have.
+const MOST_NODES: usize = 4_000_000;
 
 /// What the caller knows of the model's inputs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,7 +72,7 @@ fn once(model: &Model, options: &Options, bounds: &mut BTreeMap<Symbol, i64>) ->
     for (info, bound) in model.graph.outputs.iter().zip(outputs) {
         importer.output(info, bound);
     }
-    let Importer { graph, mut errors, implied, .. } = importer;
+    let Importer { frame: Frame { graph, .. }, mut errors, implied, .. } = importer;
     *bounds = implied;
     if !errors.is_empty() {
         return Err(errors);
@@ -80,11 +86,17 @@ fn once(model: &Model, options: &Options, bounds: &mut BTreeMap<Symbol, i64>) ->
 /// The state of an import.
 #[derive(Debug)]
 pub(super) struct Importer {
-    graph: Graph,
+    /// The graph that nodes are added to, with the contents of integer values with at most one axis, where they are known as
+    /// expressions.
+    frame: Frame,
+    /// The graphs around it, outermost first.
+    outer: Vec<Frame>,
     /// What names mean, innermost graph last; nothing where the value could not be imported.
     scopes: Vec<HashMap<String, Option<Bound>>>,
-    /// Contents of integer values with at most one axis, where they are known as expressions.
-    contents: HashMap<ValueId, Vec<Expr>>,
+    /// How many symbols were made for extents that the data decides.
+    made: usize,
+    /// How many nodes were imported, repetitions counted.
+    nodes: usize,
     /// Greatest values of symbols without which nodes do not fit.
     implied: BTreeMap<Symbol, i64>,
     errors: ImportErrors,
@@ -93,9 +105,11 @@ pub(super) struct Importer {
 impl Importer {
     fn new(name: &str) -> Importer {
         Importer {
-            graph: Graph::new(name),
+            frame: Frame { graph: Graph::new(name), ..Frame::default() },
+            outer: Vec::new(),
             scopes: vec![HashMap::new()],
-            contents: HashMap::new(),
+            made: 0,
+            nodes: 0,
             implied: BTreeMap::new(),
             errors: ImportErrors::default(),
         }
@@ -105,10 +119,6 @@ impl Importer {
         if let Some(scope) = self.scopes.last_mut() {
             scope.insert(name.to_owned(), bound);
         }
-    }
-
-    fn find(&self, name: &str) -> Option<&Bound> {
-        self.scopes.iter().rev().find_map(|s| s.get(name)).and_then(Option::as_ref)
     }
 
     /// Defines the inputs of the main graph.
@@ -127,7 +137,7 @@ impl Importer {
                     let fixed = options.shapes.get(&input.name).map(Vec::as_slice);
                     match symbols.dims(&input.name, t, fixed) {
                         Some(dims) => {
-                            let id = self.graph.add_input(&input.name, TensorType::new(t.dtype, dims));
+                            let id = self.frame.graph.add_input(&input.name, TensorType::new(t.dtype, dims));
                             self.value(&input.name, id, options.values.get(&input.name))
                         }
                         None => {
@@ -137,25 +147,30 @@ impl Importer {
                         }
                     }
                 }
+                Some(kind @ (ValueType::Sequence(_) | ValueType::Optional(_))) => {
+                    let length = self.fresh();
+                    let id = self.frame.graph.add_input(&input.name, TensorType::new(DType::Seq, vec![length]));
+                    Some(Bound::Value(id, kind.clone()))
+                }
                 other => {
                     let name = super::problem::shown(&input.name);
                     let ty = other.as_ref().map_or(String::new(), |t| format!(" of type {t}"));
-                    self.errors.unsupported_value(format!("input {name}{ty}: only tensors can be inputs"));
+                    self.errors.unsupported_value(format!("input {name}{ty}: only tensors, sequences and optionals can be inputs"));
                     None
                 }
             };
             self.define(&input.name, bound);
         }
-        self.graph.symbols = symbols.into_ranges();
+        self.frame.graph.symbols.extend(symbols.into_ranges());
     }
 
     /// The input, or the constant that takes its place.
     fn value(&mut self, name: &str, input: ValueId, known: Option<&Tensor>) -> Option<Bound> {
         let Some(known) = known else { return Some(Bound::Tensor(input)) };
-        let ty = self.graph.ty(input);
+        let ty = self.frame.graph.ty(input);
         let fits = ty.dims.iter().zip(known.shape()).all(|(d, &n)| d.as_size().is_none_or(|d| d == n));
         if ty.dtype == known.dtype() && ty.rank() == known.shape().len() && fits {
-            return Some(Bound::Tensor(self.graph.add_constant(known.clone())));
+            return Some(Bound::Tensor(self.frame.graph.add_constant(known.clone())));
         }
         let message = format!(
             "input {} is {ty}, a value of type {} with dims {:?} was given",
@@ -169,14 +184,22 @@ impl Importer {
 
     /// The names of the inputs that a value depends on.
     fn sources(&self, value: ValueId) -> BTreeSet<String> {
-        let (mut seen, mut open, mut found) = (HashSet::from([value]), vec![value], BTreeSet::new());
-        while let Some(v) = open.pop() {
-            let value = self.graph.value(v);
-            match &value.definition {
-                Definition::Input(_) => found.extend(value.name.as_deref().map(str::to_owned)),
-                Definition::Constant(_) => {}
-                Definition::Node(n, _) => open.extend(self.graph.node(*n).inputs.iter().filter(|i| seen.insert(**i))),
+        let mut open = vec![value];
+        let mut found = BTreeSet::new();
+        for level in (0..=self.outer.len()).rev() {
+            let Frame { graph, captures, .. } = self.outer.get(level).unwrap_or(&self.frame);
+            let mut seen: HashSet<ValueId> = open.iter().copied().collect();
+            let mut outside = Vec::new();
+            while let Some(v) = open.pop() {
+                let value = graph.value(v);
+                match &value.definition {
+                    Definition::Input(_) if level == 0 => found.extend(value.name.as_deref().map(str::to_owned)),
+                    Definition::Input(_) => outside.extend(captures.iter().find(|(i, _)| *i == v).map(|(_, o)| *o)),
+                    Definition::Constant(_) => {}
+                    Definition::Node(n, _) => open.extend(graph.node(*n).inputs.iter().filter(|i| seen.insert(**i))),
+                }
             }
+            open = outside;
         }
         found
     }
@@ -197,8 +220,10 @@ impl Importer {
                 Value::Sequence(_) | Value::Optional(_) | Value::Map(..) => None,
             };
             let bound = tensor.map(|t| {
-                let id = self.graph.add_constant(t);
-                self.graph.set_name(id, &initializer.name);
+                let id = self.constant(t);
+                if self.outer.is_empty() {
+                    self.frame.graph.set_name(id, &initializer.name);
+                }
                 Bound::Tensor(id)
             });
             self.define(&initializer.name, bound);
@@ -206,7 +231,7 @@ impl Importer {
         for node in &graph.nodes {
             self.node(node);
         }
-        graph.outputs.iter().map(|o| self.find(&o.name).cloned()).collect()
+        graph.outputs.iter().map(|o| self.find(&o.name)).collect()
     }
 
     /// Imports a subgraph in a scope of its own, with its inputs bound to values.
@@ -221,6 +246,15 @@ impl Importer {
     }
 
     fn node(&mut self, node: &Node) {
+        self.nodes += 1;
+        if self.nodes > MOST_NODES {
+            if self.nodes == MOST_NODES + 1 {
+                let message = format!("graphs that are repeated come to more than {MOST_NODES} nodes");
+                self.errors.push(node, Failure::Unsupported(message));
+            }
+            node.outputs.iter().flatten().for_each(|name| self.define(name, None));
+            return;
+        }
         let outputs = match ops::find(&node.domain, &node.op_type, node.opset) {
             Err(message) => Err(Failure::Unsupported(message)),
             Ok(spec) => match node.only_attributes(spec.attributes) {
@@ -240,9 +274,9 @@ impl Importer {
             let bound = outputs.next();
             let Some(name) = name else { continue };
             if let Some(Bound::Tensor(id)) = bound
-                && self.graph.value(id).name.is_none()
+                && self.frame.graph.value(id).name.is_none()
             {
-                self.graph.set_name(id, name);
+                self.frame.graph.set_name(id, name);
             }
             self.define(name, bound);
         }
@@ -254,17 +288,21 @@ impl Importer {
         match bound {
             None => {}
             Some(Bound::Tensor(id)) => {
-                let found = self.graph.ty(id).dtype;
+                let found = self.frame.graph.ty(id).dtype;
                 match info.ty.as_ref().and_then(ValueType::tensor) {
                     Some(t) if t.dtype != found => {
                         self.errors.invalid(None, format!("output {name} is declared as {}, but is {found}", t.dtype));
                     }
-                    _ => self.graph.add_output(&info.name, id),
+                    _ => self.frame.graph.add_output(&info.name, id),
                 }
             }
-            Some(Bound::Sequence(_) | Bound::Optional(_)) => {
-                self.errors.unsupported_value(format!("output {name}: only tensors can be outputs"));
-            }
+            Some(bound) => match self.reify(bound, info.ty.as_ref(), &Origin::default()) {
+                Ok((id, _)) => self.frame.graph.add_output(&info.name, id),
+                Err(Failure::Unsupported(message) | Failure::Invalid(message)) => {
+                    self.errors.unsupported_value(format!("output {name}: {message}"));
+                }
+                Err(Failure::Computed(..) | Failure::Skip) => {}
+            },
         }
     }
 }

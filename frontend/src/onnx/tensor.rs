@@ -128,7 +128,8 @@ fn per_byte(dtype: DType) -> usize {
         | DType::F64
         | DType::C64
         | DType::C128
-        | DType::Str => 1,
+        | DType::Str
+        | DType::Seq => 1,
     }
 }
 
@@ -223,6 +224,8 @@ fn own_field(dtype: DType) -> &'static str {
         DType::I64 => "int64_data",
         DType::U32 | DType::U64 => "uint64_data",
         DType::Str => "string_data",
+        // A tensor of a file holds no sequences.
+        DType::Seq => "no field",
         DType::Bool
         | DType::I2
         | DType::I4

@@ -38,6 +38,35 @@ pub enum Keys {
     Strings(Vec<Bytes>),
 }
 
+impl Value {
+    /// The value as graphs have it: sequences and optionals are tensors of type [`DType::Seq`]; nothing for what no graph takes.
+    pub fn into_tensor(self) -> Option<Tensor> {
+        match self {
+            Value::Tensor(t) => Some(t),
+            Value::Sequence(all) => {
+                let all: Option<Vec<Tensor>> = all.into_iter().map(Value::into_tensor).collect();
+                all.map(Tensor::from_tensors)
+            }
+            Value::Optional(inner) => {
+                let all: Option<Vec<Tensor>> = inner.into_iter().map(|v| v.into_tensor()).collect();
+                all.map(Tensor::from_tensors)
+            }
+            Value::Sparse(_) | Value::Map(..) => None,
+        }
+    }
+
+    /// What a tensor of a graph is as a value of type `ty`, which tells sequences from optionals; without it a sequence.
+    pub fn from_tensor(tensor: Tensor, ty: Option<&ValueType>) -> Value {
+        let Some(all) = tensor.tensors() else { return Value::Tensor(tensor) };
+        let inner = element(ty);
+        let mut all: Vec<Value> = all.iter().map(|t| Value::from_tensor(t.clone(), inner)).collect();
+        match ty {
+            Some(ValueType::Optional(_)) if all.len() <= 1 => Value::Optional(all.pop().map(Box::new)),
+            _ => Value::Sequence(all),
+        }
+    }
+}
+
 /// Bytes are not a value of the type that was asked for.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum ValueError {

@@ -51,7 +51,14 @@ impl Graph {
     /// # Errors
     /// The text is no graph, or an op refuses its operands.
     pub fn parse(source: &str, data: &[Tensor]) -> Result<Graph, ParseError> {
-        let lexer = &mut Lexer::new(source);
+        Graph::parse_from(&mut Lexer::new(source), data)
+    }
+
+    /// [`Graph::parse`] of a graph within a text.
+    ///
+    /// # Errors
+    /// As [`Graph::parse`].
+    pub fn parse_from(lexer: &mut Lexer<'_>, data: &[Tensor]) -> Result<Graph, ParseError> {
         lexer.expect_word("graph")?;
         let mut graph = Graph::new(&lexer.text()?);
         let mut known: HashMap<usize, ValueId> = HashMap::new();

@@ -70,7 +70,7 @@ pub fn eval_graph(graph: &Graph, inputs: &[Tensor], options: &Options<'_>) -> Re
         for (&v, tensor) in node.outputs.iter().zip(results) {
             learn(&graph.value(v).ty, tensor.shape(), &mut bindings);
             if uses[v.index()] > 0 {
-                live = live.saturating_add(tensor.bytes().len() as u64);
+                live = live.saturating_add(tensor.footprint());
                 values[v.index()] = Some(tensor);
             }
         }
@@ -80,7 +80,7 @@ pub fn eval_graph(graph: &Graph, inputs: &[Tensor], options: &Options<'_>) -> Re
                 && matches!(graph.value(v).definition, Definition::Node(..))
                 && let Some(freed) = values[v.index()].take()
             {
-                live = live.saturating_sub(freed.bytes().len() as u64);
+                live = live.saturating_sub(freed.footprint());
             }
         }
     }

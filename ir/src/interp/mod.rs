@@ -8,6 +8,7 @@ mod column;
 mod contract;
 mod graph;
 mod index;
+pub mod limits;
 mod nest;
 mod program;
 #[cfg(test)]
@@ -101,7 +102,8 @@ pub fn eval_op_within(op: &Op, inputs: &[Tensor], budget: Option<u64>) -> Result
                     budget.take(&dims, ty.dtype.size())?;
                 }
             }
-            Ok(host.eval(inputs)?)
+            let limits = limits::Limits { deadline: None, bytes: budget.left };
+            Ok(limits::scope(limits, || host.eval(inputs))?)
         }
         _ => match op.meaning(&types)? {
             Meaning::Nests(nests) => Ok(vec![nests_within(&nests, inputs, &mut budget)?]),

@@ -5,9 +5,11 @@
 use super::OpError;
 use crate::dtype::DType;
 use crate::expr::Expr;
+use crate::graph::{Graph, TensorType};
 use crate::scalar::{Code, Constant};
 use crate::text::{Commas, Lexer, ParseError, Token};
 use std::fmt;
+use std::sync::Arc;
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,10 @@ pub enum Attribute {
     List(Vec<Expr>),
     /// Scalar code.
     Code(Code),
+    /// Types of tensors.
+    Types(Vec<TensorType>),
+    /// A graph within the graph; its constants are small, what is large is an input.
+    Graph(Arc<Graph>),
 }
 
 /// Named attributes in the order in which they are printed.
@@ -81,6 +87,17 @@ impl From<&[Expr]> for Attribute {
 impl From<&Code> for Attribute {
     fn from(v: &Code) -> Self {
         Attribute::Code(v.clone())
+    }
+}
+
+impl From<Vec<TensorType>> for Attribute {
+    fn from(v: Vec<TensorType>) -> Self {
+        Attribute::Types(v)
+    }
+}
+impl From<Graph> for Attribute {
+    fn from(v: Graph) -> Self {
+        Attribute::Graph(Arc::new(v))
     }
 }
 
@@ -210,14 +227,55 @@ impl Attributes {
         })
     }
 
-    /// With every expression rewritten.
+    /// Types of tensors.
+    ///
+    /// # Errors
+    /// The attribute is absent or something else.
+    pub fn types(&self, name: &str) -> Result<&[TensorType], OpError> {
+        self.need(name, "a list of types", |a| match a {
+            Attribute::Types(t) => Some(t.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// A graph.
+    ///
+    /// # Errors
+    /// The attribute is absent or something else.
+    pub fn graph(&self, name: &str) -> Result<&Graph, OpError> {
+        self.need(name, "a graph", |a| match a {
+            Attribute::Graph(g) => Some(&**g),
+            _ => None,
+        })
+    }
+
+    /// With every expression rewritten. A graph that would no longer type-check stays as it is.
     #[must_use]
     pub fn map_exprs(&self, f: &dyn Fn(&Expr) -> Expr) -> Attributes {
+        let typed = |t: &TensorType| TensorType { dims: t.dims.iter().map(f).collect(), ..t.clone() };
         let rewrite = |a: &Attribute| match a {
             Attribute::List(v) => Attribute::List(v.iter().map(f).collect()),
-            other => other.clone(),
+            Attribute::Types(v) => Attribute::Types(v.iter().map(typed).collect()),
+            Attribute::Graph(g) => g.rebuild(f).map_or_else(|_| a.clone(), Attribute::from),
+            Attribute::Int(_) | Attribute::Constant(_) | Attribute::Bool(_) | Attribute::Word(_) => a.clone(),
+            Attribute::Text(_) | Attribute::Code(_) => a.clone(),
         };
         Attributes(self.0.iter().map(|(n, a)| (n.clone(), rewrite(a))).collect())
+    }
+
+    /// Whether some expression is no number.
+    pub fn is_symbolic(&self) -> bool {
+        let free = |e: &Expr| e.as_const().is_none();
+        self.0.iter().any(|(_, a)| match a {
+            Attribute::List(v) => v.iter().any(free),
+            Attribute::Types(v) => v.iter().any(|t| t.dims.iter().any(free)),
+            Attribute::Graph(g) => {
+                let typed = g.values().any(|(_, v)| v.ty.dims.iter().any(free));
+                typed || g.nodes().any(|(_, n)| n.op.operator().attributes().is_symbolic())
+            }
+            Attribute::Int(_) | Attribute::Constant(_) | Attribute::Bool(_) | Attribute::Word(_) => false,
+            Attribute::Text(_) | Attribute::Code(_) => false,
+        })
     }
 
     /// Parses `name = value` pairs, separated by commas, as long as a word is next. Arguments of scalar code have the types
@@ -241,6 +299,13 @@ impl Attributes {
 
 fn parse_value(lexer: &mut Lexer<'_>, arg: &dyn Fn(usize) -> Option<DType>) -> Result<Attribute, ParseError> {
     Ok(match lexer.peek() {
+        Token::Mark('(') => Attribute::Types(lexer.list('(', ')', TensorType::parse)?),
+        Token::Word("graph") => {
+            lexer.enter()?;
+            let graph = Graph::parse_from(lexer, &[])?;
+            lexer.leave();
+            Attribute::from(graph)
+        }
         Token::Mark('[') => Attribute::List(lexer.list('[', ']', Expr::parse)?),
         Token::Mark('{') => Attribute::Code(Code::parse(lexer, &|node| match node {
             crate::scalar::Scalar::Arg(n) => arg(*n),
@@ -275,6 +340,8 @@ impl fmt::Display for Attribute {
             Attribute::Text(t) => write!(f, "{t:?}"),
             Attribute::List(v) => write!(f, "[{}]", Commas(v)),
             Attribute::Code(c) => write!(f, "{c}"),
+            Attribute::Types(v) => write!(f, "({})", Commas(v)),
+            Attribute::Graph(g) => write!(f, "{g}"),
         }
     }
 }

@@ -181,11 +181,7 @@ impl Op {
     #[must_use]
     pub fn map_exprs(&self, f: &dyn Fn(&Expr) -> Expr) -> Op {
         let attributes = self.operator().attributes();
-        if !attributes
-            .0
-            .iter()
-            .any(|(_, a)| matches!(a, Attribute::List(v) if v.iter().any(|e| e.as_const().is_none())))
-        {
+        if !attributes.is_symbolic() {
             return self.clone();
         }
         // An op is rebuilt from its own attributes; that they fit was checked when it was first made.

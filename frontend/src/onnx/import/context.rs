@@ -5,7 +5,8 @@
 
 use super::contents::{self, Known};
 use super::{Body, Failure, Importer, S};
-use crate::onnx::model::{Graph, Node};
+use super::region::{self, Param, Region};
+use crate::onnx::model::{Graph, Node, ValueType};
 use crate::onnx::problem::shown;
 use kiln_ir::expr::Atom;
 use kiln_ir::graph::ValueId;
@@ -29,6 +30,8 @@ pub enum Bound {
     Sequence(Vec<Bound>),
     /// An optional of which it is known whether there is something in it.
     Optional(Option<Box<Bound>>),
+    /// A sequence or optional of this type, of which nothing else is known before the model runs.
+    Value(ValueId, ValueType),
 }
 
 /// What the outputs of a node mean, in order. Outputs of the model that are missing here are ones that Kiln does not compute.
@@ -65,13 +68,13 @@ type Result<T> = std::result::Result<T, Failure>;
 impl<'a> Context<'a> {
     /// Fails with [`Failure::Skip`] where an input could not be imported.
     pub(super) fn new(importer: &'a mut Importer, node: &'a Node) -> Result<Context<'a>> {
-        let captured = node.subgraphs().flat_map(|g| g.captures.iter());
-        if captured.into_iter().any(|name| importer.find(name).is_none()) {
+        let mut captured = node.subgraphs().flat_map(|g| g.captures.iter());
+        if captured.any(|name| importer.find(name).is_none()) {
             return Err(Failure::Skip);
         }
         let find = |name: &Option<String>| match name {
             None => Ok(None),
-            Some(name) => importer.find(name).cloned().map(Some).ok_or(Failure::Skip),
+            Some(name) => importer.find(name).map(Some).ok_or(Failure::Skip),
         };
         let inputs = node.inputs.iter().map(find).collect::<Result<Vec<_>>>()?;
         Ok(Context { importer, node, inputs, origin: Origin::new(&node.name) })
@@ -97,7 +100,7 @@ impl<'a> Context<'a> {
         match self.bound(i) {
             None => Ok(None),
             Some(Bound::Tensor(v)) => Ok(Some(*v)),
-            Some(Bound::Sequence(_) | Bound::Optional(_)) => {
+            Some(Bound::Sequence(_) | Bound::Optional(_) | Bound::Value(..)) => {
                 Err(Failure::invalid(format!("input {i} is a sequence or an optional, not a tensor")))
             }
         }
@@ -121,7 +124,7 @@ impl<'a> Context<'a> {
 
     /// The type of a value.
     pub fn ty(&self, v: ValueId) -> &TensorType {
-        self.importer.graph.ty(v)
+        self.importer.frame.graph.ty(v)
     }
 
     /// The element type of a value.
@@ -141,7 +144,7 @@ impl<'a> Context<'a> {
 
     /// Bounds of the graph's symbols.
     pub fn ranges(&self) -> &Ranges {
-        &self.importer.graph.symbols
+        &self.importer.frame.graph.symbols
     }
 
     /// The dims of a value as numbers.
@@ -157,7 +160,7 @@ impl<'a> Context<'a> {
 
     /// The constant that a value is, if it is one.
     pub fn constant_of(&self, v: ValueId) -> Option<&Tensor> {
-        self.importer.graph.constant(v)
+        self.importer.constant_of(v)
     }
 
     /// The constant that input `i` must be; `what` names the input.
@@ -168,7 +171,7 @@ impl<'a> Context<'a> {
 
     /// The contents of an integer tensor with at most one axis as expressions over dims, where they are known.
     pub fn contents(&self, v: ValueId) -> Option<Vec<Expr>> {
-        if let Some(known) = self.importer.contents.get(&v) {
+        if let Some(known) = self.importer.frame.contents.get(&v) {
             return Some(known.clone());
         }
         let t = self.constant_of(v).filter(|t| t.shape().len() <= 1 && t.len() <= contents::MAX)?;
@@ -257,7 +260,7 @@ impl<'a> Context<'a> {
 
     /// Adds a constant.
     pub fn constant(&mut self, tensor: Tensor) -> ValueId {
-        self.importer.graph.add_constant(tensor)
+        self.importer.constant(tensor)
     }
 
     /// Adds a constant without axes.
@@ -292,14 +295,14 @@ impl<'a> Context<'a> {
         }
         let whole = if parts.len() == 1 { parts[0] } else { self.add(ops::Concat { axis: 0 }, &parts)? };
         let whole = self.reshape(whole, shape.into_iter().map(Expr::from).collect())?;
-        self.importer.contents.insert(whole, exprs.to_vec());
+        self.importer.frame.contents.insert(whole, exprs.to_vec());
         Ok(whole)
     }
 
     /// Adds a core op; constants are computed at once where that is cheap.
     pub fn add_all(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let op = op.into();
-        let types: Vec<&TensorType> = inputs.iter().map(|&v| self.importer.graph.ty(v)).collect();
+        let types: Vec<&TensorType> = inputs.iter().map(|&v| self.importer.frame.graph.ty(v)).collect();
         let outs = op.infer(&types).map_err(|e| self.refused(e, inputs))?;
         for ty in &outs {
             if let Some(shape) = ty.shape() {
@@ -315,13 +318,13 @@ impl<'a> Context<'a> {
             return Ok(vec![self.constant(Tensor::new(out.dtype, out.shape().unwrap_or_default(), bytes)?)]);
         }
         if let Some(tensors) = self.fold(&op, inputs, &outs)? {
-            return Ok(tensors.into_iter().map(|t| self.importer.graph.add_constant(t)).collect());
+            return Ok(tensors.into_iter().map(|t| self.importer.constant(t)).collect());
         }
-        let node = self.importer.graph.add_node(op, inputs, &self.origin);
+        let node = self.importer.frame.graph.add_node(op, inputs, &self.origin);
         let node = node.map_err(|e| self.refused(e, inputs))?;
-        let made = self.importer.graph.node(node).outputs.clone();
+        let made = self.importer.frame.graph.node(node).outputs.clone();
         if let (Some(exprs), [v]) = (followed, made.as_slice()) {
-            self.importer.contents.insert(*v, exprs);
+            self.importer.frame.contents.insert(*v, exprs);
         }
         Ok(made)
     }
@@ -345,6 +348,11 @@ impl<'a> Context<'a> {
         let Some(tensors) = inputs.iter().map(|&v| self.constant_of(v).cloned()).collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };
+        // Sequences are no constants, and a graph of its own may never end.
+        let never = outs.iter().any(|ty| ty.dtype == DType::Seq) || matches!(op, Op::Host(h) if h.is_region());
+        if never {
+            return Ok(None);
+        }
         let small = |ty: &TensorType| ty.bytes().as_size().is_some_and(|n| n <= FOLDED_BYTES);
         // A reshape copies nothing, whatever its size.
         let free = matches!(op, Op::Reshape(_));
@@ -506,6 +514,48 @@ impl<'a> Context<'a> {
         let mut dims = vec![n.clone()];
         dims.resize(rank.saturating_sub(axis).max(1), Expr::from(1i64));
         self.reshape(v, dims)
+    }
+
+    /// A dim that the data decides.
+    pub fn fresh(&mut self) -> Expr {
+        self.importer.fresh()
+    }
+
+    /// The dims, with new symbols for those that the data decides.
+    pub fn settled(&mut self, dims: &[Option<Expr>]) -> Vec<Expr> {
+        dims.iter().map(|d| d.clone().unwrap_or_else(|| self.importer.fresh())).collect()
+    }
+
+    /// The value that a meaning is at run time, and its type where it is no tensor.
+    pub fn reify(&mut self, bound: Bound) -> Result<(ValueId, Option<ValueType>)> {
+        let origin = self.origin.clone();
+        self.importer.reify(bound, None, &origin)
+    }
+
+    /// Imports a subgraph as a graph within the graph, with inputs of these types.
+    pub fn region(&mut self, graph: &Graph, params: &[Param]) -> Result<Region> {
+        let origin = self.origin.clone();
+        self.importer.region(graph, params, &origin)
+    }
+
+    /// [`Context::region`] where the result may not be wanted: with nothing, what went wrong is forgotten.
+    pub fn attempt<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
+        let (errors, implied) = (self.importer.errors.clone(), self.importer.implied.clone());
+        let made = f(self)?;
+        if made.is_none() {
+            (self.importer.errors, self.importer.implied) = (errors, implied);
+        }
+        Ok(made)
+    }
+
+    /// The type that a tensor has as an element of a sequence.
+    pub fn kind(&self, v: ValueId) -> ValueType {
+        region::tensor_kind(self.ty(v))
+    }
+
+    /// The type that values of both types have.
+    pub fn join(&self, a: &ValueType, b: &ValueType) -> Result<ValueType> {
+        region::join(a, b)
     }
 
     /// Imports a subgraph in place, with its inputs bound to values.

@@ -1,12 +1,16 @@
-//! `If` with a condition that is known: the branch in place.
+//! `If`: with a condition that is known, the branch in place.
 
-use super::{Spec, onnx};
+use super::{Spec, onnx, run_time};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::DType;
 
 pub(super) const OPS: &[Spec] = &[onnx("If", 1, &["else_branch", "then_branch"], if_)];
 
 fn if_(cx: &mut Context) -> Result<Outputs, Failure> {
+    let condition = cx.input(0)?;
+    if cx.constant_of(condition).is_none() {
+        return run_time::branch(cx, condition);
+    }
     let condition = cx.number(0, "cond")?;
     if condition.dtype != DType::Bool {
         return Err(Failure::invalid(format!("`cond` is {}, not bool", condition.dtype)));

@@ -48,6 +48,7 @@ macro_rules! operators {
     };
 }
 
+mod run_time;
 mod sliding;
 mod support;
 
@@ -69,6 +70,7 @@ operators! {
     conv,
     conv_transpose,
     cumulate,
+    data_dependent,
     deform_conv,
     depth,
     det,
@@ -95,6 +97,7 @@ operators! {
     nbits,
     normalization,
     one_hot,
+    optional,
     pad,
     pool,
     qlinear,
@@ -110,6 +113,7 @@ operators! {
     roi_align,
     rotary_embedding,
     scatter,
+    sequence,
     shape,
     slice,
     softmax,

@@ -1,7 +1,8 @@
-//! `Loop` and `Scan` whose number of steps is known: the body once for each step.
+//! `Loop` and `Scan`: the body once for each step where their number is known and small, else a graph of its own.
 //!
 //! Invariant: the work of an import stays bounded: a body is repeated at most [`STEPS`] times.
 
+use super::run_time;
 use super::{Spec, onnx};
 use crate::onnx::import::{Bound, Context, Failure, Outputs};
 use crate::onnx::model::Graph;
@@ -28,14 +29,10 @@ const SCAN: &[&str] = &[
 
 pub(super) const OPS: &[Spec] = &[onnx("Loop", 1, &["body"], repeat), onnx("Scan", 8, SCAN, scan)];
 
-fn check(steps: i64, body: &Graph) -> Result<usize, Failure> {
-    let steps = usize::try_from(steps).unwrap_or(0);
-    let many = steps as i64 > STEPS || steps.saturating_mul(body.nodes.len()) > NODES;
-    if many {
-        let message = format!("{steps} steps of {} nodes are too many to be unrolled", body.nodes.len());
-        return Err(Failure::unsupported(message));
-    }
-    Ok(steps)
+/// Whether a body is repeated in place that many times.
+fn is_small(steps: i64, body: &Graph) -> bool {
+    let count = usize::try_from(steps).unwrap_or(0);
+    steps <= STEPS && count.saturating_mul(body.nodes.len()) <= NODES
 }
 
 /// The results of a body's step, of which there must be `count`.
@@ -51,7 +48,7 @@ fn step(cx: &mut Context, body: &Graph, inputs: Vec<Bound>, count: usize) -> Res
 fn tensor(bound: &Bound) -> Result<ValueId, Failure> {
     match bound {
         Bound::Tensor(v) => Ok(*v),
-        Bound::Sequence(_) | Bound::Optional(_) => Err(Failure::invalid("what is collected must be tensors")),
+        Bound::Sequence(_) | Bound::Optional(_) | Bound::Value(..) => Err(Failure::invalid("what is collected must be tensors")),
     }
 }
 
@@ -70,16 +67,28 @@ fn stack(cx: &mut Context, parts: &[ValueId], axis: usize) -> Result<ValueId, Fa
 }
 
 fn repeat(cx: &mut Context) -> Result<Outputs, Failure> {
+    match cx.attempt(unrolled)? {
+        Some(outputs) => Ok(outputs),
+        None => run_time::repeat(cx),
+    }
+}
+
+/// The loop step by step; nothing where how many there are is not known, or too many.
+fn unrolled(cx: &mut Context) -> Result<Option<Outputs>, Failure> {
     let node = cx.node;
     let body = node.graph("body")?;
     let limit = match cx.optional(0)? {
-        Some(_) => Some(cx.exprs(0, "M")?.first().and_then(Expr::as_const).ok_or_else(|| {
-            Failure::unsupported("the trip count depends on symbols; bind them")
-        })?),
+        Some(v) => match cx.contents(v).and_then(|c| c.first().and_then(Expr::as_const)) {
+            Some(limit) => Some(limit),
+            None => return Ok(None),
+        },
         None => None,
     };
     let mut go = match cx.optional(1)? {
-        Some(_) => cx.number(1, "cond")?.as_i64() != Some(0),
+        Some(v) => match cx.constant_of(v).and_then(Tensor::to_i64).and_then(|v| v.first().copied()) {
+            Some(known) => known != 0,
+            None => return Ok(None),
+        },
         None => true,
     };
     let mut carried: Vec<Bound> = Vec::new();
@@ -88,11 +97,15 @@ fn repeat(cx: &mut Context) -> Result<Outputs, Failure> {
     }
     let collected = body.outputs.len().checked_sub(1 + carried.len());
     let collected = collected.ok_or_else(|| Failure::invalid("the body has fewer outputs than values are carried"))?;
-    check(limit.unwrap_or(0).min(STEPS + 1), body)?;
+    if limit.is_some_and(|l| !is_small(l, body)) || collected > 0 && (!go || limit.is_some_and(|l| l < 1)) {
+        return Ok(None);
+    }
     let mut scans: Vec<Vec<ValueId>> = vec![Vec::new(); collected];
     let mut done = 0;
     while go && limit.is_none_or(|l| done < l) {
-        check(done + 1, body)?;
+        if !is_small(done + 1, body) {
+            return Ok(None);
+        }
         let count = cx.constant(Tensor::from_i64(&[], &[done])?);
         let condition = cx.constant(Tensor::new(DType::Bool, vec![], vec![1u8])?);
         let mut inputs = vec![Bound::Tensor(count), Bound::Tensor(condition)];
@@ -109,16 +122,18 @@ fn repeat(cx: &mut Context) -> Result<Outputs, Failure> {
         go = match known {
             Some(v) => v != 0,
             None if limit == Some(done) => true,
-            None => return Err(cx.computed("cond", condition)),
+            None => return Ok(None),
         };
     }
     for scan in scans {
-        if scan.is_empty() {
-            return Err(Failure::unsupported("a loop without steps that collects tensors is not supported"));
+        // Parts of different shapes, or none: what there is to say is said when the loop runs.
+        let same = |v: &ValueId| cx.ty(*v) == cx.ty(scan[0]);
+        if scan.is_empty() || !scan.iter().all(same) {
+            return Ok(None);
         }
         carried.push(Bound::Tensor(stack(cx, &scan, 0)?));
     }
-    Ok(Outputs(carried))
+    Ok(Some(Outputs(carried)))
 }
 
 fn scan(cx: &mut Context) -> Result<Outputs, Failure> {
@@ -156,13 +171,16 @@ fn run(cx: &mut Context, body: &Graph, inputs: &[ValueId]) -> Result<Outputs, Fa
     for (n, &x) in inputs[states..].iter().enumerate() {
         let axis = cx.axis(axes[n], cx.rank(x))?;
         let d = cx.dims(x)[axis].clone();
-        let d = d.as_const().ok_or_else(|| Failure::unsupported(format!("the length `{d}` must be known; bind its symbols")))?;
-        if extent.replace(d).is_some_and(|e| e != d) {
+        if extent.replace(d.clone()).is_some_and(|e| e.as_const().zip(d.as_const()).is_some_and(|(e, d)| e != d)) {
             return Err(Failure::invalid("the scanned inputs have different lengths"));
         }
         sources.push((x, axis, directions[n] != 0));
     }
-    let steps = check(extent.unwrap_or(0), body)?;
+    let known = extent.as_ref().and_then(Expr::as_const).filter(|&n| n > 0 && is_small(n, body));
+    let Some(steps) = known.and_then(|n| usize::try_from(n).ok()) else {
+        let lists = run_time::Lists { directions: &directions, axes: &axes, out_axes: &out_axes, out_directions: &out_directions };
+        return run_time::scan(cx, body, inputs, states, &extent.unwrap_or_default(), &lists);
+    };
     let mut carried: Vec<Bound> = inputs[..states].iter().map(|&v| Bound::Tensor(v)).collect();
     let mut collected: Vec<Vec<ValueId>> = vec![Vec::new(); outputs];
     for n in 0..steps {
@@ -208,7 +226,10 @@ fn scan_batched(cx: &mut Context, body: &Graph) -> Result<Outputs, Failure> {
     let batch = inputs.first().and_then(|&v| cx.dims(v).first().cloned()).and_then(|d| d.as_const());
     let batch = batch.ok_or_else(|| Failure::unsupported("the batch size must be known; bind its symbol"))?;
     let mut results: Vec<Vec<ValueId>> = Vec::new();
-    for n in 0..check(batch, body)? {
+    if batch < 1 || !is_small(batch, body) {
+        return Err(Failure::unsupported(format!("{batch} elements of the batch are too many, or none")));
+    }
+    for n in 0..usize::try_from(batch).unwrap_or(0) {
         let one = inputs.iter().map(|&v| element(cx, v, 0, n)).collect::<Result<Vec<_>, _>>()?;
         for (i, out) in run(cx, body, &one)?.0.iter().enumerate() {
             if results.len() <= i {

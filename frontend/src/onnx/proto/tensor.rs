@@ -104,6 +104,7 @@ impl DataType {
             DType::C64 => DataType::Complex64,
             DType::C128 => DataType::Complex128,
             DType::Str => DataType::String,
+            DType::Seq => DataType::Undefined,
         }
     }
 }

@@ -15,8 +15,11 @@ mod lookup;
 mod max_pool;
 mod ngrams;
 mod recurrent;
+mod region;
 mod roi_align;
 mod scatter;
+mod select;
+mod sequence;
 mod text;
 mod top_k;
 mod tree_ensemble;
@@ -67,9 +70,24 @@ pub const TABLE: &[Function] = &[
     recurrent::GRU,
     recurrent::LSTM,
     recurrent::RNN,
+    region::IF,
+    region::LOOP,
+    region::MAP,
+    region::SCAN,
     roi_align::FUNCTION,
     scatter::ELEMENTS,
     scatter::ND,
+    select::COMPRESS,
+    select::NMS,
+    select::NONZERO,
+    select::UNIQUE,
+    sequence::AT,
+    sequence::ERASE,
+    sequence::INSERT,
+    sequence::JOIN,
+    sequence::LENGTH,
+    sequence::MAKE,
+    sequence::SPLIT,
     text::CONCAT,
     text::EQUAL,
     top_k::FUNCTION,
@@ -96,6 +114,11 @@ impl Host {
     /// Name of the function.
     pub fn function(&self) -> &'static str {
         self.function.name
+    }
+
+    /// Whether it evaluates graphs of its own, for as long as the data says.
+    pub fn is_region(&self) -> bool {
+        self.attributes.0.iter().any(|(_, a)| matches!(a, Attribute::Graph(_)))
     }
 
     /// Runs the function.

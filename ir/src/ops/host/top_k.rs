@@ -1,21 +1,32 @@
 //! `top_k`: the greatest or least elements along an axis, in order, and where they are.
 
 use super::Function;
-use super::element::{constants, order, result_shape, split, tensor, tensors, types};
+use super::element::{constants, ints, order, split, tensor, tensors, types};
 use crate::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::ops::{Attributes, OpError, check_axes, operands};
 use crate::tensor::Tensor;
 
-/// Attributes: `axis`, `k`, `largest` (else least). Results: the values in order and their positions (i64). Of equals the first
+/// Attributes: `axis`, `largest` (else least), and `k`, or `results` where a second operand (one integer) is `k`. Results: the values in order and their positions (i64). Of equals the first
 /// come first; a NaN is greater than every number.
 pub(super) const FUNCTION: Function = Function { name: "top_k", infer, eval };
 
 fn infer(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
-    let [x] = operands(inputs)?;
-    let (axis, k) = (a.size("axis")?, a.size("k")?);
+    let axis = a.size("axis")?;
     a.bool("largest")?;
+    if let &[x, k] = inputs {
+        let types = super::sequence::given(a, 2)?;
+        check_axes(&[axis], x.rank())?;
+        let number = x.dtype.is_float() || x.dtype.is_int();
+        let fits = types[0].dtype == x.dtype && types[1].dtype == DType::I64;
+        if !number || !fits || !k.dtype.is_int() || types.iter().any(|t| t.rank() != x.rank()) {
+            return Err(OpError::new("wants numbers, and k as one integer"));
+        }
+        return Ok(types);
+    }
+    let [x] = operands(inputs)?;
+    let k = a.size("k")?;
     check_axes(&[axis], x.rank())?;
     if !x.dtype.is_float() && !x.dtype.is_int() {
         return Err(OpError::new(format!("wants numbers, not {}", x.dtype)));
@@ -29,10 +40,22 @@ fn infer(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpEr
 }
 
 fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
-    let (axis, k, largest) = (a.size("axis")?, a.size("k")?, a.bool("largest")?);
-    let types = types(inputs);
-    let shape = result_shape(infer(a, &types.iter().collect::<Vec<_>>()), 0)?;
-    let [x] = tensors(inputs)?;
+    let (axis, largest) = (a.size("axis")?, a.bool("largest")?);
+    let (x, k) = match inputs {
+        [x, k] => {
+            let values = ints(k)?;
+            let k = values.first().and_then(|&k| usize::try_from(k).ok()).filter(|&k| k <= x.shape()[axis]);
+            (x, k.ok_or_else(|| OpError::new(format!("k is {values:?}, the axis has {} elements", x.shape()[axis])))?)
+        }
+        _ => {
+            let types = types(inputs);
+            infer(a, &types.iter().collect::<Vec<_>>())?;
+            let [x] = tensors(inputs)?;
+            (x, a.size("k")?)
+        }
+    };
+    let mut shape = x.shape().to_vec();
+    shape[axis] = k;
     let values = constants(x)?;
     let (outer, extent, inner) = split(x.shape(), axis);
     let count: usize = shape.iter().product();
@@ -84,6 +107,18 @@ mod tests {
         assert_eq!(r[1].to_i64().unwrap(), [0, 3, 1, 2, 0, 3]);
         assert_eq!(r[0].to_f32().unwrap(), [1., 2., 3., 4., 5., 5.]);
         assert_eq!(top(&x, 0, 1, false)[0].to_f32().unwrap(), [1., 3., 3., 2.]);
+    }
+
+    #[test]
+    fn k_may_be_an_operand() {
+        let x = Tensor::from_f32(&[3], &[1., 3., 2.]).unwrap();
+        let n = || vec![Expr::from(crate::Symbol::new("n"))];
+        let types = vec![TensorType::new(DType::F32, n()), TensorType::new(DType::I64, n())];
+        let a = Attributes::new().with("axis", 0usize).with("largest", true).with("results", types);
+        let op = super::super::Host::new("top_k", a).unwrap();
+        let of = |k| op.eval(&[x.clone(), Tensor::from_i64(&[1], &[k]).unwrap()]);
+        assert_eq!(of(2).unwrap()[0].to_f32().unwrap(), [3., 2.]);
+        assert!(of(4).is_err() && of(-1).is_err());
     }
 
     #[test]
