@@ -205,7 +205,7 @@ impl Header {
 
 /// Whether an array can hold values of the type.
 pub fn holds(ty: &ValueType) -> bool {
-    ty.tensor().is_some_and(|t| t.dtype != DType::Str)
+    ty.tensor().is_some_and(|t| t.dtype.is_bytes())
 }
 
 /// The tensor as an array can hold it: bf16 and 8-bit floats as f32, integers narrower than a byte as 8-bit ones.
@@ -246,7 +246,7 @@ pub fn holdable(tensor: &Tensor) -> Option<(String, Tensor)> {
         | DType::F8E5M2
         | DType::F8E5M2FNUZ
         | DType::F8E8M0 => ("<f4", widen(DType::F32)),
-        DType::Str => return None,
+        DType::Str | DType::Seq => return None,
     };
     Some((descr.to_string(), tensor?))
 }

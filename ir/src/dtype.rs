@@ -115,6 +115,11 @@ impl DType {
         }
     }
 
+    /// Whether elements are bytes in memory, which strings and sequences are not.
+    pub fn is_bytes(self) -> bool {
+        self.size() > 0
+    }
+
     /// Significant bits of one element (4 for `I4`); 0 for strings and sequences.
     pub fn bits(self) -> u32 {
         match self {

@@ -4,7 +4,6 @@
 
 use crate::group::{Group, Work};
 use crate::memory::{ALIGNMENT, plan_memory};
-use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Definition, Graph, GraphError, Origin, ValueId};
 use kiln_ir::layout::Layout;
@@ -198,7 +197,7 @@ impl Builder<'_> {
             let origin = Origin::new(value.name.as_deref().unwrap_or("a value"));
             return Err(GraphError::new(&origin, format!("the constant has the type {ty}")));
         }
-        let place = if ty.dtype == DType::Str && !matches!(place, Place::Input(_) | Place::Output(_)) {
+        let place = if !ty.dtype.is_bytes() && !matches!(place, Place::Input(_) | Place::Output(_)) {
             Place::Host
         } else {
             place

@@ -95,6 +95,8 @@ pub(super) struct Importer {
     scopes: Vec<HashMap<String, Option<Bound>>>,
     /// How many symbols were made for extents that the data decides.
     made: usize,
+    /// Those symbols.
+    decided: HashSet<Symbol>,
     /// How many nodes were imported, repetitions counted.
     nodes: usize,
     /// Greatest values of symbols without which nodes do not fit.
@@ -109,6 +111,7 @@ impl Importer {
             outer: Vec::new(),
             scopes: vec![HashMap::new()],
             made: 0,
+            decided: HashSet::new(),
             nodes: 0,
             implied: BTreeMap::new(),
             errors: ImportErrors::default(),
@@ -155,7 +158,9 @@ impl Importer {
                 other => {
                     let name = super::problem::shown(&input.name);
                     let ty = other.as_ref().map_or(String::new(), |t| format!(" of type {t}"));
-                    self.errors.unsupported_value(format!("input {name}{ty}: only tensors, sequences and optionals can be inputs"));
+                    self.errors.unsupported_value(format!(
+                        "input {name}{ty}: only tensors, sequences and optionals can be inputs"
+                    ));
                     None
                 }
             };

@@ -1,5 +1,6 @@
 //! Checked ONNX models to graphs: shapes that models compute, errors, and what single operators mean.
 
+mod control;
 mod errors;
 mod meaning;
 mod shapes;

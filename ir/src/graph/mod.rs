@@ -12,12 +12,12 @@ mod tests;
 mod verify;
 
 use crate::DType;
-use crate::expr::{Expr, Ranges};
+use crate::expr::{Expr, Ranges, Symbol};
 use crate::id::{Arena, Id};
 use crate::layout::Layout;
 use crate::ops::{Op, OpError};
 use crate::tensor::{Tensor, element_count};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -165,6 +165,11 @@ pub struct Graph {
     values: Arena<Value>,
     nodes: Arena<Node>,
     users: Vec<Vec<NodeId>>,
+    /// Symbols that a host op's result decides, and the op.
+    decided: BTreeMap<Symbol, NodeId>,
+    /// For each such op the nodes that mention its symbols without reading a value of it, and the reverse.
+    followers: BTreeMap<NodeId, Vec<NodeId>>,
+    leaders: BTreeMap<NodeId, Vec<NodeId>>,
 }
 
 impl Graph {
@@ -218,7 +223,7 @@ impl Graph {
 
     fn push_node(&mut self, op: Op, inputs: &[ValueId], types: Vec<TensorType>, origin: &Origin) -> NodeId {
         let id: NodeId = Id::from_index(self.nodes.len());
-        let outputs = types
+        let outputs: Vec<ValueId> = types
             .into_iter()
             .enumerate()
             .map(|(n, ty)| self.push_value(Value { name: None, ty, definition: Definition::Node(id, n) }))
@@ -226,7 +231,44 @@ impl Graph {
         for &input in inputs {
             self.users[input.index()].push(id);
         }
+        self.note_symbols(id, &op, &outputs);
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs, origin: origin.clone() })
+    }
+
+    /// Notes which symbols a new node's results decide, and which nodes decided those that it mentions.
+    fn note_symbols(&mut self, id: NodeId, op: &Op, outputs: &[ValueId]) {
+        if !self.decided.is_empty() {
+            let mut leaders = Vec::new();
+            op.operator().attributes().for_each_symbol(&mut |s| leaders.extend(self.decided.get(s)));
+            leaders.sort();
+            leaders.dedup();
+            for &leader in &leaders {
+                self.followers.entry(leader).or_default().push(id);
+            }
+            if !leaders.is_empty() {
+                self.leaders.insert(id, leaders);
+            }
+        }
+        if let Op::Host(_) = op {
+            let dims = outputs.iter().flat_map(|&v| &self.values[v].ty.dims);
+            let symbols: Vec<Symbol> = dims.filter_map(Expr::as_symbol).cloned().collect();
+            for symbol in symbols {
+                let given = self.inputs.iter().any(|&v| self.values[v].ty.dims.iter().any(|d| d.mentions(&symbol)));
+                if !given {
+                    self.decided.entry(symbol).or_insert(id);
+                }
+            }
+        }
+    }
+
+    /// The nodes that must run after a node because they mention a symbol that its results decide.
+    pub fn followers(&self, id: NodeId) -> &[NodeId] {
+        self.followers.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes whose results decide symbols that a node mentions.
+    pub fn leaders(&self, id: NodeId) -> &[NodeId] {
+        self.leaders.get(&id).map_or(&[], Vec::as_slice)
     }
 
     /// A value.

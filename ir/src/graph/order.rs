@@ -1,6 +1,7 @@
 //! Topological order and reachability, by petgraph's algorithms on the graph's own arenas.
 //!
-//! Invariant: [`Dataflow`] is a borrowed view: one vertex a node, one edge for each operand that another node made.
+//! Invariant: [`Dataflow`] is a borrowed view: one vertex a node, one edge for each operand that another node made, and
+//! one for each symbol that another node decides.
 
 use super::{Definition, Graph, GraphError, Node, NodeId};
 use crate::id::Id;
@@ -47,8 +48,14 @@ impl IntoNeighborsDirected for Dataflow<'_> {
     fn neighbors_directed(self, n: NodeId, direction: Direction) -> Neighbors {
         let node: &Node = self.0.node(n);
         let found: Vec<NodeId> = match direction {
-            Direction::Outgoing => node.outputs.iter().flat_map(|&v| self.0.users(v).iter().copied()).collect(),
-            Direction::Incoming => node.inputs.iter().filter_map(|&v| self.0.producer(v)).collect(),
+            Direction::Outgoing => {
+                let users = node.outputs.iter().flat_map(|&v| self.0.users(v).iter().copied());
+                users.chain(self.0.followers(n).iter().copied()).collect()
+            }
+            Direction::Incoming => {
+                let producers = node.inputs.iter().filter_map(|&v| self.0.producer(v));
+                producers.chain(self.0.leaders(n).iter().copied()).collect()
+            }
         };
         found.into_iter()
     }

@@ -263,6 +263,22 @@ impl Attributes {
         Attributes(self.0.iter().map(|(n, a)| (n.clone(), rewrite(a))).collect())
     }
 
+    /// Calls `f` for every symbol in an expression, those of graphs within included.
+    pub fn for_each_symbol(&self, f: &mut dyn FnMut(&crate::Symbol)) {
+        for (_, a) in &self.0 {
+            match a {
+                Attribute::List(v) => v.iter().for_each(|e| e.for_each_symbol(f)),
+                Attribute::Types(v) => v.iter().flat_map(|t| &t.dims).for_each(|e| e.for_each_symbol(f)),
+                Attribute::Graph(g) => {
+                    g.values().flat_map(|(_, v)| &v.ty.dims).for_each(|e| e.for_each_symbol(f));
+                    g.nodes().for_each(|(_, n)| n.op.operator().attributes().for_each_symbol(f));
+                }
+                Attribute::Int(_) | Attribute::Constant(_) | Attribute::Bool(_) | Attribute::Word(_) => {}
+                Attribute::Text(_) | Attribute::Code(_) => {}
+            }
+        }
+    }
+
     /// Whether some expression is no number.
     pub fn is_symbolic(&self) -> bool {
         let free = |e: &Expr| e.as_const().is_none();

@@ -3,7 +3,7 @@
 use super::{Place, Plan, SlotId, Step};
 use crate::graph::TensorType;
 use crate::ops::Op;
-use crate::{DType, Expr, Symbol};
+use crate::{Expr, Symbol};
 use std::collections::BTreeSet;
 
 /// Something is wrong with a plan.
@@ -63,7 +63,7 @@ impl Plan {
 
     fn verify_places(&self, fail: &mut dyn FnMut(String)) {
         for (id, slot) in self.slots.iter() {
-            let strings = slot.ty.dtype == DType::Str;
+            let strings = !slot.ty.dtype.is_bytes();
             if slot.ty.dims.iter().any(|d| d.as_const().is_none()) {
                 // What a slot of run-time size takes is compared with its region when the sizes are known.
                 match slot.place {

@@ -1,6 +1,7 @@
 //! Constant folding: nodes whose operands are all constant are computed now, by the interpreter.
 
 use super::Graph;
+use kiln_ir::DType;
 use kiln_ir::graph::GraphError;
 use kiln_ir::interp::eval_op;
 use kiln_ir::ops::Op;
@@ -20,12 +21,13 @@ pub fn fold_constants(graph: &Graph) -> Result<Graph, GraphError> {
         let node = graph.node(id).clone();
         let operands: Option<Vec<_>> = node.inputs.iter().map(|&v| graph.constant(v).cloned()).collect();
         let Some(operands) = operands else { continue };
-        let size =
-            |shape: &[usize], dtype: kiln_ir::DType| element_count(shape, dtype.size()).map(|n| n * dtype.size());
+        let size = |shape: &[usize], dtype: DType| element_count(shape, dtype.size()).map(|n| n * dtype.size());
         let read: usize = operands.iter().filter_map(|t| size(t.shape(), t.dtype()).ok()).sum();
         let made: Option<usize> =
             node.outputs.iter().map(|&v| graph.ty(v).shape().and_then(|s| size(&s, graph.ty(v).dtype).ok())).sum();
-        if made.is_none_or(|m| m > read.max(MOST_GROWTH)) || is_random(&node.op) {
+        // Sequences are no constants.
+        let never = node.outputs.iter().any(|&v| graph.ty(v).dtype == DType::Seq) || is_left(&node.op);
+        if made.is_none_or(|m| m > read.max(MOST_GROWTH)) || never {
             continue;
         }
         let Ok(values) = eval_op(&node.op, &operands) else { continue };
@@ -37,6 +39,7 @@ pub fn fold_constants(graph: &Graph) -> Result<Graph, GraphError> {
     graph.compact()
 }
 
-fn is_random(op: &Op) -> bool {
-    matches!(op, Op::Host(h) if h.function().starts_with("random"))
+/// Ops that draw numbers, and graphs of their own, which may never end.
+fn is_left(op: &Op) -> bool {
+    matches!(op, Op::Host(h) if h.function().starts_with("random") || h.is_region())
 }

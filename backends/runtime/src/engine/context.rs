@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kiln_ir::graph::Origin;
 use kiln_ir::interp::{EvalError, bind_types, eval_op};
 use kiln_ir::plan::{Place, Plan, Slot, SlotId, Step};
-use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
+use kiln_ir::{Expr, Symbol, Tensor, TensorType};
 
 use super::formulas::Values;
 use super::model::{Loaded, Model};
@@ -283,7 +283,7 @@ impl Context {
         let model = Arc::clone(&self.model);
         let plan = model.plan();
         for ((name, slot), (n, tensor)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
-            if tensor.dtype() == DType::Str {
+            if !tensor.dtype().is_bytes() {
                 self.strings[slot.index()] = Some(tensor.clone());
             } else if (tensor.bytes().as_ptr() as usize).is_multiple_of(ALIGNMENT) {
                 self.inputs[n] = Loan::Shared(tensor.clone());
@@ -433,7 +433,7 @@ impl Context {
     /// The bytes of the n-th output after a run; nothing for strings and for numbers out of range.
     pub fn output_bytes(&self, n: usize) -> Option<&[u8]> {
         let (_, slot) = self.model.plan().outputs.get(n)?;
-        let numeric = self.model.plan().slots.get(*slot)?.ty.dtype != DType::Str;
+        let numeric = self.model.plan().slots.get(*slot)?.ty.dtype.is_bytes();
         numeric.then(|| self.outputs.get(n)?.as_ref()).flatten().map(Buffer::as_slice)
     }
 
@@ -448,7 +448,7 @@ impl Context {
         for ((_, slot), buffer) in plan.outputs.iter().zip(&mut self.outputs) {
             let ty = &plan.slots[*slot].ty;
             let buffer = buffer.take().ok_or_else(none)?;
-            if ty.dtype == DType::Str {
+            if !ty.dtype.is_bytes() {
                 let missing = RunError::Internal("an output of strings was not written");
                 tensors.push(self.strings[slot.index()].clone().ok_or(missing)?);
                 continue;
@@ -652,7 +652,7 @@ impl Context {
     fn read(&self, id: SlotId) -> Result<Tensor, RunError> {
         let internal = RunError::Internal("a slot does not hold what its type says");
         let (slot, bytes) = self.slot(id)?;
-        if slot.ty.dtype == DType::Str {
+        if !slot.ty.dtype.is_bytes() {
             return self.strings[id.index()].clone().ok_or(internal);
         }
         if let Place::Weights(at) = slot.place {
@@ -679,7 +679,7 @@ impl Context {
             let (expected, found) = (slot.ty.to_string(), found.to_string());
             return Err(RunError::HostResult { origin: origin.clone(), expected, found });
         }
-        if found.dtype == DType::Str {
+        if !found.dtype.is_bytes() {
             self.strings[id.index()] = Some(tensor);
             return Ok(());
         }

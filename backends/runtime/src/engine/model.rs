@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kiln_ir::Tensor;
 use kiln_ir::plan::{Place, Plan, SlotId, Step};
-use kiln_ir::{DType, Tensor};
 
 use super::formulas::Formulas;
 use crate::artifact::{self, Artifact, ArtifactError, KernelTable, KernelTableError};
@@ -246,7 +246,7 @@ fn read_plan(artifact: &Artifact) -> Result<Plan, LoadError> {
         }
     }
     let rows = |slot: &SlotId| plan.slots.get(*slot).is_some_and(|s| s.ty.layout.is_row_major());
-    let strings = |slot: &SlotId| plan.slots.get(*slot).is_some_and(|s| s.ty.dtype == DType::Str);
+    let strings = |slot: &SlotId| plan.slots.get(*slot).is_some_and(|s| !s.ty.dtype.is_bytes());
     for (n, step) in plan.steps.iter().enumerate() {
         let (reads, writes) = step.accesses();
         let mut all = reads.iter().chain(writes);

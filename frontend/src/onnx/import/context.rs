@@ -4,8 +4,8 @@
 //! of all that it adds.
 
 use super::contents::{self, Known};
-use super::{Body, Failure, Importer, S};
 use super::region::{self, Param, Region};
+use super::{Body, Failure, Importer, S};
 use crate::onnx::model::{Graph, Node, ValueType};
 use crate::onnx::problem::shown;
 use kiln_ir::expr::Atom;
@@ -395,6 +395,12 @@ impl<'a> Context<'a> {
         let result = f(&mut body, &args);
         let code = body.finish(result).map_err(|e| self.refused(e.into(), inputs))?;
         self.imply(inputs);
+        if let Some(dims) = self.broadcast_later(inputs) {
+            let dims = self.settled(&dims);
+            let ty = TensorType::new(code.result_type(), dims);
+            let a = Attributes::new().with("body", &code).with("results", vec![ty]);
+            return Ok(self.host("map_at", a, inputs)?[0]);
+        }
         let inputs = self.agree(inputs)?;
         self.add(Map { body: code }, &inputs)
     }
@@ -435,6 +441,42 @@ impl<'a> Context<'a> {
             agreed.push(self.reshape(v, dims)?);
         }
         Ok(agreed)
+    }
+
+    /// The dims of an elementwise result where it depends on extents that the data decides how the operands broadcast;
+    /// nothing for a dim that only the data says.
+    fn broadcast_later(&self, inputs: &[ValueId]) -> Option<Vec<Option<Expr>>> {
+        if self.importer.decided.is_empty() {
+            return None;
+        }
+        let decided = |d: &Expr| {
+            let mut found = false;
+            d.for_each_symbol(&mut |s| found |= self.importer.decided.contains(s));
+            found
+        };
+        let rank = inputs.iter().map(|&v| self.rank(v)).max()?;
+        let mut open = false;
+        let mut dims = vec![Some(Expr::from(1i64)); rank];
+        for &v in inputs {
+            let own = self.dims(v);
+            let skip = rank - own.len();
+            for (slot, d) in dims.iter_mut().skip(skip).zip(own) {
+                match slot.clone() {
+                    _ if d.as_const() == Some(1) => {}
+                    Some(s) if s.as_const() == Some(1) => *slot = Some(d),
+                    Some(s) if s == d => {}
+                    // One of them is 1, or they are equal: a number that is not 1 is what they come to.
+                    Some(s) if decided(&s) || decided(&d) => {
+                        open = true;
+                        *slot =
+                            Some(s).filter(|s| s.as_const().is_some()).or(Some(d).filter(|d| d.as_const().is_some()));
+                    }
+                    Some(_) => return None,
+                    None => *slot = Some(d).filter(|d| d.as_const().is_some()),
+                }
+            }
+        }
+        open.then_some(dims)
     }
 
     /// Notes what broadcasting implies: `min(512, n)` against `n` fits only where `n` is at most 512.
@@ -514,6 +556,11 @@ impl<'a> Context<'a> {
         let mut dims = vec![n.clone()];
         dims.resize(rank.saturating_sub(axis).max(1), Expr::from(1i64));
         self.reshape(v, dims)
+    }
+
+    /// Whether the node is in a graph within the graph, where what changes from step to step cannot be known.
+    pub fn is_inside(&self) -> bool {
+        !self.importer.outer.is_empty()
     }
 
     /// A dim that the data decides.

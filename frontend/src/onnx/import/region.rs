@@ -145,7 +145,8 @@ impl Importer {
             let taken = |f: &Frame| f.graph.symbols.contains_key(&symbol);
             if !taken(&self.frame) && !self.outer.iter().any(taken) {
                 let e = Expr::from(&symbol);
-                self.frame.graph.symbols.insert(symbol, (0, MOST));
+                self.frame.graph.symbols.insert(symbol.clone(), (0, MOST));
+                self.decided.insert(symbol);
                 return e;
             }
         }
@@ -298,6 +299,9 @@ pub(super) fn join(a: &ValueType, b: &ValueType) -> Result<ValueType, Failure> {
         }
         (ValueType::Sequence(x), ValueType::Sequence(y)) => Ok(ValueType::Sequence(Box::new(join(x, y)?))),
         (ValueType::Optional(x), ValueType::Optional(y)) => Ok(ValueType::Optional(Box::new(join(x, y)?))),
+        (ValueType::Optional(x), y) | (y, ValueType::Optional(x)) if join(x, y).is_ok() => {
+            Err(Failure::unsupported(format!("a value of type {y} or an optional of it in one place")))
+        }
         _ => Err(different()),
     }
 }

@@ -9,7 +9,7 @@ pub(super) const OPS: &[Spec] = &[onnx("If", 1, &["else_branch", "then_branch"],
 fn if_(cx: &mut Context) -> Result<Outputs, Failure> {
     let condition = cx.input(0)?;
     if cx.constant_of(condition).is_none() {
-        return run_time::branch(cx, condition);
+        return run_time::unless_known(cx, condition, |cx| run_time::branch(cx, condition));
     }
     let condition = cx.number(0, "cond")?;
     if condition.dtype != DType::Bool {

@@ -69,7 +69,13 @@ fn stack(cx: &mut Context, parts: &[ValueId], axis: usize) -> Result<ValueId, Fa
 fn repeat(cx: &mut Context) -> Result<Outputs, Failure> {
     match cx.attempt(unrolled)? {
         Some(outputs) => Ok(outputs),
-        None => run_time::repeat(cx),
+        None => {
+            let unknown = |i: usize| cx.optional(i).ok().flatten().filter(|&v| cx.contents(v).is_none());
+            match unknown(0).or_else(|| unknown(1)) {
+                Some(v) => run_time::unless_known(cx, v, run_time::repeat),
+                None => run_time::repeat(cx),
+            }
+        }
     }
 }
 

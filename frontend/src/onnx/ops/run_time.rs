@@ -22,6 +22,20 @@ fn meant(values: Vec<ValueId>, params: Vec<Param>) -> Outputs {
     Outputs(values.into_iter().zip(params).map(bound).collect())
 }
 
+/// What `f` makes of a node. Where that is not supported, but would be if `v` were known, the failure says so.
+pub(super) fn unless_known(
+    cx: &mut Context,
+    v: ValueId,
+    f: impl FnOnce(&mut Context) -> Result<Outputs, Failure>,
+) -> Result<Outputs, Failure> {
+    let made = cx.attempt(|cx| match f(cx) {
+        Ok(outputs) => Ok(Some(outputs)),
+        Err(Failure::Invalid(message)) => Err(Failure::Invalid(message)),
+        Err(Failure::Unsupported(_) | Failure::Computed(..) | Failure::Skip) => Ok(None),
+    })?;
+    made.ok_or_else(|| cx.computed("the course", v))
+}
+
 /// What a value has to be that may come from either place.
 fn either(cx: &Context, what: &str, a: &Param, b: &Param) -> Result<Param, Failure> {
     match (&a.kind, &b.kind) {

@@ -2,14 +2,18 @@
 
 use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
-use kiln_ir::ops::Slice;
-use kiln_ir::{Expr, Ranges};
+use kiln_ir::graph::ValueId;
+use kiln_ir::ops::{Attributes, Slice};
+use kiln_ir::{Expr, Ranges, TensorType};
 
 pub(super) const OPS: &[Spec] = &[onnx("Slice", 1, &["axes", "ends", "starts"], slice)];
 
 fn slice(cx: &mut Context) -> Result<Outputs, Failure> {
     let x = cx.input(0)?;
     let rank = cx.rank(x);
+    if cx.opset() >= 10 && cx.is_inside() && [1, 2, 4].into_iter().any(|i| is_open(cx, i)) {
+        return at_run_time(cx, x);
+    }
     // Inputs from version 10 on.
     let (starts, ends, axes, steps) = if cx.opset() >= 10 {
         (cx.exprs(1, "starts")?, cx.exprs(2, "ends")?, cx.optional_ints(3, "axes")?, cx.optional_ints(4, "steps")?)
@@ -35,6 +39,30 @@ fn slice(cx: &mut Context) -> Result<Outputs, Failure> {
         return Ok(x.into());
     }
     Ok(cx.add(op, &[x])?.into())
+}
+
+/// Whether input `i` is there and not known.
+fn is_open(cx: &Context, i: usize) -> bool {
+    matches!(cx.optional(i), Ok(Some(v)) if cx.contents(v).is_none())
+}
+
+/// A slice whose bounds change from step to step of a loop.
+fn at_run_time(cx: &mut Context, x: ValueId) -> Result<Outputs, Failure> {
+    let (starts, ends) = (cx.input(1)?, cx.input(2)?);
+    let count = cx.dims(starts).first().and_then(Expr::as_const).unwrap_or(0);
+    let axes = cx.optional_ints(3, "axes")?.unwrap_or_else(|| (0..count).collect());
+    let axes = cx.axes(&axes, cx.rank(x))?;
+    let steps = match cx.optional(4)? {
+        Some(steps) => steps,
+        None => cx.int_vector(&vec![1; axes.len()])?,
+    };
+    let mut dims = cx.dims(x);
+    for &axis in &axes {
+        dims[axis] = cx.fresh();
+    }
+    let a = Attributes::new().with("axes", axes.as_slice());
+    let a = a.with("results", vec![TensorType::new(cx.dtype(x), dims)]);
+    Ok(cx.host("slice_at", a, &[x, starts, ends, steps])?.into())
 }
 
 /// First index and extent of `start..end` by `step` of an axis with extent `d`. Indices below 0 count from the end; what is

@@ -12,6 +12,7 @@ mod element;
 mod fourier;
 mod grid_sample;
 mod lookup;
+mod map_at;
 mod max_pool;
 mod ngrams;
 mod recurrent;
@@ -64,6 +65,7 @@ pub const TABLE: &[Function] = &[
     fourier::FUNCTION,
     grid_sample::FUNCTION,
     lookup::FUNCTION,
+    map_at::FUNCTION,
     max_pool::POOL,
     max_pool::UNPOOL,
     ngrams::FUNCTION,
@@ -80,6 +82,7 @@ pub const TABLE: &[Function] = &[
     select::COMPRESS,
     select::NMS,
     select::NONZERO,
+    select::SLICE,
     select::UNIQUE,
     sequence::AT,
     sequence::ERASE,

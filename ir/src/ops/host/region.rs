@@ -73,7 +73,8 @@ fn infer_if(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, O
     if condition.dtype != DType::Bool || condition.elements().as_const().is_some_and(|n| n != 1) {
         return Err(OpError::new("wants one truth value"));
     }
-    let (first, second) = rest.split_at_checked(then.inputs.len()).ok_or_else(|| OpError::new("operands are missing"))?;
+    let (first, second) =
+        rest.split_at_checked(then.inputs.len()).ok_or_else(|| OpError::new("operands are missing"))?;
     accepts(then, "`then`", first.iter().copied())?;
     accepts(otherwise, "`else`", second.iter().copied())?;
     let results = a.types("results")?;
@@ -86,7 +87,8 @@ fn infer_if(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, O
 fn eval_if(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let (then, otherwise) = (a.graph("then")?, a.graph("else")?);
     let Some((condition, rest)) = inputs.split_first() else { return Err(OpError::new("wants a condition")) };
-    let (first, second) = rest.split_at_checked(then.inputs.len()).ok_or_else(|| OpError::new("operands are missing"))?;
+    let (first, second) =
+        rest.split_at_checked(then.inputs.len()).ok_or_else(|| OpError::new("operands are missing"))?;
     let results = if truth(condition)? { run(then, first)? } else { run(otherwise, second)? };
     promised(a.types("results")?, results)
 }
@@ -155,9 +157,9 @@ impl Collected {
         }
         let held = state.iter().map(Tensor::footprint).fold(self.bytes, u64::saturating_add);
         match limits::current().bytes {
-            Some(most) if held > most => {
-                Err(OpError::new(format!("what the steps give takes {held} bytes, {most} are left of the memory budget")))
-            }
+            Some(most) if held > most => Err(OpError::new(format!(
+                "what the steps give takes {held} bytes, {most} are left of the memory budget"
+            ))),
             Some(_) | None => Ok(()),
         }
     }
@@ -186,7 +188,9 @@ fn stack(parts: &[Tensor], axis: usize, ty: &TensorType) -> Result<Tensor, OpErr
         let mut strings = Vec::with_capacity(count);
         for o in 0..outer {
             for part in parts {
-                strings.extend_from_slice(part.strings().and_then(|s| s.get(o * inner..(o + 1) * inner)).unwrap_or_default());
+                strings.extend_from_slice(
+                    part.strings().and_then(|s| s.get(o * inner..(o + 1) * inner)).unwrap_or_default(),
+                );
             }
         }
         return Ok(Tensor::from_strings(shape, strings)?);
@@ -466,7 +470,8 @@ mod tests {
     fn a_scan_runs_both_ways() {
         let here = Origin::default();
         let mut g = Graph::new("body");
-        let (s, x) = (g.add_input("s", TensorType::of(DType::F32, &[])), g.add_input("x", TensorType::of(DType::F32, &[])));
+        let (s, x) =
+            (g.add_input("s", TensorType::of(DType::F32, &[])), g.add_input("x", TensorType::of(DType::F32, &[])));
         let sum = g.add(add(), &[s, x], &here).unwrap();
         g.add_output("s", sum);
         g.add_output("y", sum);

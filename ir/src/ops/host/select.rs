@@ -1,4 +1,4 @@
-//! Ops whose results are as long as the data says: `nonzero`, `compress`, `unique` and `non_max_suppression`.
+//! Ops whose results are as long as the data says: `nonzero`, `compress`, `unique`, `slice_at` and `non_max_suppression`.
 //!
 //! Invariant: an extent that the data decides is in attribute `results`; all others are inferred and must agree with it.
 
@@ -25,6 +25,48 @@ pub(super) const UNIQUE: Function = Function { name: "unique", infer: infer_uniq
 /// Result: `[count, 3]`, i64: batch, class, box. Attribute `centred`: boxes are x, y of the centre, width and height, else y and x
 /// of two opposite corners.
 pub(super) const NMS: Function = Function { name: "non_max_suppression", infer: infer_nms, eval: eval_nms };
+
+/// Operands: a tensor, starts, ends and steps (integers) along `axes`: ONNX's `Slice`, what is outside being cut off.
+pub(super) const SLICE: Function = Function { name: "slice_at", infer: infer_slice, eval: eval_slice };
+
+fn infer_slice(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+    let [x, starts, ends, steps] = inputs else { return Err(OpError::new("takes 4 operands")) };
+    let (axes, types) = (a.sizes("axes")?, given(a, 1)?);
+    check_axes(&axes, x.rank())?;
+    let lists = [starts, ends, steps].iter().all(|t| t.dtype.is_int() && t.rank() == 1);
+    let kept = |(n, (a, b)): (usize, (&crate::Expr, &crate::Expr))| axes.contains(&n) || a == b;
+    let fits = types[0].dtype == x.dtype && types[0].rank() == x.rank();
+    if x.dtype == DType::Seq || !lists || !fits || !x.dims.iter().zip(&types[0].dims).enumerate().all(kept) {
+        return Err(OpError::new(format!("{} cannot be a slice of {x}", types[0])));
+    }
+    Ok(types)
+}
+
+fn eval_slice(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
+    let [x, starts, ends, steps] = inputs else { return Err(OpError::new("takes 4 operands")) };
+    let axes = a.sizes("axes")?;
+    let (starts, ends, steps) = (ints(starts)?, ints(ends)?, ints(steps)?);
+    if [&starts, &ends, &steps].iter().any(|l| l.len() != axes.len()) {
+        return Err(OpError::new(format!("starts, ends and steps for {} axes are not of that length", axes.len())));
+    }
+    let mut part = x.clone();
+    for (n, &axis) in axes.iter().enumerate() {
+        let (extent, step) = (i64::try_from(x.shape()[axis]).unwrap_or(i64::MAX), steps[n]);
+        if step == 0 {
+            return Err(OpError::new("a step is 0"));
+        }
+        let (low, high) = if step > 0 { (0, extent) } else { (-1, extent - 1) };
+        let place = |v: i64| (if v < 0 { v.saturating_add(extent) } else { v }).clamp(low, high);
+        let (mut at, end) = (place(starts[n]), place(ends[n]));
+        let mut kept = Vec::new();
+        while if step > 0 { at < end } else { at > end } {
+            kept.push(usize::try_from(at).unwrap_or(0));
+            at = at.saturating_add(step);
+        }
+        part = picked(&part, Some(axis), &kept)?;
+    }
+    Ok(vec![part])
+}
 
 fn infer_nonzero(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
     let [x] = inputs else { return Err(OpError::new("takes 1 operand")) };
@@ -105,7 +147,8 @@ fn infer_unique(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType
     a.bool("sorted")?;
     check_axes(&[axis.unwrap_or(0)], axis.map_or(1, |_| x.rank()))?;
     let counts = types[1..].iter().all(|t| t.dtype == DType::I64 && t.rank() == 1);
-    if x.dtype == DType::Seq || types[0].dtype != x.dtype || types[0].rank() != axis.map_or(1, |_| x.rank()) || !counts {
+    if x.dtype == DType::Seq || types[0].dtype != x.dtype || types[0].rank() != axis.map_or(1, |_| x.rank()) || !counts
+    {
         return Err(OpError::new(format!("{} cannot be the distinct elements of {x}", types[0])));
     }
     Ok(types)
@@ -274,6 +317,20 @@ mod tests {
         assert_eq!(of(along(), &[1]).unwrap(), [0., 3.]);
         assert!(of(along(), &[1, 1, 1, 1]).is_err());
         assert_eq!(of(results(&[(DType::F32, &[0])]), &[0, 0, 0, 1]).unwrap(), [3.]);
+    }
+
+    #[test]
+    fn slices_are_cut_off() {
+        let x = f32s(&[2, 3], &[0., 1., 2., 3., 4., 5.]);
+        let of = |start: i64, end: i64, step: i64| {
+            let list = |v| Tensor::from_i64(&[1], &[v]).unwrap();
+            let a = results(&[(DType::F32, &[2, 0])]).with("axes", &[1usize][..]);
+            op("slice_at", a, &[x.clone(), list(start), list(end), list(step)]).map(|r| r[0].to_f32().unwrap())
+        };
+        assert_eq!(of(1, i64::MAX, 1).unwrap(), [1., 2., 4., 5.]);
+        assert_eq!(of(-1, i64::MIN, -2).unwrap(), [2., 0., 5., 3.]);
+        assert_eq!(of(2, 1, 1).unwrap(), []);
+        assert!(of(0, 1, 0).is_err());
     }
 
     #[test]

@@ -178,7 +178,8 @@ fn eval_split(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError>
         if !keep {
             shape.remove(axis);
         }
-        let range = |o: usize, unit: usize| (o * extent + start) * inner * unit..(o * extent + start + size) * inner * unit;
+        let range =
+            |o: usize, unit: usize| (o * extent + start) * inner * unit..(o * extent + start + size) * inner * unit;
         all.push(match x.strings() {
             Some(strings) => {
                 Tensor::from_strings(shape, (0..outer).flat_map(|o| strings[range(o, 1)].to_vec()).collect())?
@@ -234,7 +235,8 @@ fn eval_join(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> 
         for o in 0..outer {
             for (part, s) in &parts {
                 let row = s[axis] * inner;
-                strings.extend_from_slice(part.strings().and_then(|v| v.get(o * row..(o + 1) * row)).unwrap_or_default());
+                strings
+                    .extend_from_slice(part.strings().and_then(|v| v.get(o * row..(o + 1) * row)).unwrap_or_default());
             }
         }
         return Ok(vec![Tensor::from_strings(shape, strings)?]);
@@ -311,7 +313,11 @@ mod tests {
         assert!(split(&[i64s(&[2, 2])], true).is_err() && split(&[i64s(&[0])], true).is_err());
         assert_eq!(split(&[], false).unwrap().tensors().unwrap()[2], f32s(&[2], &[2., 5.]));
         let join = |s: &Tensor, rank, axis: usize, stacked: bool| {
-            op("sequence_join", free(DType::F32, rank).with("axis", axis).with("stacked", stacked), std::slice::from_ref(s))
+            op(
+                "sequence_join",
+                free(DType::F32, rank).with("axis", axis).with("stacked", stacked),
+                std::slice::from_ref(s),
+            )
         };
         assert_eq!(join(&parts, 2, 1, false).unwrap(), x);
         assert_eq!(join(&split(&[], false).unwrap(), 2, 1, true).unwrap(), x);
