@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kiln_ir::graph::Origin;
 use kiln_ir::interp::{EvalError, bind_types, eval_op};
 use kiln_ir::plan::{Place, Plan, Slot, SlotId, Step};
-use kiln_ir::{Expr, Symbol, Tensor, TensorType};
+use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
 
 use super::formulas::Values;
 use super::model::{Loaded, Model};
@@ -350,7 +350,7 @@ impl Context {
         let (plan, formulas) = (model.plan(), model.formulas());
         for ((name, slot), (n, lent)) in plan.inputs.iter().zip(inputs.iter().enumerate()) {
             let bytes = formulas.bytes(&self.values, *slot);
-            if lent.dtype == DType::Str || bytes != Some(lent.bytes.len() as u64) {
+            if !lent.dtype.is_bytes() || bytes != Some(lent.bytes.len() as u64) {
                 let (expected, found) = (plan.slots[*slot].ty.to_string(), format!("{} bytes", lent.bytes.len()));
                 return Err(RunError::InputType { name: name.to_string(), expected, found });
             }
