@@ -122,8 +122,8 @@ impl LanguageModel {
         self.template.as_deref()
     }
 
-    /// The weights as parameters of the decoder's graphs.
+    /// The weights as parameters of the decoder's graphs; quantized ones stay so.
     pub fn loader(&self) -> Loader<'_> {
-        Loader::new(&*self.weights)
+        Loader::new(&*self.weights).keeping_blocks()
     }
 }

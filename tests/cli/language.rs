@@ -1,0 +1,145 @@
+//! Language models from the command line, on a small random checkpoint whose continuations transformers has written down.
+
+use super::{Place, Word, kiln};
+use serde_json::Value;
+use std::path::PathBuf;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("frontend/tests/fixtures/lm").join(name)
+}
+
+fn expected() -> Vec<Value> {
+    serde_json::from_str(&std::fs::read_to_string(fixture("tiny.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn greedy_continuations_are_those_of_transformers() {
+    let model = fixture("tiny.gguf");
+    for case in expected() {
+        let prompt = case["prompt"].as_str().unwrap();
+        for threads in ["1", "3"] {
+            let report = kiln!(
+                "generate",
+                &model,
+                "--prompt",
+                prompt,
+                "-n",
+                "16",
+                "--ignore-eos",
+                "--threads",
+                threads,
+                "--json"
+            )
+            .succeeds()
+            .json();
+            assert_eq!(report["tokens"], case["tokens"], "{prompt:?} on {threads} threads");
+            assert_eq!(report["prompt_tokens"], case["prompt_tokens"].as_array().unwrap().len());
+            assert_eq!(report["stop"], "length");
+            assert!(report["prefill_s"].as_f64().unwrap() > 0.0 && report["tokens_per_s"].as_f64().unwrap() > 0.0);
+        }
+    }
+}
+
+#[test]
+fn the_text_is_a_line_and_the_seed_decides_it() {
+    let model = fixture("tiny.gguf");
+    let sample = |seed: &str, threads: &str| {
+        kiln!(
+            "generate",
+            &model,
+            "--prompt",
+            "the",
+            "-n",
+            "12",
+            "--temperature",
+            "1.5",
+            "--top-k",
+            "40",
+            "--seed",
+            seed,
+            "--threads",
+            threads,
+            "--json"
+        )
+        .succeeds()
+        .json()["tokens"]
+            .clone()
+    };
+    assert_eq!(sample("1", "1"), sample("1", "2"));
+    assert_ne!(sample("1", "1"), sample("2", "1"));
+    let json = kiln!("generate", &model, "--prompt", "the", "-n", "5", "--json").succeeds().json();
+    let plain = kiln!("generate", &model, "--prompt", "the", "-n", "5").succeeds();
+    assert_eq!(plain.out, format!("{}\n", json["text"].as_str().unwrap()));
+    let place = Place::new();
+    let file = place.write("p.txt", b"the");
+    assert_eq!(kiln!("generate", &model, "--prompt-file", &file, "-n", "5").succeeds().out, plain.out);
+    assert_eq!(kiln!("generate", &model, "--prompt", "the", "-n", "0").succeeds().out, "\n");
+}
+
+#[test]
+fn bias_and_stops_change_the_text() {
+    let model = fixture("tiny.gguf");
+    // The letters a and z are tokens of their own.
+    let always = |token: u8, more: &[&str]| {
+        let bias = format!("{token}=1e9");
+        let words = ["generate", model.to_str().unwrap(), "--prompt", "the", "-n", "6", "--logit-bias", &bias];
+        let words: Vec<&dyn Word> = words.iter().chain(more).map(|w| w as &dyn Word).collect();
+        super::run(&words).succeeds().out
+    };
+    assert_eq!(always(b'a', &[]), "aaaaaa\n");
+    assert_eq!(always(b'a', &["--stop", "aaa"]), "\n");
+    assert_eq!(always(b'a', &["--stop", "b", "--logit-bias", "122=1e9"]), "aaaaaa\n");
+    assert_ne!(always(b'a', &["--ban", "a"]), "aaaaaa\n");
+    assert_eq!(always(b'a', &["--frequency-penalty", "1e10", "--logit-bias", "122=9e8"])[..2], *"az");
+    // The token that ends a text, which is not shown.
+    let end = ["generate", model.to_str().unwrap(), "--prompt", "the", "--logit-bias", "264=1e9", "-n", "4"];
+    let run = |words: &[&str]| super::run(&words.iter().map(|w| w as &dyn Word).collect::<Vec<_>>()).succeeds();
+    assert_eq!(run(&end).out, "\n");
+    let mut json: Vec<&str> = end.to_vec();
+    json.push("--json");
+    assert_eq!(run(&json).json()["stop"], "end");
+    json.push("--ignore-eos");
+    assert_eq!(run(&json).json()["tokens"], serde_json::json!([264, 264, 264, 264]));
+}
+
+#[test]
+fn losses_are_those_of_transformers() {
+    let (place, model) = (Place::new(), fixture("tiny.gguf"));
+    for case in expected() {
+        // The prompt's own tokens, as a text.
+        let prompt = case["prompt"].as_str().unwrap();
+        if case["prompt_tokens"].as_array().unwrap().len() < 2 {
+            let text = place.write("t.txt", prompt.as_bytes());
+            kiln!("eval", "perplexity", &model, "--text", &text).fails(3, "there are no tokens");
+            continue;
+        }
+        let want = case["prompt_loss"].as_f64().unwrap();
+        let text = place.write("t.txt", prompt.as_bytes());
+        let report = kiln!("eval", "perplexity", &model, "--text", &text, "--window", "64", "--json").succeeds().json();
+        assert!((report["loss"].as_f64().unwrap() - want).abs() < 1e-5 * want, "{prompt:?}: {report} and not {want}");
+        // The same by score, given the first character.
+        let (first, rest) = prompt.split_at(prompt.chars().next().unwrap().len_utf8());
+        let scored = kiln!("eval", "score", &model, "--prompt", first, "--choice", rest, "--json").succeeds().json();
+        assert!(scored["choices"][0]["log_probability"].as_f64().unwrap() < 0.0, "{scored}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    let (place, model) = (Place::new(), fixture("tiny.gguf"));
+    kiln!("generate", &place.path("none.gguf"), "--prompt", "a").fails(2, "cannot read");
+    kiln!("generate", &place.write("m.onnx", b"no"), "--prompt", "a").fails(2, "is no language model");
+    kiln!("generate", &place.write("m.gguf", b"GGUF\x03\0\0\0"), "--prompt", "a").fails(3, "ends inside");
+    let whole = std::fs::read(&model).unwrap();
+    kiln!("generate", &place.write("c.gguf", &whole[..whole.len() - 64]), "--prompt", "a")
+        .fails(3, "ends inside the data");
+    kiln!("generate", &model, "--prompt", "").fails(3, "there are no tokens");
+    kiln!("generate", &model, "--prompt", "the cat", "--context", "2").fails(6, "3 tokens do not fit");
+    kiln!("generate", &model, "--prompt", "a", "--temperature", "-1").fails(2, "must not be negative");
+    kiln!("generate", &model, "--prompt", "a", "--top-p", "2").fails(2, "from 0 to 1");
+    kiln!("generate", &model, "--prompt", "a", "--logit-bias", "x").fails(2, "TOKEN=X");
+    kiln!("generate", &model).fails(2, "--prompt");
+    kiln!("eval", "embed", &model, "--text", "a").fails(2, "is no language model");
+    let folder = fixture("llama");
+    kiln!("generate", &folder, "--prompt", "a").fails(3, "no file tokenizer.json");
+}
