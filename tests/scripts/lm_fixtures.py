@@ -138,7 +138,45 @@ def encoders():
             encoder(family, head)
 
 
-FAMILIES = [llama, llama3, yarn, mistral, qwen2, qwen3, gpt2, encoders]
+def sequence(name, config, seed=7):
+    """Two sources, the second one shorter."""
+    model = random_weights(transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager"), seed)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.copy_(torch.randn(model.final_logits_bias.shape, generator=torch.Generator().manual_seed(5)))
+    # Sinusoidal tables are parameters there, which are not trained.
+    for part in [getattr(model, "model", None)]:
+        for side in ("encoder", "decoder"):
+            table = getattr(getattr(part, side, None), "embed_positions", None)
+            if table is not None and hasattr(table, "create_weight"):
+                table.weight = torch.nn.Parameter(table.create_weight(), requires_grad=False)
+            elif table is not None and hasattr(table, "_init_weight"):
+                table._init_weight()
+    random = torch.Generator().manual_seed(seed + 1)
+    source = torch.randint(3, config.vocab_size, (2, 7), generator=random)
+    mask = torch.ones_like(source)
+    mask[1, 4:] = 0
+    tokens = torch.randint(3, config.vocab_size, (2, 11), generator=random)
+    with torch.no_grad():
+        out = model(input_ids=source, attention_mask=mask, decoder_input_ids=tokens, use_cache=False)
+    outputs = {"logits": out.logits, "memory": out.encoder_last_hidden_state}
+    write(name, model, {"source": source, "source_mask": mask, "tokens": tokens}, outputs)
+
+
+TFIVE = dict(vocab_size=40, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=3, relative_attention_num_buckets=8,
+             relative_attention_max_distance=12, decoder_start_token_id=0)
+BART = dict(vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=2,
+            encoder_ffn_dim=24, decoder_ffn_dim=20, max_position_embeddings=32, decoder_start_token_id=0, pad_token_id=1,
+            bos_token_id=0, eos_token_id=2)
+
+
+def sequences():
+    sequence("t5", transformers.T5Config(**TFIVE, num_decoder_layers=1))
+    sequence("t5-gated", transformers.T5Config(**TFIVE, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    sequence("bart", transformers.BartConfig(**BART, scale_embedding=True))
+    sequence("marian", transformers.MarianConfig(**BART, scale_embedding=True, activation_function="swish"))
+
+
+FAMILIES = [llama, llama3, yarn, mistral, qwen2, qwen3, gpt2, encoders, sequences]
 
 if __name__ == "__main__":
     for family in FAMILIES:

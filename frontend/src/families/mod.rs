@@ -3,11 +3,15 @@
 //! Invariant: a family's graph is a function of its configuration and a form (how many tokens, what past); every parameter
 //! has the name that Hugging Face gives it.
 
+pub mod bart;
 pub mod bert;
 mod decoder;
 pub mod gpt2;
 pub mod llama;
+mod sequence;
 mod settings;
+pub mod t5;
 
 pub use decoder::{Decoder, Extent, Form, Past};
+pub use sequence::{Sequence, SequenceForm};
 pub use settings::Settings;

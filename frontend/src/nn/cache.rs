@@ -85,6 +85,14 @@ impl<'g> Decoding<'g> {
         self.positions
     }
 
+    /// The positions of the past's inputs, i64 `[past]`.
+    ///
+    /// # Errors
+    /// Never for a graph that could be begun.
+    pub fn past_positions(&self) -> Result<Value<'g>> {
+        self.builder.iota([self.past.clone()], 0)
+    }
+
     /// The inputs `past_k.N` and `past_v.N` of a layer.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod linear;
 mod matrix;
 mod multi_head;
 mod norm;
+mod relative;
 mod rotary;
 mod scope;
 
@@ -27,5 +28,6 @@ pub use linear::{Linear, WeightOrder};
 pub use matrix::Matrix;
 pub use multi_head::{MultiHead, MultiHeadNames, split_heads};
 pub use norm::{LayerNorm, RmsNorm};
+pub use relative::RelativeBias;
 pub use rotary::{Pairs, Rotary, Scaling};
 pub use scope::{Parameters, Scope, Seeded};

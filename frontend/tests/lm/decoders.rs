@@ -11,20 +11,20 @@ use std::collections::BTreeMap;
 /// Positions of the caches here.
 const CAPACITY: usize = 16;
 
-fn run(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+pub fn run(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let named = graph.inputs.iter().map(|&id| inputs[graph.value(id).name.as_deref().unwrap()].clone());
     let outputs = eval_graph(graph, &named.collect::<Vec<_>>(), &Options::default()).unwrap();
     graph.outputs.iter().map(|(name, _)| name.to_string()).zip(outputs).collect()
 }
 
-fn join(a: &Tensor, b: &Tensor) -> Tensor {
+pub fn join(a: &Tensor, b: &Tensor) -> Tensor {
     let mut shape = a.shape().to_vec();
     shape[0] += b.shape()[0];
     Tensor::new(a.dtype(), shape, [a.bytes(), b.bytes()].concat()).unwrap()
 }
 
 /// Tokens `from..to` of every row of `[B, T]`.
-fn tokens(all: &Tensor, from: usize, to: usize) -> Tensor {
+pub fn tokens(all: &Tensor, from: usize, to: usize) -> Tensor {
     let (values, length) = (all.to_i64().unwrap(), all.shape()[1]);
     let picked: Vec<i64> = values.chunks(length).flat_map(|row| row[from..to].to_vec()).collect();
     Tensor::from_i64(&[all.shape()[0], to - from], &picked).unwrap()

@@ -4,6 +4,7 @@ mod blocks;
 mod decoders;
 mod encoders;
 mod problems;
+mod sequences;
 
 use bytes::Bytes;
 use kiln_frontend::checkpoint::{Files, Folder, Safetensors, Weights};
