@@ -37,6 +37,25 @@ impl Difference {
     }
 }
 
+impl Difference {
+    /// What two differences of parts come to for the whole: another type, then the larger relative one, then elements.
+    fn worse(self, other: Difference) -> Difference {
+        match (self, other) {
+            (Difference::Type { expected, found }, _) | (_, Difference::Type { expected, found }) => {
+                Difference::Type { expected, found }
+            }
+            (Difference::Relative(a), Difference::Relative(b)) => Difference::Relative(a.max(b)),
+            (Difference::Elements(a), Difference::Elements(b)) => Difference::Elements(a + b),
+            (Difference::Relative(d), Difference::Elements(0)) | (Difference::Elements(0), Difference::Relative(d)) => {
+                Difference::Relative(d)
+            }
+            (Difference::Relative(_), Difference::Elements(n)) | (Difference::Elements(n), Difference::Relative(_)) => {
+                Difference::Elements(n)
+            }
+        }
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -53,6 +72,9 @@ pub fn difference(expected: &Tensor, found: &Tensor) -> Difference {
     if expected.dtype() != found.dtype() || expected.shape() != found.shape() {
         let name = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
         return Difference::Type { expected: name(expected), found: name(found) };
+    }
+    if let (Some(a), Some(b)) = (expected.tensors(), found.tensors()) {
+        return a.iter().zip(b).map(|(a, b)| difference(a, b)).fold(Difference::Elements(0), Difference::worse);
     }
     if let (Some(a), Some(b)) = (expected.strings(), found.strings()) {
         return Difference::Elements(a.iter().zip(b).filter(|(a, b)| a != b).count());
@@ -100,6 +122,9 @@ mod tests {
         assert_eq!(difference(&t(&[0.0]), &t(&[0.5])), Difference::Relative(0.5));
         let i = |v: &[i64]| Tensor::from_i64(&[v.len()], v).unwrap();
         assert_eq!(difference(&i(&[1, 2]), &i(&[1, 3])), Difference::Elements(1));
+        let list = |v: f32| Tensor::from_tensors(vec![t(&[1.0]), i(&[3]), t(&[v])]);
+        assert_eq!(difference(&list(2.0), &list(2.5)), Difference::Relative(0.25));
+        assert!(!difference(&list(2.0), &Tensor::from_tensors(vec![t(&[1.0])])).within(1.0));
         let s = |v: &str| Tensor::from_strings(vec![1], vec![v.into()]).unwrap();
         assert!(!difference(&s("a"), &s("b")).within(1.0) && difference(&s("a"), &s("a")).within(0.0));
     }

@@ -7,8 +7,8 @@ use crate::{Error, npz, random};
 use kiln_frontend::onnx::model::{Model, ValueType};
 use kiln_frontend::onnx::value;
 pub use kiln_frontend::onnx::value::Value;
-use kiln_ir::Tensor;
 use kiln_ir::plan::{Plan, SlotId};
+use kiln_ir::{DType, Tensor};
 use kiln_runtime::memory::Budget;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,46 @@ pub fn types(plan: &Plan, ends: &[(Arc<str>, SlotId)]) -> Vec<Wanted> {
         Wanted { name: name.to_string(), ty: ValueType::Tensor(TensorType { dtype: ty.dtype, shape }) }
     };
     ends.iter().map(end).collect()
+}
+
+/// The ends of a plan, of which `declared` tells the types where the model's are no tensors: the text forms of all of them in
+/// order, or nothing.
+///
+/// # Errors
+/// [`Error::Data`] where a text is no type.
+pub fn declared_types(plan: &Plan, ends: &[(Arc<str>, SlotId)], declared: &[String]) -> Result<Vec<Wanted>, Error> {
+    let mut all = types(plan, ends);
+    for (end, text) in all.iter_mut().zip(declared) {
+        // A tensor's dims are those of the plan.
+        match parse_type(text) {
+            Some(ValueType::Tensor(_)) => {}
+            Some(ty) => end.ty = ty,
+            None => return Err(Error::data("the artifact's notes", format!("{text:?} is no type"))),
+        }
+    }
+    Ok(all)
+}
+
+/// The type of a text form such as `optional(sequence(f32[2]))`; tensors lose their shape.
+fn parse_type(text: &str) -> Option<ValueType> {
+    use kiln_frontend::onnx::model::TensorType;
+    let inside = |word: &str| text.strip_prefix(word)?.strip_prefix('(')?.strip_suffix(')');
+    let tensor = |text: &str| {
+        let (dtype, _) = text.split_once('[')?;
+        Some(TensorType { dtype: DType::from_name(dtype)?, shape: None })
+    };
+    if let Some(element) = inside("sequence") {
+        Some(ValueType::Sequence(Box::new(parse_type(element)?)))
+    } else if let Some(element) = inside("optional") {
+        Some(ValueType::Optional(Box::new(parse_type(element)?)))
+    } else if let Some(entry) = inside("map") {
+        let (key, value) = entry.split_once(", ")?;
+        Some(ValueType::Map { key: DType::from_name(key)?, value: Box::new(parse_type(value)?) })
+    } else if let Some(of) = inside("sparse") {
+        tensor(of).map(ValueType::Sparse)
+    } else {
+        tensor(text).map(ValueType::Tensor)
+    }
 }
 
 /// Where inputs come from.
@@ -95,21 +135,19 @@ pub fn values(
     }
 }
 
-/// The inputs as [`values`] has them, as the tensors that plans take.
+/// The inputs as [`values`] has them, as plans take them: sequences and optionals are tensors of tensors.
 ///
 /// # Errors
-/// Those of [`values`]; [`Error::Unsupported`] for an input that is no tensor.
+/// Those of [`values`]; [`Error::Unsupported`] for a map or a sparse tensor, which no plan takes.
 pub fn inputs(
     from: &From,
     wanted: &[Wanted],
     shape: &dyn Fn(&str) -> Option<Vec<usize>>,
     budget: &Budget,
 ) -> Result<Vec<Tensor>, Error> {
-    let tensor = |(value, w): (Value, &Wanted)| match value {
-        Value::Tensor(tensor) => Ok(tensor),
-        Value::Sparse(_) | Value::Sequence(_) | Value::Optional(_) | Value::Map(..) => {
-            Err(Error::Unsupported(format!("input {:?} is {}; only tensors can be given", w.name, w.ty)))
-        }
+    let tensor = |(value, w): (Value, &Wanted)| {
+        let message = || format!("input {:?} is {}, which no model takes here", w.name, w.ty);
+        value.into_tensor().ok_or_else(|| Error::Unsupported(message()))
     };
     values(from, wanted, shape, budget)?.into_iter().zip(wanted).map(tensor).collect()
 }
@@ -219,4 +257,20 @@ fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_read_as_they_are_shown() {
+        for text in ["f32[...]", "optional(sequence(i64[...]))", "map(i64, sequence(str[...]))", "sparse(bf16[...])"] {
+            assert_eq!(parse_type(text).unwrap().to_string(), text);
+        }
+        assert_eq!(parse_type("sequence(f32[2, n])").unwrap().to_string(), "sequence(f32[...])");
+        for text in ["", "f32", "sequence(f32[2]", "tuple(f32[2])", "map(f32[2])", "opaque(a, b)"] {
+            assert_eq!(parse_type(text), None, "{text}");
+        }
+    }
 }

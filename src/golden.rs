@@ -7,8 +7,8 @@ use crate::{Compiled, Error, compare, random};
 use bytes::Bytes;
 use kiln_frontend::onnx::tensor::to_proto;
 use kiln_frontend::onnx::value;
-use kiln_ir::Tensor;
 use kiln_ir::plan::{Plan, nominal};
+use kiln_ir::{DType, Tensor};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, Model, ModelOptions};
 use kiln_runtime::memory::Budget;
@@ -25,6 +25,11 @@ impl Compiled {
     pub fn add_golden(&mut self, seed: u64, budget: &Budget) -> Result<(), Error> {
         let options = ModelOptions { levels: Some(vec![CpuLevel::Portable]), ..ModelOptions::default() };
         let model = self.load(&options)?;
+        let plan = model.plan();
+        let mut ends = plan.inputs.iter().chain(&plan.outputs);
+        if let Some((name, _)) = ends.find(|(_, slot)| plan.slots[*slot].ty.dtype == DType::Seq) {
+            return Err(Error::Unsupported(format!("{name:?} is no tensor: golden results are of tensors only")));
+        }
         let inputs = random::inputs(&input_types(model.plan())?, seed)?;
         let outputs = Context::new(&model, 1, budget)?.run(&inputs)?;
         self.golden = Some(encode(inputs.iter().chain(&outputs)));

@@ -111,7 +111,10 @@ pub struct Compiled {
 pub fn compile(model: &Model, options: &Options, observer: &mut dyn Observer) -> Result<Compiled, Error> {
     observer.stage("import");
     let graph = import_graph(model, options)?;
-    compile_with(graph, &notes::operators(model), options, observer)
+    let mut compiled = compile_with(graph, &notes::operators(model), options, observer)?;
+    compiled.notes.inputs = notes::declared(&model.graph.inputs);
+    compiled.notes.outputs = notes::declared(&model.graph.outputs);
+    Ok(compiled)
 }
 
 /// Compiles a graph, such as one of [`builder`]: passes, groups as tile programs, vector programs, machine code for each

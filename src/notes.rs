@@ -1,4 +1,5 @@
-//! What the compiler decided and a plan does not say: why steps run on the host, which casts and copies it added.
+//! What the compiler decided and a plan does not say: why steps run on the host, which casts and copies it added; and what
+//! the model calls its inputs and outputs where a plan has another type for them.
 //!
 //! Invariant: a note is about what the compiler did beyond what the model asks for. A cast or a copy is the model's own
 //! where every node that it came from is one that casts, or moves data; a graph that was built in Rust says what it wants,
@@ -22,6 +23,12 @@ pub struct Notes {
     pub casts: Vec<Cast>,
     /// Copies of data that were added.
     pub copies: Vec<Copy>,
+    /// The types of the inputs as the model declares them, where one of them is no tensor; else nothing.
+    #[serde(default)]
+    pub inputs: Vec<String>,
+    /// The same of the outputs.
+    #[serde(default)]
+    pub outputs: Vec<String>,
 }
 
 /// A step that runs on the host.
@@ -61,6 +68,13 @@ pub struct Copy {
     pub origin: Vec<String>,
     /// The operators of those nodes.
     pub operators: Vec<String>,
+}
+
+/// The types of a model's inputs or outputs, where one of them is no tensor; an output whose type is not declared ends them.
+pub fn declared(ends: &[model::ValueInfo]) -> Vec<String> {
+    let types: Vec<&model::ValueType> = ends.iter().map_while(|end| end.ty.as_ref()).collect();
+    let tensors = types.iter().all(|ty| ty.tensor().is_some());
+    if tensors { Vec::new() } else { types.iter().map(|ty| ty.to_string()).collect() }
 }
 
 /// The operator of each of a model's nodes, subgraphs included, by the node's name.
@@ -214,7 +228,7 @@ mod tests {
     fn notes_round_trip() {
         let copy = Copy { kernel: None, what: "copy".into(), bytes: 8, origin: vec!["y".into()], operators: vec![] };
         let host = Host { origin: vec!["a\"b".into()], why: "because".into() };
-        let notes = Notes { hosts: vec![host], casts: vec![], copies: vec![copy] };
+        let notes = Notes { hosts: vec![host], copies: vec![copy], outputs: vec!["f32[2]".into()], ..Notes::default() };
         assert_eq!(Notes::parse(&notes.to_text().unwrap()).unwrap(), notes);
         assert!(Notes::parse("{").is_err());
     }

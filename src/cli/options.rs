@@ -7,11 +7,13 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln::data::{self, From, Wanted};
 use kiln::ir::Tensor;
+use kiln::notes::Notes;
 use kiln::npz;
 use kiln::observe::{Dump, Several, VerifyEach};
 use kiln::onnx::model::{Limits, Model as OnnxModel, ValueType};
+use kiln::runtime::artifact;
 use kiln::runtime::cpu::{CpuLevel, Machine};
-use kiln::runtime::engine::{self, ModelOptions};
+use kiln::runtime::engine::{self, LoadError, ModelOptions};
 use kiln::runtime::memory::Budget;
 use kiln::{Compiled, Error, Observer, Options, Source};
 use std::collections::BTreeMap;
@@ -236,11 +238,13 @@ pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
                 return Err(compiled_already(option, &path));
             }
             let model = engine::Model::open(&path, &machinery.load_options()?)?;
-            let outputs = data::types(model.plan(), &model.plan().outputs);
+            let text = model.artifact().text(artifact::NOTES).map_err(LoadError::Artifact)?;
+            let notes = Notes::parse(text)?;
+            let outputs = data::declared_types(model.plan(), &model.plan().outputs, &notes.outputs)?;
             if archive {
                 outputs.iter().try_for_each(|o| held(&o.name, &o.ty))?;
             }
-            let wanted = data::types(model.plan(), &model.plan().inputs);
+            let wanted = data::declared_types(model.plan(), &model.plan().inputs, &notes.inputs)?;
             let shape = |name: &str| data::unit_shape(model.plan(), name);
             let inputs = read_inputs(inputs, &wanted, &shape, &budget)?;
             let declared = outputs.into_iter().map(|o| Some(o.ty)).collect();
@@ -290,7 +294,8 @@ pub fn with_inputs(
     let mut options = machinery.options(levels, BTreeMap::new())?;
     let unit = kiln::source::unit_shapes(onnx, &options.bind);
     let inputs = read_inputs(from, &wanted, &|name| unit.get(name).cloned(), budget)?;
-    let shapes = wanted.iter().zip(&inputs).map(|(w, t)| (w.name.clone(), t.shape().to_vec()));
+    let dense = wanted.iter().zip(&inputs).filter(|(_, tensor)| tensor.tensors().is_none());
+    let shapes = dense.map(|(w, t)| (w.name.clone(), t.shape().to_vec()));
     options.shapes = shapes.collect();
     Ok((options, inputs))
 }

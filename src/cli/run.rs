@@ -81,7 +81,7 @@ impl Args {
             Output::Folder(path) => {
                 let types = declared.into_iter().chain(std::iter::repeat(None));
                 let typed = outputs.iter().zip(types).map(|((name, tensor), ty)| {
-                    let value = data::Value::Tensor(tensor.clone());
+                    let value = data::Value::from_tensor(tensor.clone(), ty.as_ref());
                     data::Output { name: name.clone(), ty, value }
                 });
                 data::write_folder(&path, &typed.collect::<Vec<_>>())?
@@ -170,7 +170,9 @@ fn summary_json(name: &str, tensor: &Tensor) -> Value {
         report["mean"] = json!(s.mean);
         report["not_finite"] = json!(s.not_finite);
     }
-    if tensor.len() <= SHOWN {
+    if let Some(elements) = tensor.tensors() {
+        report["elements"] = elements.iter().map(|t| summary_json("", t)).collect();
+    } else if tensor.len() <= SHOWN {
         report["values"] = match (tensor.strings(), tensor.to_i64()) {
             (Some(strings), _) => strings.iter().map(|s| json!(String::from_utf8_lossy(s))).collect(),
             (None, Some(integers)) => json!(integers),

@@ -38,7 +38,16 @@ pub fn floats(name: &str, dims: &[i64]) -> ValueInfoProto {
 
 /// A sequence of f32 tensors of any shape.
 pub fn sequence(name: &str) -> ValueInfoProto {
-    let tensor = TensorTypeProto { elem_type: DataType::of(DType::F32) as i32, shape: None };
+    sequence_of(name, None)
+}
+
+/// A sequence of f32 tensors with one axis of any length.
+pub fn vectors(name: &str) -> ValueInfoProto {
+    sequence_of(name, Some(TensorShapeProto { dim: vec![Dimension::default()] }))
+}
+
+fn sequence_of(name: &str, shape: Option<TensorShapeProto>) -> ValueInfoProto {
+    let tensor = TensorTypeProto { elem_type: DataType::of(DType::F32) as i32, shape };
     let element = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
     let ty = ElementTypeProto { elem_type: Some(Box::new(element)) };
     let ty = TypeProto { value: Some(TypeValue::SequenceType(Box::new(ty))), ..Default::default() };

@@ -3,7 +3,8 @@
 use super::models::*;
 use super::{Place, kiln};
 use kiln::ir::DType;
-use kiln::onnx::value::decode_tensor;
+use kiln::onnx::model::{TensorType, ValueType};
+use kiln::onnx::value::{Value, decode, decode_tensor, encode};
 use kiln::runtime::memory::Budget;
 use serde_json::json;
 
@@ -176,6 +177,53 @@ fn pictures_show_every_step_and_tensor() {
     let svg = kiln!("inspect", &artifact, "--picture", "arena").succeeds().out;
     assert!(svg.starts_with("<svg") && svg.contains("f32[1, 2, 7, 7]"), "the input with its border: {svg}");
     kiln!("inspect", &artifact, "--picture", "graph", "--json").fails(2, "--json");
+}
+
+#[test]
+fn sequences_go_in_and_come_out_as_the_model_types_them() {
+    let place = Place::new();
+    // A list of what was given, then one more; and its second element.
+    let nodes = vec![
+        node("more", "SequenceInsert", &["list", "x"], &["longer"]),
+        node("at", "SequenceAt", &["longer", "i"], &["second"]),
+    ];
+    let i = value("i", DType::I64, &[]);
+    let outputs = vec![vectors("longer"), value("second", DType::F32, &[Dim::Name("n")])];
+    let bytes = model(graph(nodes, vec![vectors("list"), floats("x", &[3]), i], outputs, vec![]));
+    let model = place.write("m.onnx", &bytes);
+    let artifact = place.path("a.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+
+    let tensor = |v: &[f32]| Value::Tensor(kiln::ir::Tensor::from_f32(&[v.len()], v).unwrap());
+    let one = Value::Tensor(kiln::ir::Tensor::from_i64(&[], &[1]).unwrap());
+    let list = Value::Sequence(vec![tensor(&[1.0, 2.0])]);
+    let data = place.path("data");
+    std::fs::create_dir(&data).unwrap();
+    for (n, value) in [list, tensor(&[3.0, 4.0, 5.0]), one].iter().enumerate() {
+        std::fs::write(data.join(format!("input_{n}.pb")), encode(value, None, "")).unwrap();
+    }
+    let tensors = ValueType::Tensor(TensorType { dtype: DType::F32, shape: None });
+    let sequences = ValueType::Sequence(Box::new(tensors.clone()));
+    for of in [&model, &artifact] {
+        let out = place.path("out");
+        let slash = format!("{}/", out.display());
+        kiln!("run", of, "--data", &data, "--output", slash.as_str()).succeeds();
+        let read = |n: usize, ty: &ValueType| {
+            let bytes = std::fs::read(out.join(format!("output_{n}.pb"))).unwrap();
+            decode(bytes.into(), ty, 1 << 20).unwrap()
+        };
+        let longer = Value::Sequence(vec![tensor(&[1.0, 2.0]), tensor(&[3.0, 4.0, 5.0])]);
+        assert_eq!(read(0, &sequences), longer, "of {}", of.display());
+        assert_eq!(read(1, &tensors), tensor(&[3.0, 4.0, 5.0]));
+        std::fs::remove_dir_all(out).unwrap();
+        kiln!("run", of, "--data", &data, "--output", &place.path("o.npz"))
+            .fails(2, "output \"longer\" is sequence(f32[");
+        let report = kiln!("run", of, "--data", &data, "--json").succeeds().json();
+        assert_eq!(report["outputs"][0]["elements"][1]["values"], json!([3.0, 4.0, 5.0]));
+    }
+    kiln!("verify", &model, "--data", &data).succeeds();
+    kiln!("run", &artifact, "--inputs", &place.path("i.npz")).fails(2, "use --data");
+    kiln!("compile", &model, "-o", &artifact, "--golden").fails(4, "golden");
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub fn import(model: &Model, options: &Options) -> Result<Graph, ImportErrors> {
         // A bound that the model itself implies was not known where the dim was first used.
         let known = |s: &Symbol, most: &i64| options.bind.get(s.name()).is_some_and(|b| b.1 <= *most);
         bounds.retain(|s, most| !known(s, most));
-        if imported.is_ok() || bounds.is_empty() {
+        if bounds.is_empty() {
             return imported;
         }
         for (symbol, most) in bounds {

@@ -49,7 +49,8 @@ pub const SECTION_ALIGNMENT: u64 = crate::memory::ALIGNMENT as u64;
 /// The section with the plan's text.
 pub const PLAN: &str = "plan";
 
-/// The section with what the compiler says of its decisions, for reports; a run reads nothing of it.
+/// The section with what the compiler says of its decisions and of the model's types, for reports and for reading files of
+/// inputs; the engine reads nothing of it.
 pub const NOTES: &str = "notes";
 
 /// The section with all weights, in the layout the plan states.
