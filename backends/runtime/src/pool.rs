@@ -1,12 +1,14 @@
 //! A fork-join thread pool for grids of independent programs.
 //!
-//! Invariants: which thread runs which programs depends only on the grid and the number of
-//! threads, never on timing; a run allocates nothing; when [`Pool::run`] returns, no thread
+//! Invariants: into which ranges a grid is cut depends only on the grid and the number of threads,
+//! never on timing; a run allocates nothing; when [`Pool::run`] returns, no thread
 //! touches its closure any more, panics included. Waiting is a bounded spin, then sleep, so an
 //! idle or stopped process burns no CPU and nothing depends on how long anything takes.
 //!
 //! Each worker owns a mailbox of one cache line. The caller writes a range into the mailboxes of
-//! the workers it needs and flips their state; workers it does not need stay asleep. The last
+//! the workers it needs and flips their state; workers it does not need stay asleep. When it is done
+//! with its own range it takes back those that no worker has begun: where other processes keep the
+//! workers off the cores, a run costs what one thread needs, not a time slice per kernel. The last
 //! worker to finish releases the caller.
 
 use std::cell::UnsafeCell;
@@ -60,6 +62,7 @@ const IDLE: u32 = 0;
 const ASLEEP: u32 = 1;
 const WORK: u32 = 2;
 const EXIT: u32 = 3;
+const RUNNING: u32 = 4;
 
 /// Set in `Shared::pending` while the caller sleeps.
 const CALLER_ASLEEP: usize = 1 << (usize::BITS - 1);
@@ -96,8 +99,8 @@ impl Outcome {
 }
 
 struct Order {
-    /// The caller's closure with its lifetime erased. Only read between the flip to `WORK` and the
-    /// decrement of `pending`, during which the caller waits.
+    /// The caller's closure with its lifetime erased. Only read between the flip to `RUNNING` and
+    /// the decrement of `pending`, during which the caller waits.
     body: Option<*const Body<'static>>,
     lo: u64,
     hi: u64,
@@ -108,7 +111,8 @@ struct Order {
 #[repr(align(128))]
 struct Mailbox {
     state: AtomicU32,
-    /// Belongs to the worker while `state` is `WORK`, and to the caller otherwise.
+    /// Belongs to the worker while `state` is `RUNNING`, and to the caller otherwise: whoever changes
+    /// `WORK` to something else has the order.
     order: UnsafeCell<Order>,
 }
 
@@ -164,7 +168,11 @@ impl Shared {
             if self.next_state(mailbox) == EXIT {
                 return;
             }
-            // SAFETY: the state is `WORK`, so the order is this thread's.
+            // The caller may have taken the order back.
+            if mailbox.state.compare_exchange(WORK, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                continue;
+            }
+            // SAFETY: the state is `RUNNING`, so the order is this thread's.
             let order = unsafe { &mut *mailbox.order.get() };
             if let Some(body) = order.body.take() {
                 // SAFETY: the caller keeps the closure alive until `pending` reaches zero, which
@@ -271,9 +279,10 @@ impl Pool {
     /// Runs programs `0..programs`, each exactly once, in one contiguous range per thread.
     ///
     /// Ranges start at multiples of `grain` (0 counts as 1), and thread `t` gets the `t`-th range,
-    /// so a grid of fewer than `threads` grains leaves the last threads alone. `body` is called at
-    /// most once per thread; a `thread_index` below [`Pool::threads`] names the thread's own
-    /// scratch memory.
+    /// so a grid of fewer than `threads` grains leaves the last threads alone; the caller, thread 0,
+    /// also runs ranges that their threads have not begun when it is done with its own. `body` is
+    /// never called twice at once with one `thread_index`, which is below [`Pool::threads`] and
+    /// names the thread's own scratch memory.
     ///
     /// # Errors
     /// The first status that is not zero, in the order of programs, or [`RunError::Panicked`]. The
@@ -308,6 +317,15 @@ impl Pool {
             }
         }
         let mut outcome = Outcome::of(body, lo, hi, 0);
+        for ((mailbox, _), chunk) in others().take(split.chunks - 1) {
+            let Some((lo, hi)) = split.range(chunk) else { break };
+            if mailbox.state.compare_exchange(WORK, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                let taken = Outcome::of(body, lo, hi, 0);
+                // SAFETY: this thread changed `WORK`, so the order is its own.
+                unsafe { (*mailbox.order.get()).outcome = taken };
+                self.shared.pending.count.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
         self.shared.wait_for_workers();
         for ((mailbox, _), _) in others().take(split.chunks - 1) {
             if outcome != Outcome::Status(0) {
@@ -383,12 +401,13 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicU64;
 
-    fn ranges(threads: usize, programs: u64, grain: u64) -> Vec<(u64, u64, usize)> {
+    fn ranges(threads: usize, programs: u64, grain: u64) -> Vec<(u64, u64)> {
         let seen = Mutex::new(Vec::new());
         Pool::new(threads)
             .unwrap()
             .run(programs, grain, &|lo, hi, thread| {
-                seen.lock().unwrap().push((lo, hi, thread));
+                assert!(thread < threads);
+                seen.lock().unwrap().push((lo, hi));
                 0
             })
             .unwrap();
@@ -399,10 +418,10 @@ mod tests {
 
     #[test]
     fn the_partition_is_static() {
-        assert_eq!(ranges(1, 10, 1), [(0, 10, 0)]);
-        assert_eq!(ranges(3, 10, 1), [(0, 4, 0), (4, 7, 1), (7, 10, 2)]);
-        assert_eq!(ranges(4, 10, 4), [(0, 4, 0), (4, 8, 1), (8, 10, 2)]);
-        assert_eq!(ranges(4, 1, 0), [(0, 1, 0)]);
+        assert_eq!(ranges(1, 10, 1), [(0, 10)]);
+        assert_eq!(ranges(3, 10, 1), [(0, 4), (4, 7), (7, 10)]);
+        assert_eq!(ranges(4, 10, 4), [(0, 4), (4, 8), (8, 10)]);
+        assert_eq!(ranges(4, 1, 0), [(0, 1)]);
         assert_eq!(ranges(4, 0, 1), []);
     }
 
@@ -483,8 +502,8 @@ mod tests {
         }
         let mut pool = Pool::new(3).unwrap();
         for victim in 0..3 {
-            let outcome = pool.run(3, 1, &|_, _, thread| {
-                if thread == victim {
+            let outcome = pool.run(3, 1, &|lo, _, _| {
+                if lo == victim {
                     std::panic::panic_any(Bomb);
                 }
                 0
@@ -492,7 +511,7 @@ mod tests {
             assert_eq!(outcome, Err(RunError::Panicked));
         }
         // A status of lower programs comes before a panic of higher ones.
-        let outcome = pool.run(3, 1, &|_, _, thread| match thread {
+        let outcome = pool.run(3, 1, &|lo, _, _| match lo {
             0 => 0,
             1 => 7,
             _ => panic!("expected by this test"),
