@@ -233,7 +233,7 @@ fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, 
 
 /// How often a product may read each element of a weight for it to be unpacked at every read: where it is read more often, it is
 /// unpacked once into memory.
-const MOST_REUSE: i64 = 8;
+const MOST_REUSE: i64 = 64;
 
 /// Whether a group without fold makes something much larger of constants: weights of few bits become floats.
 fn expands(graph: &Graph, producer: &Group) -> bool {
