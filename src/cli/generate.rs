@@ -4,7 +4,7 @@ use super::Talk;
 use super::options::{Machinery, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
-use kiln::lm::{Generator, LanguageModel, ProgramOptions, Programs, Sampling, Session, Settings, Stop};
+use kiln::lm::{Generator, LanguageModel, Message, ProgramOptions, Programs, Sampling, Session, Settings, Stop};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -21,6 +21,12 @@ pub struct Args {
     /// The file with the text to continue; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
+    /// Take the prompt as what a user says, in the form of the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
     /// Most tokens to generate [default: until the text ends or the context is full]
     #[arg(long, short = 'n', value_name = "N")]
     max_tokens: Option<usize>,
@@ -74,7 +80,13 @@ impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let prompt = self.prompt_text()?;
         let model = LanguageModel::open(&self.model)?;
-        let tokens = model.tokenizer().encode(&prompt, true)?;
+        let tokens = if self.chat {
+            let system = self.system.as_deref().map(|text| Message::new("system", text));
+            let messages: Vec<Message> = system.into_iter().chain([Message::new("user", &prompt)]).collect();
+            model.chat(&messages)?
+        } else {
+            model.tokenizer().encode(&prompt, true)?
+        };
         let capacity = self.capacity(tokens.len(), model.decoder().context());
         let options = ProgramOptions {
             capacity,

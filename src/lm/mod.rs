@@ -3,6 +3,7 @@
 //! Invariant: what a model says depends on its weights, the tokens before, the sampling's settings and its seed; not on the
 //! number of threads, nor on how the tokens before were handed over (at once, one by one, or kept from a call before).
 
+mod chat;
 mod encoder;
 mod generate;
 mod model;
@@ -12,6 +13,7 @@ mod score;
 mod session;
 mod tokenizer;
 
+pub use chat::{Message, render};
 pub use encoder::{Encoder, Passage, Tokens};
 pub use generate::{Generation, Generator, Settings, Stop};
 pub use model::LanguageModel;
@@ -36,6 +38,9 @@ pub enum LmError {
     /// The tokenizer is not right.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The chat template is not right, or there is none.
+    #[error("chat template: {0}")]
+    Template(String),
     /// There are more tokens than positions.
     #[error("{tokens} tokens do not fit: {used} of {capacity} positions are in use")]
     Capacity {

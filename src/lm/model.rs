@@ -2,7 +2,7 @@
 //!
 //! Invariant: files are mapped, not read; everything is checked before a graph is compiled.
 
-use super::{LmError, Tokenizer};
+use super::{LmError, Message, Tokenizer, render};
 use crate::Error;
 use crate::source::Within;
 use bytes::Bytes;
@@ -21,6 +21,7 @@ pub struct LanguageModel {
     weights: Arc<dyn Weights>,
     tokenizer: Tokenizer,
     ends: BTreeSet<u32>,
+    begin: Option<u32>,
     template: Option<String>,
 }
 
@@ -66,8 +67,9 @@ impl LanguageModel {
         let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
         let ends = keys.into_iter().filter_map(id).collect();
         let template = file.get("tokenizer.chat_template").and_then(Value::as_text).map(String::from);
+        let begin = id("tokenizer.ggml.bos_token_id");
         let weights = Arc::new(GgufWeights::new(file)?);
-        LanguageModel { decoder, weights, tokenizer, ends, template }.checked()
+        LanguageModel { decoder, weights, tokenizer, ends, begin, template }.checked()
     }
 
     /// Of the files of a folder.
@@ -90,7 +92,8 @@ impl LanguageModel {
         }
         let template =
             folder.tokenizer_config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(String::from));
-        LanguageModel { decoder, weights: Arc::new(folder.weights), tokenizer, ends, template }.checked()
+        let begin = folder.config.get("bos_token_id").and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
+        LanguageModel { decoder, weights: Arc::new(folder.weights), tokenizer, ends, begin, template }.checked()
     }
 
     fn checked(self) -> Result<LanguageModel, LmError> {
@@ -120,6 +123,18 @@ impl LanguageModel {
     /// The chat template, in Jinja.
     pub fn template(&self) -> Option<&str> {
         self.template.as_deref()
+    }
+
+    /// The tokens of a conversation by the chat template, ready for the answer.
+    ///
+    /// # Errors
+    /// The model has no template, or it refuses the messages.
+    pub fn chat(&self, messages: &[Message]) -> Result<Vec<u32>, LmError> {
+        let none = || LmError::Template("the model has none".into());
+        let special = |id: Option<u32>| id.and_then(|id| self.tokenizer.inner().id_to_token(id)).unwrap_or_default();
+        let end = special(self.ends.first().copied());
+        let text = render(self.template().ok_or_else(none)?, messages, &special(self.begin), &end)?;
+        self.tokenizer.encode(&text, false)
     }
 
     /// The weights as parameters of the decoder's graphs; quantized ones stay so.

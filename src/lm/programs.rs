@@ -213,8 +213,9 @@ impl Program {
         let rows: Vec<usize> = (0..cache.parts.len()).map(|n| cache.row(n)).collect();
         let shapes = cache.shapes.map(|[heads, size]| [at, 1, heads, size]);
         let parts = cache.parts.iter_mut().zip(&rows).map(|(part, row)| split(part, at * row, tokens.len() * row));
-        let parts: Option<(Vec<&[u8]>, Vec<&mut [u8]>)> = parts.collect();
-        let (past, new) = parts.ok_or_else(|| Error::Internal("a cache of another size".into()))?;
+        let parts: Option<Vec<(&[u8], &mut [u8])>> = parts.collect();
+        let parts = parts.ok_or_else(|| Error::Internal("a cache of another size".into()))?;
+        let (past, new): (Vec<&[u8]>, Vec<&mut [u8]>) = parts.into_iter().unzip();
         let lend = |input: &Input| match input {
             Input::Tokens => Lent { dtype: DType::I64, shape: &ids_shape, bytes: &ids },
             Input::Past(n) => Lent { dtype: DType::F32, shape: &shapes[n % 2], bytes: past[*n] },
