@@ -1,6 +1,6 @@
 //! A model file, opened.
 //!
-//! Invariant: files are mapped, not read; external data is opened beneath the model's own folder only, links included.
+//! Invariant: files are mapped, not read; external data is a plain file beneath the model's own folder, reached through no link.
 
 use crate::Error;
 use bytes::Bytes;
@@ -69,15 +69,43 @@ impl Files for Within<'_> {
     }
 }
 
-/// The content of a file beneath a folder. The frontend has checked that the location is relative and does not climb.
+/// The content of a file beneath a folder. The frontend has checked that the location is relative and does not climb. No part of
+/// the path beneath the folder may be a link, and the file may have no second name: what a model names must not be a way to
+/// files that its author could not read.
 fn beneath(folder: &Path, location: &str) -> Result<Bytes, String> {
     let fail = |e: std::io::Error| format!("cannot open external data {location:?}: {e}");
-    let folder = folder.canonicalize().map_err(fail)?;
-    let path = folder.join(location).canonicalize().map_err(fail)?;
-    if !path.starts_with(&folder) {
-        return Err(format!("external data {location:?} is a link that leads out of the model's folder"));
+    let refuse = |what: &str| Err(format!("external data {location:?} {what}"));
+    let mut path = folder.to_path_buf();
+    let mut parts = Path::new(location).components().peekable();
+    while let Some(part) = parts.next() {
+        let std::path::Component::Normal(name) = part else { return refuse("leads out of the model's folder") };
+        path.push(name);
+        let found = path.symlink_metadata().map_err(fail)?;
+        if found.is_symlink() {
+            return refuse("is, or is reached through, a symbolic link");
+        }
+        if parts.peek().is_some() {
+            continue;
+        }
+        if !found.is_file() {
+            return refuse("is not a regular file");
+        }
+        if names(&found) > 1 {
+            return refuse("is a hard link: the file has other names; copy it");
+        }
     }
     kiln_runtime::file::map(&path).map_err(fail)
+}
+
+/// How many names a file has.
+#[cfg(unix)]
+fn names(found: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::nlink(found)
+}
+
+#[cfg(not(unix))]
+fn names(_: &std::fs::Metadata) -> u64 {
+    1
 }
 
 /// The shapes of all inputs with every dim that `bind` does not fix taken as 1, by name. Inputs of unknown rank are left
@@ -153,6 +181,41 @@ pub fn check_bind(
 mod tests {
     use super::*;
     use model::{Dim, TensorType, ValueInfo};
+
+    #[cfg(unix)]
+    #[test]
+    fn external_data_is_a_plain_file_beneath_the_folder() {
+        use std::os::unix::fs::symlink;
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), b"s").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("sub")).unwrap();
+        std::fs::write(at("sub/data"), b"content").unwrap();
+        let of = |location: &str| beneath(folder.path(), location).map(|b| b.to_vec());
+        assert_eq!(of("sub/data").unwrap(), b"content");
+        let refused = |location: &str, why: &str| {
+            let message = of(location).unwrap_err();
+            assert!(message.contains(why) && message.contains(location), "{message}");
+        };
+        symlink(outside.path().join("secret"), at("link")).unwrap();
+        refused("link", "symbolic link");
+        symlink(outside.path(), at("away")).unwrap();
+        refused("away/secret", "symbolic link");
+        // Links that stay within are refused, too: that they stay is not known until they are followed.
+        symlink(at("sub/data"), at("near")).unwrap();
+        refused("near", "symbolic link");
+        std::fs::hard_link(outside.path().join("secret"), at("hard")).unwrap();
+        refused("hard", "hard link");
+        refused("sub", "not a regular file");
+        refused("absent", "No such file");
+        refused("../secret", "leads out");
+        refused("/etc/hostname", "leads out");
+        let pipe = std::process::Command::new("mkfifo").arg(at("pipe")).status();
+        if pipe.is_ok_and(|status| status.success()) {
+            refused("pipe", "not a regular file");
+        }
+    }
 
     #[test]
     fn bounds_are_of_dims_that_are_there() {
