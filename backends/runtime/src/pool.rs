@@ -161,6 +161,8 @@ fn spin_until(spin: Duration, done: impl Fn() -> bool) -> bool {
 
 impl Shared {
     fn work(&self, worker: usize) {
+        // Starting a thread allocates; `Pool::new` waits for that, so that no run sees it.
+        self.finish_one();
         let Some(mailbox) = self.mailboxes.get(worker) else {
             return;
         };
@@ -255,7 +257,10 @@ impl Pool {
         let mut pool = Self {
             shared: Arc::new(Shared {
                 mailboxes: (1..threads).map(|_| mailbox()).collect(),
-                pending: Pending { count: AtomicUsize::new(0), caller: UnsafeCell::new(None) },
+                pending: Pending {
+                    count: AtomicUsize::new(threads - 1),
+                    caller: UnsafeCell::new(Some(thread::current())),
+                },
                 spin,
             }),
             workers: Vec::with_capacity(threads - 1),
@@ -268,6 +273,7 @@ impl Pool {
                 .map_err(PoolError::Spawn)?;
             pool.workers.push(handle);
         }
+        pool.shared.wait_for_workers();
         Ok(pool)
     }
 
