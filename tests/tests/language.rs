@@ -1,0 +1,174 @@
+//! Language model families compiled, against what transformers gave for the same weights.
+
+use kiln::checkpoint::{Element, Files, Folder, Loader, Safetensors, Weights};
+use kiln::families::bert::{self, Head, Wanted};
+use kiln::families::{Decoder, Extent, Form, Past, Sequence, SequenceForm, Settings};
+use kiln::nn::Logits;
+use kiln::runtime::cpu::Machine;
+use kiln::runtime::engine::{Context, ModelOptions};
+use kiln::runtime::memory::Budget;
+use kiln::source::Within;
+use kiln::{Options, Silent, compile_graph, default_levels};
+use kiln_ir::{DType, Graph, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn place(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../frontend/tests/fixtures/lm").join(name)
+}
+
+/// The folder's model, and the inputs and outputs of a call.
+fn fixture(name: &str) -> (Folder, Tensors) {
+    let place = place(name);
+    let files = Within(&place);
+    let expected = Safetensors::parse("expected", &files.open("expected.safetensors").unwrap().unwrap()).unwrap();
+    let tensor = |name: String| {
+        let stored = expected.get(&name).unwrap();
+        let dtype = match stored.element {
+            Element::Float(_) => DType::F32,
+            Element::Other(dtype) => dtype,
+        };
+        (name, Tensor::new(dtype, stored.shape.clone(), stored.bytes.clone()).unwrap())
+    };
+    (Folder::read(&files).unwrap(), expected.names().into_iter().map(tensor).collect())
+}
+
+/// A compiled graph, run by names.
+struct Compiled {
+    context: Context,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl Compiled {
+    fn new(graph: Graph) -> Compiled {
+        let level = Machine::detect().choose(default_levels()).unwrap();
+        let options = Options { levels: vec![level], ..Options::default() };
+        let compiled = compile_graph(graph, &options, &mut Silent).unwrap();
+        let model = compiled.load(&ModelOptions::default()).unwrap();
+        let names = |list: &[(std::sync::Arc<str>, _)]| list.iter().map(|(n, _)| n.to_string()).collect();
+        let (inputs, outputs) = (names(&model.plan().inputs), names(&model.plan().outputs));
+        Compiled { context: Context::new(&model, 2, &Budget::unlimited()).unwrap(), inputs, outputs }
+    }
+
+    fn run(&mut self, given: &Tensors) -> Tensors {
+        let inputs: Vec<Tensor> = self.inputs.iter().map(|n| given[n].clone()).collect();
+        self.outputs.iter().cloned().zip(self.context.run(&inputs).unwrap()).collect()
+    }
+}
+
+#[track_caller]
+fn check(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (got, want) in got.iter().zip(want) {
+        assert!((got - want).abs() <= 1e-5 * largest, "{what}: {got} and not {want} of {largest}");
+    }
+}
+
+/// Tokens `from..to` of every row of `[B, T]`.
+fn part(all: &Tensor, from: usize, to: usize) -> Tensor {
+    let (values, length) = (all.to_i64().unwrap(), all.shape()[1]);
+    let picked: Vec<i64> = values.chunks(length).flat_map(|row| row[from..to].to_vec()).collect();
+    Tensor::from_i64(&[all.shape()[0], to - from], &picked).unwrap()
+}
+
+/// Logits of all tokens in pieces, by one compiled graph.
+fn decode(program: &mut Compiled, given: &Tensors, caches: &Tensors, pieces: &[usize]) -> Vec<f32> {
+    let all = &given["tokens"];
+    let (mut inputs, mut at) = (given.clone(), 0);
+    inputs.extend(caches.clone());
+    let mut logits = vec![Vec::new(); all.shape()[0]];
+    for &count in pieces {
+        inputs.insert("tokens".into(), part(all, at, at + count));
+        let outputs = program.run(&inputs);
+        for (name, new) in outputs.iter().filter(|(name, _)| name.starts_with("new_")) {
+            let past = &inputs[&name.replace("new_", "past_")];
+            let mut shape = past.shape().to_vec();
+            shape[0] += count;
+            let joined = Tensor::new(DType::F32, shape, [past.bytes(), new.bytes()].concat()).unwrap();
+            inputs.insert(name.replace("new_", "past_"), joined);
+        }
+        let made = outputs["logits"].to_f32().unwrap();
+        made.chunks(made.len() / logits.len()).zip(&mut logits).for_each(|(row, all)| all.extend_from_slice(row));
+        at += count;
+    }
+    logits.concat()
+}
+
+fn form() -> Form {
+    let past = Past::Prefix(Extent::Free);
+    Form { batch: 2, tokens: Extent::Free, past, capacity: 16, logits: Logits::All }
+}
+
+fn caches(layers: usize, heads: kiln::nn::Heads) -> Tensors {
+    let kinds = [("k", heads.key_size), ("v", heads.value_size)];
+    let empty = |size| Tensor::new(DType::F32, vec![0, 2, heads.keys, size], vec![]).unwrap();
+    let each = (0..layers).flat_map(|l| kinds.map(|(kind, size)| (format!("past_{kind}.{l}"), empty(size))));
+    each.collect()
+}
+
+/// The same graph serves all of these.
+const PIECES: [&[usize]; 3] = [&[11], &[1; 11], &[5, 1, 3, 2]];
+
+#[test]
+fn decoders() {
+    for name in ["llama", "llama3", "yarn", "mistral", "qwen2", "qwen3", "gpt2"] {
+        let (folder, given) = fixture(name);
+        let decoder = Decoder::from_json(&Settings::json("config.json", &folder.config)).unwrap();
+        let graph = decoder.graph(&Loader::new(&folder.weights), &form()).unwrap();
+        let mut program = Compiled::new(graph);
+        for pieces in PIECES {
+            let got = decode(&mut program, &given, &caches(decoder.layers(), decoder.heads()), pieces);
+            check(&format!("{name} in {pieces:?}"), &got, &given["logits"].to_f32().unwrap());
+        }
+    }
+}
+
+#[test]
+fn encoder_decoders() {
+    for name in ["t5", "t5-gated", "bart", "marian"] {
+        let (folder, mut given) = fixture(name);
+        let model = Sequence::from_json(&Settings::json("config.json", &folder.config)).unwrap();
+        let loader = Loader::new(&folder.weights);
+        let form = SequenceForm { target: form(), source: Extent::Free, longest_source: 8 };
+        let encoded = Compiled::new(model.encoder(&loader, &form).unwrap()).run(&given);
+        given.extend(encoded);
+        let mut program = Compiled::new(model.decoder(&loader, &form).unwrap());
+        for pieces in PIECES {
+            let got = decode(&mut program, &given, &caches(model.layers(), model.heads()), pieces);
+            check(&format!("{name} in {pieces:?}"), &got, &given["logits"].to_f32().unwrap());
+        }
+    }
+}
+
+#[test]
+fn encoders_with_each_head() {
+    let mut heads = 0;
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(place("")).unwrap().map(|e| e.unwrap().path()).collect();
+    folders.sort();
+    for path in folders {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !bert::KINDS.iter().any(|kind| name.starts_with(&format!("{kind}-"))) {
+            continue;
+        }
+        let (folder, given) = fixture(&name);
+        let settings = Settings::json("config.json", &folder.config);
+        let architecture = folder.config["architectures"][0].as_str();
+        let labels = folder.config["id2label"].as_object();
+        let labels = labels.map(|l| l.keys().cloned().collect()).unwrap_or_default();
+        let config = bert::Config::from_json(&settings, architecture, labels).unwrap();
+        let every = config.head == Head::Hidden;
+        let wanted = Wanted { head: config.head, hidden_states: every, attentions: every, extents: (None, None) };
+        let graph = bert::graph(&config, &Loader::new(&folder.weights), &wanted).unwrap();
+        for (output, got) in Compiled::new(graph).run(&given) {
+            // The first text has no padding, whose rows hold anything.
+            let half = |t: &Tensor| t.to_f32().unwrap()[..t.len() / 2].to_vec();
+            check(&format!("{name} {output}"), &half(&got), &half(&given[&output]));
+        }
+        heads += 1;
+    }
+    assert_eq!(heads, 23);
+}
