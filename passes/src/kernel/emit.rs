@@ -61,6 +61,14 @@ fn join(a: &[usize], b: &[usize]) -> Vec<usize> {
     a.iter().zip(b).map(|(a, b)| *a.max(b)).collect()
 }
 
+/// The load of narrow integers that a conversion widens: their tiles would have other lanes than those of the rest.
+fn widened_load(code: &Code, id: Id<Scalar>) -> Option<Id<Scalar>> {
+    let Scalar::Cast(DType::F32 | DType::I32, a) = code.node(id) else { return None };
+    let from = code.dtype(*a);
+    let narrow = from != DType::I32 && kiln_ir::tile::loads_from(DType::I32, from);
+    (narrow && matches!(code.node(*a), Scalar::Load(Source::Input(_), _))).then_some(*a)
+}
+
 impl Emitter<'_> {
     /// Adds a tile.
     pub fn define(&mut self, body: &mut Vec<Stmt>, dtype: DType, shape: Vec<usize>, op: TileOp) -> TileId {
@@ -120,18 +128,6 @@ impl Emitter<'_> {
         Some(self.define(body, dtype, shape, TileOp::Binary(combine, accumulator, value)))
     }
 
-    /// The load that defines a tile, once more as one of i32.
-    fn widen(&mut self, body: &mut Vec<Stmt>, tile: TileId) -> Option<TileId> {
-        let load = body.iter().rev().find_map(|stmt| match stmt {
-            Stmt::Let(id, op @ TileOp::Load { .. }) if *id == tile => Some(op.clone()),
-            Stmt::Let(..) | Stmt::For(_) | Stmt::Store { .. } => None,
-        })?;
-        let TileOp::Load { buffer, address, gathered, mask, .. } = load else { return None };
-        let other = Constant::int(DType::I32, 0);
-        let shape = self.shape(tile);
-        Some(self.define(body, DType::I32, shape, TileOp::Load { buffer, address, gathered, mask, other }))
-    }
-
     #[allow(clippy::too_many_arguments)] // One recursive walk; a struct for its arguments would only rename them.
     fn node(
         &mut self,
@@ -151,7 +147,10 @@ impl Emitter<'_> {
         let mut operand = |this: &mut Self, body: &mut Vec<Stmt>, o: Id<Scalar>, mask: &[Less]| {
             this.node(body, code, o, place, argument, mask, done)
         };
-        let tile = match code.node(id) {
+        // A load that is widened is emitted as one of i32, and converted from there.
+        let widened = widened_load(code, id);
+        let loaded = if widened.is_some() { DType::I32 } else { dtype };
+        let tile = match code.node(widened.unwrap_or(id)) {
             Scalar::Arg(_) => argument?,
             Scalar::Const(c) => self.constant(body, *c, rank),
             Scalar::Index(e) => {
@@ -178,10 +177,10 @@ impl Emitter<'_> {
                 for p in &picked {
                     shape = join(&shape, &self.shape(*p));
                 }
-                let other = Constant::int(dtype, 0);
+                let other = Constant::int(loaded, 0);
                 let buffer = *self.buffers.get(*n)?;
                 let op = TileOp::Load { buffer, address, gathered: picked, mask: mask.to_vec(), other };
-                self.define(body, dtype, shape, op)
+                self.define(body, loaded, shape, op)
             }
             Scalar::Unary(op, a) => {
                 let a = operand(self, body, *a, mask)?;
@@ -189,22 +188,7 @@ impl Emitter<'_> {
                 self.define(body, dtype, shape, TileOp::Unary(*op, a))
             }
             Scalar::Cast(to, a) => {
-                // Narrow integers are widened by the load: their tiles would have other lanes than those of the rest.
-                let narrow = matches!(code.node(*a), Scalar::Load(Source::Input(_), _));
-                let widened = narrow
-                    && code.dtype(*a) != DType::I32
-                    && matches!(to, DType::F32 | DType::I32)
-                    && kiln_ir::tile::loads_from(DType::I32, code.dtype(*a));
                 let a = operand(self, body, *a, mask)?;
-                if widened && let Some(wide) = self.widen(body, a) {
-                    if *to == DType::I32 {
-                        return Some(wide);
-                    }
-                    let shape = self.shape(wide);
-                    let tile = self.define(body, *to, shape, TileOp::Cast(*to, wide));
-                    done.insert((id, mask.len()), tile);
-                    return Some(tile);
-                }
                 let shape = self.shape(a);
                 self.define(body, *to, shape, TileOp::Cast(*to, a))
             }
@@ -243,6 +227,12 @@ impl Emitter<'_> {
                 let shape = join(&join(&self.shape(holds), &self.shape(then)), &self.shape(other));
                 self.define(body, dtype, shape, TileOp::Select(holds, then, other))
             }
+        };
+        let tile = if loaded == dtype {
+            tile
+        } else {
+            let shape = self.shape(tile);
+            self.define(body, dtype, shape, TileOp::Cast(dtype, tile))
         };
         done.insert((id, mask.len()), tile);
         Some(tile)

@@ -522,7 +522,9 @@ impl Context {
             for (id, slot) in plan.slots.iter() {
                 let what = || format!("{:?} ({})", slot.name.as_deref().unwrap_or("an intermediate result"), slot.ty);
                 let bytes = formulas.bytes(&self.values, id).ok_or_else(|| RunError::Size(what()))?;
-                formulas.shape(&self.values, id).ok_or_else(|| RunError::Size(what()))?;
+                if !formulas.has_shape(&self.values, id) {
+                    return Err(RunError::Size(what()));
+                }
                 if let Place::Region(n) = slot.place
                     && formulas.region(&self.values, n).is_none_or(|limit| bytes > limit)
                 {

@@ -67,6 +67,12 @@ impl Formulas {
         dims.iter().map(|&n| values.size(n).and_then(|d| usize::try_from(d).ok())).collect()
     }
 
+    /// Whether all extents of a slot are known and fit memory.
+    pub(super) fn has_shape(&self, values: &Values, slot: SlotId) -> bool {
+        let fits = |&n: &Number| values.size(n).is_some_and(|d| usize::try_from(d).is_ok());
+        self.slots.get(slot.index()).is_some_and(|(_, dims)| dims.iter().all(fits))
+    }
+
     /// Bytes of a region.
     pub(super) fn region(&self, values: &Values, n: usize) -> Option<u64> {
         values.size(*self.regions.get(n)?)
