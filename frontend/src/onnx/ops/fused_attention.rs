@@ -266,6 +266,41 @@ fn causal(cx: &mut Context, queries: &Expr, keys: &Expr, past: &Expr) -> Result<
     penalty(cx, allowed, f64::from(f32::MIN))
 }
 
+/// Keys and values behind those of the past, and how many the past has.
+fn after_past(
+    cx: &mut Context,
+    [past_k, past_v]: [ValueId; 2],
+    [k, v]: [ValueId; 2],
+) -> Result<(Expr, [ValueId; 2]), Failure> {
+    let past = four(cx, past_k)?[2].clone();
+    let k = cx.add(Concat { axis: 2 }, &[past_k, k])?;
+    let v = cx.add(Concat { axis: 2 }, &[past_v, v])?;
+    Ok((past, [k, v]))
+}
+
+/// [`attend`] to what the operands at `places` (a mask of keys, and perhaps a bias of scores) and `unidirectional` leave seen,
+/// where the first query is at place `past`.
+fn attend_seen(
+    cx: &mut Context,
+    [q, k, v]: [ValueId; 3],
+    past: &Expr,
+    (mask, bias): (usize, Option<usize>),
+) -> Result<[ValueId; 3], Failure> {
+    let [batch, _, queries, _] = four(cx, q)?;
+    let keys = four(cx, k)?[2].clone();
+    let filter = f64::from(cx.node.float_or("mask_filter_value", -10000.0)?);
+    let mask = match cx.optional(mask)? {
+        Some(mask) => Some(key_mask(cx, mask, [&batch, &queries, &keys], past, filter)?),
+        None => None,
+    };
+    let ahead = cx.node.bool_or("unidirectional", false)?;
+    let ahead = if ahead { Some(causal(cx, &queries, &keys, past)?) } else { None };
+    let given = bias.map_or(Ok(None), |at| cx.optional(at))?;
+    let bias = sum(cx, &[mask, ahead, given])?;
+    let scores = Scores { scale: scale(cx, q)?, softcap: 0.0, bias, sink: None };
+    attend(cx, [q, k, v], scores)
+}
+
 /// Projected queries, keys and values side by side, to the result and the present keys and values.
 fn attention(cx: &mut Context, qkv: ValueId, places: Places) -> Result<Outputs, Failure> {
     for name in ["do_rotary", "past_present_share_buffer"] {
@@ -293,23 +328,9 @@ fn attention(cx: &mut Context, qkv: ValueId, places: Places) -> Result<Outputs, 
         let [_, rest @ ..] = dims.as_slice() else { return Err(Failure::invalid("`past` has no axes")) };
         let halves = pieces(cx, given, 0, &[one.clone(), one.clone()])?;
         let (past_k, past_v) = (cx.reshape(halves[0], rest.to_vec())?, cx.reshape(halves[1], rest.to_vec())?);
-        past = four(cx, past_k)?[2].clone();
-        k = cx.add(Concat { axis: 2 }, &[past_k, k])?;
-        v = cx.add(Concat { axis: 2 }, &[past_v, v])?;
+        (past, [k, v]) = after_past(cx, [past_k, past_v], [k, v])?;
     }
-    let [batch, _, queries, _] = four(cx, q)?;
-    let keys = four(cx, k)?[2].clone();
-    let filter = f64::from(cx.node.float_or("mask_filter_value", -10000.0)?);
-    let mask = match cx.optional(places.mask)? {
-        Some(mask) => Some(key_mask(cx, mask, [&batch, &queries, &keys], &past, filter)?),
-        None => None,
-    };
-    let ahead = cx.node.bool_or("unidirectional", false)?;
-    let ahead = if ahead { Some(causal(cx, &queries, &keys, &past)?) } else { None };
-    let given = places.bias.map_or(Ok(None), |at| cx.optional(at))?;
-    let bias = sum(cx, &[mask, ahead, given])?;
-    let scores = Scores { scale: scale(cx, q)?, softcap: 0.0, bias, sink: None };
-    let [y, ..] = attend(cx, [q, k, v], scores)?;
+    let [y, ..] = attend_seen(cx, [q, k, v], &past, (places.mask, places.bias))?;
     let mut outputs = vec![y];
     if cx.wants(1) {
         let mut halves = Vec::new();
@@ -359,23 +380,9 @@ fn multi_head(cx: &mut Context) -> Result<Outputs, Failure> {
     };
     let mut past = Expr::default();
     if let (Some(past_k), Some(past_v)) = (cx.optional(6)?, cx.optional(7)?) {
-        past = four(cx, past_k)?[2].clone();
-        k = cx.add(Concat { axis: 2 }, &[past_k, k])?;
-        v = cx.add(Concat { axis: 2 }, &[past_v, v])?;
+        (past, [k, v]) = after_past(cx, [past_k, past_v], [k, v])?;
     }
-    let [batch, _, queries, _] = four(cx, q)?;
-    let keys = four(cx, k)?[2].clone();
-    let filter = f64::from(cx.node.float_or("mask_filter_value", -10000.0)?);
-    let mask = match cx.optional(4)? {
-        Some(mask) => Some(key_mask(cx, mask, [&batch, &queries, &keys], &past, filter)?),
-        None => None,
-    };
-    let ahead = cx.node.bool_or("unidirectional", false)?;
-    let ahead = if ahead { Some(causal(cx, &queries, &keys, &past)?) } else { None };
-    let given = cx.optional(5)?;
-    let bias = sum(cx, &[mask, ahead, given])?;
-    let scores = Scores { scale: scale(cx, q)?, softcap: 0.0, bias, sink: None };
-    let [y, _, weights] = attend(cx, [q, k, v], scores)?;
+    let [y, _, weights] = attend_seen(cx, [q, k, v], &past, (4, Some(5)))?;
     Ok(vec![y, k, v, weights].into())
 }
 
