@@ -3,7 +3,7 @@
 //!
 //! Invariant: parameters have the names of Hugging Face's `BartForConditionalGeneration` and `MarianMTModel`.
 
-use super::sequence::{source_mask, source_segment};
+use super::sequence::{output_sources, source_mask, source_segment};
 use super::{SequenceForm, Settings};
 use crate::builder::{Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
@@ -174,12 +174,10 @@ pub fn encoder(config: &Config, parameters: &dyn Parameters, form: &SequenceForm
         hidden = inner(config, &layer, config.inner.0, hidden)?;
     }
     g.output("memory", hidden)?;
-    for n in 0..config.decoder_layers {
+    output_sources(&g, config.decoder_layers, |n| {
         let place = scope.enter("decoder.layers").enter(n).enter("encoder_attn");
-        let (keys, values) = attention(config, &place, config.decoder_heads())?.keys_and_values(hidden)?;
-        g.output(&format!("source_k.{n}"), keys)?;
-        g.output(&format!("source_v.{n}"), values)?;
-    }
+        attention(config, &place, config.decoder_heads())?.keys_and_values(hidden)
+    })?;
     g.finish()
 }
 

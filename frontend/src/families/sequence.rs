@@ -29,6 +29,20 @@ pub struct SequenceForm {
     pub longest_source: usize,
 }
 
+/// Makes each decoder layer's keys and values of the source, which `of` gives, outputs of the encoder's graph.
+pub(super) fn output_sources<'g>(
+    g: &'g Builder,
+    layers: usize,
+    of: impl Fn(usize) -> Result<(Value<'g>, Value<'g>)>,
+) -> Result<()> {
+    for n in 0..layers {
+        let (keys, values) = of(n)?;
+        g.output(&format!("source_k.{n}"), keys)?;
+        g.output(&format!("source_v.{n}"), values)?;
+    }
+    Ok(())
+}
+
 impl SequenceForm {
     pub(super) fn source(&self, g: &Builder) -> Result<Expr> {
         match self.source {

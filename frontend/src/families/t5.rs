@@ -2,7 +2,7 @@
 //!
 //! Invariant: parameters have the names of Hugging Face's `T5ForConditionalGeneration`.
 
-use super::sequence::{source_mask, source_segment};
+use super::sequence::{output_sources, source_mask, source_segment};
 use super::{SequenceForm, Settings};
 use crate::builder::{Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
@@ -138,12 +138,10 @@ pub fn encoder(config: &Config, parameters: &dyn Parameters, form: &SequenceForm
     }
     let memory = norm(config, &stack, "final_layer_norm")?.apply(hidden)?;
     g.output("memory", memory)?;
-    for n in 0..config.decoder_layers {
+    output_sources(&g, config.decoder_layers, |n| {
         let place = scope.enter("decoder.block").enter(n).enter("layer.1.EncDecAttention");
-        let (keys, values) = attention(config, &place)?.keys_and_values(memory)?;
-        g.output(&format!("source_k.{n}"), keys)?;
-        g.output(&format!("source_v.{n}"), values)?;
-    }
+        attention(config, &place)?.keys_and_values(memory)
+    })?;
     g.finish()
 }
 
