@@ -176,7 +176,9 @@ fn language(error: &LmError) -> Kind {
             | CheckpointError::Config { .. }
             | CheckpointError::Weights(_),
         ) => Kind::Invalid,
-        LmError::Tokenizer(_) | LmError::Template(_) | LmError::Token { .. } | LmError::Empty => Kind::Invalid,
+        LmError::Tokenizer(_) | LmError::Template(_) | LmError::Token { .. } | LmError::Empty | LmError::NoToken => {
+            Kind::Invalid
+        }
         LmError::Capacity { .. } => Kind::Limit,
     }
 }

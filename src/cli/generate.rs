@@ -4,23 +4,30 @@ use super::Talk;
 use super::options::{Machinery, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
-use kiln::lm::{Generator, LanguageModel, Message, ProgramOptions, Programs, Sampling, Session, Settings, Stop};
-use serde_json::json;
+use kiln::lm::{
+    BeamSearch, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, ProgramOptions, Programs, Sampling,
+    SequenceModel, SequencePrograms, Session, Settings, Stop, Tokenizer,
+};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Instant;
 
-/// Continue a text with a language model
+/// Continue a text with a language model; with an encoder-decoder, such as T5, answer it: translate, summarise
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// A GGUF file, or a folder with config.json, safetensors and tokenizer.json
     model: PathBuf,
     /// The text to continue
-    #[arg(long, short, value_name = "TEXT", required_unless_present = "prompt_file")]
+    #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["prompt_file", "batch"])]
     prompt: Option<String>,
     /// The file with the text to continue; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
+    /// A file with a text to continue in each line; each answer is a line with a JSON string, or all are one report with --json
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
+    batch: Option<PathBuf>,
     /// Take the prompt as what a user says, in the form of the model's chat template
     #[arg(long)]
     chat: bool,
@@ -60,6 +67,19 @@ pub struct Args {
     /// Never choose the tokens that this text begins with, after a space or not; several times for several
     #[arg(long, value_name = "TEXT")]
     ban: Vec<String>,
+    /// No N tokens in a row come twice in prompt and text; 0 allows it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    no_repeat: usize,
+    /// Follow the N likeliest texts at once, and give the best
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "stop"])]
+    beams: u32,
+    /// With --beams: the power of a text's length by which its log-probability is divided; more favours long texts
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, value_parser = finite)]
+    length_penalty: f64,
+    /// With --beams: end as soon as N texts have ended (full), once better ones are unlikely, or impossible (exact)
+    #[arg(long, value_name = "WHEN", default_value = "unlikely", value_parser = parse_ending)]
+    ending: Ending,
     /// Stop before this text; several times for several
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -76,30 +96,135 @@ pub struct Args {
 /// Where a text is as long as the model allows, so much is compiled for unless more is asked.
 const DEFAULT_CONTEXT: usize = 2048;
 
+/// A model, compiled, with the tokens of its prompts.
+struct Ready {
+    model: Model,
+    prompts: Vec<Vec<u32>>,
+    /// Most tokens that an answer can have.
+    most: usize,
+}
+
+// There is one of it, whose size does not matter.
+#[allow(clippy::large_enum_variant)]
+enum Model {
+    /// The session is that of the prompt before: what both begin with is not read again.
+    Decoder(LanguageModel, Programs, Session),
+    Sequence(SequenceModel, SequencePrograms),
+}
+
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
-        let prompt = self.prompt_text()?;
-        let model = LanguageModel::open(&self.model)?;
-        let tokens = if self.chat {
-            let system = self.system.as_deref().map(|text| Message::new("system", text));
-            let messages: Vec<Message> = system.into_iter().chain([Message::new("user", &prompt)]).collect();
-            model.chat(&messages)?
+        let prompts = self.prompts()?;
+        let mut ready = if SequenceModel::is_at(&self.model) {
+            self.sequence(&prompts, talk)?
         } else {
-            model.tokenizer().encode(&prompt, true)?
+            self.decoder(&prompts, talk)?
         };
-        let capacity = self.capacity(tokens.len(), model.decoder().context());
-        let options = ProgramOptions {
+        let settings = self.settings(&ready)?;
+        let (mut reports, several) = (Vec::new(), self.batch.is_some());
+        for prompt in std::mem::take(&mut ready.prompts) {
+            let silent = talk.json || several;
+            let (report, text) = if self.beams > 1 {
+                self.search(&mut ready, &prompt, &settings)?
+            } else {
+                match self.continued(&mut ready, &prompt, &settings, silent)? {
+                    Some(made) => made,
+                    None => return Ok(()),
+                }
+            };
+            match (talk.json, several, self.beams > 1) {
+                (true, ..) => reports.push(report),
+                (false, true, _) => super::print(&format!("{}\n", json!(text)))?,
+                (false, false, true) => super::print(&format!("{text}\n"))?,
+                (false, false, false) => super::print("\n")?,
+            }
+        }
+        match (talk.json, several) {
+            (false, _) => Ok(()),
+            (true, true) => talk.report(&json!({ "texts": reports }), &""),
+            (true, false) => talk.report(&reports.pop().unwrap_or_default(), &""),
+        }
+    }
+
+    /// The texts to continue.
+    fn prompts(&self) -> Result<Vec<String>, Error> {
+        if let Some(prompt) = &self.prompt {
+            return Ok(vec![prompt.clone()]);
+        }
+        let path = self.batch.clone().or(self.prompt_file.clone()).unwrap_or_default();
+        let mut bytes = Vec::new();
+        let read = match path.as_os_str() == "-" {
+            true => io::stdin().lock().read_to_end(&mut bytes).map(|_| ()),
+            false => std::fs::read(&path).map(|found| bytes = found),
+        };
+        read.map_err(|source| Error::Read { path: path.clone(), source })?;
+        let text = String::from_utf8(bytes).map_err(|_| Error::data(path.display(), "the prompt is not UTF-8"))?;
+        if self.batch.is_none() {
+            return Ok(vec![text]);
+        }
+        let lines: Vec<String> = text.lines().map(String::from).collect();
+        if lines.is_empty() { Err(Error::data(path.display(), "there is no line")) } else { Ok(lines) }
+    }
+
+    fn options(&self, capacity: usize) -> Result<ProgramOptions, Error> {
+        Ok(ProgramOptions {
             capacity,
             threads: self.machinery.threads(),
             level: self.machinery.level_here()?,
             budget: self.machinery.budget(),
             all_logits: false,
+        })
+    }
+
+    /// A decoder, with room for the longest prompt.
+    fn decoder(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
+        let model = LanguageModel::open(&self.model)?;
+        let tokens = |prompt: &String| match self.chat {
+            false => model.tokenizer().encode(prompt, true),
+            true => {
+                let system = self.system.as_deref().map(|text| Message::new("system", text));
+                let messages: Vec<Message> = system.into_iter().chain([Message::new("user", prompt)]).collect();
+                model.chat(&messages)
+            }
         };
-        let mut programs = Programs::compile(&model, &options, &mut Progress::new(talk))?;
-        let mut bias: BTreeMap<u32, f64> = self.logit_bias.iter().copied().collect();
+        let prompts = prompts.iter().map(tokens).collect::<Result<Vec<_>, _>>()?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let capacity = self.capacity(longest, model.decoder().context());
+        let programs = Programs::compile(&model, &self.options(capacity)?, &mut Progress::new(talk))?;
+        let session = Session::new(&programs)?;
+        Ok(Ready { model: Model::Decoder(model, programs, session), prompts, most: capacity })
+    }
+
+    /// An encoder-decoder, with room for the longest source.
+    fn sequence(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
+        if self.chat {
+            return Err(Error::Usage("--chat is for decoders; this model answers a text by another".into()));
+        }
+        let model = SequenceModel::open(&self.model)?;
+        let tokens = |prompt: &String| model.tokenizer().encode(prompt, true);
+        let prompts = prompts.iter().map(tokens).collect::<Result<Vec<_>, _>>()?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let context = model.sequence().context();
+        if let Some(capacity) = context.filter(|&c| longest > c) {
+            return Err(kiln::lm::LmError::Capacity { tokens: longest, used: 0, capacity }.into());
+        }
+        let capacity = self.capacity(model.begin().len(), context.unwrap_or(DEFAULT_CONTEXT));
+        let options = self.options(capacity)?;
+        let programs = SequencePrograms::compile(&model, longest, &options, &mut Progress::new(talk))?;
+        Ok(Ready { model: Model::Sequence(model, programs), prompts, most: capacity })
+    }
+
+    fn settings(&self, ready: &Ready) -> Result<Settings, Error> {
+        let of_model = match &ready.model {
+            Model::Decoder(..) => Sampling::default(),
+            Model::Sequence(model, _) => model.sampling(Some(self.max_tokens.unwrap_or(ready.most))),
+        };
+        let tokenizer = ready.model.tokenizer();
+        let mut bias: BTreeMap<u32, f64> = of_model.bias;
+        bias.extend(self.logit_bias.iter().copied());
         for text in &self.ban {
             for text in [text.clone(), format!(" {text}")] {
-                bias.extend(model.tokenizer().encode(&text, false)?.first().map(|&token| (token, f64::NEG_INFINITY)));
+                bias.extend(tokenizer.encode(&text, false)?.first().map(|&token| (token, f64::NEG_INFINITY)));
             }
         }
         let sampling = Sampling {
@@ -111,61 +236,81 @@ impl Args {
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             bias,
+            no_repeat: self.no_repeat,
+            forced: if self.ignore_eos { BTreeMap::new() } else { of_model.forced },
             seed: self.seed,
         };
-        let settings =
-            Settings { sampling, max_tokens: self.max_tokens, ignore_end: self.ignore_eos, stops: self.stop.clone() };
-        let mut session = Session::new(&programs)?;
+        let stops = self.stop.clone();
+        Ok(Settings { sampling, max_tokens: self.max_tokens, ignore_end: self.ignore_eos, stops })
+    }
+
+    /// A text that goes on token by token, shown as it comes unless `silent`; nothing where its reader has gone away.
+    fn continued(
+        &self,
+        ready: &mut Ready,
+        prompt: &[u32],
+        settings: &Settings,
+        silent: bool,
+    ) -> Result<Option<(Value, String)>, Error> {
         // A reader that goes away ends the text; another failure to write is reported at the end.
         let mut written = Ok(());
         let mut receive = |piece: &str| {
-            if talk.json {
+            if silent {
                 return true;
             }
             let mut out = io::stdout().lock();
             written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
             written.is_ok()
         };
-        let made = Generator::new(&model, &mut programs).run(&mut session, &tokens, &settings, &mut receive)?;
+        let made = ready.model.generate(prompt, settings, &mut receive)?;
         match written {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
             Err(source) => return Err(Error::Write { path: "standard output".into(), source }),
             Ok(()) => {}
         }
         let (prefill, decode) = (made.prefill.as_secs_f64(), made.decode.as_secs_f64());
         let rate = made.tokens_per_second();
-        if talk.json {
-            let stop = match &made.stop {
-                Stop::End => json!("end"),
-                Stop::Length => json!("length"),
-                Stop::Text(text) => json!({ "text": text }),
-                Stop::Capacity => json!("capacity"),
-                Stop::Receiver => json!("receiver"),
-            };
-            let report = json!({
-                "prompt_tokens": made.prompt_tokens, "tokens": made.tokens, "text": made.text, "stop": stop,
-                "prefill_s": prefill, "decode_s": decode, "tokens_per_s": rate,
-            });
-            return talk.report(&report, &"");
-        }
-        super::print("\n")?;
-        tracing::info!("{} tokens read in {prefill:.3} s, {} generated", made.prompt_tokens, made.tokens.len());
+        tracing::info!("{} tokens read in {prefill:.3} s, {} generated", prompt.len(), made.tokens.len());
         tracing::info!("{decode:.3} s, {rate:.1} tokens/s, stop: {:?}", made.stop);
-        Ok(())
+        let stop = match &made.stop {
+            Stop::End => json!("end"),
+            Stop::Length => json!("length"),
+            Stop::Text(text) => json!({ "text": text }),
+            Stop::Capacity => json!("capacity"),
+            Stop::Receiver => json!("receiver"),
+        };
+        let report = json!({
+            "prompt_tokens": prompt.len(), "tokens": made.tokens, "text": made.text, "stop": stop,
+            "prefill_s": prefill, "decode_s": decode, "tokens_per_s": rate,
+        });
+        Ok(Some((report, made.text)))
     }
 
-    fn prompt_text(&self) -> Result<String, Error> {
-        if let Some(prompt) = &self.prompt {
-            return Ok(prompt.clone());
-        }
-        let path = self.prompt_file.clone().unwrap_or_default();
-        let mut bytes = Vec::new();
-        let read = match path.as_os_str() == "-" {
-            true => io::stdin().lock().read_to_end(&mut bytes).map(|_| ()),
-            false => std::fs::read(&path).map(|found| bytes = found),
+    /// The best text of several.
+    fn search(&self, ready: &mut Ready, prompt: &[u32], settings: &Settings) -> Result<(Value, String), Error> {
+        let search = BeamSearch {
+            beams: self.beams as usize,
+            length_penalty: self.length_penalty,
+            ending: self.ending,
+            max_tokens: self.max_tokens.unwrap_or(ready.most),
+            sampling: settings.sampling.clone(),
         };
-        read.map_err(|source| Error::Read { path: path.clone(), source })?;
-        String::from_utf8(bytes).map_err(|_| Error::data(path.display(), "the prompt is not UTF-8"))
+        let start = Instant::now();
+        let found = ready.model.search(prompt, &search, self.ignore_eos)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let tokenizer = ready.model.tokenizer();
+        let mut beams = Vec::with_capacity(found.len());
+        for Hypothesis { tokens, score, ended } in &found {
+            let stop = if *ended { "end" } else { "length" };
+            beams.push(json!({ "text": tokenizer.decode(tokens)?, "tokens": tokens, "score": score, "stop": stop }));
+        }
+        let first = beams.first().cloned().unwrap_or_default();
+        let text = first["text"].as_str().unwrap_or_default().to_string();
+        let report = json!({
+            "prompt_tokens": prompt.len(), "tokens": first["tokens"], "text": text, "stop": first["stop"],
+            "score": first["score"], "seconds": seconds, "beams": beams,
+        });
+        Ok((report, text))
     }
 
     /// Positions to compile for.
@@ -175,6 +320,61 @@ impl Args {
         }
         let most = context.min(DEFAULT_CONTEXT.max(prompt.saturating_add(prompt / 2)));
         self.max_tokens.map_or(most, |n| prompt.saturating_add(n).next_multiple_of(64).min(context))
+    }
+}
+
+impl Model {
+    fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Model::Decoder(model, ..) => model.tokenizer(),
+            Model::Sequence(model, _) => model.tokenizer(),
+        }
+    }
+
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        settings: &Settings,
+        receive: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Generation, Error> {
+        match self {
+            Model::Decoder(model, programs, session) => {
+                Generator::new(model, programs).run(session, prompt, settings, receive)
+            }
+            Model::Sequence(model, programs) => {
+                let start = Instant::now();
+                let mut session = programs.begin(prompt)?;
+                let encoding = start.elapsed();
+                let mut generator = Generator::of_targets(model, programs);
+                let made = generator.run(&mut session, &model.begin(), settings, receive)?;
+                Ok(Generation { prefill: made.prefill + encoding, ..made })
+            }
+        }
+    }
+
+    fn search(&mut self, prompt: &[u32], search: &BeamSearch, ignore_end: bool) -> Result<Vec<Hypothesis>, Error> {
+        let none = Default::default();
+        match self {
+            Model::Decoder(model, programs, _) => {
+                let ends = if ignore_end { &none } else { model.ends() };
+                let session = Session::new(programs)?;
+                search.run(programs, session, prompt, ends)
+            }
+            Model::Sequence(model, programs) => {
+                let ends = if ignore_end { &none } else { model.ends() };
+                let session = programs.begin(prompt)?;
+                search.run(programs.decoder(), session, &model.begin(), ends)
+            }
+        }
+    }
+}
+
+fn parse_ending(text: &str) -> Result<Ending, String> {
+    match text {
+        "unlikely" => Ok(Ending::Unlikely),
+        "full" => Ok(Ending::Full),
+        "exact" => Ok(Ending::Exact),
+        other => Err(format!("{other:?} is none of unlikely, full, exact")),
     }
 }
 

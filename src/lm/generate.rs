@@ -3,8 +3,12 @@
 //! Invariant: what is handed out piece by piece is, joined, the text of the [`Generation`]; no piece ends inside a character
 //! or holds a part of a stop string.
 
-use super::{LanguageModel, LmError, Programs, Sampler, Sampling, Session, TextStream};
+use super::{
+    LanguageModel, LmError, Programs, Sampler, Sampling, SequenceModel, SequencePrograms, Session, TextStream,
+    Tokenizer,
+};
 use crate::Error;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// When and how to go on.
@@ -66,7 +70,8 @@ pub type Hook<'a> = dyn FnMut(&[u32], &mut Vec<f32>) + 'a;
 
 /// Generates text with a model.
 pub struct Generator<'a> {
-    model: &'a LanguageModel,
+    tokenizer: &'a Tokenizer,
+    ends: &'a BTreeSet<u32>,
     programs: &'a mut Programs,
     hook: Option<&'a mut Hook<'a>>,
 }
@@ -74,7 +79,12 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// A generator.
     pub fn new(model: &'a LanguageModel, programs: &'a mut Programs) -> Generator<'a> {
-        Generator { model, programs, hook: None }
+        Generator { tokenizer: model.tokenizer(), ends: model.ends(), programs, hook: None }
+    }
+
+    /// A generator of an encoder-decoder's targets; their prompt is [`SequenceModel::begin`].
+    pub fn of_targets(model: &'a SequenceModel, programs: &'a mut SequencePrograms) -> Generator<'a> {
+        Generator { tokenizer: model.tokenizer(), ends: model.ends(), programs: programs.decoder(), hook: None }
     }
 
     /// With a function that changes logits before each choice.
@@ -102,7 +112,7 @@ impl<'a> Generator<'a> {
         let mut sampler = Sampler::new(settings.sampling.clone(), prompt);
         let (mut tokens, mut text) = (Vec::new(), Held::new(&settings.stops));
         let mut stream = TextStream::new();
-        let tokenizer = self.model.tokenizer();
+        let tokenizer = self.tokenizer;
         let stop = loop {
             if settings.max_tokens.is_some_and(|most| tokens.len() >= most) {
                 break Stop::Length;
@@ -110,10 +120,9 @@ impl<'a> Generator<'a> {
             if let Some(hook) = &mut self.hook {
                 hook(&tokens, session.logits_mut());
             }
-            let none = || Error::Lm(LmError::Tokenizer("every token is banned".into()));
-            let token = sampler.next(session.logits_mut()).ok_or_else(none)?;
+            let token = sampler.next(session.logits_mut()).ok_or(Error::Lm(LmError::NoToken))?;
             tokens.push(token);
-            if self.model.ends().contains(&token) && !settings.ignore_end {
+            if self.ends.contains(&token) && !settings.ignore_end {
                 break Stop::End;
             }
             if let Some(stop) = text.push(&stream.push(tokenizer, token)?) {

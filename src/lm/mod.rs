@@ -3,6 +3,7 @@
 //! Invariant: what a model says depends on its weights, the tokens before, the sampling's settings and its seed; not on the
 //! number of threads, nor on how the tokens before were handed over (at once, one by one, or kept from a call before).
 
+mod beam;
 mod chat;
 mod encoder;
 mod generate;
@@ -10,9 +11,11 @@ mod model;
 mod programs;
 mod sampling;
 mod score;
+mod sequence;
 mod session;
 mod tokenizer;
 
+pub use beam::{BeamSearch, Ending, Hypothesis};
 pub use chat::{Message, render};
 pub use encoder::{Encoder, Passage, Tokens};
 pub use generate::{Generation, Generator, Settings, Stop};
@@ -20,6 +23,7 @@ pub use model::LanguageModel;
 pub use programs::{ProgramOptions, Programs};
 pub use sampling::{Sampler, Sampling};
 pub use score::{Scored, score, windows};
+pub use sequence::{SequenceModel, SequencePrograms};
 pub use session::Session;
 pub use tokenizer::{TextStream, Tokenizer};
 
@@ -62,4 +66,7 @@ pub enum LmError {
     /// There are no tokens.
     #[error("there are no tokens; a model that has no token for the beginning of a text needs a prompt")]
     Empty,
+    /// No token is possible.
+    #[error("no token is possible here: all are banned")]
+    NoToken,
 }

@@ -79,17 +79,8 @@ impl LanguageModel {
     pub fn of_folder(files: &dyn Files) -> Result<LanguageModel, LmError> {
         let folder = Folder::read(files)?;
         let decoder = Decoder::from_json(&Settings::json("config.json", &folder.config))?;
-        let missing = || LmError::Tokenizer("there is no file tokenizer.json in the folder".into());
-        let tokenizer = Tokenizer::from_json(&folder.tokenizer.ok_or_else(missing)?)?;
-        let mut ends = BTreeSet::new();
-        for config in [Some(&folder.config), folder.generation.as_ref()].into_iter().flatten() {
-            let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
-            match config.get("eos_token_id") {
-                Some(Json::Array(several)) => ends.extend(several.iter().filter_map(id)),
-                Some(one) => ends.extend(id(one)),
-                None => {}
-            }
-        }
+        let tokenizer = tokenizer_of(&folder, decoder.vocabulary())?;
+        let ends = ends(&folder);
         let template =
             folder.tokenizer_config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(String::from));
         let begin = folder.config.get("bos_token_id").and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
@@ -97,11 +88,7 @@ impl LanguageModel {
     }
 
     fn checked(self) -> Result<LanguageModel, LmError> {
-        let (tokens, vocabulary) = (self.tokenizer.size(), self.decoder.vocabulary());
-        if tokens > vocabulary {
-            let message = format!("it has {tokens} tokens, the model {vocabulary}: it is of another model");
-            return Err(LmError::Tokenizer(message));
-        }
+        check_size(&self.tokenizer, self.decoder.vocabulary())?;
         Ok(self)
     }
 
@@ -141,4 +128,41 @@ impl LanguageModel {
     pub fn loader(&self) -> Loader<'_> {
         Loader::new(&*self.weights).keeping_blocks()
     }
+}
+
+/// The tokenizer of a folder whose model knows so many tokens.
+pub(super) fn tokenizer_of(folder: &Folder, vocabulary: usize) -> Result<Tokenizer, LmError> {
+    let missing = || LmError::Tokenizer("there is no file tokenizer.json in the folder".into());
+    let tokenizer = Tokenizer::from_json(folder.tokenizer.as_deref().ok_or_else(missing)?)?;
+    check_size(&tokenizer, vocabulary)?;
+    Ok(tokenizer)
+}
+
+fn check_size(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), LmError> {
+    let tokens = tokenizer.size();
+    if tokens > vocabulary {
+        let message = format!("it has {tokens} tokens, the model {vocabulary}: it is of another model");
+        return Err(LmError::Tokenizer(message));
+    }
+    Ok(())
+}
+
+/// Tokens that end a text, by all that a folder says.
+pub(super) fn ends(folder: &Folder) -> BTreeSet<u32> {
+    let mut ends = BTreeSet::new();
+    for config in [Some(&folder.config), folder.generation.as_ref()].into_iter().flatten() {
+        let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match config.get("eos_token_id") {
+            Some(Json::Array(several)) => ends.extend(several.iter().filter_map(id)),
+            Some(one) => ends.extend(id(one)),
+            None => {}
+        }
+    }
+    ends
+}
+
+/// What `generation_config.json` says, or else `config.json`.
+pub(super) fn settings_of<'a>(folder: &'a Folder, key: &str) -> Option<&'a Json> {
+    let all = [folder.generation.as_ref(), Some(&folder.config)];
+    all.into_iter().flatten().find_map(|config| config.get(key).filter(|v| !v.is_null()))
 }

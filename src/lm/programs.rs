@@ -7,11 +7,12 @@ use super::{LanguageModel, LmError};
 use crate::{Error, Observer, Options, compile_graph};
 use kiln_frontend::families::{Extent, Form, Past};
 use kiln_frontend::nn::{Heads, Logits};
-use kiln_ir::DType;
+use kiln_ir::{DType, Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, Lent, Model, ModelOptions};
 use kiln_runtime::memory::{Budget, Buffer};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How to compile a decoder.
 #[derive(Clone, Debug)]
@@ -39,9 +40,25 @@ pub struct Cache {
     /// Heads and size of keys, of values.
     shapes: [[usize; 2]; 2],
     capacity: usize,
+    /// What an encoder-decoder attends to beside its own positions.
+    source: Option<Arc<EncodedSource>>,
+}
+
+/// What an encoder made of a source, as the decoder's graph takes it.
+#[derive(Debug)]
+pub(super) struct EncodedSource {
+    /// i64 `[1, S]`.
+    pub(super) mask: Tensor,
+    /// By layer, keys before values: f32 `[1, S, H, D]`.
+    pub(super) parts: Vec<Tensor>,
 }
 
 impl Cache {
+    /// The same with a source.
+    pub(super) fn with_source(self, source: EncodedSource) -> Cache {
+        Cache { source: Some(Arc::new(source)), ..self }
+    }
+
     /// A cache of its own with the first positions of this one.
     ///
     /// # Errors
@@ -57,7 +74,7 @@ impl Cache {
             }
             parts.push(to);
         }
-        Ok(Cache { parts, shapes: self.shapes, capacity: self.capacity })
+        Ok(Cache { parts, shapes: self.shapes, capacity: self.capacity, source: self.source.clone() })
     }
 
     /// Bytes of one position in a part.
@@ -96,6 +113,10 @@ enum Input {
     Tokens,
     /// A part of the cache.
     Past(usize),
+    /// Which positions of a source count.
+    SourceMask,
+    /// A part of an encoded source.
+    Source(usize),
 }
 
 impl Programs {
@@ -110,18 +131,31 @@ impl Programs {
     ) -> Result<Programs, Error> {
         let decoder = model.decoder();
         let loader = model.loader();
+        let sizes = (decoder.vocabulary(), decoder.layers(), decoder.heads());
+        let graph = |form: &Form| {
+            let graph = decoder.graph(&loader, form).map_err(|e| Error::Internal(e.to_string()))?;
+            loader.finish(|name| decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
+            Ok(graph)
+        };
+        Programs::of_graphs(graph, sizes, options, observer)
+    }
+
+    /// Compiles the graphs of a decoder with its vocabulary, layers and heads.
+    pub(super) fn of_graphs(
+        graph: impl Fn(&Form) -> Result<Graph, Error>,
+        (vocabulary, layers, heads): (usize, usize, Heads),
+        options: &ProgramOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Programs, Error> {
         let logits = if options.all_logits { Logits::All } else { Logits::Last };
         let mut program = |tokens: Extent| {
             let past = Past::Prefix(Extent::Free);
-            let form = Form { batch: 1, tokens, past, capacity: options.capacity, logits };
-            let graph = decoder.graph(&loader, &form).map_err(|e| Error::Internal(e.to_string()))?;
-            loader.finish(|name| decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
+            let graph = graph(&Form { batch: 1, tokens, past, capacity: options.capacity, logits })?;
             let compiling = Options { levels: vec![options.level], ..Options::default() };
             let loaded = compile_graph(graph, &compiling, observer)?.load(&ModelOptions::default())?;
-            Program::new(&loaded, logits, decoder.layers(), options)
+            Program::new(&loaded, logits, layers, options)
         };
         let (many, one) = (program(Extent::Free)?, program(Extent::Fixed(1))?);
-        let (vocabulary, layers, heads) = (decoder.vocabulary(), decoder.layers(), decoder.heads());
         Ok(Programs {
             vocabulary,
             layers,
@@ -158,7 +192,7 @@ impl Programs {
         let parts = (0..self.layers).flat_map(|_| shapes);
         let parts =
             parts.map(|shape| Buffer::zeroed(&self.budget, bytes(&shape), "a cache")).collect::<Result<_, _>>()?;
-        Ok(Cache { parts, shapes, capacity: self.capacity })
+        Ok(Cache { parts, shapes, capacity: self.capacity, source: None })
     }
 
     /// Runs tokens at positions from `past` on; the logits of the last one, or of all, go to `logits`.
@@ -194,7 +228,11 @@ impl Program {
         };
         let input = |name: &str| match name {
             "tokens" => Ok(Input::Tokens),
-            name => part(name, "past_").map(Input::Past).ok_or_else(|| internal(name)),
+            "source_mask" => Ok(Input::SourceMask),
+            name => {
+                let past = part(name, "past_").map(Input::Past);
+                past.or_else(|| part(name, "source_").map(Input::Source)).ok_or_else(|| internal(name))
+            }
         };
         let inputs = plan.inputs.iter().map(|(name, _)| input(name)).collect::<Result<_, _>>()?;
         let places: BTreeMap<&str, usize> =
@@ -216,11 +254,18 @@ impl Program {
         let parts: Option<Vec<(&[u8], &mut [u8])>> = parts.collect();
         let parts = parts.ok_or_else(|| Error::Internal("a cache of another size".into()))?;
         let (past, new): (Vec<&[u8]>, Vec<&mut [u8]>) = parts.into_iter().unzip();
-        let lend = |input: &Input| match input {
-            Input::Tokens => Lent { dtype: DType::I64, shape: &ids_shape, bytes: &ids },
-            Input::Past(n) => Lent { dtype: DType::F32, shape: &shapes[n % 2], bytes: past[*n] },
+        let source = |pick: &dyn Fn(&EncodedSource) -> Option<&Tensor>| {
+            let tensor = cache.source.as_deref().and_then(pick);
+            let tensor = tensor.ok_or_else(|| Error::Internal("a cache without the source of its text".into()))?;
+            Ok::<_, Error>(Lent { dtype: tensor.dtype(), shape: tensor.shape(), bytes: tensor.bytes() })
         };
-        let inputs: Vec<Lent<'_>> = self.inputs.iter().map(lend).collect();
+        let lend = |input: &Input| match input {
+            Input::Tokens => Ok(Lent { dtype: DType::I64, shape: &ids_shape, bytes: &ids }),
+            Input::Past(n) => Ok(Lent { dtype: DType::F32, shape: &shapes[n % 2], bytes: past[*n] }),
+            Input::SourceMask => source(&|s| Some(&s.mask)),
+            Input::Source(n) => source(&|s| s.parts.get(*n)),
+        };
+        let inputs = self.inputs.iter().map(lend).collect::<Result<Vec<Lent<'_>>, Error>>()?;
         let mut outputs: Vec<(usize, &mut [u8])> = self.new_at.iter().copied().zip(new).collect();
         self.context.run_lent(&inputs, &mut outputs)?;
         if let Some(bytes) = self.logits_at.and_then(|n| self.context.output_bytes(n)) {

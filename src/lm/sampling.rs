@@ -7,7 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
-/// How tokens are chosen. Applied in this order: bias and bans, penalties, temperature, top-k, top-p, min-p.
+/// How tokens are chosen. Applied in this order: bias and bans, penalties, repetitions, forced tokens, temperature, top-k, top-p,
+/// min-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Logits are divided by it; 0 always takes the most likely token.
@@ -26,6 +27,10 @@ pub struct Sampling {
     pub presence_penalty: f64,
     /// Added to logits by token; minus infinity bans one.
     pub bias: BTreeMap<u32, f64>,
+    /// No so many tokens in a row come twice in prompt and text (Paulus et al. 2017); 0 allows it.
+    pub no_repeat: usize,
+    /// Tokens that must come at a place of the text, by the number of tokens before it.
+    pub forced: BTreeMap<usize, u32>,
     /// Of the random numbers.
     pub seed: u64,
 }
@@ -41,6 +46,8 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             bias: BTreeMap::new(),
+            no_repeat: 0,
+            forced: BTreeMap::new(),
             seed: 0,
         }
     }
@@ -53,6 +60,10 @@ pub struct Sampler {
     random: ChaCha8Rng,
     /// How often each token is in prompt and text, and in the text alone.
     seen: BTreeMap<u32, (u32, u32)>,
+    /// Prompt and text.
+    all: Vec<u32>,
+    /// Tokens of the prompt.
+    prompt: usize,
 }
 
 impl Sampler {
@@ -62,21 +73,60 @@ impl Sampler {
         for &token in prompt {
             seen.entry(token).or_default().0 += 1;
         }
-        Sampler { random: ChaCha8Rng::seed_from_u64(sampling.seed), sampling, seen }
+        Sampler {
+            random: ChaCha8Rng::seed_from_u64(sampling.seed),
+            sampling,
+            seen,
+            all: prompt.to_vec(),
+            prompt: prompt.len(),
+        }
     }
 
     /// The next token for these logits, which are changed; nothing where none is possible.
     pub fn next(&mut self, logits: &mut [f32]) -> Option<u32> {
         self.adjust(logits);
-        let token = if self.sampling.temperature > 0.0 { self.draw(logits) } else { greatest(logits) }?;
-        let count = self.seen.entry(token).or_default();
-        count.0 = count.0.saturating_add(1);
-        count.1 = count.1.saturating_add(1);
+        let token = self.choose(logits)?;
+        self.accept(token);
         Some(token)
     }
 
-    /// Bias and penalties.
-    fn adjust(&self, logits: &mut [f32]) {
+    /// A token for logits that were adjusted; nothing where none is possible.
+    pub fn choose(&mut self, logits: &[f32]) -> Option<u32> {
+        if self.sampling.temperature > 0.0 { self.draw(logits) } else { greatest(logits) }
+    }
+
+    /// Makes a token the text's next one.
+    pub fn accept(&mut self, token: u32) {
+        let count = self.seen.entry(token).or_default();
+        count.0 = count.0.saturating_add(1);
+        count.1 = count.1.saturating_add(1);
+        self.all.push(token);
+    }
+
+    /// Bias, penalties, and what must not or must come next.
+    pub fn adjust(&self, logits: &mut [f32]) {
+        self.weigh(logits);
+        let s = &self.sampling;
+        if let Some(before) = s.no_repeat.checked_sub(1).and_then(|n| self.all.len().checked_sub(n)) {
+            let last = self.all.get(before..).unwrap_or_default();
+            for run in self.all.windows(s.no_repeat) {
+                if let Some((&next, first)) = run.split_last()
+                    && first == last
+                    && let Some(logit) = logits.get_mut(next as usize)
+                {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        if let Some(&token) = s.forced.get(&(self.all.len() - self.prompt)) {
+            logits.fill(f32::NEG_INFINITY);
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = 0.0;
+            }
+        }
+    }
+
+    fn weigh(&self, logits: &mut [f32]) {
         let s = &self.sampling;
         for (&token, &bias) in &s.bias {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -136,7 +186,7 @@ impl Sampler {
 fn greatest(logits: &[f32]) -> Option<u32> {
     let better = |best: Option<(u32, f32)>, (token, &logit): (u32, &f32)| match best {
         Some((_, most)) if logit <= most || logit.is_nan() => best,
-        None if logit.is_nan() => None,
+        None if logit.is_nan() || logit == f32::NEG_INFINITY => None,
         Some(_) | None => Some((token, logit)),
     };
     (0u32..).zip(logits).fold(None, better).map(|(token, _)| token)

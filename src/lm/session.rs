@@ -24,6 +24,11 @@ impl Session {
         Ok(Session { cache: programs.cache()?, tokens: Vec::new(), logits: Vec::new() })
     }
 
+    /// A session in which nothing was read, with a cache that has a source.
+    pub(super) fn of(cache: Cache) -> Session {
+        Session { cache, tokens: Vec::new(), logits: Vec::new() }
+    }
+
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

@@ -124,6 +124,49 @@ fn losses_are_those_of_transformers() {
     }
 }
 
+/// A folder with a random checkpoint and a tokenizer of words.
+fn folder(name: &str) -> Place {
+    let place = Place::new();
+    for (file, from) in [("config.json", name), ("model.safetensors", name)] {
+        std::fs::copy(fixture(from).join(file), place.path(file)).unwrap();
+    }
+    std::fs::copy(fixture("words.json"), place.path("tokenizer.json")).unwrap();
+    place
+}
+
+#[test]
+fn encoder_decoders_and_beams() {
+    let place = folder("t5");
+    let model = place.path("");
+    let run = |more: &[&str]| {
+        let words = ["generate", model.to_str().unwrap(), "-n", "6"];
+        let words: Vec<&dyn Word> = words.iter().chain(more).map(|w| w as &dyn Word).collect();
+        super::run(&words)
+    };
+    let prompt = ["--prompt", "w5 w9 w17"];
+    let greedy = run(&prompt).succeeds().out;
+    let beams = run(&[&prompt[..], &["--beams", "3"]].concat()).succeeds().out;
+    let report = run(&[&prompt[..], &["--beams", "3", "--json"]].concat()).succeeds().json();
+    assert_eq!(beams, format!("{}\n", report["text"].as_str().unwrap()));
+    assert_eq!((&report["beams"][0]["tokens"], &report["prompt_tokens"]), (&report["tokens"], &3.into()));
+    let scores: Vec<f64> = report["beams"].as_array().unwrap().iter().map(|b| b["score"].as_f64().unwrap()).collect();
+    assert!(scores.len() == 3 && scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    // Several at once are what each is alone.
+    let file = place.write("prompts.txt", b"w5 w9 w17\nw30\n");
+    let both = run(&["--batch", file.to_str().unwrap()]).succeeds().out;
+    let alone = run(&["--prompt", "w30"]).succeeds().out;
+    let lines: Vec<String> = both.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines, [greedy.trim_end(), alone.trim_end()]);
+    let reports = run(&["--batch", file.to_str().unwrap(), "--json"]).succeeds().json();
+    assert_eq!(reports["texts"][1]["text"], lines[1].as_str());
+    run(&["--batch", place.write("empty.txt", b"").to_str().unwrap()]).fails(3, "there is no line");
+    run(&[&prompt[..], &["--chat"]].concat()).fails(2, "--chat is for decoders");
+    run(&[&prompt[..], &["--beams", "2", "--temperature", "1"]].concat()).fails(2, "cannot be used with");
+    run(&["--prompt", "w1 ".repeat(65).trim(), "--ending", "late"]).fails(2, "none of unlikely, full, exact");
+    let place = folder("bart");
+    kiln!("generate", &place.path(""), "--prompt", &*"w7 ".repeat(33)).fails(6, "33 tokens do not fit");
+}
+
 #[test]
 fn what_does_not_fit_is_said() {
     let (place, model) = (Place::new(), fixture("tiny.gguf"));

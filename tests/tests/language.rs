@@ -3,6 +3,10 @@
 use kiln::checkpoint::{Element, Files, Folder, Loader, Safetensors, Weights};
 use kiln::families::bert::{self, Head, Wanted};
 use kiln::families::{Decoder, Extent, Form, Past, Sequence, SequenceForm, Settings};
+use kiln::lm::{
+    BeamSearch, Ending, Generator, LanguageModel, ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms,
+    Session,
+};
 use kiln::nn::Logits;
 use kiln::runtime::cpu::Machine;
 use kiln::runtime::engine::{Context, ModelOptions};
@@ -171,4 +175,132 @@ fn encoders_with_each_head() {
         heads += 1;
     }
     assert_eq!(heads, 23);
+}
+
+/// A fixture with the tokenizer of words.
+struct WithWords(PathBuf);
+
+impl Files for WithWords {
+    fn open(&self, name: &str) -> Result<Option<bytes::Bytes>, String> {
+        match name {
+            "tokenizer.json" => Within(&place("")).open("words.json"),
+            name => Within(&self.0).open(name),
+        }
+    }
+}
+
+fn program_options() -> ProgramOptions {
+    let level = Machine::detect().choose(default_levels()).unwrap();
+    ProgramOptions { capacity: 24, threads: 2, level, budget: Budget::unlimited(), all_logits: false }
+}
+
+#[test]
+fn greedy_and_beam_search_find_what_those_of_transformers_find() {
+    let cases: Vec<serde_json::Value> =
+        serde_json::from_slice(&Within(&place("")).open("beams.json").unwrap().unwrap()).unwrap();
+    assert_eq!(cases.len(), 36);
+    for cases in cases.chunk_by(|a, b| a["model"] == b["model"]) {
+        let files = WithWords(place(cases[0]["model"].as_str().unwrap()));
+        let text = SequenceModel::of_folder(&files).map(|model| {
+            let programs = SequencePrograms::compile(&model, 8, &program_options(), &mut Silent).unwrap();
+            (model, programs)
+        });
+        let mut text = text.map_err(|_| {
+            let model = LanguageModel::of_folder(&files).unwrap();
+            let programs = Programs::compile(&model, &program_options(), &mut Silent).unwrap();
+            (model, programs)
+        });
+        for case in cases {
+            let number = |key: &str| case[key].as_u64().unwrap_or(0) as usize;
+            let mut sampling = match &text {
+                Ok((model, _)) => model.sampling(Some(number("tokens"))),
+                Err(_) => Sampling::default(),
+            };
+            sampling.no_repeat = number("no_repeat");
+            sampling.bias.extend(case["end_bias"].as_f64().map(|bias| (number("end") as u32, bias)));
+            let search = BeamSearch {
+                beams: number("beams"),
+                length_penalty: case["length_penalty"].as_f64().unwrap(),
+                ending: match case["ending"].as_str().unwrap() {
+                    "full" => Ending::Full,
+                    "exact" => Ending::Exact,
+                    _ => Ending::Unlikely,
+                },
+                max_tokens: number("tokens"),
+                sampling,
+            };
+            let settings = kiln::lm::Settings {
+                sampling: search.sampling.clone(),
+                max_tokens: Some(search.max_tokens),
+                ..Default::default()
+            };
+            let tokens =
+                |tokenizer: &kiln::lm::Tokenizer| tokenizer.encode(case["prompt"].as_str().unwrap(), true).unwrap();
+            let (found, greedy) = match &mut text {
+                Ok((model, programs)) => {
+                    let (source, begin, ends) = (tokens(model.tokenizer()), model.begin(), model.ends());
+                    let mut session = programs.begin(&source).unwrap();
+                    let mut generator = Generator::of_targets(model, programs);
+                    let greedy = generator.run(&mut session, &begin, &settings, &mut |_| true).unwrap();
+                    (search.run(programs.decoder(), session, &begin, ends).unwrap(), greedy)
+                }
+                Err((model, programs)) => {
+                    let prompt = tokens(model.tokenizer());
+                    let mut session = Session::new(programs).unwrap();
+                    let mut generator = Generator::new(model, programs);
+                    let greedy = generator.run(&mut session, &prompt, &settings, &mut |_| true).unwrap();
+                    (search.run(programs, session, &prompt, model.ends()).unwrap(), greedy)
+                }
+            };
+            let wanted = case["found"].as_array().unwrap();
+            assert_eq!(found.len(), wanted.len(), "{case}");
+            for (found, want) in found.iter().zip(wanted) {
+                assert_eq!(serde_json::json!(found.tokens), want["tokens"], "{case}");
+                if let Some(score) = want["score"].as_f64() {
+                    assert!(
+                        (found.score - score).abs() < 1e-5 * score.abs(),
+                        "{} and not {score}: {case}",
+                        found.score
+                    );
+                }
+            }
+            // One beam is greedy.
+            if search.beams == 1 {
+                assert_eq!(greedy.tokens, found[0].tokens, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sessions_fork_rewind_and_keep_what_they_share() {
+    let model = LanguageModel::of_folder(&WithWords(place("llama"))).unwrap();
+    let mut programs = Programs::compile(&model, &program_options(), &mut Silent).unwrap();
+    let alone = |programs: &mut Programs, tokens: &[u32]| {
+        let mut session = Session::new(programs).unwrap();
+        session.prefill(programs, tokens).unwrap().clone()
+    };
+    let mut first = Session::new(&programs).unwrap();
+    first.prefill(&mut programs, &[4, 7, 9]).unwrap();
+    let mut second = first.fork(&programs).unwrap();
+    assert_eq!(second.logits_mut(), first.logits_mut());
+    let (a, b) = (first.step(&mut programs, 11).unwrap().clone(), second.step(&mut programs, 12).unwrap().clone());
+    check("first", &a, &alone(&mut programs, &[4, 7, 9, 11]));
+    check("second", &b, &alone(&mut programs, &[4, 7, 9, 12]));
+    // After the fork neither sees the other's tokens.
+    check("again", &first.step(&mut programs, 5).unwrap().clone(), &alone(&mut programs, &[4, 7, 9, 11, 5]));
+    second.rewind(2);
+    assert!(second.logits_mut().is_empty() && second.tokens() == [4, 7]);
+    check("rewound", &second.step(&mut programs, 30).unwrap().clone(), &alone(&mut programs, &[4, 7, 30]));
+    // A text that begins as the session's does is read from where it differs, its last token always.
+    assert_eq!(second.continue_with(&mut programs, &[4, 7, 30, 31]).unwrap(), 3);
+    assert_eq!(second.continue_with(&mut programs, &[4, 7, 8]).unwrap(), 2);
+    assert_eq!(second.continue_with(&mut programs, &[4, 7]).unwrap(), 1);
+    check("kept", &second.logits_mut().clone(), &alone(&mut programs, &[4, 7]));
+    // What fails leaves a session as it was.
+    assert!(second.prefill(&mut programs, &[1; 23]).unwrap_err().to_string().contains("2 of 24 positions"));
+    assert!(second.step(&mut programs, 40).unwrap_err().to_string().contains("token 40 is not one of the model's 40"));
+    assert!(second.prefill(&mut programs, &[]).unwrap_err().to_string().contains("no tokens"));
+    assert_eq!(second.tokens(), [4, 7]);
+    check("unharmed", &second.step(&mut programs, 8).unwrap().clone(), &alone(&mut programs, &[4, 7, 8]));
 }

@@ -18,6 +18,9 @@ pub enum Sequence {
     Bart(bart::Config),
 }
 
+/// The kinds of models, as `config.json` names them.
+const KINDS: [&str; 3] = ["t5", "bart", "marian"];
+
 /// The form of an encoder-decoder's graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceForm {
@@ -85,7 +88,7 @@ impl Sequence {
         match settings.text_if("model_type")?.unwrap_or_default() {
             "t5" => Ok(Sequence::T5(t5::Config::from_json(settings)?)),
             "bart" | "marian" => Ok(Sequence::Bart(bart::Config::from_json(settings)?)),
-            other => Err(CheckpointError::Family(other.into(), "t5, bart, marian".into())),
+            other => Err(CheckpointError::Family(other.into(), KINDS.join(", "))),
         }
     }
 
@@ -111,6 +114,19 @@ impl Sequence {
             Sequence::T5(config) => config.vocabulary,
             Sequence::Bart(config) => config.vocabulary,
         }
+    }
+
+    /// Positions that the model was trained for; without a number, distances alone count.
+    pub fn context(&self) -> Option<usize> {
+        match self {
+            Sequence::T5(_) => None,
+            Sequence::Bart(config) => Some(config.context),
+        }
+    }
+
+    /// Whether a model of that kind (`model_type`) is an encoder-decoder.
+    pub fn is_kind(kind: &str) -> bool {
+        KINDS.contains(&kind)
     }
 
     /// The token that targets begin with.
