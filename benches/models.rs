@@ -67,7 +67,7 @@ fn models(c: &mut Criterion) {
         let operations: u64 = compiled.plan.kernels.iter().map(|k| k.operations).sum();
         group.throughput(Throughput::Elements(operations));
         for level in &levels {
-            let only = ModelOptions { levels: Some(vec![*level]), verify_weights: false };
+            let only = ModelOptions { levels: Some(vec![*level]), verify_weights: false, ..ModelOptions::default() };
             let model = compiled.load(&only).unwrap();
             let mut context = Context::new(&model, 1, &Budget::unlimited()).unwrap();
             context.load(std::slice::from_ref(&input)).unwrap();

@@ -10,13 +10,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = LanguageModel::open(path.as_ref())?;
     let level = Machine::detect().choose(kiln::default_levels()).ok_or("no code for this machine")?;
     let options = ProgramOptions {
-        capacity: model.decoder().context().min(2048),
+        capacity: model.context().min(2048),
         threads: std::thread::available_parallelism()?.get(),
         level,
         budget: Budget::unlimited(),
         all_logits: false,
     };
-    let mut programs = Programs::compile(&model, &options, &mut kiln::Silent)?;
+    let mut programs = Programs::new(&model, &options, &mut kiln::Silent)?;
     let mut session = Session::new(&programs)?;
     let sampling = Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() };
     let settings = Settings { sampling, max_tokens: Some(256), ..Settings::default() };

@@ -120,7 +120,7 @@ impl Error {
             Error::Code { .. } | Error::Internal(_) => Kind::Internal,
             Error::Artifact(e) => match e {
                 WriteError::NotWritable { .. } | WriteError::NotAFile { .. } => Kind::Usage,
-                WriteError::NoSpace { .. } | WriteError::TooLarge => Kind::Limit,
+                WriteError::NoSpace { .. } | WriteError::TooLarge | WriteError::Memory(_) => Kind::Limit,
                 WriteError::Io(source) => written(source),
                 WriteError::Name(_) | WriteError::Length { .. } => Kind::Internal,
             },
@@ -179,7 +179,8 @@ fn language(error: &LmError) -> Kind {
         LmError::Tokenizer(_) | LmError::Template(_) | LmError::Token { .. } | LmError::Empty | LmError::NoToken => {
             Kind::Invalid
         }
-        LmError::Capacity { .. } => Kind::Limit,
+        LmError::Compiled { .. } => Kind::Invalid,
+        LmError::Capacity { .. } | LmError::Positions { .. } => Kind::Limit,
     }
 }
 

@@ -106,7 +106,8 @@ pub fn self_test(load: &dyn Fn(&ModelOptions) -> Result<Model, Error>, budget: &
     drop(first);
     let mut results = Vec::new();
     for level in levels {
-        let model = load(&ModelOptions { levels: Some(vec![level]), verify_weights: false })?;
+        let model =
+            load(&ModelOptions { levels: Some(vec![level]), verify_weights: false, ..ModelOptions::default() })?;
         let one = Context::new(&model, 1, budget)?.run(&inputs)?;
         let two = Context::new(&model, 2, budget)?.run(&inputs)?;
         if one != two {

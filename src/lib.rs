@@ -4,6 +4,7 @@
 //! output type, and nothing here decides what the passes should.
 #![forbid(unsafe_code)]
 
+pub mod bundle;
 pub mod compare;
 pub mod data;
 pub mod emit;
@@ -16,6 +17,7 @@ pub mod observe;
 pub mod random;
 pub mod source;
 
+pub use bundle::Bundle;
 use emit::Emitter;
 pub use emit::{LevelCode, default_levels};
 pub use error::{Error, Kind};
@@ -38,9 +40,9 @@ use kiln_passes::plan::Weight;
 use kiln_runtime::artifact::{self, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
-use kiln_runtime::memory::{Budget, Buffer};
+use kiln_runtime::memory::Budget;
 use std::collections::BTreeMap;
-use std::io::{self, Cursor, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 /// The compiler's version, as artifacts state it.
@@ -267,16 +269,23 @@ struct Texts {
 
 impl Compiled {
     fn sections<'a>(&'a self, texts: &'a Texts) -> Vec<Section<'a>> {
-        let mut sections = vec![Section::new(artifact::PLAN, texts.plan.as_bytes())];
-        sections.push(Section::new(artifact::NOTES, texts.notes.as_bytes()));
+        let mut sections = self.program_sections("", texts);
         let weights = move |out: &mut dyn Write| write_weights(&self.weights, self.plan.weight_bytes, out);
         sections.push(Section::streamed(artifact::WEIGHTS, self.plan.weight_bytes, weights));
+        sections
+    }
+
+    /// All but the weights, as an entry of that name.
+    fn program_sections<'a>(&'a self, entry: &str, texts: &'a Texts) -> Vec<Section<'a>> {
+        let part = |section: &str| artifact::of_entry(entry, section);
+        let mut sections = vec![Section::new(part(artifact::PLAN), texts.plan.as_bytes())];
+        sections.push(Section::new(part(artifact::NOTES), texts.notes.as_bytes()));
         for (code, table) in self.code.iter().zip(&texts.tables) {
-            sections.push(Section::new(artifact::code_section(code.level), &code.bytes));
-            sections.push(Section::new(artifact::kernels_section(code.level), table.as_bytes()));
+            sections.push(Section::new(part(&artifact::code_section(code.level)), &code.bytes));
+            sections.push(Section::new(part(&artifact::kernels_section(code.level)), table.as_bytes()));
         }
         if let Some(golden) = &self.golden {
-            sections.push(Section::new(artifact::GOLDEN, golden));
+            sections.push(Section::new(part(artifact::GOLDEN), golden));
         }
         sections
     }
@@ -301,11 +310,8 @@ impl Compiled {
     /// [`Error::Load`], or [`Error::Limit`] where the memory is not to be had.
     pub fn load(&self, options: &ModelOptions) -> Result<engine::Model, Error> {
         let texts = self.texts()?;
-        let mut file = Cursor::new(Vec::new());
-        artifact::write_to(&mut file, &self.manifest, self.sections(&texts))?;
         // The caller's budget counts the weights when a context is made.
-        let buffer = Buffer::copy_of(&Budget::unlimited(), file.get_ref(), "the artifact")?;
-        drop(file);
+        let buffer = artifact::to_buffer(&Budget::unlimited(), &self.manifest, self.sections(&texts))?;
         Ok(engine::Model::from_buffer(buffer, options)?)
     }
 }

@@ -303,7 +303,7 @@ fn decoder(
         budget: machinery.budget(),
         all_logits: true,
     };
-    let programs = Programs::compile(&model, &options, &mut Progress::new(talk))?;
+    let programs = Programs::new(&model, &options, &mut Progress::new(talk))?;
     Ok((model, programs))
 }
 

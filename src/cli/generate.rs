@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Continue a text with a language model; with an encoder-decoder, such as T5, answer it: translate, summarise
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// A GGUF file, or a folder with config.json, safetensors and tokenizer.json
+    /// A GGUF file, a folder with config.json, safetensors and tokenizer.json, or an artifact of one
     model: PathBuf,
     /// The text to continue
     #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["prompt_file", "batch"])]
@@ -94,7 +94,7 @@ pub struct Args {
 }
 
 /// Where a text is as long as the model allows, so much is compiled for unless more is asked.
-const DEFAULT_CONTEXT: usize = 2048;
+pub(super) const DEFAULT_CONTEXT: usize = 2048;
 
 /// A model, compiled, with the tokens of its prompts.
 struct Ready {
@@ -189,8 +189,8 @@ impl Args {
         };
         let prompts = prompts.iter().map(tokens).collect::<Result<Vec<_>, _>>()?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let capacity = self.capacity(longest, model.decoder().context());
-        let programs = Programs::compile(&model, &self.options(capacity)?, &mut Progress::new(talk))?;
+        let capacity = self.capacity(longest, model.context());
+        let programs = Programs::new(&model, &self.options(capacity)?, &mut Progress::new(talk))?;
         let session = Session::new(&programs)?;
         Ok(Ready { model: Model::Decoder(model, programs, session), prompts, most: capacity })
     }

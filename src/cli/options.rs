@@ -183,7 +183,7 @@ impl Machinery {
     pub fn load_options(&self) -> Result<ModelOptions, Error> {
         self.check_precision()?;
         let levels = (!self.cpu.is_empty()).then(|| self.cpu.clone());
-        Ok(ModelOptions { levels, verify_weights: true })
+        Ok(ModelOptions { levels, ..ModelOptions::default() })
     }
 }
 

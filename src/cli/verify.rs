@@ -52,7 +52,11 @@ impl Args {
         let mut list = Vec::new();
         let mut wrong = Vec::new();
         for level in levels {
-            let model = compiled.load(&ModelOptions { levels: Some(vec![level]), verify_weights: false })?;
+            let model = compiled.load(&ModelOptions {
+                levels: Some(vec![level]),
+                verify_weights: false,
+                ..ModelOptions::default()
+            })?;
             let found = Context::new(&model, self.machinery.threads(), &budget)?.run(&inputs)?;
             for ((name, _), (want, found)) in model.plan().outputs.iter().zip(expected.iter().zip(&found)) {
                 let difference = compare::difference(want, found);

@@ -5,6 +5,7 @@
 
 mod beam;
 mod chat;
+mod compiled;
 mod encoder;
 mod generate;
 mod model;
@@ -37,8 +38,26 @@ pub enum LmError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The path leads to no checkpoint.
-    #[error("{} is no language model: neither a GGUF file nor a folder with config.json", .0.display())]
+    #[error("{} is no language model: neither a GGUF file, nor a folder with config.json, nor an artifact of one", .0.display())]
     NoCheckpoint(PathBuf),
+    /// The artifact's description of its model is not right.
+    #[error("{}: {what}", path.display())]
+    Compiled {
+        /// The artifact.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The artifact was compiled for fewer positions.
+    #[error(
+        "the artifact was compiled for {capacity} positions, {wanted} are wanted; compile it with a larger --context"
+    )]
+    Positions {
+        /// Positions that are wanted.
+        wanted: usize,
+        /// Positions that there are.
+        capacity: usize,
+    },
     /// The tokenizer is not right.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -1,38 +1,68 @@
-//! A language model as its checkpoint has it: configuration, weights, tokenizer.
+//! A language model: the tokenizer and what goes with it, and a decoder, be it a checkpoint's or compiled already.
 //!
 //! Invariant: files are mapped, not read; everything is checked before a graph is compiled.
 
+use super::compiled::{self, Compiled};
 use super::{LmError, Message, Tokenizer, render};
 use crate::Error;
 use crate::source::Within;
 use bytes::Bytes;
 use kiln_frontend::checkpoint::{Files, Folder, GgufWeights, Loader, Weights};
-use kiln_frontend::families::{Decoder, Settings};
+use kiln_frontend::families::{Decoder, Form, Settings};
 use kiln_frontend::gguf::{Gguf, Value};
+use kiln_ir::Graph;
+use kiln_runtime::artifact;
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A decoder with its weights and tokenizer. Cloning shares the weights.
-#[derive(Clone)]
+/// A decoder with its tokenizer. Cloning shares the weights.
+#[derive(Clone, Debug)]
 pub struct LanguageModel {
-    decoder: Decoder,
-    weights: Arc<dyn Weights>,
-    tokenizer: Tokenizer,
-    ends: BTreeSet<u32>,
-    begin: Option<u32>,
-    template: Option<String>,
+    pub(super) body: Body,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) ends: BTreeSet<u32>,
+    pub(super) begin: Option<u32>,
+    pub(super) template: Option<String>,
 }
 
-impl std::fmt::Debug for LanguageModel {
+/// Where the decoder comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    /// A checkpoint.
+    Checkpoint(Checkpoint),
+    /// An artifact.
+    Compiled(Compiled),
+}
+
+/// A decoder's configuration and weights.
+#[derive(Clone)]
+pub(super) struct Checkpoint {
+    pub decoder: Decoder,
+    weights: Arc<dyn Weights>,
+}
+
+impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LanguageModel({:?})", self.decoder)
+        write!(f, "Checkpoint({:?})", self.decoder)
+    }
+}
+
+impl Checkpoint {
+    /// Makes the decoder's graphs; quantized weights stay so, and graphs share what had to be converted.
+    pub fn graphs(&self) -> impl Fn(&Form) -> Result<Graph, Error> {
+        let loader = Loader::new(&*self.weights).keeping_blocks();
+        move |form| {
+            let graph = self.decoder.graph(&loader, form).map_err(|e| Error::Internal(e.to_string()))?;
+            loader.finish(|name| self.decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
+            Ok(graph)
+        }
     }
 }
 
 impl LanguageModel {
-    /// Reads a GGUF file, or a folder as Hugging Face lays it out.
+    /// Reads a GGUF file, a folder as Hugging Face lays it out, or an artifact that [`LanguageModel::compile`] made.
     ///
     /// # Errors
     /// [`Error::Read`], or [`Error::Lm`] with what is wrong.
@@ -41,6 +71,9 @@ impl LanguageModel {
             return Ok(LanguageModel::of_folder(&Within(path))?);
         }
         let file = kiln_runtime::file::map(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        if artifact::is_artifact(&file) {
+            return compiled::open(path);
+        }
         if !Gguf::sniff(&file) {
             return Err(LmError::NoCheckpoint(path.into()).into());
         }
@@ -69,7 +102,8 @@ impl LanguageModel {
         let template = file.get("tokenizer.chat_template").and_then(Value::as_text).map(String::from);
         let begin = id("tokenizer.ggml.bos_token_id");
         let weights = Arc::new(GgufWeights::new(file)?);
-        LanguageModel { decoder, weights, tokenizer, ends, begin, template }.checked()
+        let body = Body::Checkpoint(Checkpoint { decoder, weights });
+        LanguageModel { body, tokenizer, ends, begin, template }.checked()
     }
 
     /// Of the files of a folder.
@@ -84,17 +118,37 @@ impl LanguageModel {
         let template =
             folder.tokenizer_config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(String::from));
         let begin = folder.config.get("bos_token_id").and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
-        LanguageModel { decoder, weights: Arc::new(folder.weights), tokenizer, ends, begin, template }.checked()
+        let body = Body::Checkpoint(Checkpoint { decoder, weights: Arc::new(folder.weights) });
+        LanguageModel { body, tokenizer, ends, begin, template }.checked()
     }
 
-    fn checked(self) -> Result<LanguageModel, LmError> {
-        check_size(&self.tokenizer, self.decoder.vocabulary())?;
+    pub(super) fn checked(self) -> Result<LanguageModel, LmError> {
+        check_size(&self.tokenizer, self.vocabulary())?;
         Ok(self)
     }
 
-    /// The decoder.
-    pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+    /// Number of tokens that the decoder knows.
+    pub fn vocabulary(&self) -> usize {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => checkpoint.decoder.vocabulary(),
+            Body::Compiled(compiled) => compiled.sizes.vocabulary,
+        }
+    }
+
+    /// Positions that the decoder was trained for, or compiled for.
+    pub fn context(&self) -> usize {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => checkpoint.decoder.context(),
+            Body::Compiled(compiled) => compiled.sizes.capacity,
+        }
+    }
+
+    /// The decoder's configuration; an artifact has none.
+    pub fn decoder(&self) -> Option<&Decoder> {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => Some(&checkpoint.decoder),
+            Body::Compiled(_) => None,
+        }
     }
 
     /// The tokenizer.
@@ -122,11 +176,6 @@ impl LanguageModel {
         let end = special(self.ends.first().copied());
         let text = render(self.template().ok_or_else(none)?, messages, &special(self.begin), &end)?;
         self.tokenizer.encode(&text, false)
-    }
-
-    /// The weights as parameters of the decoder's graphs; quantized ones stay so.
-    pub fn loader(&self) -> Loader<'_> {
-        Loader::new(&*self.weights).keeping_blocks()
     }
 }
 

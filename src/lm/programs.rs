@@ -3,25 +3,27 @@
 //! Invariant: how a compiled graph takes the past is known here alone; a session hands over its cache and gets it back with
 //! the new positions in place.
 
+use super::compiled::{self, Compiled, Entry, Sizes};
+use super::model::Body;
 use super::{LanguageModel, LmError};
-use crate::{Error, Observer, Options, compile_graph};
-use kiln_frontend::families::{Extent, Form, Past};
+use crate::{Error, Observer, Options};
+use kiln_frontend::families::Form;
 use kiln_frontend::nn::{Heads, Logits};
 use kiln_ir::{DType, Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
-use kiln_runtime::engine::{Context, Lent, Model, ModelOptions};
+use kiln_runtime::engine::{Context, Lent, ModelOptions};
 use kiln_runtime::memory::{Budget, Buffer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How to compile a decoder.
+/// How to make a decoder ready to run.
 #[derive(Clone, Debug)]
 pub struct ProgramOptions {
-    /// Positions that a session can hold.
+    /// Positions that a session can hold; of an artifact at most those that it was compiled for.
     pub capacity: usize,
     /// Threads to run on.
     pub threads: usize,
-    /// The CPU level to run on.
+    /// The CPU level to compile for; of an artifact the highest one up to this.
     pub level: CpuLevel,
     /// Bytes that weights, arenas and outputs may take together.
     pub budget: Budget,
@@ -83,12 +85,12 @@ impl Cache {
     }
 }
 
-/// A decoder, compiled for a capacity.
+/// A decoder, ready to run for a capacity.
 #[derive(Debug)]
 pub struct Programs {
     vocabulary: usize,
     layers: usize,
-    heads: Heads,
+    cache: [usize; 3],
     capacity: usize,
     budget: Budget,
     /// For any number of tokens.
@@ -120,24 +122,24 @@ enum Input {
 }
 
 impl Programs {
-    /// Compiles a model.
+    /// Makes a model ready to run: compiles a checkpoint, or takes the programs of an artifact.
     ///
     /// # Errors
-    /// The weights do not fit the configuration (all problems at once), a limit is reached, or a bug of Kiln.
-    pub fn compile(
+    /// The weights do not fit the configuration (all problems at once), a limit is reached, the artifact has no code for the
+    /// machine or fewer positions, or a bug of Kiln.
+    pub fn new(
         model: &LanguageModel,
         options: &ProgramOptions,
         observer: &mut dyn Observer,
     ) -> Result<Programs, Error> {
-        let decoder = model.decoder();
-        let loader = model.loader();
-        let sizes = (decoder.vocabulary(), decoder.layers(), decoder.heads());
-        let graph = |form: &Form| {
-            let graph = decoder.graph(&loader, form).map_err(|e| Error::Internal(e.to_string()))?;
-            loader.finish(|name| decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
-            Ok(graph)
-        };
-        Programs::of_graphs(graph, sizes, options, observer)
+        match &model.body {
+            Body::Compiled(compiled) => Programs::of_compiled(compiled, options),
+            Body::Checkpoint(checkpoint) => {
+                let decoder = &checkpoint.decoder;
+                let sizes = (decoder.vocabulary(), decoder.layers(), decoder.heads());
+                Programs::of_graphs(checkpoint.graphs(), sizes, options, observer)
+            }
+        }
     }
 
     /// Compiles the graphs of a decoder with its vocabulary, layers and heads.
@@ -147,24 +149,30 @@ impl Programs {
         options: &ProgramOptions,
         observer: &mut dyn Observer,
     ) -> Result<Programs, Error> {
-        let logits = if options.all_logits { Logits::All } else { Logits::Last };
-        let mut program = |tokens: Extent| {
-            let past = Past::Prefix(Extent::Free);
-            let graph = graph(&Form { batch: 1, tokens, past, capacity: options.capacity, logits })?;
-            let compiling = Options { levels: vec![options.level], ..Options::default() };
-            let loaded = compile_graph(graph, &compiling, observer)?.load(&ModelOptions::default())?;
-            Program::new(&loaded, logits, layers, options)
-        };
-        let (many, one) = (program(Extent::Free)?, program(Extent::Fixed(1))?);
-        Ok(Programs {
-            vocabulary,
-            layers,
-            heads,
-            capacity: options.capacity,
-            budget: options.budget.clone(),
-            many,
-            one,
-        })
+        let sizes = Sizes::new(vocabulary, layers, heads, options.capacity);
+        let many = if options.all_logits { Entry::All } else { Entry::Many };
+        let compiling = Options { levels: vec![options.level], ..Options::default() };
+        let bundle = compiled::compile(&graph, &[many, Entry::One], options.capacity, &compiling, observer)?;
+        // What the graphs were made of is not needed beside the artifact.
+        drop(graph);
+        Programs::of_compiled(&Compiled { sizes, artifact: bundle.into_artifact()? }, options)
+    }
+
+    fn of_compiled(compiled: &Compiled, options: &ProgramOptions) -> Result<Programs, Error> {
+        let Sizes { vocabulary, layers, cache, capacity } = compiled.sizes;
+        if options.capacity > capacity {
+            return Err(LmError::Positions { wanted: options.capacity, capacity }.into());
+        }
+        let many = if options.all_logits { Entry::All } else { Entry::Many };
+        let levels = CpuLevel::ALL.into_iter().filter(|&level| level <= options.level).collect();
+        let loading = ModelOptions { levels: Some(levels), ..ModelOptions::default() };
+        let ready = |entry: Entry| compiled.program(entry, &loading);
+        let many = Program::new(Context::new(&ready(many)?, options.threads, &options.budget)?, many, layers)?;
+        // The weights are the same memory.
+        let one = Context::beside(&many.context, &ready(Entry::One)?, options.threads)?;
+        let one = Program::new(one, Entry::One, layers)?;
+        let (capacity, budget) = (options.capacity, options.budget.clone());
+        Ok(Programs { vocabulary, layers, cache, capacity, budget, many, one })
     }
 
     /// Number of tokens that the model knows.
@@ -187,7 +195,8 @@ impl Programs {
     /// # Errors
     /// The memory is not to be had.
     pub fn cache(&self) -> Result<Cache, Error> {
-        let shapes = [[self.heads.keys, self.heads.key_size], [self.heads.keys, self.heads.value_size]];
+        let [heads, key, value] = self.cache;
+        let shapes = [[heads, key], [heads, value]];
         let bytes = |shape: &[usize; 2]| shape.iter().chain([&self.capacity, &4]).map(|&n| n as u64).product();
         let parts = (0..self.layers).flat_map(|_| shapes);
         let parts =
@@ -218,8 +227,8 @@ impl Programs {
 }
 
 impl Program {
-    fn new(model: &Model, logits: Logits, layers: usize, options: &ProgramOptions) -> Result<Program, Error> {
-        let plan = model.plan();
+    fn new(context: Context, entry: Entry, layers: usize) -> Result<Program, Error> {
+        let plan = context.plan();
         let internal = |name: &str| Error::Internal(format!("a decoder's graph has `{name}`"));
         let part = |name: &str, prefix: &str| {
             let (kind, layer) = name.strip_prefix(prefix)?.split_once('.')?;
@@ -241,8 +250,8 @@ impl Program {
         let new_at = (0..2 * layers)
             .map(|n| place(format!("new_{}.{}", if n % 2 == 0 { "k" } else { "v" }, n / 2)))
             .collect::<Result<_, _>>()?;
-        let context = Context::new(model, options.threads, &options.budget)?;
-        Ok(Program { logits, context, inputs, logits_at: places.get("logits").copied(), new_at })
+        let logits_at = places.get("logits").copied();
+        Ok(Program { logits: entry.logits(), context, inputs, logits_at, new_at })
     }
 
     fn run(&mut self, cache: &mut Cache, at: usize, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {

@@ -41,6 +41,39 @@ fn greedy_continuations_are_those_of_transformers() {
 }
 
 #[test]
+fn an_artifact_says_what_its_checkpoint_says() {
+    let (place, model) = (Place::new(), fixture("tiny.gguf"));
+    let artifact = place.path("tiny.kiln");
+    let made = kiln!("compile", &model, "-o", &artifact, "--context", "48", "--json").succeeds().json();
+    assert_eq!(made["entries"], serde_json::json!(["one", "all"]));
+    // Three programs, and the weights of one.
+    let plain = kiln!("inspect", &artifact, "--json").succeeds().json();
+    assert_eq!(plain["weight_bytes"], made["weight_bytes"]);
+    for case in expected() {
+        let prompt = case["prompt"].as_str().unwrap();
+        let generate = ["generate", artifact.to_str().unwrap(), "-p", prompt, "-n", "16", "--ignore-eos", "--json"];
+        let words: Vec<&dyn Word> = generate.iter().map(|w| w as &dyn Word).collect();
+        assert_eq!(super::run(&words).succeeds().json()["tokens"], case["tokens"], "{prompt:?}");
+        let text = place.write("t.txt", prompt.as_bytes());
+        if case["prompt_tokens"].as_array().unwrap().len() > 1 {
+            let loss = |model: &std::path::Path| {
+                kiln!("eval", "perplexity", model, "--text", &text, "--window", "32", "--json").succeeds().json()["loss"].clone()
+            };
+            assert_eq!(loss(&artifact), loss(&model));
+        }
+    }
+    kiln!("generate", &artifact, "-p", "a", "--context", "49").fails(6, "compiled for 48 positions");
+    kiln!("compile", &artifact, "-o", &place.path("again.kiln")).fails(2, "compiled already");
+    kiln!("compile", &model, "-o", &artifact, "--bind", "a=1").fails(2, "not for language models");
+    // A program on its own is what a model is.
+    kiln!("run", &artifact, "--random", "1").succeeds();
+    let onnx = place.path("plain.kiln");
+    let mlp = place.write("mlp.onnx", &super::models::mlp());
+    kiln!("compile", &mlp, "-o", &onnx).succeeds();
+    kiln!("generate", &onnx, "-p", "a").fails(2, "nor an artifact of one");
+}
+
+#[test]
 fn the_text_is_a_line_and_the_seed_decides_it() {
     let model = fixture("tiny.gguf");
     let sample = |seed: &str, threads: &str| {

@@ -207,7 +207,7 @@ fn greedy_and_beam_search_find_what_those_of_transformers_find() {
         });
         let mut text = text.map_err(|_| {
             let model = LanguageModel::of_folder(&files).unwrap();
-            let programs = Programs::compile(&model, &program_options(), &mut Silent).unwrap();
+            let programs = Programs::new(&model, &program_options(), &mut Silent).unwrap();
             (model, programs)
         });
         for case in cases {
@@ -275,7 +275,7 @@ fn greedy_and_beam_search_find_what_those_of_transformers_find() {
 #[test]
 fn sessions_fork_rewind_and_keep_what_they_share() {
     let model = LanguageModel::of_folder(&WithWords(place("llama"))).unwrap();
-    let mut programs = Programs::compile(&model, &program_options(), &mut Silent).unwrap();
+    let mut programs = Programs::new(&model, &program_options(), &mut Silent).unwrap();
     let alone = |programs: &mut Programs, tokens: &[u32]| {
         let mut session = Session::new(programs).unwrap();
         session.prefill(programs, tokens).unwrap().clone()

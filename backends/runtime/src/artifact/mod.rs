@@ -36,7 +36,7 @@ mod write;
 pub use kernels::{KernelEntry, KernelTable, KernelTableError};
 pub use read::{Artifact, ArtifactError, LoadOptions};
 pub use sniff::{describe, is_artifact};
-pub use write::{Manifest, Section, WriteError, write, write_to};
+pub use write::{Manifest, Section, WriteError, to_buffer, write, write_to};
 
 use crate::cpu::CpuLevel;
 
@@ -58,6 +58,15 @@ pub const WEIGHTS: &str = "weights";
 
 /// The section with seeded inputs and their expected outputs, for the self-test.
 pub const GOLDEN: &str = "golden";
+
+/// The name of an entry's section: an artifact may hold several programs over one section of weights, each with a plan, notes,
+/// code and kernels of its own. The sections of the first entry, which has no name, are named as they are here; those of another one
+/// begin with `entry.NAME.`.
+pub fn of_entry(entry: &str, section: &str) -> String {
+    if entry.is_empty() { section.to_string() } else { format!("{ENTRY}{entry}.{section}") }
+}
+
+const ENTRY: &str = "entry.";
 
 /// The section with the machine code of a level.
 pub fn code_section(level: CpuLevel) -> String {

@@ -202,10 +202,26 @@ impl Artifact {
         std::str::from_utf8(self.section(name)?).map_err(|_| ArtifactError::NotText { name: name.to_string() })
     }
 
-    /// The CPU levels there is code for, in ascending order.
+    /// The names of the entries, the first one's being empty; see [`super::of_entry`].
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        let plan =
+            |name: &'_ str| name.strip_prefix(super::ENTRY)?.strip_suffix(super::PLAN)?.strip_suffix('.').map(str::len);
+        let named = self.contents.sections.keys().filter_map(move |name| {
+            let length = plan(name)?;
+            name.get(super::ENTRY.len()..super::ENTRY.len() + length)
+        });
+        std::iter::once("").chain(named)
+    }
+
+    /// The CPU levels there is code of the first entry for, in ascending order.
     pub fn levels(&self) -> impl Iterator<Item = CpuLevel> {
-        let has_code = |level: &CpuLevel| {
-            let name = super::code_section(*level);
+        self.levels_of("")
+    }
+
+    /// The CPU levels there is code of an entry for, in ascending order.
+    pub fn levels_of(&self, entry: &str) -> impl Iterator<Item = CpuLevel> {
+        let has_code = move |level: &CpuLevel| {
+            let name = super::of_entry(entry, &super::code_section(*level));
             self.contents.sections.contains_key(&name)
         };
         CpuLevel::ALL.into_iter().filter(has_code)

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::memory::{Budget, Buffer, MemoryError};
+
 use super::{
     FORMAT_VERSION, HASH_DIGITS, HASH_KEY, LENGTH_BYTES, MAX_HEADER_BYTES, PAD, PREFIX, SECTION_ALIGNMENT, header_hash,
 };
@@ -92,6 +94,9 @@ pub enum WriteError {
         /// The size produced.
         written: u64,
     },
+    /// The memory for an artifact in memory is not to be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The sections and options do not fit the format.
     #[error("the artifact exceeds the limits of its format")]
     TooLarge,
@@ -160,6 +165,17 @@ pub fn write_to(
     layout.write(out)?;
     out.flush().map_err(WriteError::Io)?;
     Ok(bytes)
+}
+
+/// The artifact in memory, which is charged to the budget; the bytes exist once.
+///
+/// # Errors
+/// See [`WriteError`].
+pub fn to_buffer(budget: &Budget, manifest: &Manifest, sections: Vec<Section<'_>>) -> Result<Buffer, WriteError> {
+    let layout = Layout::new(manifest, sections)?;
+    let mut buffer = Buffer::zeroed(budget, layout.file_bytes, "the artifact")?;
+    layout.write(&mut io::Cursor::new(buffer.as_mut_slice()))?;
+    Ok(buffer)
 }
 
 fn classify(path: &Path, bytes: u64, source: io::Error) -> WriteError {

@@ -187,7 +187,8 @@ pub struct Context {
     /// For each step its launch, if it is one.
     launches: Vec<Option<Launch>>,
     loaded: bool,
-    _weights: Reservation,
+    /// Contexts that share weights share the charge for them.
+    weights: Arc<Reservation>,
 }
 
 // SAFETY: the raw pointers lead into memory that the context owns (or shares with immutable owners that it keeps), and
@@ -211,9 +212,29 @@ impl Context {
     /// # Errors
     /// [`RunError::Memory`] or [`RunError::Pool`].
     pub fn new(model: &Model, threads: usize, budget: &Budget) -> Result<Self, RunError> {
+        let weights = Arc::new(budget.reserve(model.plan().weight_bytes, "the weights")?);
+        Context::with_weights(model, threads, budget, weights)
+    }
+
+    /// As [`Context::new`] for another entry of the artifact that `other` runs: the weights are not charged again.
+    ///
+    /// # Errors
+    /// [`RunError::Memory`] or [`RunError::Pool`]; [`RunError::Internal`] where the artifacts are not the same.
+    pub fn beside(other: &Context, model: &Model, threads: usize) -> Result<Self, RunError> {
+        if !Arc::ptr_eq(other.model.artifact(), model.artifact()) {
+            return Err(RunError::Internal("contexts of two artifacts share no weights"));
+        }
+        Context::with_weights(model, threads, &other.budget, Arc::clone(&other.weights))
+    }
+
+    fn with_weights(
+        model: &Model,
+        threads: usize,
+        budget: &Budget,
+        weights: Arc<Reservation>,
+    ) -> Result<Self, RunError> {
         let loaded = Arc::clone(&model.0);
         let plan = loaded.plan();
-        let weights = budget.reserve(plan.weight_bytes, "the weights")?;
         let arena = Buffer::zeroed(budget, plan.arena_bytes, "the arena")?;
         let nothing = Buffer::zeroed(budget, ALIGNMENT as u64, "an empty tensor")?;
         let mut launches = Vec::with_capacity(plan.steps.len());
@@ -250,11 +271,16 @@ impl Context {
             arguments: Vec::with_capacity(first),
             launches,
             loaded: false,
-            _weights: weights,
+            weights,
             model: loaded,
         };
         context.provide()?;
         Ok(context)
+    }
+
+    /// The plan that the context runs.
+    pub fn plan(&self) -> &Plan {
+        self.model.plan()
     }
 
     /// The number of threads.

@@ -24,11 +24,13 @@ pub struct ModelOptions {
     pub levels: Option<Vec<CpuLevel>>,
     /// Whether the weights are hashed too; see [`artifact::LoadOptions`].
     pub verify_weights: bool,
+    /// Which of the artifact's entries; the first one has no name. See [`artifact::of_entry`].
+    pub entry: String,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { levels: None, verify_weights: true }
+        Self { levels: None, verify_weights: true, entry: String::new() }
     }
 }
 
@@ -85,7 +87,7 @@ pub struct Model(pub(super) Arc<Loaded>);
 
 /// What all contexts of a model share.
 pub(super) struct Loaded {
-    artifact: Artifact,
+    artifact: Arc<Artifact>,
     plan: Plan,
     level: CpuLevel,
     table: KernelTable,
@@ -102,7 +104,7 @@ impl Model {
     /// See [`LoadError`].
     pub fn open(path: &Path, options: &ModelOptions) -> Result<Self, LoadError> {
         let load = artifact::LoadOptions { verify_weights: options.verify_weights };
-        Self::new(Artifact::open(path, &load)?, options)
+        Self::new(Artifact::open(path, &load)?.into(), options)
     }
 
     /// Makes an artifact ready to run that is in memory.
@@ -111,27 +113,29 @@ impl Model {
     /// See [`LoadError`].
     pub fn from_buffer(buffer: Buffer, options: &ModelOptions) -> Result<Self, LoadError> {
         let load = artifact::LoadOptions { verify_weights: options.verify_weights };
-        Self::new(Artifact::from_buffer(buffer, &load)?, options)
+        Self::new(Artifact::from_buffer(buffer, &load)?.into(), options)
     }
 
-    /// Makes a checked artifact ready to run.
+    /// Makes an entry of a checked artifact ready to run. Entries share the artifact's weights.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn new(artifact: Artifact, options: &ModelOptions) -> Result<Self, LoadError> {
-        let plan = read_plan(&artifact)?;
+    pub fn new(artifact: Arc<Artifact>, options: &ModelOptions) -> Result<Self, LoadError> {
+        let part = |section: &str| artifact::of_entry(&options.entry, section);
+        let plan = read_plan(&artifact, &part(artifact::PLAN))?;
         if let Some(found) = artifact.options().get("arch").filter(|arch| *arch != std::env::consts::ARCH) {
             return Err(LoadError::Architecture { found: found.clone() });
         }
         let machine = Machine::detect();
         let asked = |level: &CpuLevel| options.levels.as_ref().is_none_or(|levels| levels.contains(level));
-        let level = machine.choose(artifact.levels().filter(asked)).ok_or_else(|| LoadError::NoLevel {
-            asked: options.levels.clone(),
-            there: artifact.levels().collect(),
-            machine: machine.levels().collect(),
-        })?;
-        let code_bytes = artifact.section(&artifact::code_section(level))?;
-        let table: KernelTable = artifact.text(&artifact::kernels_section(level))?.parse()?;
+        let level =
+            machine.choose(artifact.levels_of(&options.entry).filter(asked)).ok_or_else(|| LoadError::NoLevel {
+                asked: options.levels.clone(),
+                there: artifact.levels_of(&options.entry).collect(),
+                machine: machine.levels().collect(),
+            })?;
+        let code_bytes = artifact.section(&part(&artifact::code_section(level)))?;
+        let table: KernelTable = artifact.text(&part(&artifact::kernels_section(level)))?.parse()?;
         table.check(code_bytes.len() as u64)?;
         let named = |(kernel, entry): (&kiln_ir::plan::Kernel, &artifact::KernelEntry)| kernel.name == entry.name;
         if table.0.len() != plan.kernels.len() || !plan.kernels.iter().zip(&table.0).all(named) {
@@ -175,7 +179,7 @@ impl Model {
     }
 
     /// The artifact.
-    pub fn artifact(&self) -> &Artifact {
+    pub fn artifact(&self) -> &Arc<Artifact> {
         &self.0.artifact
     }
 }
@@ -187,6 +191,10 @@ impl std::fmt::Debug for Model {
 }
 
 impl Loaded {
+    pub(super) fn artifact(&self) -> &Arc<Artifact> {
+        &self.artifact
+    }
+
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -228,8 +236,8 @@ impl AsRef<[u8]> for Weight {
 }
 
 /// The plan of an artifact, checked.
-fn read_plan(artifact: &Artifact) -> Result<Plan, LoadError> {
-    let plan = Plan::parse(artifact.text(artifact::PLAN)?).map_err(|e| LoadError::Plan(vec![e.to_string()]))?;
+fn read_plan(artifact: &Artifact, section: &str) -> Result<Plan, LoadError> {
+    let plan = Plan::parse(artifact.text(section)?).map_err(|e| LoadError::Plan(vec![e.to_string()]))?;
     let mut errors: Vec<String> = plan.verify().iter().map(ToString::to_string).collect();
     let weights = match artifact.section(artifact::WEIGHTS) {
         Ok(weights) => weights.len() as u64,

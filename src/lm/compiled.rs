@@ -1,0 +1,175 @@
+//! A decoder as an artifact.
+//!
+//! Invariant: one section of weights serves three programs: any number of tokens with the logits of the last one (the
+//! artifact's own program), one token, and any number of tokens with all logits. The artifact holds the tokenizer too, so that
+//! it needs nothing beside it.
+
+use super::model::Body;
+use super::{LanguageModel, LmError, Tokenizer};
+use crate::bundle::Bundle;
+use crate::{Error, Observer, Options, compile_graph};
+use kiln_frontend::families::{Extent, Form, Past};
+use kiln_frontend::nn::{Heads, Logits};
+use kiln_ir::Graph;
+use kiln_runtime::artifact::{Artifact, LoadOptions};
+use kiln_runtime::engine::{LoadError, Model, ModelOptions};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The section with what a generator must know beside the plans, as JSON.
+const FACTS: &str = "lm";
+
+/// The section with the tokenizer, as `tokenizer.json` has it.
+const TOKENIZER: &str = "tokenizer";
+
+/// The version of the section [`FACTS`].
+const FORMAT: u32 = 1;
+
+/// A program of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// Any number of tokens; the logits of the last one.
+    Many,
+    /// One token.
+    One,
+    /// Any number of tokens; the logits of all.
+    All,
+}
+
+impl Entry {
+    /// The entry's name in the artifact.
+    pub fn name(self) -> &'static str {
+        match self {
+            Entry::Many => "",
+            Entry::One => "one",
+            Entry::All => "all",
+        }
+    }
+
+    /// Which logits it gives.
+    pub fn logits(self) -> Logits {
+        match self {
+            Entry::Many | Entry::One => Logits::Last,
+            Entry::All => Logits::All,
+        }
+    }
+}
+
+/// The sizes of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Sizes {
+    /// Number of tokens that the model knows.
+    pub vocabulary: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Heads of keys and values, the size of a key, the size of a value.
+    pub cache: [usize; 3],
+    /// Positions that a cache can hold.
+    pub capacity: usize,
+}
+
+impl Sizes {
+    pub fn new(vocabulary: usize, layers: usize, heads: Heads, capacity: usize) -> Sizes {
+        Sizes { vocabulary, layers, cache: [heads.keys, heads.key_size, heads.value_size], capacity }
+    }
+}
+
+/// What an artifact says of its decoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    format: u32,
+    sizes: Sizes,
+    /// Tokens that end a text.
+    ends: BTreeSet<u32>,
+    /// The token that begins a text.
+    begin: Option<u32>,
+    /// The chat template, in Jinja.
+    template: Option<String>,
+}
+
+/// A decoder that is compiled.
+#[derive(Clone, Debug)]
+pub(super) struct Compiled {
+    pub sizes: Sizes,
+    pub artifact: Arc<Artifact>,
+}
+
+impl Compiled {
+    /// A program, ready to run.
+    ///
+    /// # Errors
+    /// The artifact has no such entry, or no code for this machine.
+    pub fn program(&self, entry: Entry, options: &ModelOptions) -> Result<Model, Error> {
+        let options = ModelOptions { entry: entry.name().into(), ..options.clone() };
+        Ok(Model::new(Arc::clone(&self.artifact), &options)?)
+    }
+}
+
+/// Compiles programs of the decoder whose graphs `graph` makes.
+///
+/// # Errors
+/// A graph cannot be made or compiled.
+pub(super) fn compile(
+    graph: &dyn Fn(&Form) -> Result<Graph, Error>,
+    entries: &[Entry],
+    capacity: usize,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Bundle, Error> {
+    let mut bundle = Bundle::default();
+    for &entry in entries {
+        let tokens = if entry == Entry::One { Extent::Fixed(1) } else { Extent::Free };
+        let form = Form { batch: 1, tokens, past: Past::Prefix(Extent::Free), capacity, logits: entry.logits() };
+        bundle.add(entry.name(), compile_graph(graph(&form)?, options, observer)?);
+    }
+    Ok(bundle)
+}
+
+impl LanguageModel {
+    /// Compiles the decoder to an artifact with all that generating text needs. `capacity` is the number of positions that a
+    /// cache can hold.
+    ///
+    /// # Errors
+    /// As of [`crate::compile_graph`]; the weights do not fit the configuration, or the model is an artifact.
+    pub fn compile(&self, capacity: usize, options: &Options, observer: &mut dyn Observer) -> Result<Bundle, Error> {
+        let Body::Checkpoint(checkpoint) = &self.body else {
+            return Err(Error::Usage("the model is an artifact, which is compiled already".into()));
+        };
+        let decoder = &checkpoint.decoder;
+        let entries = [Entry::Many, Entry::One, Entry::All];
+        let mut bundle = compile(&checkpoint.graphs(), &entries, capacity, options, observer)?;
+        let facts = Facts {
+            format: FORMAT,
+            sizes: Sizes::new(decoder.vocabulary(), decoder.layers(), decoder.heads(), capacity),
+            ends: self.ends.clone(),
+            begin: self.begin,
+            template: self.template.clone(),
+        };
+        let internal = |e: &dyn std::fmt::Display| Error::Internal(format!("a description cannot be written: {e}"));
+        bundle.attach(FACTS, serde_json::to_vec(&facts).map_err(|e| internal(&e))?);
+        let tokenizer = self.tokenizer.inner().to_string(false).map_err(|e| internal(&e))?;
+        bundle.attach(TOKENIZER, tokenizer.into_bytes());
+        Ok(bundle)
+    }
+}
+
+/// Opens an artifact of a decoder.
+///
+/// # Errors
+/// It is damaged, or not of a language model.
+pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
+    let artifact = Artifact::open(path, &LoadOptions::default()).map_err(LoadError::Artifact)?;
+    let wrong = |what: &str| LmError::Compiled { path: path.into(), what: what.into() };
+    let bytes = artifact.section(FACTS).map_err(|_| LmError::NoCheckpoint(path.into()))?;
+    let facts: Facts = serde_json::from_slice(bytes).map_err(|e| wrong(&e.to_string()))?;
+    if facts.format != FORMAT {
+        return Err(wrong(&format!("its description has format {}, this program reads {FORMAT}", facts.format)).into());
+    }
+    let tokenizer = Tokenizer::from_json(artifact.section(TOKENIZER).map_err(LoadError::Artifact)?)?;
+    let Facts { format: _, sizes, ends, begin, template } = facts;
+    let body = Body::Compiled(Compiled { sizes, artifact: artifact.into() });
+    Ok(LanguageModel { body, tokenizer, ends, begin, template }.checked()?)
+}
