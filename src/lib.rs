@@ -10,6 +10,7 @@ pub mod data;
 pub mod emit;
 mod error;
 pub mod golden;
+pub mod library;
 pub mod lm;
 pub mod notes;
 pub mod npz;

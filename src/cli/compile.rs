@@ -3,23 +3,58 @@
 use super::Talk;
 use super::generate::DEFAULT_CONTEXT;
 use super::options::{self, Machinery, Progress, Watching};
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data::{self, From};
 use kiln::ir::plan::Step;
+use kiln::library::{Form, LibraryOptions, Written};
 use kiln::lm::LanguageModel;
 use kiln::{Compiled, Error, Source};
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Compile a model to an artifact
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Emit {
+    /// An artifact, which `kiln run` and Kiln's runtime library run
+    Kiln,
+    /// A shared object with C functions
+    So,
+    /// A relocatable object with C functions
+    Obj,
+    /// A static library with C functions
+    Staticlib,
+}
+
+impl Emit {
+    /// The form of a library, if it is one.
+    fn form(self) -> Option<Form> {
+        match self {
+            Emit::Kiln => None,
+            Emit::So => Some(Form::Shared),
+            Emit::Obj => Some(Form::Object),
+            Emit::Staticlib => Some(Form::Static),
+        }
+    }
+}
+
+/// Compile a model to an artifact, or to a library that C programs link or load
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// An ONNX model; or a language model (a GGUF file, or a folder with config.json), for `kiln generate`
     model: PathBuf,
-    /// The artifact to write
-    #[arg(short, long, value_name = "OUT.kiln")]
+    /// The file to write, such as net.kiln or libnet.so; beside a library come net.h, net.pc and net-config.cmake
+    #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Emit::Kiln)]
+    emit: Emit,
+    /// What the names of a library's functions begin with [default: the name of its file]
+    #[arg(long, value_name = "NAME")]
+    prefix: Option<String>,
+    /// Keep a library's weights in a file of their own, which the program maps and hands over
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// Fix all dims to those of these inputs (their values are not used)
     #[arg(long, value_name = "F.npz", conflicts_with = "data")]
     inputs: Option<PathBuf>,
@@ -42,6 +77,7 @@ pub struct Args {
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         data::writable(&self.output)?;
+        self.check_emit()?;
         let start = Instant::now();
         if LanguageModel::is_at(&self.model) {
             return self.language_model(talk);
@@ -62,8 +98,18 @@ impl Args {
         if self.golden {
             compiled.add_golden(0, &budget)?;
         }
-        let bytes = compiled.write(&self.output)?;
-        self.report(&[("", &compiled)], compiled.plan.weight_bytes, bytes, start, talk)
+        let library = match self.emit.form() {
+            None => None,
+            Some(form) => {
+                let options = LibraryOptions { form, prefix: self.prefix.clone(), weights: self.weights.clone() };
+                Some(compiled.write_library(&self.output, &options)?)
+            }
+        };
+        let bytes = match &library {
+            None => compiled.write(&self.output)?,
+            Some(written) => written.files.first().map_or(0, |(_, bytes)| *bytes),
+        };
+        self.report(&[("", &compiled)], library.as_ref(), (compiled.plan.weight_bytes, bytes), start, talk)
     }
 
     /// A decoder, with its tokenizer and a program for each use.
@@ -73,6 +119,7 @@ impl Args {
             ("--inputs", self.inputs.is_some()),
             ("--data", self.data.is_some()),
             ("--golden", self.golden),
+            ("--emit", self.emit.form().is_some()),
             ("--bind", !self.machinery.binding.bind.is_empty()),
         ];
         if let Some((option, _)) = onnx_only.iter().find(|(_, given)| *given) {
@@ -84,15 +131,15 @@ impl Args {
         let bundle = model.compile(context, &options, &mut Progress::new(talk))?;
         let bytes = bundle.write(&self.output)?;
         let programs: Vec<(&str, &Compiled)> = bundle.programs().iter().map(|(name, p)| (name.as_str(), p)).collect();
-        self.report(&programs, bundle.weight_bytes(), bytes, start, talk)
+        self.report(&programs, None, (bundle.weight_bytes(), bytes), start, talk)
     }
 
     /// What was made; the arena and kernels are those of all entries.
     fn report(
         &self,
         programs: &[(&str, &Compiled)],
-        weight_bytes: u64,
-        bytes: u64,
+        library: Option<&Written>,
+        (weight_bytes, bytes): (u64, u64),
         start: Instant,
         talk: Talk,
     ) -> Result<(), Error> {
@@ -111,6 +158,9 @@ impl Args {
             levels.join(", "),
             arena as f64 / 1e6,
         ));
+        if let Some(written) = library {
+            say_library(written, talk);
+        }
         if talk.json {
             let mut report = json!({
                 "artifact": self.output.display().to_string(), "bytes": bytes, "seconds": seconds, "levels": levels,
@@ -121,8 +171,43 @@ impl Args {
             if !entries.is_empty() {
                 report["entries"] = json!(entries);
             }
+            if let Some(written) = library {
+                let files = written
+                    .files
+                    .iter()
+                    .map(|(path, bytes)| json!({ "path": path.display().to_string(), "bytes": bytes }));
+                let code = written.code.iter().map(|(level, bytes)| json!({ "level": level.name(), "bytes": bytes }));
+                report["prefix"] = json!(written.prefix);
+                report["files"] = files.collect();
+                report["code"] = code.collect();
+                report["driver_bytes"] = json!(written.driver);
+            }
             talk.report(&report, &"")?;
         }
         Ok(())
     }
+
+    /// Options of libraries are for libraries.
+    fn check_emit(&self) -> Result<(), Error> {
+        let library = self.prefix.as_ref().map(|_| "--prefix").or(self.weights.as_ref().map(|_| "--weights"));
+        match (self.emit.form(), library) {
+            (None, Some(option)) => {
+                Err(Error::Usage(format!("{option} is for libraries: --emit so, obj or staticlib")))
+            }
+            (Some(_), _) if self.golden => {
+                Err(Error::Usage("--golden is for artifacts: a library carries no self-test".into()))
+            }
+            (None, None) | (Some(_), _) => self.weights.as_deref().map_or(Ok(()), data::writable),
+        }
+    }
+}
+
+fn say_library(written: &Written, talk: Talk) {
+    for (path, bytes) in written.files.iter().skip(1) {
+        talk.say(format_args!("  {}: {bytes} bytes", path.display()));
+    }
+    let code = written.code.iter().map(|(level, bytes)| format!("{level} {bytes} bytes"));
+    let code: Vec<String> = code.collect();
+    let (prefix, driver) = (&written.prefix, written.driver);
+    talk.say(format_args!("  functions {prefix}_*; code: {}, driver {driver} bytes", code.join(", ")));
 }

@@ -2,6 +2,7 @@
 
 mod errors;
 mod language;
+mod library;
 mod models;
 mod peer;
 mod whole;
@@ -75,6 +76,11 @@ impl Word for &str {
     }
 }
 impl Word for &Path {
+    fn word(&self) -> &std::ffi::OsStr {
+        self.as_os_str()
+    }
+}
+impl Word for PathBuf {
     fn word(&self) -> &std::ffi::OsStr {
         self.as_os_str()
     }

@@ -12,6 +12,7 @@ mod emit;
 mod float;
 mod int;
 mod lanes;
+pub mod library;
 mod memory;
 mod target;
 pub mod wide;

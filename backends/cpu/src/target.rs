@@ -46,6 +46,12 @@ impl Target {
     }
 
     pub(crate) fn isa(self, level: OptLevel) -> Result<OwnedTargetIsa, String> {
+        self.isa_with(level, true)
+    }
+
+    /// Without `global_offsets` names that are near are found by distance rather than through a global offset table; the code
+    /// is as independent of its position.
+    pub(crate) fn isa_with(self, level: OptLevel, global_offsets: bool) -> Result<OwnedTargetIsa, String> {
         let mut flags = settings::builder();
         let mut set = |name: &str, value: &str| flags.set(name, value).map_err(|e| format!("{name}: {e}"));
         set(
@@ -58,7 +64,7 @@ impl Target {
         set("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" })?;
         set("enable_probestack", "false")?;
         set("unwind_info", "false")?;
-        set("is_pic", "true")?;
+        set("is_pic", if global_offsets { "true" } else { "false" })?;
         let (triple, features): (&str, &[&str]) = match self {
             Target::X86_64 => {
                 ("x86_64-unknown-linux", &["has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"])

@@ -36,7 +36,7 @@ mod write;
 pub use kernels::{KernelEntry, KernelTable, KernelTableError};
 pub use read::{Artifact, ArtifactError, LoadOptions};
 pub use sniff::{describe, is_artifact};
-pub use write::{Manifest, Section, WriteError, to_buffer, write, write_to};
+pub use write::{Manifest, Section, WriteError, replace, to_buffer, write, write_to};
 
 use crate::cpu::CpuLevel;
 

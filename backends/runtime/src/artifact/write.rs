@@ -111,6 +111,27 @@ pub enum WriteError {
 pub fn write(path: &Path, manifest: &Manifest, sections: Vec<Section<'_>>) -> Result<u64, WriteError> {
     let layout = Layout::new(manifest, sections)?;
     let bytes = layout.file_bytes;
+    replace_with(path, bytes, |out| layout.write(out))?;
+    Ok(bytes)
+}
+
+/// Writes a file of about `bytes` bytes to `path` as [`write`] does: complete and synced, or not at all.
+///
+/// # Errors
+/// See [`WriteError`]; `path` is as it was before.
+pub fn replace(
+    path: &Path,
+    bytes: u64,
+    produce: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    replace_with(path, bytes, |out| produce(out).map_err(WriteError::Io))
+}
+
+fn replace_with(
+    path: &Path,
+    bytes: u64,
+    produce: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
     let named = |error: WriteError| match error {
         WriteError::Io(source) => classify(path, bytes, source),
         other => other,
@@ -137,17 +158,17 @@ pub fn write(path: &Path, manifest: &Manifest, sections: Vec<Section<'_>>) -> Re
     // The temporary file removes itself when dropped, so every `?` below cleans up.
     let mut temporary = builder.tempfile_in(folder).map_err(io)?;
     let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-    layout.write(&mut out).map_err(named)?;
+    produce(&mut out).map_err(named)?;
     out.into_inner().map_err(|error| io(error.into_error()))?;
     temporary.as_file().sync_all().map_err(io)?;
     temporary.persist(&target).map_err(|error| io(error.error))?;
-    // The name itself is durable only when its folder is synced. The artifact is complete by now,
+    // The name itself is durable only when its folder is synced. The file is complete by now,
     // so file systems that cannot do this are not a failure.
     #[cfg(unix)]
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Writes an artifact to the current position of any seekable output, which must be its start, and

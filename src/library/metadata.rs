@@ -1,0 +1,49 @@
+//! What a library says of itself: one JSON object.
+//!
+//! Invariant: it says the same of the same model, whatever the library is called.
+
+use super::ABI;
+use crate::{Compiled, Error};
+use kiln_ir::plan::SlotId;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The text, without line breaks.
+///
+/// # Errors
+/// None in practice: what JSON cannot hold is not in it.
+pub(super) fn text(compiled: &Compiled, weights: &blake3::Hash, embedded: bool) -> Result<String, Error> {
+    let plan = &compiled.plan;
+    let ends = |ends: &[(Arc<str>, SlotId)]| -> Vec<Value> {
+        let one = |(name, slot): &(Arc<str>, SlotId)| {
+            let ty = &plan.slots[*slot].ty;
+            let dim = |d: &kiln_ir::Expr| d.as_const().map_or_else(|| json!(d.to_string()), |n| json!(n));
+            let dims: Vec<Value> = ty.dims.iter().map(dim).collect();
+            json!({ "name": &**name, "type": ty.dtype.name(), "dims": dims, "layout": "row-major" })
+        };
+        ends.iter().map(one).collect()
+    };
+    let dims = plan.symbols.iter().map(|(s, (lo, hi))| json!({ "name": s.name(), "least": lo, "greatest": hi }));
+    let levels = compiled.code.iter().map(|code| {
+        let emitters = |name: &str| code.table.0.iter().filter(|k| k.emitter == name).count();
+        json!({
+            "level": code.level.name(), "code_bytes": code.bytes.len(),
+            "kernels": { "wide": emitters("wide"), "cranelift": emitters("cranelift") },
+        })
+    });
+    let regions: Vec<String> = plan.regions.iter().map(ToString::to_string).collect();
+    let report = json!({
+        "abi": ABI,
+        "name": plan.name,
+        "compiler": compiled.manifest.compiler,
+        "options": compiled.manifest.options,
+        "inputs": ends(&plan.inputs),
+        "outputs": ends(&plan.outputs),
+        "dims": dims.collect::<Vec<_>>(),
+        "precision": compiled.manifest.options.get("precision"),
+        "levels": levels.collect::<Vec<_>>(),
+        "weights": { "bytes": plan.weight_bytes, "blake3": weights.to_string(), "embedded": embedded },
+        "memory": { "arena_bytes": plan.arena_bytes, "regions": regions },
+    });
+    serde_json::to_string(&report).map_err(|e| Error::Internal(e.to_string()))
+}
