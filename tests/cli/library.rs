@@ -131,6 +131,13 @@ fn twenty_lines_of_c_run_a_model_in_every_form() {
         assert!(done.status.success(), "{emit}: {}", String::from_utf8_lossy(&done.stderr));
         assert_eq!(done.stdout, want, "{emit}");
     }
+    // From Rust.
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/library/rust/Cargo.toml");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "--offline", "--manifest-path", manifest]);
+    cargo.env("KILN_LIBRARY", place.path("staticlib")).env("CARGO_TARGET_DIR", place.path("target"));
+    let done = cargo.stdin(std::fs::File::open(&input).unwrap()).output().unwrap();
+    assert!(done.stdout == want, "{}", String::from_utf8_lossy(&done.stderr));
     // What builds find: pkg-config where it is installed.
     let mut find = Command::new("pkg-config");
     match find.args(["--cflags", "--libs", "net"]).env("PKG_CONFIG_PATH", place.path("so")).output() {
@@ -148,16 +155,15 @@ fn libraries_of_free_dims_give_the_engines_bits() {
     let place = Place::new();
     let model = place.write("m.onnx", &free());
     let (artifact, library, weights) = (place.path("a.kiln"), place.path("libfree.so"), place.path("free.weights"));
-    kiln!("compile", &model, "-o", &artifact).succeeds();
-    let words = ["--emit", "so", "--prefix", "f"];
-    kiln!("compile", &model, "-o", &library, words[0], words[1], words[2], words[3]).succeeds();
+    kiln!("compile", &model, "-o", &artifact, "--bind", "seq=0..100").succeeds();
+    kiln!("compile", &model, "-o", &library, "--emit", "so", "--prefix", "f", "--bind", "seq=0..100").succeeds();
     let host = host(&place, &place.path("free.h"), "f");
     let folder = place.path("data");
     let run = |library: &Path, level: &str, threads: &str, weights: &dyn super::Word| {
         program(&host, &[&library, &"f", &&folder, &level, &threads, weights])
     };
     let u = floats_of(&[12], 9);
-    for (batch, seq) in [(1, 1), (2, 7), (5, 64), (0, 3), (3, 0)] {
+    for (batch, seq) in [(1, 1), (2, 7), (5, 64), (3, 0)] {
         let inputs = [floats_of(&[batch, seq, 20], batch), u.clone()];
         give(&folder, &inputs);
         for (level, number) in levels() {
@@ -175,6 +181,8 @@ fn libraries_of_free_dims_give_the_engines_bits() {
     give(&folder, &[floats_of(&[3, 5, 20], 0), floats_of(&[11], 0)]);
     let said = run(&library, "-1", "1", &"-").fails(3, "table needs").err;
     assert!(said.contains("which are 11 and 12"), "{said}");
+    give(&folder, &[floats_of(&[3, 101, 20], 0), u.clone()]);
+    run(&library, "-1", "1", &"-").fails(3, "seq = 101 in `x` is outside its range 0..100");
     give(&folder, &[floats_of(&[3, 5, 21], 0), u.clone()]);
     run(&library, "-1", "1", &"-").fails(3, "axis 2 of `x` is 21, wants 20");
     run(&library, "7", "1", &"-").fails(4, "level 7 was asked for");
@@ -184,7 +192,21 @@ fn libraries_of_free_dims_give_the_engines_bits() {
     run(&library, "0", "1", &"-").succeeds();
     let want = read(&folder, 0);
     let bare = place.path("libbare.so");
-    kiln!("compile", &model, "-o", &bare, "--emit", "so", "--prefix", "f", "--weights", &weights).succeeds();
+    kiln!(
+        "compile",
+        &model,
+        "-o",
+        &bare,
+        "--emit",
+        "so",
+        "--prefix",
+        "f",
+        "--weights",
+        &weights,
+        "--bind",
+        "seq=0..100"
+    )
+    .succeeds();
     run(&bare, "0", "1", &&weights).succeeds();
     assert_eq!(read(&folder, 0), want);
     run(&bare, "0", "1", &"-").fails(2, "options.weights");

@@ -323,7 +323,7 @@ fn steps(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run) {
     let level = c.load(run.context, CONTEXT_LEVEL);
     let kernels = c.address(Part::Data, t.kernels);
     let kernels = c.element(kernels, level, t.plan.kernels.len() as i64 * KERNEL_ROW * 8);
-    let count = c.int(t.plan.steps.len() as i64);
+    let count = c.int(t.step_count);
     c.repeat(count, |c, n| {
         let table = c.address(Part::Data, t.steps);
         let row = c.element(table, n, STEP_ROW * 8);

@@ -7,6 +7,7 @@ use super::data::Data;
 use super::{LibraryError, Source};
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::Origin;
+use kiln_ir::ops::Op;
 use kiln_ir::plan::{Place, Plan, SlotId, Step};
 use std::collections::HashMap;
 
@@ -60,6 +61,8 @@ pub(super) struct Tables<'a> {
     pub sizes: Vec<bool>,
     pub slots: u64,
     pub steps: u64,
+    /// How many steps there are.
+    pub step_count: i64,
     pub arguments: u64,
     /// Rows of all kernels, level by level.
     pub kernels: u64,
@@ -105,11 +108,23 @@ fn round_up(n: i64) -> i64 {
     n.saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
+/// The two ends of a host step that moves no element: what is left of a reshape where no kernel could take it.
+fn renamed(step: &Step) -> Option<(SlotId, SlotId)> {
+    match step {
+        Step::Host { op: Op::Reshape(_), inputs, outputs, .. } => match (inputs.as_slice(), outputs.as_slice()) {
+            (&[from], &[to]) => Some((from, to)),
+            _ => None,
+        },
+        Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
+    }
+}
+
 /// Why a library of a plan is not to be had, if so.
 fn refuse(plan: &Plan) -> Result<(), LibraryError> {
     let hosts: Vec<String> = plan
         .steps
         .iter()
+        .filter(|step| renamed(step).is_none())
         .filter_map(|step| match step {
             Step::Host { op, origin, .. } => Some(format!("{} ({})", origin, op.name())),
             Step::Launch { .. } | Step::Copy { .. } => None,
@@ -174,7 +189,11 @@ impl<'a> Tables<'a> {
                     longest = longest.max(of.len() as i64);
                 }
                 Step::Copy { from, to } => steps.extend([-1, from.index() as i64, to.index() as i64]),
-                Step::Host { .. } => {}
+                Step::Host { .. } => {
+                    if let Some((from, to)) = renamed(step) {
+                        steps.extend([-1, from.index() as i64, to.index() as i64]);
+                    }
+                }
             }
         }
         let mut kernels = Vec::new();
@@ -202,6 +221,7 @@ impl<'a> Tables<'a> {
             source,
             slots: data.words(&slots),
             steps: data.words(&steps),
+            step_count: steps.len() as i64 / STEP_ROW,
             arguments: data.halves(&arguments),
             kernels: data.words(&kernels),
             messages: data.words(&messages),
