@@ -15,6 +15,7 @@ pub mod lm;
 pub mod notes;
 pub mod npz;
 pub mod observe;
+pub mod provenance;
 pub mod random;
 pub mod source;
 
@@ -38,7 +39,7 @@ use kiln_ir::plan::Plan;
 use kiln_passes::kernel::Machine;
 use kiln_passes::pipeline::{self, optimise, schedule};
 use kiln_passes::plan::Weight;
-use kiln_runtime::artifact::{self, Manifest, Section};
+use kiln_runtime::artifact::{self, Artifact, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
 use kiln_runtime::memory::Budget;
@@ -105,6 +106,8 @@ pub struct Compiled {
     pub manifest: Manifest,
     /// The golden section, if there is one; see [`golden`].
     pub golden: Option<Vec<u8>>,
+    /// The bill of materials, if there is one; see [`provenance`].
+    pub sbom: Option<String>,
 }
 
 /// Compiles a model: import, then what [`compile_graph`] does.
@@ -175,8 +178,9 @@ fn compile_with(
     observer.plan(&plan)?;
 
     let notes = Notes::of(&graph, &plan, &host_reasons, operators);
-    let manifest = Manifest { compiler: VERSION.into(), options: described(options) };
-    Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None })
+    let (options, hashes) = (provenance::record(options), provenance::hashes());
+    let manifest = Manifest { compiler: VERSION.into(), options, hashes };
+    Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None, sbom: None })
 }
 
 /// The graph of a model as the passes get it: imported, dims bound, taps added to the outputs.
@@ -245,22 +249,6 @@ fn within(options: &Options, what: &str, bytes: u64) -> Result<(), Error> {
     Err(Error::Limit(format!("{what} need {bytes} bytes, the memory limit is {limit} bytes")))
 }
 
-/// The options as an artifact states them: nothing that depends on the machine or the moment.
-fn described(options: &Options) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::from([
-        ("arch".to_string(), std::env::consts::ARCH.to_string()),
-        ("precision".to_string(), "f32".to_string()),
-    ]);
-    if !options.bind.is_empty() {
-        let bind = options.bind.iter().map(|(name, (lo, hi))| format!("{name}={lo}..{hi}"));
-        all.insert("bind".into(), bind.collect::<Vec<_>>().join(","));
-    }
-    if !options.taps.is_empty() {
-        all.insert("tap".into(), options.taps.join(","));
-    }
-    all
-}
-
 /// The sections of an artifact that are text.
 struct Texts {
     plan: String,
@@ -288,6 +276,9 @@ impl Compiled {
         if let Some(golden) = &self.golden {
             sections.push(Section::new(part(artifact::GOLDEN), golden));
         }
+        if let Some(sbom) = &self.sbom {
+            sections.push(Section::new(part(artifact::SBOM), sbom.as_bytes()));
+        }
         sections
     }
 
@@ -303,6 +294,16 @@ impl Compiled {
     pub fn write(&self, path: &Path) -> Result<u64, Error> {
         let texts = self.texts()?;
         Ok(artifact::write(path, &self.manifest, self.sections(&texts))?)
+    }
+
+    /// The artifact in memory.
+    ///
+    /// # Errors
+    /// [`Error::Artifact`] where the memory is not to be had.
+    pub fn to_artifact(&self) -> Result<Artifact, Error> {
+        let texts = self.texts()?;
+        let buffer = artifact::to_buffer(&Budget::unlimited(), &self.manifest, self.sections(&texts))?;
+        Ok(Artifact::from_buffer(buffer, &Default::default()).map_err(engine::LoadError::Artifact)?)
     }
 
     /// Makes the model ready to run without a file.

@@ -85,7 +85,8 @@ impl Args {
         if self.context.is_some() {
             return Err(Error::Usage("--context is for language models; this is none".into()));
         }
-        let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
+        let source = Source::open(&self.model)?;
+        let onnx = source.model(&self.machinery.limits())?;
         let levels = self.machinery.artifact_levels();
         let budget = self.machinery.budget();
         let from = self.inputs.clone().map(From::Npz).or_else(|| self.data.clone().map(From::Folder));
@@ -94,6 +95,9 @@ impl Args {
             None => self.machinery.options(levels, Default::default())?,
         };
         let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
+        if let Source::Model { bytes, .. } = &source {
+            compiled.record_model(bytes, &onnx);
+        }
         drop(onnx);
         if self.golden {
             compiled.add_golden(0, &budget)?;

@@ -11,7 +11,8 @@ use kiln::ir::plan::{Plan, Step, nominal};
 use kiln::notes::Notes;
 use kiln::runtime::artifact::{self, Artifact, KernelTable, LoadOptions};
 use kiln::runtime::cpu::CpuLevel;
-use kiln::{Compiled, Error, Source};
+use kiln::runtime::engine::LoadError;
+use kiln::{Compiled, Error, Source, provenance};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -28,6 +29,9 @@ pub struct Args {
     /// Show the whole plan
     #[arg(long)]
     plan: bool,
+    /// Show the bill of materials instead: SPDX as JSON (artifacts only)
+    #[arg(long, conflicts_with_all = ["graph", "plan", "picture"])]
+    sbom: bool,
     /// Draw a picture instead
     #[arg(long, value_name = "KIND", conflicts_with_all = ["graph", "plan", "json"])]
     picture: Option<Picture>,
@@ -38,14 +42,18 @@ pub struct Args {
 }
 
 /// What is known of a compiled model, wherever it came from.
-struct Contents {
-    plan: Plan,
-    tables: Vec<(CpuLevel, KernelTable)>,
-    compiler: String,
-    options: BTreeMap<String, String>,
-    sections: Vec<(String, u64)>,
+pub(super) struct Contents {
+    pub(super) plan: Plan,
+    pub(super) tables: Vec<(CpuLevel, KernelTable)>,
+    pub(super) compiler: String,
+    pub(super) options: BTreeMap<String, String>,
+    /// Hashes of what it was made from, and those of an artifact.
+    pub(super) hashes: BTreeMap<String, String>,
+    /// The hash of an artifact's header; empty for a model.
+    pub(super) identity: String,
+    pub(super) sections: Vec<(String, u64)>,
     graph: Option<String>,
-    notes: Notes,
+    pub(super) notes: Notes,
 }
 
 impl Args {
@@ -56,7 +64,15 @@ impl Args {
                 if let Some(option) = graph.or(self.machinery.compiles()).or(self.watching.given()) {
                     return Err(options::compiled_already(option, &path));
                 }
+                if self.sbom {
+                    let load = LoadOptions { verify_weights: false };
+                    let file = Artifact::open(&path, &load).map_err(LoadError::Artifact)?;
+                    return super::print(provenance::sbom_of(&file)?);
+                }
                 from_artifact(&path)?
+            }
+            Source::Model { .. } if self.sbom => {
+                return Err(Error::Usage("--sbom is for artifacts; a model is compiled first".into()));
             }
             source @ Source::Model { .. } => {
                 let onnx = source.model(&self.machinery.limits())?;
@@ -71,7 +87,7 @@ impl Args {
     }
 }
 
-fn from_artifact(path: &Path) -> Result<Contents, Error> {
+pub(super) fn from_artifact(path: &Path) -> Result<Contents, Error> {
     let load = |e| Error::Load(kiln::runtime::engine::LoadError::Artifact(e));
     let file = Artifact::open(path, &LoadOptions::default()).map_err(load)?;
     let broken = |what: &str, e: &dyn std::fmt::Display| Error::data(format!("{}: {what}", path.display()), e);
@@ -82,11 +98,17 @@ fn from_artifact(path: &Path) -> Result<Contents, Error> {
         let table = file.text(&name).map_err(load)?.parse().map_err(|e| broken(&name, &e))?;
         tables.push((level, table));
     }
+    let mut hashes = file.hashes().clone();
+    if let Some(weights) = file.section_hash(artifact::WEIGHTS) {
+        hashes.insert(artifact::WEIGHTS.into(), weights);
+    }
     Ok(Contents {
         plan,
         tables,
         compiler: file.compiler().to_string(),
         options: file.options().clone(),
+        hashes,
+        identity: file.identity().to_string(),
         sections: file.sections().map(|(name, bytes)| (name.to_string(), bytes)).collect(),
         graph: None,
         notes: Notes::parse(file.text(artifact::NOTES).map_err(load)?)?,
@@ -99,6 +121,8 @@ fn from_compiled(compiled: Compiled) -> Contents {
         tables: compiled.code.into_iter().map(|code| (code.level, code.table)).collect(),
         compiler: compiled.manifest.compiler,
         options: compiled.manifest.options,
+        hashes: compiled.manifest.hashes,
+        identity: String::new(),
         sections: Vec::new(),
         notes: compiled.notes,
         plan: compiled.plan,
@@ -120,7 +144,7 @@ impl Contents {
         ends.iter().map(|(name, slot)| (name.to_string(), self.plan.slots[*slot].ty.to_string())).collect()
     }
 
-    fn totals(&self) -> (u64, u64) {
+    pub(super) fn totals(&self) -> (u64, u64) {
         self.plan.kernels.iter().fold((0, 0), |(ops, bytes), k| (ops + k.operations, bytes + k.bytes))
     }
 
@@ -142,6 +166,7 @@ impl Contents {
         let hosts = self.hosts().map(|(op, origin, why)| json!({ "op": op, "origin": names(origin), "why": why }));
         let mut report = json!({
             "name": self.plan.name, "compiler": self.compiler, "options": self.options,
+            "hashes": self.hashes, "identity": self.identity,
             "levels": self.tables.iter().map(|(level, _)| level.name()).collect::<Vec<_>>(),
             "inputs": self.ends(&self.plan.inputs).into_iter().map(end).collect::<Vec<_>>(),
             "outputs": self.ends(&self.plan.outputs).into_iter().map(end).collect::<Vec<_>>(),
@@ -171,6 +196,9 @@ impl Contents {
         let (operations, bytes) = self.totals();
         let levels: Vec<&str> = self.tables.iter().map(|(level, _)| level.name()).collect();
         let _ = writeln!(text, "{:?}, compiled by Kiln {} for {}", self.plan.name, self.compiler, levels.join(", "));
+        for (name, hash) in &self.hashes {
+            let _ = writeln!(text, "  hash of {name}: {hash}");
+        }
         for (what, ends) in [("input", &self.plan.inputs), ("output", &self.plan.outputs)] {
             for (name, ty) in self.ends(ends) {
                 let _ = writeln!(text, "  {what} {name}: {ty}");

@@ -6,12 +6,14 @@ mod bench;
 mod check;
 mod compile;
 mod completions;
+mod diff;
 mod eval;
 mod generate;
 mod inspect;
 mod options;
 mod peer;
 mod picture;
+mod rebuild;
 mod run;
 mod selftest;
 mod table;
@@ -50,6 +52,8 @@ enum Command {
     Bench(bench::Args),
     Verify(verify::Args),
     Selftest(selftest::Args),
+    Rebuild(rebuild::Args),
+    Diff(diff::Args),
     Peer(peer::Args),
     Generate(generate::Args),
     Eval(eval::Args),
@@ -94,6 +98,8 @@ impl Cli {
             Command::Bench(args) => args.run(talk),
             Command::Verify(args) => args.run(talk),
             Command::Selftest(args) => args.run(talk),
+            Command::Rebuild(args) => args.run(talk),
+            Command::Diff(args) => args.run(talk),
             Command::Peer(args) => args.run(talk),
             Command::Generate(args) => args.run(talk),
             Command::Eval(args) => args.run(talk),

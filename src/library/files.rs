@@ -49,13 +49,14 @@ impl Names {
     }
 
     /// The text files beside the library of a model of that name.
-    pub(super) fn texts(&self, model: &str) -> Vec<(PathBuf, String)> {
+    pub(super) fn texts(&self, model: &str, sbom: Option<&str>) -> Vec<(PathBuf, String)> {
         let stem = &self.stem;
-        let files = [
+        let mut files = vec![
             (format!("{stem}.h"), self.header()),
             (format!("{stem}.pc"), self.pkg_config(model)),
             (format!("{stem}-config.cmake"), self.cmake()),
         ];
+        files.extend(sbom.map(|sbom| (format!("{stem}.spdx.json"), sbom.to_string())));
         files.into_iter().map(|(name, text)| (self.folder.join(name), text)).collect()
     }
 

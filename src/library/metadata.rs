@@ -37,6 +37,7 @@ pub(super) fn text(compiled: &Compiled, weights: &blake3::Hash, embedded: bool) 
         "name": plan.name,
         "compiler": compiled.manifest.compiler,
         "options": compiled.manifest.options,
+        "hashes": compiled.manifest.hashes,
         "inputs": ends(&plan.inputs),
         "outputs": ends(&plan.outputs),
         "dims": dims.collect::<Vec<_>>(),

@@ -113,7 +113,7 @@ impl Compiled {
             })?;
             written.push((weights.clone(), bytes));
         }
-        for (path, text) in names.texts(&self.plan.name) {
+        for (path, text) in names.texts(&self.plan.name, self.sbom.as_deref()) {
             artifact::replace(&path, text.len() as u64, |out| out.write_all(text.as_bytes()))?;
             written.push((path, text.len() as u64));
         }

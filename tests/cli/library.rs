@@ -118,7 +118,7 @@ fn twenty_lines_of_c_run_a_model_in_every_form() {
         let library = folder.join(name);
         let report = kiln!("compile", &model, "-o", &library, "--emit", emit, "--json").succeeds().json();
         assert_eq!(report["prefix"], "net");
-        assert_eq!(report["files"].as_array().unwrap().len(), 4);
+        assert_eq!(report["files"].as_array().unwrap().len(), 5);
         for code in report["code"].as_array().unwrap() {
             assert!((1..1 << 20).contains(&code["bytes"].as_u64().unwrap()), "{code}");
         }
@@ -230,7 +230,7 @@ fn libraries_are_the_same_in_another_folder_and_on_more_threads() {
         let at = |name: &str| place.path(folder).join(name);
         kiln!("compile", &model, "-o", at("libm.so"), "--emit", "so", "--threads", threads).succeeds();
         kiln!("compile", &model, "-o", at("m.a"), "--emit", "staticlib", "--threads", threads).succeeds();
-        ["libm.so", "m.a", "m.h", "m.pc", "m-config.cmake"].map(|name| std::fs::read(at(name)).unwrap())
+        ["libm.so", "m.a", "m.h", "m.pc", "m-config.cmake", "m.spdx.json"].map(|name| std::fs::read(at(name)).unwrap())
     };
     assert!(files("one", "1") == files("two", "3"));
 }

@@ -5,6 +5,7 @@ mod language;
 mod library;
 mod models;
 mod peer;
+mod provenance;
 mod whole;
 
 use std::path::{Path, PathBuf};

@@ -18,7 +18,8 @@
 //!
 //! - `blake3.<section>`: the hash of that section's bytes,
 //! - `compiler`: the version that wrote the file,
-//! - `option.<name>`: how it was told to compile.
+//! - `option.<name>`: how it was told to compile,
+//! - `hash.<name>`: the hash of something it was made from.
 //!
 //! Each section is a one-dimensional U8 tensor that starts on a 64-byte boundary *of the file*, so
 //! that a mapping can be used in place. Sections are stored in the order of their names. Because
@@ -58,6 +59,9 @@ pub const WEIGHTS: &str = "weights";
 
 /// The section with seeded inputs and their expected outputs, for the self-test.
 pub const GOLDEN: &str = "golden";
+
+/// The section with the bill of materials, SPDX as JSON.
+pub const SBOM: &str = "sbom";
 
 /// The name of an entry's section: an artifact may hold several programs over one section of weights, each with a plan, notes,
 /// code and kernels of its own. The sections of the first entry, which has no name, are named as they are here; those of another one

@@ -172,6 +172,11 @@ impl Artifact {
         &self.contents.options
     }
 
+    /// The hashes of what the artifact was made from.
+    pub fn hashes(&self) -> &BTreeMap<String, String> {
+        &self.contents.hashes
+    }
+
     /// A hash of the whole artifact: equal for equal files.
     pub fn identity(&self) -> &str {
         &self.contents.identity
@@ -192,6 +197,11 @@ impl Artifact {
         section
             .and_then(|section| self.bytes.as_slice().get(section.range.clone()))
             .ok_or_else(|| ArtifactError::Missing { name: name.to_string() })
+    }
+
+    /// The hash of a section's bytes, as hexadecimal digits; nothing where it is not there.
+    pub fn section_hash(&self, name: &str) -> Option<String> {
+        self.contents.sections.get(name).map(|section| section.hash.to_string())
     }
 
     /// A section that holds text.
@@ -238,6 +248,7 @@ struct SectionInfo {
 struct Contents {
     compiler: String,
     options: BTreeMap<String, String>,
+    hashes: BTreeMap<String, String>,
     identity: String,
     sections: BTreeMap<String, SectionInfo>,
     padding: Vec<Range<usize>>,
@@ -311,6 +322,7 @@ impl Contents {
         let mut contents = Self {
             compiler: metadata.get("compiler").cloned().unwrap_or_default(),
             options: BTreeMap::new(),
+            hashes: BTreeMap::new(),
             identity: actual.to_string(),
             sections: BTreeMap::new(),
             padding: Vec::new(),
@@ -318,6 +330,9 @@ impl Contents {
         for (key, value) in metadata {
             if let Some(name) = key.strip_prefix("option.") {
                 contents.options.insert(name.to_string(), value.clone());
+            }
+            if let Some(name) = key.strip_prefix("hash.") {
+                contents.hashes.insert(name.to_string(), value.clone());
             }
         }
         for (name, tensor) in parsed.tensors() {

@@ -15,6 +15,7 @@ fn manifest() -> Manifest {
             ("cpu".to_string(), "portable,x86-64-v3".to_string()),
             ("precision".to_string(), "exact".to_string()),
         ]),
+        hashes: BTreeMap::from([("model".to_string(), "0123".to_string())]),
     }
 }
 
@@ -49,6 +50,7 @@ fn what_is_written_is_read() {
     let artifact = decode(&encode(&manifest(), sections())).unwrap();
     assert_eq!(artifact.compiler(), manifest().compiler);
     assert_eq!(artifact.options(), &manifest().options);
+    assert_eq!(artifact.hashes(), &manifest().hashes);
     assert_eq!(artifact.text(PLAN).unwrap(), "plan text\n");
     assert_eq!(artifact.section(WEIGHTS).unwrap(), WEIGHT_BYTES);
     assert_eq!(artifact.section("code.amx").unwrap(), b"");
@@ -218,7 +220,7 @@ proptest! {
         parts in proptest::collection::btree_map("[a-o][a-z0-9._-]{0,12}", proptest::collection::vec(any::<u8>(), 0..200), 0..6),
         options in proptest::collection::btree_map(".{0,8}", ".{0,20}", 0..4),
     ) {
-        let manifest = Manifest { compiler: "x".to_string(), options };
+        let manifest = Manifest { compiler: "x".to_string(), options, ..Manifest::default() };
         let sections = parts.iter().map(|(name, data)| Section::new(name, data)).collect();
         let artifact = decode(&encode(&manifest, sections)).unwrap();
         prop_assert_eq!(artifact.options(), &manifest.options);

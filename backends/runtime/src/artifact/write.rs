@@ -22,6 +22,8 @@ pub struct Manifest {
     /// The options it ran with, in the caller's words. Nothing here may depend on the machine, or
     /// artifacts stop being reproducible.
     pub options: BTreeMap<String, String>,
+    /// Hashes of what it was made from: the model, the compiler.
+    pub hashes: BTreeMap<String, String>,
 }
 
 type Producer<'a> = Box<dyn FnMut(&mut dyn Write) -> io::Result<()> + 'a>;
@@ -267,6 +269,9 @@ impl<'a> Layout<'a> {
         }
         for (name, value) in &self.manifest.options {
             entries.insert(format!("option.{name}"), value.clone());
+        }
+        for (name, value) in &self.manifest.hashes {
+            entries.insert(format!("hash.{name}"), value.clone());
         }
         let mut header = String::from_utf8_lossy(PREFIX).into_owned();
         header.push_str(&FORMAT_VERSION.to_string());

@@ -1,7 +1,6 @@
 //! The engine on plans with hand-assembled kernels, so that no compiler is needed here.
 #![cfg(target_arch = "x86_64")]
 
-use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use kiln_ir::graph::{Origin, TensorType};
@@ -85,7 +84,7 @@ fn artifact(plan: &Plan, indices: [i64; 2], levels: &[CpuLevel]) -> Buffer {
         sections.push(Section::new(kernels_section(*level), table.as_bytes()));
     }
     let mut file = Cursor::new(Vec::new());
-    let manifest = Manifest { compiler: "test".into(), options: BTreeMap::new() };
+    let manifest = Manifest { compiler: "test".into(), ..Manifest::default() };
     write_to(&mut file, &manifest, sections).unwrap();
     Buffer::copy_of(&Budget::unlimited(), file.get_ref(), "a file").unwrap()
 }
@@ -165,7 +164,7 @@ fn free_dims_come_from_the_inputs() {
             Section::new(kernels_section(level), table.as_bytes()),
         ];
         let mut file = Cursor::new(Vec::new());
-        write_to(&mut file, &Manifest { compiler: "test".into(), options: BTreeMap::new() }, sections).unwrap();
+        write_to(&mut file, &Manifest { compiler: "test".into(), ..Manifest::default() }, sections).unwrap();
         let buffer = Buffer::copy_of(&Budget::unlimited(), file.get_ref(), "a file").unwrap();
         Model::from_buffer(buffer, &ModelOptions::default())
     };

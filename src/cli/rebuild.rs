@@ -1,0 +1,65 @@
+//! `kiln rebuild`: whether an artifact is what its model and options compile to.
+
+use super::Talk;
+use super::options::{self, Progress};
+use clap::Args as ClapArgs;
+use kiln::runtime::artifact::{self, Artifact, LoadOptions};
+use kiln::runtime::engine::LoadError;
+use kiln::runtime::memory::Budget;
+use kiln::{Error, Source, provenance};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Compile an artifact again, from its model and the options it records, and compare byte for byte
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// An artifact
+    artifact: PathBuf,
+    /// The ONNX model that it was compiled from
+    #[arg(long, value_name = "MODEL")]
+    model: PathBuf,
+    /// Threads to compile on, 1 to 1024 [default: all cores]; the result does not depend on it
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
+    /// Most memory for weights, arena, inputs and outputs, such as 512M or 8G
+    #[arg(long, value_name = "SIZE", value_parser = options::parse_size)]
+    memory_limit: Option<u64>,
+}
+
+impl Args {
+    pub fn run(&self, talk: Talk) -> Result<(), Error> {
+        let file = Artifact::open(&self.artifact, &LoadOptions::default()).map_err(LoadError::Artifact)?;
+        if file.entries().count() > 1 {
+            return Err(Error::Unsupported("artifacts of language models cannot be rebuilt by this command".into()));
+        }
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.and_then(|t| usize::try_from(t).ok()).unwrap_or_else(all);
+        let mut options = provenance::recall(file.options(), threads)?;
+        options.memory_limit = self.memory_limit.unwrap_or(u64::MAX);
+        let source = Source::open(&self.model)?;
+        let onnx = source.model(&Default::default())?;
+        let Source::Model { bytes, .. } = &source else {
+            return Err(Error::Internal("an artifact was read as a model".into()));
+        };
+        provenance::check_model(&file, bytes)?;
+        let mut compiled = kiln::compile(&onnx, &options, &mut Progress::new(talk))?;
+        compiled.record_model(bytes, &onnx);
+        drop(onnx);
+        if file.section(artifact::GOLDEN).is_ok() {
+            let budget = self.memory_limit.map_or_else(Budget::unlimited, Budget::new);
+            compiled.add_golden(0, &budget)?;
+        }
+        let rebuilt = compiled.to_artifact()?;
+        // The identity is the hash of the header, which has the hashes of all sections.
+        let same = file.identity() == rebuilt.identity();
+        let differences = if same { Vec::new() } else { provenance::differences(&file, &rebuilt) };
+        let text = if same {
+            format!("{}: the same, byte for byte (header {})\n", self.artifact.display(), file.identity())
+        } else {
+            differences.iter().map(|d| format!("{d}\n")).collect()
+        };
+        let report = json!({ "same": same, "identity": file.identity(), "rebuilt": rebuilt.identity(), "differences": differences });
+        talk.report(&report, &text)?;
+        if same { Ok(()) } else { Err(Error::Mismatch("the rebuilt artifact differs".into())) }
+    }
+}
