@@ -10,6 +10,7 @@ pub mod data;
 pub mod emit;
 mod error;
 pub mod golden;
+pub mod gpu;
 pub mod library;
 pub mod lm;
 pub mod notes;
@@ -26,6 +27,7 @@ pub use error::{Error, Kind};
 pub use kiln_frontend::{builder, checkpoint, families, nn, onnx};
 pub use kiln_ir as ir;
 pub use kiln_passes as passes;
+pub use kiln_ptx as ptx;
 pub use kiln_runtime as runtime;
 use notes::{Notes, Operators};
 pub use observe::{Observer, Silent};
@@ -138,24 +140,7 @@ fn compile_with(
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
-    observer.graph("import", &graph, &graph)?;
-
-    observer.stage("optimise");
-    let mut stopped = None;
-    let graph = optimise(graph, &mut |pass, before, after| {
-        observer.graph(pass, before, after).map_err(|e| {
-            let error = GraphError::new(&Origin::default(), e.to_string());
-            stopped = Some(e);
-            error
-        })
-    });
-    let graph = match (graph, stopped) {
-        (_, Some(stopped)) => return Err(stopped),
-        (graph, None) => graph?,
-    };
-    within(options, "the constants", graph.constant_bytes() as u64)?;
-
-    no_string_constants(&graph)?;
+    let graph = optimised(graph, options, observer)?;
 
     observer.stage("schedule");
     // The best level comes first: the weights are stored in the layout that it prefers.
@@ -181,6 +166,29 @@ fn compile_with(
     let (options, hashes) = (provenance::record(options), provenance::hashes());
     let manifest = Manifest { compiler: VERSION.into(), options, hashes };
     Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None, sbom: None })
+}
+
+/// The graph after the passes on graphs.
+fn optimised(graph: Graph, options: &Options, observer: &mut dyn Observer) -> Result<Graph, Error> {
+    observer.graph("import", &graph, &graph)?;
+
+    observer.stage("optimise");
+    let mut stopped = None;
+    let graph = optimise(graph, &mut |pass, before, after| {
+        observer.graph(pass, before, after).map_err(|e| {
+            let error = GraphError::new(&Origin::default(), e.to_string());
+            stopped = Some(e);
+            error
+        })
+    });
+    let graph = match (graph, stopped) {
+        (_, Some(stopped)) => return Err(stopped),
+        (graph, None) => graph?,
+    };
+    within(options, "the constants", graph.constant_bytes() as u64)?;
+
+    no_string_constants(&graph)?;
+    Ok(graph)
 }
 
 /// The graph of a model as the passes get it: imported, dims bound, taps added to the outputs.

@@ -5,10 +5,12 @@ use super::generate::DEFAULT_CONTEXT;
 use super::options::{self, Machinery, Progress, Watching};
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data::{self, From};
+use kiln::gpu::{self, Architecture};
 use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
 use kiln::lm::LanguageModel;
-use kiln::{Compiled, Error, Source};
+use kiln::onnx::model::Model;
+use kiln::{Compiled, Error, Options, Source};
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -44,8 +46,11 @@ pub struct Args {
     /// An ONNX model; or a language model (a GGUF file, or a folder with config.json), for `kiln generate`
     model: PathBuf,
     /// The file to write, such as net.kiln or libnet.so; beside a library come net.h, net.pc and net-config.cmake
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, value_name = "OUT", default_value = "", hide_default_value = true)]
     output: PathBuf,
+    /// Make PTX for this GPU architecture instead, into --dump: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120
+    #[arg(long, value_name = "SM", requires = "dump", conflicts_with_all = ["output", "golden", "cpu", "emit"])]
+    target: Option<Architecture>,
     /// What to write
     #[arg(long, value_enum, default_value_t = Emit::Kiln)]
     emit: Emit,
@@ -76,7 +81,12 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
-        data::writable(&self.output)?;
+        if self.target.is_none() {
+            if self.output.as_os_str().is_empty() {
+                return Err(Error::Usage("give --output, or --target with --dump".into()));
+            }
+            data::writable(&self.output)?;
+        }
         self.check_emit()?;
         let start = Instant::now();
         if LanguageModel::is_at(&self.model) {
@@ -94,6 +104,9 @@ impl Args {
             Some(from) => options::with_inputs(&onnx, &self.machinery, Some(from), levels, &budget)?.0,
             None => self.machinery.options(levels, Default::default())?,
         };
+        if let Some(target) = self.target {
+            return self.for_gpu(&onnx, &options, target, start, talk);
+        }
         let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         if let Source::Model { bytes, .. } = &source {
             compiled.record_model(bytes, &onnx);
@@ -123,6 +136,7 @@ impl Args {
             ("--inputs", self.inputs.is_some()),
             ("--data", self.data.is_some()),
             ("--golden", self.golden),
+            ("--target", self.target.is_some()),
             ("--emit", self.emit.form().is_some()),
             ("--bind", !self.machinery.binding.bind.is_empty()),
         ];
@@ -203,6 +217,34 @@ impl Args {
             }
             (None, None) | (Some(_), _) => self.weights.as_deref().map_or(Ok(()), data::writable),
         }
+    }
+
+    /// Kernels for a GPU, as text in a folder.
+    fn for_gpu(
+        &self,
+        onnx: &Model,
+        options: &Options,
+        target: Architecture,
+        start: Instant,
+        talk: Talk,
+    ) -> Result<(), Error> {
+        let mut observer = self.watching.observers(&self.machinery, talk)?;
+        let compiled = gpu::compile(onnx, options, target, &mut observer)?;
+        if let Some(folder) = &self.watching.dump {
+            compiled.dump(folder)?;
+        }
+        let launches: usize = compiled.kernels.iter().map(|k| k.modules.len()).sum();
+        let hosts = compiled.notes.hosts.len();
+        let seconds = start.elapsed().as_secs_f64();
+        talk.say(format_args!(
+            "{} kernels for {} ({}), {hosts} host ops, in {seconds:.2} s; never run on hardware",
+            launches, target.name, target.what,
+        ));
+        if talk.json {
+            let report = json!({ "target": target.name, "kernels": launches, "host_ops": hosts, "seconds": seconds });
+            talk.report(&report, &"")?;
+        }
+        Ok(())
     }
 }
 

@@ -60,6 +60,19 @@ pub struct Watching {
 }
 
 impl Watching {
+    /// What watches the compilation.
+    pub fn observers(&self, machinery: &Machinery, talk: Talk) -> Result<Several, Error> {
+        let mut observers = Several::default();
+        observers.0.push(Box::new(Progress::new(talk)));
+        if let Some(folder) = &self.dump {
+            observers.0.push(Box::new(Dump::new(folder)?));
+        }
+        if self.verify_each {
+            observers.0.push(Box::new(VerifyEach { seed: 0, budget: machinery.binding.memory_limit }));
+        }
+        Ok(observers)
+    }
+
     /// The option that is given, if there is one.
     pub fn given(&self) -> Option<&'static str> {
         self.dump.as_ref().map(|_| "--dump").or(self.verify_each.then_some("--verify-each"))
@@ -325,15 +338,7 @@ pub fn compile(
     machinery: &Machinery,
     talk: Talk,
 ) -> Result<Compiled, Error> {
-    let mut observers = Several::default();
-    observers.0.push(Box::new(Progress::new(talk)));
-    if let Some(folder) = &watching.dump {
-        observers.0.push(Box::new(Dump::new(folder)?));
-    }
-    if watching.verify_each {
-        observers.0.push(Box::new(VerifyEach { seed: 0, budget: machinery.binding.memory_limit }));
-    }
-    kiln::compile(onnx, options, &mut observers)
+    kiln::compile(onnx, options, &mut watching.observers(machinery, talk)?)
 }
 
 /// Shows on a terminal which stage runs, and logs how long each took.

@@ -5,10 +5,14 @@ use super::options::{self, Inputs, Machinery, Watching};
 use clap::Args as ClapArgs;
 use kiln::compare::{self, Difference, TOLERANCE};
 use kiln::data::From;
+use kiln::gpu::{self, Architecture};
+use kiln::ir::Tensor;
 use kiln::ir::interp::{self, EvalError, eval_graph};
+use kiln::onnx::model::Model;
+use kiln::ptx::emulate::{self, Counts};
 use kiln::runtime::cpu::{CpuLevel, Machine};
 use kiln::runtime::engine::{Context, ModelOptions};
-use kiln::{Error, Source};
+use kiln::{Error, Options, Source};
 use serde_json::json;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -18,6 +22,18 @@ use std::path::PathBuf;
 pub struct Args {
     /// An ONNX model
     model: PathBuf,
+    /// Run the kernels for this GPU architecture in the PTX interpreter instead: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120
+    #[arg(long, value_name = "SM", conflicts_with = "cpu")]
+    target: Option<Architecture>,
+    /// Order of warps and errors of approximate instructions, with --target
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "target")]
+    seed: u64,
+    /// Compare each kernel with its tile program on the same operands, with --target
+    #[arg(long, requires = "target")]
+    each: bool,
+    /// Do not look for races and the like, with --target: several times as fast
+    #[arg(long, requires = "target")]
+    unchecked: bool,
     #[command(flatten)]
     inputs: Inputs,
     #[command(flatten)]
@@ -47,6 +63,9 @@ impl Args {
         };
         let interpreted = interp::Options { taps: &[], budget: self.machinery.binding.memory_limit };
         let expected = eval_graph(&graph, &inputs, &interpreted).map_err(interpreter_error)?;
+        if let Some(target) = self.target {
+            return self.for_gpu(&onnx, &options, target, &inputs, &expected, talk);
+        }
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         let mut text = String::new();
         let mut list = Vec::new();
@@ -76,6 +95,79 @@ impl Args {
             }
         }
         talk.report(&json!({ "agrees": wrong.is_empty(), "tolerance": TOLERANCE, "outputs": list }), &text)?;
+        if wrong.is_empty() { Ok(()) } else { Err(Error::Mismatch(wrong.join("; "))) }
+    }
+
+    /// The kernels for a GPU in the interpreter of PTX.
+    fn for_gpu(
+        &self,
+        onnx: &Model,
+        options: &Options,
+        target: Architecture,
+        inputs: &[Tensor],
+        expected: &[Tensor],
+        talk: Talk,
+    ) -> Result<(), Error> {
+        let mut observer = self.watching.observers(&self.machinery, talk)?;
+        let compiled = gpu::compile(onnx, options, target, &mut observer)?;
+        if let Some(folder) = &self.watching.dump {
+            compiled.dump(folder)?;
+        }
+        let threads = self.machinery.threads();
+        let how = emulate::Options { checks: !self.unchecked, seed: self.seed, threads, ..emulate::Options::default() };
+        let mut text = String::new();
+        let outcome = gpu::emulate::run(&compiled, inputs, &how, self.each, &mut |k| {
+            tracing::info!("{} {}: {} instructions", k.name, k.what, k.counts.instructions);
+        })?;
+        let mut wrong = Vec::new();
+        let mut list = Vec::new();
+        for (n, ((name, _), (want, found))) in
+            compiled.plan.outputs.iter().zip(expected.iter().zip(&outcome.outputs)).enumerate()
+        {
+            let difference = compare::difference(want, found);
+            let ok = difference.within(TOLERANCE);
+            let verdict = if ok { "agrees" } else { "DIFFERS" };
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name} ({}): {verdict}; {difference}", target.name);
+            list.push(json!({ "output": &**name, "number": n, "agrees": ok, "difference": difference.to_string() }));
+            if !ok {
+                wrong.push(format!("output {name:?} on {}: {difference}", target.name));
+            }
+        }
+        let mut kernels = Vec::new();
+        let mut total = Counts::default();
+        for k in &outcome.kernels {
+            total = total.plus(k.counts);
+            for finding in &k.findings {
+                let _ = writeln!(text, "{} {}: {finding}", k.name, k.what);
+                wrong.push(format!("{}: {}", k.name, finding.kind.name()));
+            }
+            if let Some(d) = k.difference.filter(|d| *d > TOLERANCE) {
+                let _ = writeln!(text, "{} {}: DIFFERS from its tile program by {d:.2e}", k.name, k.what);
+                wrong.push(format!("{} differs from its tile program", k.name));
+            }
+            kernels.push(json!({
+                "kernel": k.name, "what": k.what, "blocks": k.shape.0, "threads": k.shape.1,
+                "findings": k.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "instructions": k.counts.instructions, "thread_instructions": k.counts.thread_instructions,
+                "mma": k.counts.mma, "bank_conflicts": k.counts.conflicts(),
+                "sector_efficiency": k.counts.sector_efficiency(), "difference": k.difference,
+            }));
+        }
+        let _ = writeln!(
+            text,
+            "{} kernels, {} instructions of warps ({} of threads), {} bank conflicts, {:.0} % of moved sectors needed; \
+             interpreted, never run on hardware",
+            kernels.len(),
+            total.instructions,
+            total.thread_instructions,
+            total.conflicts(),
+            100.0 * total.sector_efficiency(),
+        );
+        let report = json!({ "agrees": wrong.is_empty(), "tolerance": TOLERANCE, "target": target.name,
+                             "outputs": list, "kernels": kernels });
+        talk.report(&report, &text)?;
+        wrong.truncate(8);
         if wrong.is_empty() { Ok(()) } else { Err(Error::Mismatch(wrong.join("; "))) }
     }
 }

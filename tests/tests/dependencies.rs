@@ -11,7 +11,7 @@ const ALLOWED: &[(&str, &str, &[&str])] = &[
     ("backends/cpu", "kiln-cpu", &["kiln-ir"]),
     ("backends/ptx", "kiln-ptx", &["kiln-ir"]),
     ("backends/runtime", "kiln-runtime", &["kiln-ir"]),
-    (".", "kiln", &["kiln-ir", "kiln-frontend", "kiln-passes", "kiln-cpu", "kiln-runtime"]),
+    (".", "kiln", &["kiln-ir", "kiln-frontend", "kiln-passes", "kiln-cpu", "kiln-ptx", "kiln-runtime"]),
     (
         "tests",
         "kiln-tests",

@@ -8,6 +8,7 @@
 //! version 7.1 (for `cvt` of bf16), `sm_80`. Drivers for later GPUs take it too.
 
 mod arith;
+pub mod emulate;
 mod memory;
 mod module;
 mod writer;

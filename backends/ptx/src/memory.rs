@@ -64,6 +64,18 @@ impl Emitter<'_> {
         register
     }
 
+    /// The type of accesses to a buffer of narrow integers.
+    fn narrow(&self, place: Place) -> Option<&'static str> {
+        let Place::Global(n) = place else { return None };
+        match self.program.buffers.get(n)?.dtype {
+            DType::I8 => Some("s8"),
+            DType::U8 => Some("u8"),
+            DType::I16 => Some("s16"),
+            DType::U16 => Some("u16"),
+            _ => None,
+        }
+    }
+
     pub fn load(
         &mut self,
         ids: &[ValueId],
@@ -83,6 +95,15 @@ impl Emitter<'_> {
             self.out.line(format!("{guard}ld.{space}.u8 \t{byte}, [{place}]"));
             for target in targets {
                 self.out.line(format!("setp.ne.b16 \t{target}, {byte}, 0"));
+            }
+            return Ok(());
+        }
+        if let Some(ty) = self.narrow(address.place) {
+            for target in targets {
+                if let Some(text) = condition.and_then(|(_, other)| immediate(other)) {
+                    self.out.line(format!("mov.b32 \t{target}, {text}"));
+                }
+                self.out.line(format!("{guard}ld.{space}.{ty} \t{target}, [{place}]"));
             }
             return Ok(());
         }
@@ -122,6 +143,13 @@ impl Emitter<'_> {
             let byte = self.out.temporary(Class::Half);
             self.out.line(format!("selp.b16 \t{byte}, 1, 0, {}", list(&sources)));
             self.out.line(format!("{guard}st.{space}.u8 \t[{place}], {byte}"));
+            return Ok(());
+        }
+        if let Some(ty) = self.narrow(address.place) {
+            let ty = ty.replace('s', "u");
+            for source in sources {
+                self.out.line(format!("{guard}st.{space}.{ty} \t[{place}], {source}"));
+            }
             return Ok(());
         }
         let pairs = dtype.size() == 2 && values.len() > 1;

@@ -232,3 +232,17 @@ pub enum TileOp {
         status: u32,
     },
 }
+
+impl TileOp {
+    /// Calls `f` with every tile that the operation reads.
+    pub fn for_each_operand(&mut self, f: &mut dyn FnMut(&mut TileId)) {
+        match self {
+            TileOp::Const(_) | TileOp::Index(_) => {}
+            TileOp::Load { gathered, .. } => gathered.iter_mut().for_each(f),
+            TileOp::Unary(_, a) | TileOp::Reduce(_, _, a) | TileOp::Transpose(_, a) => f(a),
+            TileOp::Cast(_, a) | TileOp::CheckIndex { index: a, .. } => f(a),
+            TileOp::Binary(_, a, b) => [a, b].into_iter().for_each(f),
+            TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(a, b, c) => [a, b, c].into_iter().for_each(f),
+        }
+    }
+}

@@ -148,7 +148,8 @@ pub enum Stmt {
     /// Defines values: several by a wide load and the matrix operations, else one.
     Let(Vec<ValueId>, Op),
     /// Stores 1, 2, 4 or 8 values, 16 bytes at most, to consecutive elements, in threads where the condition holds.
-    /// The first element's place is a multiple of the size of the access.
+    /// The first element's place is a multiple of the size of the access. To a buffer of 8- or 16-bit integers the low
+    /// bits of an i32 are stored.
     Store {
         /// First element.
         address: Address,
@@ -229,7 +230,8 @@ pub enum Op {
     /// The n-th run-time dim, i64.
     Dim(usize),
     /// 1, 2, 4 or 8 consecutive elements, 16 bytes at most, aligned like a store; where the condition does not hold,
-    /// nothing is read and each value is the constant. A bool is true where its byte is not 0.
+    /// nothing is read and each value is the constant. A bool is true where its byte is not 0. An 8- or 16-bit integer
+    /// is widened to an i32, one at a time.
     Load(Address, Option<(ValueId, Constant)>),
     /// On f32: neg abs floor ceil round trunc sqrt; on integers: neg abs not; on bool: not.
     Unary(UnaryOp, ValueId),

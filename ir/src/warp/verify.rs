@@ -6,6 +6,7 @@
 use super::{Address, BUFFER_ALIGNMENT, For, LANES, Op, Place, Shared, Stmt, ValueId, WarpProgram};
 use crate::dtype::DType;
 use crate::scalar::{BinaryOp, UnaryOp};
+use crate::tile::loads_from;
 use std::collections::HashSet;
 
 /// A rule that a warp program breaks.
@@ -50,6 +51,11 @@ impl WarpProgram {
 fn computable(dtype: DType) -> bool {
     use DType::*;
     matches!(dtype, Bool | I32 | U32 | I64 | U64 | F16 | BF16 | F32)
+}
+
+/// Whether a buffer may have elements of the type: values of them are i32.
+fn narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::I8 | DType::U8 | DType::I16 | DType::U16)
 }
 
 fn is_int(dtype: DType) -> bool {
@@ -109,7 +115,7 @@ impl Verifier<'_> {
         }
         let mut names = HashSet::new();
         for (i, b) in program.buffers.iter().enumerate() {
-            if !computable(b.dtype) {
+            if !computable(b.dtype) && !narrow(b.dtype) {
                 self.report(None, format!("buffer b{i}: warp programs do not compute with {}", b.dtype));
             }
             if !plain(&b.name) || !names.insert(&b.name) {
@@ -302,11 +308,12 @@ impl Verifier<'_> {
             Some(dtype) => {
                 if let Some(ty) = ty
                     && ty != dtype
+                    && !loads_from(ty, dtype)
                 {
                     self.report(Some(stmt), format!("{address} holds {dtype}, the value is {ty}"));
                 }
                 let fits = count <= 8 && count.saturating_mul(dtype.size()) <= BUFFER_ALIGNMENT;
-                if !count.is_power_of_two() || !fits || dtype == DType::Bool && count != 1 {
+                if !count.is_power_of_two() || !fits || (dtype == DType::Bool || narrow(dtype)) && count != 1 {
                     self.report(Some(stmt), format!("an access of {count} elements of {dtype}"));
                 }
             }

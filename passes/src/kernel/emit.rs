@@ -36,6 +36,8 @@ pub struct Place {
     pub ranges: Ranges,
     /// Extents of the tile axes.
     pub shape: Vec<usize>,
+    /// What holds of the tile's elements that are elements of the result; the others load nothing.
+    pub mask: Vec<Less>,
 }
 
 impl Place {
@@ -105,6 +107,36 @@ impl Emitter<'_> {
         self.node(body, code, code.result(), place, argument, &[], &mut done)
     }
 
+    /// Emits the value of one node at a place.
+    pub fn part(&mut self, body: &mut Vec<Stmt>, code: &Code, id: Id<Scalar>, place: &Place) -> Option<TileId> {
+        self.node(body, code, id, place, None, &[], &mut HashMap::new())
+    }
+
+    /// Where all conditions hold, as a tile; nothing where there are none.
+    pub fn holds(&mut self, body: &mut Vec<Stmt>, conditions: &[Less], place: &Place) -> Option<TileId> {
+        let shape = |e: &Expr| place.shape_of(std::iter::once(e));
+        conditions.iter().fold(None, |holds, c| {
+            let left = self.define(body, DType::I64, shape(&c.left), TileOp::Index(c.left.clone()));
+            let right = self.define(body, DType::I64, shape(&c.right), TileOp::Index(c.right.clone()));
+            let this = self.binary(body, BinaryOp::Lt, left, right);
+            Some(match holds {
+                Some(h) => self.binary(body, BinaryOp::And, h, this),
+                None => this,
+            })
+        })
+    }
+
+    /// The value with all of the shape's extents, repeated along those that it does not depend on.
+    pub fn full(&mut self, body: &mut Vec<Stmt>, value: TileId, shape: &[usize]) -> TileId {
+        let ty = self.program.tiles[value].clone();
+        if ty.shape == shape {
+            return value;
+        }
+        let other = self.define(body, ty.dtype, shape.to_vec(), TileOp::Const(Constant::int(ty.dtype, 0)));
+        let yes = self.constant(body, Constant { dtype: DType::Bool, bits: 1 }, shape.len());
+        self.define(body, ty.dtype, shape.to_vec(), TileOp::Select(yes, value, other))
+    }
+
     /// Emits one step of a fold: `accumulator combine body`.
     pub fn accumulate(
         &mut self,
@@ -162,10 +194,22 @@ impl Emitter<'_> {
             Scalar::Load(Source::Input(n), coords) => {
                 let Some(Coord::Index(address)) = coords.first() else { return None };
                 let address = place.expr(address);
+                // Beyond the ends of the result a load that depends on the element would be out of bounds.
+                let inside = |e: &Expr| place.mask.iter().any(|_| (0..rank).any(|n| e.mentions(&tile_axis(n))));
+                let all: Vec<Less> = if inside(&address) || coords.len() > 1 {
+                    place.mask.iter().chain(mask).cloned().collect()
+                } else {
+                    mask.to_vec()
+                };
                 let mut picked = Vec::new();
                 for pair in coords[1..].chunks(2) {
                     let [Coord::Value(v), Coord::Index(extent)] = pair else { return None };
-                    let index = operand(self, body, *v, mask)?;
+                    let mut index = operand(self, body, *v, mask)?;
+                    if let Some(holds) = self.holds(body, &place.mask, place) {
+                        let zero = self.constant(body, Constant::int(DType::I64, 0), rank);
+                        let shape = join(&self.shape(index), &self.shape(holds));
+                        index = self.define(body, DType::I64, shape, TileOp::Select(holds, index, zero));
+                    }
                     let shape = self.shape(index);
                     let extent = place.expr(extent);
                     let status = self.status;
@@ -173,13 +217,13 @@ impl Emitter<'_> {
                     picked.push(self.define(body, DType::I64, shape, TileOp::CheckIndex { index, extent, status }));
                 }
                 let mut shape =
-                    place.shape_of(std::iter::once(&address).chain(mask.iter().flat_map(|c| [&c.left, &c.right])));
+                    place.shape_of(std::iter::once(&address).chain(all.iter().flat_map(|c| [&c.left, &c.right])));
                 for p in &picked {
                     shape = join(&shape, &self.shape(*p));
                 }
                 let other = Constant::int(loaded, 0);
                 let buffer = *self.buffers.get(*n)?;
-                let op = TileOp::Load { buffer, address, gathered: picked, mask: mask.to_vec(), other };
+                let op = TileOp::Load { buffer, address, gathered: picked, mask: all, other };
                 self.define(body, loaded, shape, op)
             }
             Scalar::Unary(op, a) => {
@@ -206,20 +250,10 @@ impl Emitter<'_> {
             }
             Scalar::Guard(conditions, then, other) => {
                 let mut inner = mask.to_vec();
-                let mut holds: Option<TileId> = None;
-                for c in conditions {
-                    let c = Less { left: place.expr(&c.left), right: place.expr(&c.right) };
-                    let shape = |e: &Expr| place.shape_of(std::iter::once(e));
-                    let left = self.define(body, DType::I64, shape(&c.left), TileOp::Index(c.left.clone()));
-                    let right = self.define(body, DType::I64, shape(&c.right), TileOp::Index(c.right.clone()));
-                    let this = self.binary(body, BinaryOp::Lt, left, right);
-                    holds = Some(match holds {
-                        Some(h) => self.binary(body, BinaryOp::And, h, this),
-                        None => this,
-                    });
-                    inner.push(c);
-                }
-                let holds = holds?;
+                let placed = |c: &Less| Less { left: place.expr(&c.left), right: place.expr(&c.right) };
+                let conditions: Vec<Less> = conditions.iter().map(placed).collect();
+                let holds = self.holds(body, &conditions, place)?;
+                inner.extend(conditions);
                 // The masks make the memo of the outer code useless inside: other loads, other tiles.
                 let mut own = HashMap::new();
                 let then = self.node(body, code, *then, place, argument, &inner, &mut own)?;

@@ -5,6 +5,7 @@
 
 mod emit;
 pub mod flat;
+mod gpu;
 mod schedule;
 
 use crate::group::Group;
@@ -83,7 +84,7 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec
         let mut order: Vec<usize> = (0..ty.rank()).filter(|&a| a != axis).collect();
         order.sort_by_key(|&a| position(index[a]));
         order.insert(0, axis);
-        let block = (width > 1).then_some((axis, width));
+        let block = (width > 1 && !machine.gpu).then_some((axis, width));
         if block.is_none() {
             order.rotate_left(1);
         }
@@ -135,9 +136,11 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
     let flats: Option<Vec<FlatNest>> =
         group.stages.iter().enumerate().map(|(n, s)| FlatNest::new(s, &types, stored(n), &graph.symbols)).collect();
     let flats = flats.ok_or_else(|| fail("the code is not well typed"))?;
-    let done = match flats.as_slice() {
-        [only] => builder.single(only.clone()),
-        _ => builder.rows(group, &flats),
+    let done = match (flats.as_slice(), machine.gpu) {
+        ([only], false) => builder.single(only.clone()),
+        (_, false) => builder.rows(group, &flats),
+        ([only], true) => builder.gpu_single(only.clone()),
+        (_, true) => builder.gpu_rows(group, &flats),
     };
     done.ok_or_else(|| fail("the code has a form that kernels do not have"))?;
     Ok(builder.program)
@@ -431,21 +434,11 @@ impl Builder<'_> {
     fn store(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, value: TileId) {
         let buffer = self.program.buffers.len() - 1;
         let address = place.expr(&nest.store);
-        let ty = self.program.tiles[value].clone();
         // A value that is the same along an axis of the tile is repeated: a store writes what it is given.
         let full: Vec<usize> =
             (0..place.shape.len()).map(|n| if address.mentions(&tile_axis(n)) { place.shape[n] } else { 1 }).collect();
-        let value = if ty.shape == full {
-            value
-        } else {
-            let mut e = self.emitter(&[]);
-            let zero = kiln_ir::Constant::int(ty.dtype, 0);
-            let other = e.define(body, ty.dtype, full.clone(), TileOp::Const(zero));
-            let yes = kiln_ir::Constant { dtype: DType::Bool, bits: 1 };
-            let condition = e.define(body, DType::Bool, vec![1; full.len()], TileOp::Const(yes));
-            e.define(body, ty.dtype, full, TileOp::Select(condition, value, other))
-        };
-        body.push(Stmt::Store { buffer, address, mask: vec![], value });
+        let value = self.emitter(&[]).full(body, value, &full);
+        body.push(Stmt::Store { buffer, address, mask: place.mask.clone(), value });
     }
 
     /// A fold: register tiles of rows and columns.
@@ -690,27 +683,7 @@ impl Builder<'_> {
         if folds.iter().any(|f| f.axes != prefix) {
             return None;
         }
-        // Which axis of the last stage is which axis of the stages: read off its loads of them.
-        let mut names: BTreeMap<Symbol, Symbol> = BTreeMap::new();
-        let mut fine = true;
-        group.stages.last()?.for_each_load(&mut |source, coords| {
-            if let Source::Stage(_) = source {
-                for (n, c) in coords.iter().enumerate() {
-                    match c {
-                        Coord::Index(e) => match e.as_symbol() {
-                            Some(s) => {
-                                names.insert(s.clone(), Symbol::numbered("p", n));
-                            }
-                            None => fine &= e.as_const() == Some(0) && prefix[n].is_single(),
-                        },
-                        Coord::Value(_) => fine = false,
-                    }
-                }
-            }
-        });
-        if !fine {
-            return None;
-        }
+        let names = row_names(group, &prefix)?;
         let mut place = self.outermost(last);
         let mut grid = Vec::new();
         for (n, a) in prefix.iter().enumerate() {
@@ -767,6 +740,28 @@ impl Builder<'_> {
         self.program.parts.push(Part { grid, body });
         Some(())
     }
+}
+
+/// Which axis of the last stage is which axis of the stages (`p0`, `p1`, ...): read off its loads of them.
+fn row_names(group: &Group, prefix: &[Axis]) -> Option<BTreeMap<Symbol, Symbol>> {
+    let mut names: BTreeMap<Symbol, Symbol> = BTreeMap::new();
+    let mut fine = true;
+    group.stages.last()?.for_each_load(&mut |source, coords| {
+        if let Source::Stage(_) = source {
+            for (n, c) in coords.iter().enumerate() {
+                match c {
+                    Coord::Index(e) => match e.as_symbol() {
+                        Some(s) => {
+                            names.insert(s.clone(), Symbol::numbered("p", n));
+                        }
+                        None => fine &= e.as_const() == Some(0) && prefix[n].is_single(),
+                    },
+                    Coord::Value(_) => fine = false,
+                }
+            }
+        }
+    });
+    fine.then_some(names)
 }
 
 /// The addresses of the loads of a fold's body.

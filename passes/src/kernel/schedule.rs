@@ -18,12 +18,15 @@ pub struct Machine {
     pub chunk: i64,
     /// So many programs keep all threads busy; with fewer, rows become programs too.
     pub enough_programs: i64,
+    /// Whether a program is a block of a GPU's threads, which together hold tiles as wide as the block; the rest of what
+    /// is here is then of no account.
+    pub gpu: bool,
 }
 
 impl Machine {
     /// 128-bit vectors in 16 registers: x86-64 below AVX-512 as Cranelift uses it, and aarch64.
     pub fn narrow() -> Machine {
-        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12 }
+        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: false }
     }
 
     /// 256-bit vectors in 16 registers: x86-64-v3.
@@ -34,6 +37,11 @@ impl Machine {
     /// 512-bit vectors in 32 registers: x86-64-v4.
     pub fn avx512() -> Machine {
         Machine { lanes: 16, registers: 32, ..Machine::narrow() }
+    }
+
+    /// Blocks of a GPU's threads.
+    pub fn gpu() -> Machine {
+        Machine { gpu: true, ..Machine::narrow() }
     }
 
     /// How many columns a register tile of a product has, for a result with that many rows and columns.

@@ -8,11 +8,45 @@ use kiln_ir::scalar::{BinaryOp, Constant, UnaryOp};
 use kiln_ir::warp::ValueId;
 use kiln_ir::{Class, DType};
 
+/// Whether values of the type are kept in registers of 32 bits.
+pub(super) fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::I8 | DType::U8 | DType::I16 | DType::U16)
+}
+
+/// The type of the registers that hold values of a type: narrow integers are held as i32, always in the range of their
+/// type.
+pub(super) fn register_type(dtype: DType) -> DType {
+    if is_narrow(dtype) { DType::I32 } else { dtype }
+}
+
+/// The constant in a register.
+pub(super) fn register_constant(c: Constant) -> Constant {
+    if is_narrow(c.dtype) { Constant::int(DType::I32, c.bits as i64) } else { c }
+}
+
 fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::F16 | DType::BF16)
 }
 
 impl Lowering<'_> {
+    /// A constant of any type.
+    pub(super) fn constant(&mut self, c: Constant) -> ValueId {
+        self.code.constant(register_constant(c))
+    }
+
+    /// The value brought into the range of a narrow type, of which it has the low bits.
+    pub(super) fn wrapped(&mut self, dtype: DType, x: ValueId) -> ValueId {
+        if !is_narrow(dtype) || self.code.ty(x) != DType::I32 {
+            return x;
+        }
+        if dtype.class() == Class::Unsigned {
+            return self.code.with(BinaryOp::And, x, (1 << dtype.bits()) - 1);
+        }
+        let unused = 32 - i64::from(dtype.bits());
+        let high = self.code.with(BinaryOp::Shl, x, unused);
+        self.code.with(BinaryOp::Shr, high, unused)
+    }
+
     pub(super) fn unary(&mut self, op: UnaryOp, x: ValueId) -> Result<ValueId, LowerError> {
         use UnaryOp::*;
         let ty = self.code.ty(x);
@@ -110,6 +144,13 @@ impl Lowering<'_> {
 
     pub(super) fn convert(&mut self, to: DType, x: ValueId) -> ValueId {
         let from = self.code.ty(x);
+        if is_narrow(to) {
+            let whole = self.convert(DType::I32, x);
+            let Some((lo, hi)) = to.int_range().filter(|_| from.is_float()) else { return self.wrapped(to, whole) };
+            // A float saturates.
+            let above = self.code.with(BinaryOp::Max, whole, lo as i64);
+            return self.code.with(BinaryOp::Min, above, hi as i64);
+        }
         let by_f32 = from != to && (is_half(from) && to != DType::F32 || is_half(to) && from != DType::F32);
         let x = if by_f32 { self.code.cast(DType::F32, x) } else { x };
         self.code.cast(to, x)
@@ -140,6 +181,6 @@ impl Lowering<'_> {
             (_, None) => return Err(self.unsupported(format!("a reduction with `{}`", op.name()))),
         };
         let c = if ty == DType::Bool { Constant { dtype: ty, bits: c.bits & 1 } } else { c };
-        Ok(self.code.constant(c))
+        Ok(self.constant(c))
     }
 }

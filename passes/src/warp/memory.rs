@@ -3,6 +3,7 @@
 //! Invariant: an access is as wide as the layout, the address and the mask allow for certain, and no thread accesses
 //! what is outside the tile or the mask; of threads that hold copies of an element, one stores it.
 
+use super::arith::{is_narrow, register_type};
 use super::index::{Condition, divisor};
 use super::layout::Layout;
 use super::{LowerError, Lowering, Tile};
@@ -51,7 +52,7 @@ impl Lowering<'_> {
         let mut best = Width::ONE;
         for k in 0..layout.shape.len() {
             let symbol = axis(k);
-            if dtype == DType::Bool || address.coefficient(&symbol) != Some(1) {
+            if dtype == DType::Bool || is_narrow(dtype) || address.coefficient(&symbol) != Some(1) {
                 continue;
             }
             let divides = |n: i64, e: &Expr| divisor(&e.replace(&symbol, &Expr::default()), &self.multiples) % n == 0;
@@ -110,10 +111,8 @@ impl Lowering<'_> {
         other: Constant,
     ) -> Result<Tile, LowerError> {
         let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
-        if self.program.buffers[buffer].dtype != dtype {
-            return Err(self.unsupported("a load that widens integers"));
-        }
-        let width = if gathered.is_empty() { self.width(&layout, dtype, address, mask) } else { Width::ONE };
+        let in_memory = self.program.buffers[buffer].dtype;
+        let width = if gathered.is_empty() { self.width(&layout, in_memory, address, mask) } else { Width::ONE };
         let mut mask = mask.to_vec();
         if !gathered.is_empty() {
             // The index in place of one out of bounds is 0, which an empty buffer does not have.
@@ -126,7 +125,7 @@ impl Lowering<'_> {
             let offsets = layout.offsets(first);
             let condition = match self.mask(&mask, &layout, &offsets)? {
                 Condition::Never => {
-                    let other = self.code.constant(other);
+                    let other = self.constant(other);
                     group.iter().for_each(|&r| registers[r] = Some(other));
                     continue;
                 }
@@ -138,7 +137,8 @@ impl Lowering<'_> {
                 self.env.insert(gathered_symbol(k), value);
             }
             let place = self.address(Place::Global(buffer), address, &layout, &offsets)?;
-            let values = self.code.load(dtype, group.len(), place, condition);
+            let condition = condition.map(|(c, other)| (c, super::arith::register_constant(other)));
+            let values = self.code.load(register_type(dtype), group.len(), place, condition);
             group.iter().zip(values).for_each(|(&r, v)| registers[r] = Some(v));
         }
         (0..gathered.len()).for_each(|k| {

@@ -76,7 +76,7 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
     let types = program.buffers.iter().map(|b| b.dtype).chain(program.tiles.iter().map(|(_, t)| t.dtype));
     use DType::*;
     for dtype in types {
-        if !matches!(dtype, Bool | I32 | U32 | I64 | U64 | F16 | BF16 | F32) {
+        if !matches!(dtype, Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | F16 | BF16 | F32) {
             return Err(error(format!("elements of type {dtype}")));
         }
     }

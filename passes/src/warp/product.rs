@@ -4,6 +4,7 @@
 //! and eight successive rows of a tile with a multiple of 16 elements of 2 bytes lie in different banks. Without matrix
 //! instructions the sum runs by rising `k`, as in the tile program.
 
+use super::arith::register_type;
 use super::layout::{Bit, Layout, Product};
 use super::memory::{Width, groups};
 use super::{LowerError, Lowering, Tile};
@@ -22,7 +23,7 @@ pub(super) struct Staged {
 
 /// The type in shared memory of elements of a type.
 pub(super) fn in_shared(dtype: DType) -> DType {
-    if dtype == DType::Bool { DType::I32 } else { dtype }
+    if dtype == DType::Bool { DType::I32 } else { register_type(dtype) }
 }
 
 impl Lowering<'_> {

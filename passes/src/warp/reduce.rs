@@ -3,6 +3,7 @@
 //! Invariant: after a reduction every thread that holds a copy of a result holds the same bits, because the two sides of
 //! a shuffle compute one commutative operation, and all threads fold the warps' shares in one order.
 
+use super::arith::register_type;
 use super::index::Condition;
 use super::layout::Layout;
 use super::product::in_shared;
@@ -52,6 +53,7 @@ impl Lowering<'_> {
         if warps != 0 {
             self.between_warps(op, &mut sums, threads, warps)?;
         }
+        let sums = sums.into_iter().map(|sum| self.wrapped(ty, sum)).collect();
         Ok(Tile::Registers(sums))
     }
 
@@ -130,7 +132,7 @@ impl Lowering<'_> {
         for r in 0..target.registers() {
             let address = self.address(staged.place, &address, &target, &target.offsets(r))?;
             for value in self.code.load(in_shared(ty), 1, address, None) {
-                registers.push(self.code.cast(ty, value));
+                registers.push(self.code.cast(register_type(ty), value));
             }
         }
         Ok(Tile::Registers(registers))

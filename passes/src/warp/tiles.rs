@@ -43,7 +43,7 @@ impl Lowering<'_> {
 
     fn define(&mut self, id: TileId, op: &TileOp) -> Result<Tile, LowerError> {
         match op {
-            TileOp::Const(c) => Ok(Tile::Splat(self.code.constant(*c))),
+            TileOp::Const(c) => Ok(Tile::Splat(self.constant(*c))),
             TileOp::Index(e) => {
                 let layout = self.layouts.of(id);
                 let registers = (0..layout.registers()).map(|r| {
@@ -112,7 +112,8 @@ impl Lowering<'_> {
                 values.push(self.operand(o, &coordinates)?);
             }
             let values = values.try_into().map_err(|_| self.unsupported("an operation without operands"))?;
-            registers.push(f(self, values)?);
+            let value = f(self, values)?;
+            registers.push(self.wrapped(self.program.tiles[id].dtype, value));
         }
         Ok(match registers.as_slice() {
             [one] if splat => Tile::Splat(*one),

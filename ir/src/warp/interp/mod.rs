@@ -8,7 +8,7 @@
 mod compute;
 mod memory;
 
-use super::{Address, For, LANES, Op, Stmt, ValueId, VerifyError, WarpProgram};
+use super::{Address, For, LANES, Op, Place, Stmt, ValueId, VerifyError, WarpProgram};
 use crate::dtype::DType;
 use crate::expr::Symbol;
 use crate::scalar::Constant;
@@ -181,6 +181,15 @@ impl Machine<'_> {
         self.program.values.get(id).copied().unwrap_or(DType::Bool)
     }
 
+    /// The type of the elements of a buffer.
+    fn element(&self, place: Place) -> DType {
+        let found = match place {
+            Place::Global(n) => self.program.buffers.get(n).map(|b| b.dtype),
+            Place::Shared(n) => self.program.shared.get(n).map(|s| s.dtype),
+        };
+        found.unwrap_or(DType::Bool)
+    }
+
     fn fault(&self, stmt: &Stmt, thread: usize, fault: Fault) -> RunError {
         RunError::Fault {
             program: self.program.name.clone(),
@@ -211,7 +220,7 @@ impl Machine<'_> {
             Stmt::Let(ids, op) => self.define(stmt, ids, op)?,
             Stmt::Store { address, values, condition } => {
                 let places = self.places(address, *condition);
-                let dtype = values.first().map_or(DType::Bool, |&v| self.dtype(v));
+                let dtype = self.element(address.place);
                 self.memory.count(address.place, &places, values.len() * dtype.size());
                 let mut bytes = Vec::with_capacity(16);
                 for (t, place) in places.into_iter().enumerate() {
@@ -335,7 +344,7 @@ impl Machine<'_> {
     ) -> Result<(), RunError> {
         let places = self.places(address, condition.map(|(c, _)| c));
         let other = condition.map_or(0, |(_, other)| other.bits);
-        let dtype = ids.first().map_or(DType::Bool, |&id| self.dtype(id));
+        let dtype = self.element(address.place);
         self.memory.count(address.place, &places, ids.len() * dtype.size());
         let mut results = vec![vec![other; self.threads]; ids.len()];
         for (t, place) in places.into_iter().enumerate() {

@@ -1,0 +1,204 @@
+//! A whole model in the PTX interpreter.
+//!
+//! Invariant: what is run is the PTX text and the plan, nothing else: kernels see only the slots that the plan gives
+//! them, and a slot that no step has written to counts as not initialised.
+
+use super::Compiled;
+use crate::{Error, compare};
+use kiln_ir::expr::Symbol;
+use kiln_ir::interp::eval_op;
+use kiln_ir::plan::{Place, SlotId, Step};
+use kiln_ir::{Tensor, tile};
+use kiln_ptx::Argument;
+use kiln_ptx::emulate::{self, Buffer, Counts, Finding, Launch, Module, Options};
+use std::collections::BTreeMap;
+
+/// What a kernel did.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// Its name.
+    pub name: String,
+    /// What it does and for which nodes.
+    pub what: String,
+    /// Mistakes that were found.
+    pub findings: Vec<Finding>,
+    /// What was executed.
+    pub counts: Counts,
+    /// Blocks and threads of each.
+    pub shape: (u32, u32),
+    /// How far its result is from that of its tile program on the same operands, where that was looked at.
+    pub difference: Option<f64>,
+}
+
+/// What came of a model's run.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Its outputs.
+    pub outputs: Vec<Tensor>,
+    /// Its launches, in order.
+    pub kernels: Vec<Kernel>,
+}
+
+/// Runs a model on inputs. With `each`, every kernel is compared with its tile program on the same operands.
+///
+/// # Errors
+/// A kernel does not end, fails one of its own checks, or cannot be run.
+pub fn run(
+    compiled: &Compiled,
+    inputs: &[Tensor],
+    options: &Options,
+    each: bool,
+    seen: &mut dyn FnMut(&Kernel),
+) -> Result<Outcome, Error> {
+    let plan = &compiled.plan;
+    let bug = |m: String| Error::Internal(m);
+    let weights: BTreeMap<u64, &kiln_passes::plan::Weight> = compiled.weights.iter().map(|w| (w.offset, w)).collect();
+    let mut memory: Vec<Option<Buffer>> = vec![None; plan.slots.len()];
+    let fresh = |slot: SlotId| {
+        let size = plan.slots[slot].ty.dtype.size();
+        let bytes = vec![0xffu8; plan.slot_bytes(slot) as usize];
+        Buffer { bytes, written: true, initialised: false, granule: size }
+    };
+    let full = |slot: SlotId, bytes: Vec<u8>| Buffer {
+        bytes,
+        initialised: true,
+        written: false,
+        ..fresh_like(size_of(compiled, slot))
+    };
+    for ((_, slot), input) in plan.inputs.iter().zip(inputs) {
+        memory[slot.index()] = Some(full(*slot, input.bytes().to_vec()));
+    }
+    for (id, slot) in plan.slots.iter() {
+        if let Place::Weights(offset) = slot.place {
+            let weight = weights.get(&offset).ok_or_else(|| bug(format!("there is no weight at {offset}")))?;
+            memory[id.index()] = Some(full(id, weight.bytes().to_vec()));
+        }
+    }
+    let mut outcome = Outcome::default();
+    let none = |_: &Symbol| None;
+    for step in &plan.steps {
+        match step {
+            Step::Launch { kernel, arguments, written } => {
+                let made = compiled.kernels.get(*kernel).ok_or_else(|| bug(format!("there is no kernel {kernel}")))?;
+                let of_plan = plan.kernels.get(*kernel);
+                let mut buffers = Vec::new();
+                for (n, slot) in arguments.iter().enumerate() {
+                    let output = n + written >= arguments.len();
+                    let held = memory[slot.index()].take();
+                    buffers.push(match held {
+                        Some(b) if !output => Buffer { written: false, ..b },
+                        _ => fresh(*slot),
+                    });
+                }
+                let before = each.then(|| buffers.iter().map(|b| b.bytes.clone()).collect::<Vec<_>>());
+                // The status.
+                buffers.push(Buffer { bytes: vec![0; 4], written: true, initialised: true, granule: 4 });
+                let status = buffers.len() - 1;
+                for (n, module) in made.modules.iter().enumerate() {
+                    let l = &module.launch;
+                    let blocks = l.blocks.as_const().and_then(|b| u32::try_from(b.max(0)).ok());
+                    let blocks = blocks.ok_or_else(|| bug(format!("{} blocks of {}", l.blocks, l.entry)))?;
+                    let mut next = 0;
+                    let arguments = l.arguments.iter().map(|a| match a {
+                        Argument::Buffer { .. } => {
+                            next += 1;
+                            emulate::Argument::Buffer(next - 1)
+                        }
+                        Argument::Dim(_) => emulate::Argument::Value(0),
+                        Argument::Status => emulate::Argument::Buffer(status),
+                    });
+                    let launch = Launch {
+                        grid: [blocks, 1, 1],
+                        block: [l.threads, 1, 1],
+                        shared: l.dynamic_shared,
+                        arguments: arguments.collect(),
+                    };
+                    let text = Module::parse(&module.text).map_err(|e| bug(format!("{}: {e}", l.entry)))?;
+                    let code = text.kernel(&l.entry).ok_or_else(|| bug(format!("{} has no entry", l.entry)))?;
+                    // What an earlier part has written stays.
+                    if n > 0 {
+                        buffers.iter_mut().for_each(|b| b.initialised = true);
+                    }
+                    let report = if blocks == 0 {
+                        emulate::Report::default()
+                    } else {
+                        emulate::run(&text, code, &launch, &mut buffers, options)
+                            .map_err(|e| Error::Limit(e.to_string()))?
+                    };
+                    outcome.kernels.push(Kernel {
+                        name: l.entry.clone(),
+                        what: of_plan.map(|k| format!("{} ({})", k.what, k.origin)).unwrap_or_default(),
+                        findings: report.findings,
+                        counts: report.counts,
+                        shape: (blocks, l.threads),
+                        difference: None,
+                    });
+                }
+                let failed = buffers.pop().map_or(0, |b| b.bytes.first().copied().unwrap_or(0));
+                if failed != 0 {
+                    let what = of_plan.map(|k| k.origin.to_string()).unwrap_or_default();
+                    return Err(Error::data(what, "an index is out of range"));
+                }
+                if let Some(mut want) = before {
+                    tile::run(&made.tile, &mut want, &none, 0..i64::MAX).map_err(|e| bug(e.to_string()))?;
+                    let difference = apart(&made.tile, &want, &buffers);
+                    if let Some(k) = outcome.kernels.last_mut() {
+                        k.difference = Some(difference);
+                    }
+                }
+                for (slot, buffer) in arguments.iter().zip(buffers) {
+                    memory[slot.index()] = Some(Buffer { initialised: true, ..buffer });
+                }
+                let count = made.modules.len();
+                let all = outcome.kernels.len();
+                outcome.kernels[all - count..].iter().for_each(&mut *seen);
+            }
+            Step::Host { op, inputs, outputs, origin } => {
+                let operands = inputs.iter().map(|s| tensor(compiled, &memory, *s)).collect::<Result<Vec<_>, _>>()?;
+                let results = eval_op(op, &operands).map_err(|e| Error::data(origin, e))?;
+                for (slot, result) in outputs.iter().zip(results) {
+                    memory[slot.index()] = Some(full(*slot, result.bytes().to_vec()));
+                }
+            }
+            Step::Copy { from, to } => memory[to.index()] = memory[from.index()].clone(),
+        }
+    }
+    for (_, slot) in &plan.outputs {
+        outcome.outputs.push(tensor(compiled, &memory, *slot)?);
+    }
+    Ok(outcome)
+}
+
+fn size_of(compiled: &Compiled, slot: SlotId) -> usize {
+    compiled.plan.slots[slot].ty.dtype.size()
+}
+
+fn fresh_like(granule: usize) -> Buffer {
+    Buffer { bytes: vec![], written: false, initialised: true, granule }
+}
+
+/// A slot's contents, which lie row by row.
+fn tensor(compiled: &Compiled, memory: &[Option<Buffer>], slot: SlotId) -> Result<Tensor, Error> {
+    let ty = &compiled.plan.slots[slot].ty;
+    let name = || compiled.plan.slots[slot].name.as_deref().unwrap_or("a value").to_string();
+    let shape = ty.shape().ok_or_else(|| Error::Internal(format!("{} has no fixed shape", name())))?;
+    let held = memory.get(slot.index()).and_then(Option::as_ref);
+    let held = held.ok_or_else(|| Error::Internal(format!("nothing was written to {}", name())))?;
+    Tensor::new(ty.dtype, shape, held.bytes.clone()).map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// How far the written buffers are apart, relative to the largest element.
+fn apart(program: &tile::TileProgram, want: &[Vec<u8>], found: &[Buffer]) -> f64 {
+    let mut most = 0f64;
+    for ((b, want), found) in program.buffers.iter().zip(want).zip(found).filter(|((b, _), _)| b.written) {
+        let len = want.len() / b.dtype.size().max(1);
+        let of = |bytes: &[u8]| Tensor::new(b.dtype, vec![len], bytes.to_vec());
+        let (Ok(want), Ok(found)) = (of(want), of(&found.bytes)) else { continue };
+        most = most.max(match compare::difference(&want, &found) {
+            compare::Difference::Relative(d) => d,
+            compare::Difference::Elements(n) => n as f64,
+            compare::Difference::Type { .. } => f64::INFINITY,
+        });
+    }
+    most
+}

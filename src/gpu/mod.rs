@@ -1,0 +1,185 @@
+//! Models for NVIDIA GPUs: every kernel of the plan as PTX text.
+//!
+//! Invariant: the plan is the one that the CPU gets, but for its kernels, each of which is one or more launches whose
+//! arguments are the plan's slots. What a GPU cannot do yet runs on the host, by name; nothing here needs a GPU.
+
+pub mod emulate;
+
+use crate::notes::{self, Notes};
+use crate::{Error, Observer, Options, import_graph, optimised, within};
+use kiln_frontend::onnx::model::Model;
+use kiln_ir::expr::Ranges;
+use kiln_ir::graph::Graph;
+use kiln_ir::plan::{Plan, Step};
+use kiln_ir::tile::TileProgram;
+use kiln_ir::warp::WarpProgram;
+use kiln_passes::kernel::Machine;
+use kiln_passes::pipeline::{self, schedule};
+use kiln_passes::plan::Weight;
+use kiln_passes::warp;
+use kiln_ptx::{Argument, Module};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// A GPU architecture that code is made for: what it has decides the schedules, and the text runs on it and later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Architecture {
+    /// Its name, such as `sm_80`.
+    pub name: &'static str,
+    /// What it is called for people.
+    pub what: &'static str,
+}
+
+/// The architectures that `--target` takes.
+pub const ARCHITECTURES: &[Architecture] = &[
+    Architecture { name: "sm_80", what: "A100" },
+    Architecture { name: "sm_86", what: "RTX 30, A10" },
+    Architecture { name: "sm_89", what: "RTX 40, L4" },
+    Architecture { name: "sm_90", what: "H100" },
+    Architecture { name: "sm_100", what: "B200" },
+    Architecture { name: "sm_120", what: "RTX 50" },
+];
+
+impl std::str::FromStr for Architecture {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Architecture, String> {
+        let all: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        let found = ARCHITECTURES.iter().find(|a| a.name == name).copied();
+        found.ok_or_else(|| format!("no such GPU architecture; there are {}", all.join(", ")))
+    }
+}
+
+/// A model compiled for a GPU.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The optimised graph.
+    pub graph: Graph,
+    /// The plan.
+    pub plan: Plan,
+    /// What the weights section holds.
+    pub weights: Vec<Weight>,
+    /// For each kernel of the plan its launches, in order.
+    pub kernels: Vec<Kernel>,
+    /// Why steps run on the host.
+    pub notes: Notes,
+    /// What the code is for.
+    pub architecture: Architecture,
+}
+
+/// A kernel of the plan in its stages.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// The tile program.
+    pub tile: TileProgram,
+    /// The warp programs of its parts.
+    pub warps: Vec<WarpProgram>,
+    /// Their PTX modules.
+    pub modules: Vec<Module>,
+}
+
+/// The launches of a tile program.
+fn lowered(program: &TileProgram, dims: &Ranges) -> Result<Kernel, String> {
+    let warps = warp::lower(program, dims, &warp::Options::default()).map_err(|e| e.to_string())?;
+    let modules = warps.iter().map(|w| kiln_ptx::emit(w).map_err(|e| e.to_string())).collect::<Result<_, _>>()?;
+    Ok(Kernel { tile: program.clone(), warps, modules })
+}
+
+/// Compiles a model for a GPU: import, the passes on the graph, then tile, warp programs and PTX for each kernel.
+///
+/// # Errors
+/// Those of [`crate::compile`]; [`Error::Unsupported`] where dims are free.
+pub fn compile(
+    model: &Model,
+    options: &Options,
+    architecture: Architecture,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
+    observer.stage("import");
+    let graph = import_graph(model, options)?;
+    let operators = notes::operators(model);
+    if !graph.symbols.is_empty() {
+        let names: Vec<String> = graph.symbols.keys().map(|s| format!("--bind {s}=N")).collect();
+        let text = format!("code for GPUs needs fixed dims; give {}, or inputs", names.join(" "));
+        return Err(Error::Unsupported(text));
+    }
+    let graph = optimised(graph, options, observer)?;
+    observer.stage("schedule");
+    let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims).map(|_| ());
+    let mut targets = [pipeline::Target { machine: Machine::gpu(), lowers: &mut lowers }];
+    let pipeline::Compiled { plan, weights, kernels, host_reasons } = schedule(&graph, &mut targets)?;
+    within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
+    observer.stage("emit");
+    let dims = plan.ranges();
+    let tiles = kernels.into_iter().next().unwrap_or_default();
+    let code = |k: &TileProgram| lowered(k, &dims).map_err(|message| Error::Code { kernel: k.name.clone(), message });
+    let kernels = tiles.iter().map(code).collect::<Result<Vec<_>, _>>()?;
+    observer.plan(&plan)?;
+    let notes = Notes::of(&graph, &plan, &host_reasons, &operators);
+    Ok(Compiled { graph, plan, weights, kernels, notes, architecture })
+}
+
+/// What an argument of a launch is.
+fn argument(argument: &Argument) -> Value {
+    match argument {
+        Argument::Buffer { name, dtype, len, written } => {
+            let len = len.as_const().map_or_else(|| json!(len.to_string()), |n| json!(n));
+            json!({ "buffer": name, "dtype": dtype.name(), "len": len, "written": written })
+        }
+        Argument::Dim(symbol) => json!({ "dim": symbol.to_string(), "dtype": "i64" }),
+        Argument::Status => json!({ "status": "u32" }),
+    }
+}
+
+impl Compiled {
+    /// How the kernels are started, and with what: the contents of `launch.json`.
+    pub fn launches(&self) -> Value {
+        let mut launches = Vec::new();
+        for (n, step) in self.plan.steps.iter().enumerate() {
+            match step {
+                Step::Launch { kernel, arguments, .. } => {
+                    let Some(made) = self.kernels.get(*kernel) else { continue };
+                    for module in &made.modules {
+                        let l = &module.launch;
+                        let blocks = l.blocks.as_const().map_or_else(|| json!(l.blocks.to_string()), |n| json!(n));
+                        let slots: Vec<usize> = arguments.iter().map(|s| s.index()).collect();
+                        let of_plan = self.plan.kernels.get(*kernel);
+                        launches.push(json!({
+                            "step": n, "kernel": l.entry, "entry": l.entry, "file": format!("{}.ptx", l.entry),
+                            "grid": [blocks, 1, 1], "block": [l.threads, 1, 1], "shared": l.dynamic_shared,
+                            "arguments": l.arguments.iter().map(argument).collect::<Vec<_>>(), "slots": slots,
+                            "what": of_plan.map(|k| k.what.clone()), "origin": of_plan.map(|k| k.origin.to_string()),
+                        }));
+                    }
+                }
+                Step::Host { op, origin, .. } => {
+                    launches.push(json!({ "step": n, "host": op.name(), "origin": origin.to_string() }));
+                }
+                Step::Copy { from, to } => {
+                    launches.push(json!({ "step": n, "copy": [from.index(), to.index()] }));
+                }
+            }
+        }
+        json!({ "target": self.architecture.name, "model": self.plan.name, "launches": launches })
+    }
+
+    /// Writes each kernel's stages and `launch.json` to a folder, which is made where it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn dump(&self, folder: &Path) -> Result<(), Error> {
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(|source| Error::Write { path, source })
+        };
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
+        for kernel in &self.kernels {
+            write(&format!("{}.kernel", kernel.tile.name), &kernel.tile.to_string())?;
+            for (warp, module) in kernel.warps.iter().zip(&kernel.modules) {
+                write(&format!("{}.warp", warp.name), &warp.to_string())?;
+                write(&format!("{}.ptx", warp.name), &module.text)?;
+            }
+        }
+        write("launch.json", &format!("{:#}\n", self.launches()))
+    }
+}
