@@ -7,6 +7,7 @@ mod check;
 mod compile;
 mod completions;
 mod diff;
+mod emulate;
 mod eval;
 mod generate;
 mod inspect;
@@ -57,6 +58,7 @@ enum Command {
     Peer(peer::Args),
     Generate(generate::Args),
     Eval(eval::Args),
+    Emulate(emulate::Args),
     Completions(completions::Args),
 }
 
@@ -103,6 +105,7 @@ impl Cli {
             Command::Peer(args) => args.run(talk),
             Command::Generate(args) => args.run(talk),
             Command::Eval(args) => args.run(talk),
+            Command::Emulate(args) => args.run(talk),
             Command::Completions(args) => args.run(),
         }
     }

@@ -5,7 +5,7 @@
 
 pub mod emulate;
 
-use crate::notes::{self, Notes};
+use crate::notes::{self, Notes, Operators};
 use crate::{Error, Observer, Options, import_graph, optimised, within};
 use kiln_frontend::onnx::model::Model;
 use kiln_ir::expr::Ranges;
@@ -97,7 +97,29 @@ pub fn compile(
 ) -> Result<Compiled, Error> {
     observer.stage("import");
     let graph = import_graph(model, options)?;
-    let operators = notes::operators(model);
+    compile_with(graph, &notes::operators(model), options, architecture, observer)
+}
+
+/// Compiles a graph for a GPU; see [`crate::compile_graph`].
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_graph(
+    graph: Graph,
+    options: &Options,
+    architecture: Architecture,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
+    compile_with(graph, &Operators::new(), options, architecture, observer)
+}
+
+fn compile_with(
+    graph: Graph,
+    operators: &Operators,
+    options: &Options,
+    architecture: Architecture,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
     if !graph.symbols.is_empty() {
         let names: Vec<String> = graph.symbols.keys().map(|s| format!("--bind {s}=N")).collect();
         let text = format!("code for GPUs needs fixed dims; give {}, or inputs", names.join(" "));
@@ -115,7 +137,7 @@ pub fn compile(
     let code = |k: &TileProgram| lowered(k, &dims).map_err(|message| Error::Code { kernel: k.name.clone(), message });
     let kernels = tiles.iter().map(code).collect::<Result<Vec<_>, _>>()?;
     observer.plan(&plan)?;
-    let notes = Notes::of(&graph, &plan, &host_reasons, &operators);
+    let notes = Notes::of(&graph, &plan, &host_reasons, operators);
     Ok(Compiled { graph, plan, weights, kernels, notes, architecture })
 }
 

@@ -67,7 +67,8 @@ impl Lowering<'_> {
         let slot = Symbol::numbered("slot.", self.code.shared.len());
         let mut slots = Vec::new();
         for a in &ahead {
-            let (strides, size) = self.shared_shape(a.id)?;
+            let plain = self.program.tiles[a.id].dtype.size() == 4 && a.width.elements == 4;
+            let (strides, size) = self.shared_shape(a.id, !plain)?;
             let place = self.code.shared(self.program.tiles[a.id].dtype, size.saturating_mul(stages));
             slots.push((Staged { place, base: Expr::default(), strides }, size as i64));
         }

@@ -1,7 +1,8 @@
 //! Matrix products by way of shared memory.
 //!
 //! Invariant: the rows of a staged tile are 16 bytes longer than the tile, so that they stay aligned for wide accesses
-//! and eight successive rows of a tile with a multiple of 16 elements of 2 bytes lie in different banks. Without matrix
+//! and eight successive rows of a tile with a multiple of 16 elements of 2 bytes lie in different banks; but not those of
+//! 4-byte elements that copies of 16 bytes write, of which two rows of 16 elements fill all banks. Without matrix
 //! instructions the sum runs by rising `k`, as in the tile program.
 
 use super::arith::register_type;
@@ -27,8 +28,8 @@ pub(super) fn in_shared(dtype: DType) -> DType {
 }
 
 impl Lowering<'_> {
-    /// The strides of a tile in shared memory, with its elements there.
-    pub(super) fn shared_shape(&self, id: TileId) -> Result<(Vec<i64>, usize), LowerError> {
+    /// The strides of a tile in shared memory, with its elements there; whether its rows are longer is given.
+    pub(super) fn shared_shape(&self, id: TileId, longer: bool) -> Result<(Vec<i64>, usize), LowerError> {
         let ty = &self.program.tiles[id];
         let wide = 16 / in_shared(ty.dtype).size().max(1);
         let mut strides = vec![1i64; ty.shape.len()];
@@ -38,7 +39,7 @@ impl Lowering<'_> {
             // Positions up to the next power of two are there, so that storing them needs no condition.
             size = size.saturating_mul(extent.max(1).next_power_of_two());
             if k + 1 == ty.shape.len() && k > 0 {
-                size = size.max(wide).saturating_add(wide);
+                size = size.max(wide).saturating_add(if longer { wide } else { 0 });
             }
         }
         if size > self.options.shared {
@@ -68,7 +69,7 @@ impl Lowering<'_> {
         }
         let mut all = Vec::new();
         for &id in ids {
-            let (strides, size) = self.shared_shape(id)?;
+            let (strides, size) = self.shared_shape(id, true)?;
             let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
             let place = self.code.shared(in_shared(dtype), size);
             let staged = Staged { place, base: Expr::default(), strides };

@@ -4,6 +4,7 @@
 //! `BLESS=1` rewrites the golden files. The assembler is looked for in the environment variable `KILN_PTXAS`, on the
 //! PATH and in `target/ptxas`, where `scripts/ptxas.py` puts it.
 
+mod models;
 mod mutation;
 
 use kiln_ir::scalar::Constant;
@@ -433,7 +434,7 @@ fn kernels_compute_what_their_tile_programs_say() {
         let program = TileProgram::parse(&text).unwrap_or_else(|e| panic!("{e}"));
         let len = |b: &tile::Buffer| b.len.as_size().unwrap_or(0);
         let buffers: Vec<Vec<u8>> = program.buffers.iter().map(|b| data(b.dtype, len(b), false)).collect();
-        let (mut found, mut want) = (buffers.clone(), buffers);
+        let (found, mut want) = (buffers.clone(), buffers);
         let warp = WarpProgram::parse(&warp).unwrap_or_else(|e| panic!("{e}"));
         let mut between = want.clone();
         warp::run(&warp, &mut between, &[]).unwrap_or_else(|e| panic!("{e}"));

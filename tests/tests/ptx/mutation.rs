@@ -53,7 +53,7 @@ fn what_is_taken_away_is_missed() {
             }
         }
     }
-    assert!(tried > 30, "{tried} were tried");
+    assert!(tried > 20, "{tried} were tried");
     // The last wait of a pipeline is for copies of nothing: all of them end with the kernel, and no one reads what they
     // wrote. The commit that closes the loop's last, empty groups is one of those that each iteration executes.
     let explained = |s: &&String| !s.contains("wait_group 0");

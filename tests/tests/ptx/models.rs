@@ -1,0 +1,107 @@
+//! Whole graphs as PTX: every form of kernel over ragged shapes, in the interpreter of PTX, against the graph interpreter.
+
+use super::{assemble, data};
+use kiln::builder::Builder;
+use kiln::gpu::{self, ARCHITECTURES};
+use kiln::{Options, Silent, compare};
+use kiln_ir::interp::{self, eval_graph};
+use kiln_ir::{DType, Graph, Tensor};
+use kiln_ptx::emulate;
+
+type Made = Result<Graph, Box<dyn std::error::Error>>;
+
+fn tensor(dtype: DType, shape: &[usize]) -> Tensor {
+    let len = shape.iter().product();
+    Tensor::new(dtype, shape.to_vec(), data(dtype, len, false)).expect("a tensor")
+}
+
+/// A graph of f32 inputs of these shapes.
+fn graph(
+    shapes: &[&[i64]],
+    f: impl for<'g> FnOnce(&'g Builder, &[kiln::builder::Value<'g>]) -> Result<(), kiln::builder::BuildError>,
+) -> Made {
+    let g = Builder::new("g");
+    let mut inputs = Vec::new();
+    for (n, shape) in shapes.iter().enumerate() {
+        inputs.push(g.input(&format!("x{n}"), DType::F32, shape.iter().map(|&e| e.into()))?);
+    }
+    f(&g, &inputs)?;
+    drop(inputs);
+    Ok(g.finish()?)
+}
+
+fn all() -> Vec<(&'static str, Made)> {
+    let indices = Tensor::from_i64(&[5], &[0, 6, -1, 3, 3]).expect("indices");
+    vec![
+        ("product", graph(&[&[37, 45], &[45, 51]], |g, x| g.output("y", x[0].matmul(x[1])?.gelu()?))),
+        ("batches", graph(&[&[3, 20, 24], &[3, 24, 20]], |g, x| g.output("y", x[0].matmul(x[1])?.softmax(-1)?))),
+        ("vector", graph(&[&[1, 100], &[100, 30]], |g, x| g.output("y", x[0].matmul(x[1])?.relu()?))),
+        ("transposed", graph(&[&[20, 40], &[24, 40]], |g, x| g.output("y", x[0].matmul(x[1].transpose(&[1, 0])?)?))),
+        ("softmax", graph(&[&[7, 1000]], |g, x| g.output("y", x[0].softmax(-1)?))),
+        ("short rows", graph(&[&[33, 5]], |g, x| g.output("y", x[0].softmax(-1)?))),
+        ("long rows", graph(&[&[2, 9001]], |g, x| g.output("y", x[0].softmax(-1)?))),
+        ("first axis", graph(&[&[30, 50]], |g, x| g.output("y", x[0].softmax(0)?))),
+        ("norm", graph(&[&[9, 77]], |g, x| g.output("y", x[0].layer_norm(1e-5)?))),
+        ("rms norm", graph(&[&[9, 128]], |g, x| g.output("y", x[0].rms_norm(1e-5)?.silu()?))),
+        (
+            "sums",
+            graph(&[&[11, 6, 70]], |g, x| {
+                g.output("last", x[0].sum(&[2], false)?)?;
+                g.output("first", x[0].sum(&[0], true)?)?;
+                g.output("outer", x[0].maximum(&[0, 2], false)?)
+            }),
+        ),
+        (
+            "transpose",
+            graph(&[&[5, 33, 17]], |g, x| g.output("y", x[0].transpose(&[2, 0, 1])?.add(x[0].transpose(&[2, 0, 1])?)?)),
+        ),
+        ("concat", graph(&[&[3, 10], &[4, 10]], |g, x| g.output("y", g.concat(x, 0)?.relu()?))),
+        (
+            "gather",
+            graph(&[&[7, 40]], move |g, x| {
+                let indices = g.constant(indices);
+                g.output("y", x[0].gather(indices, 0)?.scale(2.0)?)
+            }),
+        ),
+        ("many elements", graph(&[&[20000]], |g, x| g.output("y", x[0].silu()?))),
+        (
+            "narrow integers",
+            graph(&[&[19, 30]], |g, x| {
+                let bytes = x[0].scale(100.0)?.cast(DType::I8)?;
+                g.output("bytes", bytes)?;
+                g.output("sum", bytes.add(bytes)?.cast(DType::F32)?.sum(&[1], false)?)?;
+                g.output("words", x[0].scale(1000.0)?.cast(DType::U16)?)
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn graphs_compute_what_the_interpreter_says() {
+    let target = ARCHITECTURES[0];
+    for (name, made) in all() {
+        let graph = made.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let shape = |v: &kiln_ir::graph::ValueId| graph.ty(*v).shape().expect("a shape");
+        let inputs: Vec<Tensor> = graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &shape(v))).collect();
+        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let compiled = gpu::compile_graph(graph, &Options::default(), target, &mut Silent);
+        let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(compiled.notes.hosts.is_empty(), "{name}: {:?}", compiled.notes.hosts);
+        for module in compiled.kernels.iter().flat_map(|k| &k.modules) {
+            assemble(name, &module.text);
+        }
+        for seed in [0, 3] {
+            let how = emulate::Options { seed, ..emulate::Options::default() };
+            let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
+            let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+            for k in &outcome.kernels {
+                assert_eq!(k.findings, [], "{name}, {}", k.name);
+                assert!(k.difference.is_none_or(|d| d < 1e-5), "{name}, {}: {:?}", k.name, k.difference);
+            }
+            for (want, found) in want.iter().zip(&outcome.outputs) {
+                let difference = compare::difference(want, found);
+                assert!(difference.within(1e-5), "{name}, seed {seed}: {difference}");
+            }
+        }
+    }
+}
