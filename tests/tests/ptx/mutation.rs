@@ -7,6 +7,17 @@ use kiln_ir::warp::WarpProgram;
 use kiln_passes::warp::Options;
 use kiln_ptx::emulate;
 
+/// What may be taken away without harm: the kernel, the line, and why.
+const REDUNDANT: &[(&str, &str, &str)] = &[
+    (
+        "pipelined",
+        "wait_group 0",
+        "the copies that are left at the end of the loop are of no elements, and nobody reads what they write",
+    ),
+    ("matrix", "wait_group 0", "the same"),
+    ("softmax", "st.shared.f32", "every thread has a place of its own, and only those of the first lanes are read"),
+];
+
 /// The text without its n-th line, or with that line for all threads where only its predicate is to go.
 fn without(text: &str, n: usize, predicate: bool) -> String {
     let change = |(i, line): (usize, &str)| match (i == n, predicate) {
@@ -54,9 +65,7 @@ fn what_is_taken_away_is_missed() {
         }
     }
     assert!(tried > 20, "{tried} were tried");
-    // The last wait of a pipeline is for copies of nothing: all of them end with the kernel, and no one reads what they
-    // wrote. The commit that closes the loop's last, empty groups is one of those that each iteration executes.
-    let explained = |s: &&String| !s.contains("wait_group 0");
+    let explained = |s: &&String| !REDUNDANT.iter().any(|(kernel, line, _)| s.starts_with(kernel) && s.contains(line));
     let unexplained: Vec<&String> = survivors.iter().filter(explained).collect();
     assert!(unexplained.is_empty(), "{tried} tried, survivors: {survivors:#?}");
 }
