@@ -127,6 +127,7 @@ impl Error {
             Error::Load(e) => load(e),
             Error::Run(e) => match e {
                 RunError::Memory(MemoryError::OverBudget { .. } | MemoryError::OutOfMemory { .. }) => Kind::Limit,
+                RunError::Stopped { .. } => Kind::Limit,
                 RunError::Pool(_) => Kind::Usage,
                 RunError::HostResult { .. } => Kind::Unsupported,
                 e if e.is_data() => Kind::Invalid,

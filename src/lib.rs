@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod compare;
+pub mod cross;
 pub mod data;
 pub mod emit;
 mod error;
@@ -18,6 +19,7 @@ pub mod npz;
 pub mod observe;
 pub mod provenance;
 pub mod random;
+pub mod reduce;
 pub mod source;
 
 pub use bundle::Bundle;

@@ -31,6 +31,18 @@ impl Weight {
     }
 }
 
+/// The weights section, in memory: each weight at its offset, zeros between.
+pub fn weights_section(weights: &[Weight], total: u64) -> Vec<u8> {
+    let mut section = vec![0u8; usize::try_from(total).unwrap_or(0)];
+    for weight in weights {
+        let (at, bytes) = (usize::try_from(weight.offset).unwrap_or(usize::MAX), weight.bytes());
+        if let Some(place) = at.checked_add(bytes.len()).and_then(|end| section.get_mut(at..end)) {
+            place.copy_from_slice(&bytes);
+        }
+    }
+    section
+}
+
 /// The elements of a row-major tensor in the order of a layout; padding is zero.
 fn pack(tensor: &Tensor, layout: &Layout) -> Vec<u8> {
     let (shape, size, data) = (tensor.shape(), tensor.dtype().size(), tensor.bytes());

@@ -1,12 +1,11 @@
 //! Graphs through the whole pipeline, their plans run by the tile interpreter and compared with the graph interpreter.
 
 use kiln_ir::graph::Graph;
-use kiln_ir::interp::{Bindings, Options, eval_graph, eval_op};
-use kiln_ir::plan::{Place, Step};
+use kiln_ir::interp::{Bindings, Options, eval_graph};
 use kiln_ir::{DType, Expr, Symbol, Tensor};
 use kiln_passes::kernel::Machine;
 use kiln_passes::pipeline::{Compiled, Target, optimise, schedule};
-use kiln_passes::plan::program_count;
+use kiln_passes::plan::weights_section;
 
 /// Seeded values: small integers where exactness matters, floats otherwise.
 fn random(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
@@ -30,78 +29,14 @@ fn random(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     Tensor::new(dtype, shape.to_vec(), bytes).unwrap()
 }
 
-/// Runs a plan with every kernel in the tile interpreter, its symbols bound to these values.
-fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor], bindings: &Bindings) -> Vec<Tensor> {
-    let plan = &compiled.plan;
-    let dim = |s: &Symbol| bindings.get(s).copied();
-    let mut regions: Vec<Vec<u8>> =
-        plan.regions.iter().map(|e| vec![0xa5; usize::try_from(e.eval(&dim).unwrap()).unwrap()]).collect();
-    let mut arena = vec![0xa5u8; plan.arena_bytes as usize];
-    let mut weights = vec![0u8; plan.weight_bytes as usize];
-    for w in &compiled.weights {
-        let bytes = w.bytes();
-        weights[w.offset as usize..w.offset as usize + bytes.len()].copy_from_slice(&bytes);
+/// Runs a plan with every kernel in the tile interpreter.
+fn by_tiles(compiled: &Compiled, target: usize, inputs: &[Tensor]) -> Vec<Tensor> {
+    for program in &compiled.kernels[target] {
+        let verified = program.verify(&compiled.plan.ranges());
+        verified.unwrap_or_else(|errors| panic!("{errors:?}\n{program}"));
     }
-    let size = |s| usize::try_from(plan.slots[s].ty.bytes().eval(&dim).unwrap()).unwrap();
-    let shape = |s| -> Vec<usize> {
-        plan.slots[s].ty.dims.iter().map(|d| usize::try_from(d.eval(&dim).unwrap()).unwrap()).collect()
-    };
-    let mut outputs: Vec<Vec<u8>> = plan.outputs.iter().map(|(_, s)| vec![0xa5; size(*s)]).collect();
-    let mut steps = plan.steps.iter();
-    let mut k = 0;
-    for step in &mut steps {
-        let (reads, writes) = step.accesses();
-        let read = |s, arena: &[u8], outputs: &[Vec<u8>], regions: &[Vec<u8>]| -> Vec<u8> {
-            match plan.slots[s].place {
-                Place::Weights(at) => weights[at as usize..at as usize + size(s)].to_vec(),
-                Place::Arena(at) => arena[at as usize..at as usize + size(s)].to_vec(),
-                Place::Input(n) => inputs[n].bytes().to_vec(),
-                Place::Output(n) => outputs[n].clone(),
-                Place::Region(n) => regions[n][..size(s)].to_vec(),
-                Place::Host => panic!("strings"),
-            }
-        };
-        let results: Vec<Vec<u8>> = match step {
-            Step::Launch { kernel, .. } => {
-                assert_eq!(*kernel, k);
-                k += 1;
-                let program = &compiled.kernels[target][*kernel];
-                let verified = program.verify(&plan.ranges());
-                verified.unwrap_or_else(|errors| panic!("{errors:?}\n{program}"));
-                let mut buffers: Vec<Vec<u8>> = reads.iter().map(|&s| read(s, &arena, &outputs, &regions)).collect();
-                buffers.extend(writes.iter().map(|&s| vec![0x5a; size(s)]));
-                let programs = program_count(program, &plan.ranges()).eval(&dim).unwrap();
-                let run = kiln_ir::tile::run(program, &mut buffers, &dim, 0..programs);
-                run.unwrap_or_else(|e| panic!("{e}\n{program}"));
-                buffers.split_off(reads.len())
-            }
-            Step::Host { op, .. } => {
-                let operands: Vec<Tensor> = reads
-                    .iter()
-                    .map(|&s| {
-                        let ty = &plan.slots[s].ty;
-                        Tensor::new(ty.dtype, shape(s), read(s, &arena, &outputs, &regions)).unwrap()
-                    })
-                    .collect();
-                let op = op.map_exprs(&|e| e.substitute(&|s| dim(s).map(Into::into)));
-                eval_op(&op, &operands).unwrap().iter().map(|t| t.bytes().to_vec()).collect()
-            }
-            Step::Copy { .. } => vec![read(reads[0], &arena, &outputs, &regions)],
-        };
-        for (&s, bytes) in writes.iter().zip(results) {
-            match plan.slots[s].place {
-                Place::Arena(at) => arena[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes),
-                Place::Region(n) => regions[n][..bytes.len()].copy_from_slice(&bytes),
-                Place::Output(n) => outputs[n] = bytes,
-                Place::Weights(_) | Place::Input(_) | Place::Host => panic!("written"),
-            }
-        }
-    }
-    let tensor = |(n, (_, s)): (usize, &(_, _))| {
-        let ty = &plan.slots[*s].ty;
-        Tensor::new(ty.dtype, shape(*s), outputs[n].clone()).unwrap()
-    };
-    plan.outputs.iter().enumerate().map(tensor).collect()
+    let weights = weights_section(&compiled.weights, compiled.plan.weight_bytes);
+    kiln_ir::plan::run(&compiled.plan, &compiled.kernels[target], &weights, inputs).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Compiles the graph and compares; returns what was compiled.
@@ -154,7 +89,7 @@ fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
         let inputs: Vec<Tensor> = original.inputs.iter().enumerate().map(input).collect();
         let expected = eval_graph(&original, &inputs, &Options::default()).unwrap();
         for target in 0..machines.len() {
-            let got = by_tiles(&compiled, target, &inputs, &values);
+            let got = by_tiles(&compiled, target, &inputs);
             for (e, g) in expected.iter().zip(&got) {
                 assert_eq!((e.dtype(), e.shape()), (g.dtype(), g.shape()));
                 let (ev, gv) = (e.to_f64().unwrap(), g.to_f64().unwrap());

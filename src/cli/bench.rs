@@ -1,7 +1,7 @@
 //! `kiln bench`: how long a run takes.
 
 use super::Talk;
-use super::options::{self, Inputs, Machinery, Ready, Request, Watching};
+use super::options::{self, Inputs, Machinery, Patience, Ready, Request, Watching};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::data::From;
@@ -24,6 +24,8 @@ pub struct Args {
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     seconds: f64,
     #[command(flatten)]
+    patience: Patience,
+    #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
     watching: Watching,
@@ -31,6 +33,10 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
+        self.patience.within(|| self.run_within(talk))
+    }
+
+    fn run_within(&self, talk: Talk) -> Result<(), Error> {
         let limit = Duration::try_from_secs_f64(self.seconds)
             .map_err(|_| Error::Usage(format!("--seconds {} is no time", self.seconds)))?;
         // Speed hardly depends on values, so random ones will do where none are given.

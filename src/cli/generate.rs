@@ -1,7 +1,7 @@
 //! `kiln generate`: text that continues a prompt.
 
 use super::Talk;
-use super::options::{Machinery, Progress};
+use super::options::{Machinery, Patience, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::lm::{
@@ -90,6 +90,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    patience: Patience,
+    #[command(flatten)]
     machinery: Machinery,
 }
 
@@ -114,6 +116,10 @@ enum Model {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
+        self.patience.within(|| self.run_within(talk))
+    }
+
+    fn run_within(&self, talk: Talk) -> Result<(), Error> {
         let prompts = self.prompts()?;
         let mut ready = if SequenceModel::is_at(&self.model) {
             self.sequence(&prompts, talk)?

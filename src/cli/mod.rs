@@ -15,6 +15,7 @@ mod options;
 mod peer;
 mod picture;
 mod rebuild;
+mod reduce;
 mod run;
 mod selftest;
 mod table;
@@ -55,6 +56,7 @@ enum Command {
     Selftest(selftest::Args),
     Rebuild(rebuild::Args),
     Diff(diff::Args),
+    Reduce(reduce::Args),
     Peer(peer::Args),
     Generate(generate::Args),
     Eval(eval::Args),
@@ -102,6 +104,7 @@ impl Cli {
             Command::Selftest(args) => args.run(talk),
             Command::Rebuild(args) => args.run(talk),
             Command::Diff(args) => args.run(talk),
+            Command::Reduce(args) => args.run(talk),
             Command::Peer(args) => args.run(talk),
             Command::Generate(args) => args.run(talk),
             Command::Eval(args) => args.run(talk),

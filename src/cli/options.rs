@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln::data::{self, From, Wanted};
 use kiln::ir::Tensor;
+use kiln::ir::interp::limits;
 use kiln::notes::Notes;
 use kiln::npz;
 use kiln::observe::{Dump, Several, VerifyEach};
@@ -19,7 +20,7 @@ use kiln::{Compiled, Error, Observer, Options, Source};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Options of everything that compiles or runs.
 #[derive(Clone, Debug, Args)]
@@ -46,6 +47,28 @@ pub struct Binding {
     /// Most memory for weights, arena, inputs and outputs, such as 512M or 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
+}
+
+/// Options of everything that may take long.
+#[derive(Clone, Debug, Args)]
+pub struct Patience {
+    /// Most seconds that the command may take; polled at every step of a run and of a loop (exit code 6)
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    timeout: Option<Duration>,
+}
+
+impl Patience {
+    /// Runs `f` until the time is up, if it is limited.
+    pub fn within<T>(&self, f: impl FnOnce() -> T) -> T {
+        let deadline = self.timeout.and_then(|t| Instant::now().checked_add(t));
+        limits::scope(limits::Limits { deadline, ..limits::Limits::default() }, f)
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|s| *s >= 0.0);
+    let time = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
+    time.ok_or_else(|| format!("{text:?} is no number of seconds"))
 }
 
 /// Options of what watches a compilation.

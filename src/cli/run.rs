@@ -1,7 +1,7 @@
 //! `kiln run`: a model or an artifact on inputs.
 
 use super::Talk;
-use super::options::{self, Inputs, Machinery, Ready, Request, Watching};
+use super::options::{self, Inputs, Machinery, Patience, Ready, Request, Watching};
 use clap::Args as ClapArgs;
 use kiln::ir::Tensor;
 use kiln::runtime::engine::Context;
@@ -28,6 +28,8 @@ pub struct Args {
     #[arg(long, value_name = "NODE")]
     tap: Vec<String>,
     #[command(flatten)]
+    patience: Patience,
+    #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
     watching: Watching,
@@ -51,6 +53,10 @@ impl Output {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
+        self.patience.within(|| self.run_within(talk))
+    }
+
+    fn run_within(&self, talk: Talk) -> Result<(), Error> {
         let output = self.output()?;
         // A long run whose result cannot be kept helps nobody.
         for path in self.save_inputs.iter().chain(output.archive()) {

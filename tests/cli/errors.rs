@@ -305,3 +305,17 @@ fn free_dims_have_the_range_that_is_bound() {
     let report = kiln!("run", &artifact, "--random", "3", "--json").succeeds().json();
     assert_eq!(report["outputs"][0]["shape"], serde_json::json!([5, 12]));
 }
+
+#[test]
+fn loops_without_an_end_are_stopped_by_time_and_memory() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &endless());
+    kiln!("run", &model, "--random", "0", "--timeout", "0.3").fails(6, "spin: the time limit has been reached");
+    kiln!("run", &model, "--random", "0", "--memory-limit", "40M").fails(6, "spin: the memory limit has been reached");
+    let artifact = place.path("m.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    kiln!("bench", &artifact, "--timeout", "0.2").fails(6, "spin: the time limit has been reached");
+    let mlp = place.write("mlp.onnx", &mlp());
+    kiln!("run", &mlp, "--random", "0", "--timeout", "0").fails(6, "first: the time limit has been reached");
+    kiln!("run", &mlp, "--random", "0", "--timeout", "-1").fails(2, "no number of seconds");
+}

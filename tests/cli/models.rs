@@ -130,3 +130,27 @@ pub fn gather() -> Vec<u8> {
         vec![],
     ))
 }
+
+/// `steps = Loop(x [1000])` that never ends and keeps its state at every step.
+pub fn endless() -> Vec<u8> {
+    let nodes = vec![
+        node("", "Identity", &["go"], &["on"]),
+        node("", "Identity", &["state"], &["next"]),
+        node("", "Identity", &["state"], &["kept"]),
+    ];
+    let scalar = |name: &str, dtype| value(name, dtype, &[]);
+    let given = vec![scalar("step", DType::I64), scalar("go", DType::Bool), floats("state", &[1000])];
+    let made = vec![scalar("on", DType::Bool), floats("next", &[1000]), floats("kept", &[1000])];
+    let body = graph(nodes, given, made, vec![]);
+    let mut spin = node("spin", "Loop", &["", "yes", "x"], &["last", "all"]);
+    let g = AttributeType::Graph as i32;
+    spin.attribute.push(AttributeProto {
+        name: "body".into(),
+        r#type: g,
+        g: Some(Box::new(body)),
+        ..Default::default()
+    });
+    let data_type = DataType::of(DType::Bool) as i32;
+    let yes = TensorProto { name: "yes".into(), data_type, raw_data: Some(vec![1].into()), ..Default::default() };
+    model(graph(vec![spin], vec![floats("x", &[1000])], vec![floats("last", &[1000])], vec![yes]))
+}

@@ -1,4 +1,5 @@
 //! Conformance, model and golden tests of the whole project.
 #![forbid(unsafe_code)]
 
+pub mod graphs;
 pub mod suite;

@@ -102,7 +102,7 @@ fn a_loop_ends_when_the_data_says() {
 fn a_loop_that_never_ends_is_stopped() {
     let graph = doubling().graph();
     let inputs = [number(i64::MAX), f32s(&[], &[0.]), f32s(&[], &[1.])];
-    let soon = Allowed { deadline: Some(Instant::now() + Duration::from_millis(50)), bytes: None };
+    let soon = Allowed { deadline: Some(Instant::now() + Duration::from_millis(50)), ..Allowed::default() };
     let error = scope(soon, || interp::eval_graph(&graph, &inputs, &interp::Options::default()));
     assert!(error.unwrap_err().to_string().contains("time limit"));
     let options = interp::Options { budget: Some(100_000), ..Default::default() };

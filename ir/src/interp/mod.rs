@@ -102,7 +102,7 @@ pub fn eval_op_within(op: &Op, inputs: &[Tensor], budget: Option<u64>) -> Result
                     budget.take(&dims, ty.dtype.size())?;
                 }
             }
-            let limits = limits::Limits { deadline: None, bytes: budget.left };
+            let limits = limits::Limits { bytes: budget.left, ..Default::default() };
             Ok(limits::scope(limits, || host.eval(inputs))?)
         }
         _ => match op.meaning(&types)? {
@@ -145,7 +145,11 @@ impl Budget {
         let count = element_count(shape, size)?;
         let needed = (count * size.max(1)) as u64;
         if let Some(left) = &mut self.left {
-            *left = left.checked_sub(needed).ok_or(EvalError::Budget { needed, left: *left })?;
+            let Some(rest) = left.checked_sub(needed) else {
+                limits::refuse_memory();
+                return Err(EvalError::Budget { needed, left: *left });
+            };
+            *left = rest;
         }
         Ok(count)
     }

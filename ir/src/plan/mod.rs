@@ -3,6 +3,7 @@
 //! Invariant: every slot is written before it is read, and two slots whose lives overlap share no byte of the arena;
 //! [`Plan::verify`] recomputes both from the steps alone, without looking at how the planner decided.
 
+mod interp;
 mod parse;
 mod print;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use crate::id::{Arena, Id};
 use crate::ops::Op;
 use std::sync::Arc;
 
+pub use interp::run;
 pub use verify::PlanError;
 
 /// A handle to a slot.

@@ -64,7 +64,8 @@ impl Plan {
     fn verify_places(&self, fail: &mut dyn FnMut(String)) {
         for (id, slot) in self.slots.iter() {
             let strings = !slot.ty.dtype.is_bytes();
-            if slot.ty.dims.iter().any(|d| d.as_const().is_none()) {
+            // A slot that is empty whatever its other dims are has a size that is known.
+            if slot.ty.bytes().as_const().is_none() {
                 // What a slot of run-time size takes is compared with its region when the sizes are known.
                 match slot.place {
                     Place::Region(n) if n < self.regions.len() && !strings => continue,
@@ -79,7 +80,8 @@ impl Plan {
             }
             let bytes = slot.ty.bytes().as_const().and_then(|b| u64::try_from(b).ok());
             // Two negative dims have a positive product: the shape is asked for as well.
-            let Some(bytes) = bytes.filter(|&b| b < 1 << 48 && slot.ty.shape().is_some()) else {
+            let negative = slot.ty.dims.iter().any(|d| d.as_const().is_some_and(|d| d < 0));
+            let Some(bytes) = bytes.filter(|&b| b < 1 << 48 && !negative) else {
                 fail(format!("slot {id} has no constant size: {}", slot.ty));
                 continue;
             };

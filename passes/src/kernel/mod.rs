@@ -65,7 +65,9 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec
         let Scalar::Load(Source::Input(n), coords) = node else { continue };
         let value = group.inputs[*n];
         let ty = graph.ty(value);
-        let own = graph.constant(value).is_some() && ty.layout.is_row_major() && graph.users(value).len() == 1;
+        // What the caller gets keeps its order.
+        let alone = graph.users(value).len() == 1 && !graph.is_output(value);
+        let own = graph.constant(value).is_some() && ty.layout.is_row_major() && alone;
         let index: Option<Vec<&Expr>> = coords
             .iter()
             .map(|c| match c {

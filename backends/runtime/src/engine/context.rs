@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_ir::graph::Origin;
-use kiln_ir::interp::{EvalError, bind_types, eval_op};
+use kiln_ir::interp::limits::{self, Limits, Reached};
+use kiln_ir::interp::{EvalError, bind_types, eval_op_within};
 use kiln_ir::plan::{Place, Plan, Slot, SlotId, Step};
 use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
 
@@ -77,6 +78,16 @@ pub enum RunError {
         /// Why.
         error: EvalError,
     },
+    /// A limit of this thread ([`limits`]) was reached, or someone cancelled the run.
+    #[error("{origin}: {reached}{}", detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default())]
+    Stopped {
+        /// The model's nodes that were about to be computed, or were being.
+        origin: Origin,
+        /// Which limit.
+        reached: Reached,
+        /// What the op said.
+        detail: Option<String>,
+    },
     /// A host op gave something else than the plan says.
     #[error("{origin} gave {found} where the plan has {expected}")]
     HostResult {
@@ -122,6 +133,7 @@ impl RunError {
             | Self::OutputSize { .. }
             | Self::NoInputs
             | Self::HostResult { .. }
+            | Self::Stopped { .. }
             | Self::Panicked { .. }
             | Self::Internal(_) => false,
             Self::Memory(_) | Self::Pool(_) => false,
@@ -412,7 +424,9 @@ impl Context {
         Ok(())
     }
 
-    /// Runs with the inputs that were loaded last, leaving the outputs in the context.
+    /// Runs with the inputs that were loaded last, leaving the outputs in the context. Between steps the limits of the calling
+    /// thread ([`limits::scope`]) are asked; host steps may take what they allow, or [`limits::DEFAULT_BYTES`], and no more than
+    /// the context's budget.
     ///
     /// # Errors
     /// See [`RunError`]; the outputs then hold anything.
@@ -428,7 +442,11 @@ impl Context {
             self.provide()?;
         }
         let model = Arc::clone(&self.model);
+        let allowed = limits::current().bytes.unwrap_or(limits::DEFAULT_BYTES).min(self.budget.limit());
         for (n, step) in model.plan().steps.iter().enumerate() {
+            if let Err(reached) = limits::check() {
+                return Err(RunError::Stopped { origin: origin(model.plan(), step), reached, detail: None });
+            }
             match step {
                 Step::Launch { kernel, .. } => self.launch(n, *kernel)?,
                 Step::Host { op, inputs, outputs, origin } => {
@@ -440,8 +458,15 @@ impl Context {
                         known = op.map_exprs(&|e| e.substitute(&|s| self.dim(s).map(Expr::from)));
                         &known
                     };
-                    let results =
-                        eval_op(op, &operands).map_err(|error| RunError::Host { origin: origin.clone(), error })?;
+                    let within = Limits { bytes: Some(allowed), ..Limits::default() };
+                    let (results, reached) =
+                        limits::watch(|| limits::scope(within, || eval_op_within(op, &operands, Some(allowed))));
+                    let results = results.map_err(|error| match reached {
+                        None => RunError::Host { origin: origin.clone(), error },
+                        Some(reached) => {
+                            RunError::Stopped { origin: origin.clone(), reached, detail: Some(error.to_string()) }
+                        }
+                    })?;
                     if results.len() != outputs.len() {
                         return Err(RunError::Internal("a host op gave another number of results"));
                     }
@@ -725,6 +750,15 @@ impl Context {
         let bytes = self.model.formulas().bytes(&self.values, from).unwrap_or(0) as usize;
         // SAFETY: the verifier has checked that both slots are of one type and inside their sections.
         unsafe { std::ptr::copy(self.slots[from.index()], self.slots[to.index()], bytes) };
+    }
+}
+
+/// The model's nodes that a step computes.
+fn origin(plan: &Plan, step: &Step) -> Origin {
+    match step {
+        Step::Launch { kernel, .. } => plan.kernels.get(*kernel).map(|k| k.origin.clone()).unwrap_or_default(),
+        Step::Host { origin, .. } => origin.clone(),
+        Step::Copy { .. } => Origin::default(),
     }
 }
 

@@ -157,9 +157,12 @@ impl Collected {
         }
         let held = state.iter().map(Tensor::footprint).fold(self.bytes, u64::saturating_add);
         match limits::current().bytes {
-            Some(most) if held > most => Err(OpError::new(format!(
-                "what the steps give takes {held} bytes, {most} are left of the memory budget"
-            ))),
+            Some(most) if held > most => {
+                limits::refuse_memory();
+                Err(OpError::new(format!(
+                    "what the steps give takes {held} bytes, {most} are left of the memory budget"
+                )))
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -435,10 +438,10 @@ mod tests {
 
     #[test]
     fn a_loop_keeps_to_time_and_memory() {
-        let now = limits::Limits { deadline: Some(std::time::Instant::now()), bytes: None };
+        let now = limits::Limits { deadline: Some(std::time::Instant::now()), ..Default::default() };
         let message = limits::scope(now, || eval_loop_with(i64::MAX, true)).unwrap_err().0;
         assert!(message.contains("time limit"), "{message}");
-        let little = limits::Limits { deadline: None, bytes: Some(64) };
+        let little = limits::Limits { bytes: Some(64), ..Default::default() };
         let message = limits::scope(little, || eval_loop_with(i64::MAX, true)).unwrap_err().0;
         assert!(message.contains("memory budget"), "{message}");
     }

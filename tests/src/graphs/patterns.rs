@@ -1,0 +1,203 @@
+//! Patterns that exporters write and that fuse: products with epilogues, attention, normalization with scale and bias, unpacked
+//! weights, residual paths.
+
+use super::elementwise::body;
+use super::{Build, Facts, Grown, Kind, No};
+use kiln_ir::graph::ValueId;
+use kiln_ir::ops::{Concat, Contract, Gather, Slice, Softmax, Transpose};
+use kiln_ir::{BinaryOp, DType, Expr, UnaryOp};
+
+impl Build {
+    pub(super) fn pattern(&mut self) -> Result<(), No> {
+        let done = match self.random.below(7) {
+            0 | 1 => self.epilogue(),
+            2 => self.attention(),
+            3 => self.scaled_norm(),
+            4 => self.unpacked(),
+            5 => self.embedding(),
+            _ => self.rotated(),
+        };
+        done.map(|_| ())
+    }
+
+    fn binary(&mut self, op: BinaryOp, (x, f): (ValueId, Facts), (y, g): (ValueId, Facts)) -> Grown {
+        let dtype = self.ty(x).dtype;
+        let grid = f.grid.zip(g.grid);
+        let facts = match op {
+            BinaryOp::Mul => {
+                let error = f.error * g.bound + g.error * f.bound;
+                Facts::float(dtype, f.bound * g.bound, error, grid.map(|(a, b)| a + b))
+            }
+            _ => Facts::float(dtype, f.bound + g.bound, f.error + g.error, grid.map(|(a, b)| a.max(b))),
+        };
+        let map = body(&[dtype, dtype], |c, a| c.binary(op, a[0], a[1]))?;
+        self.add(map, &[x, y], facts)
+    }
+
+    fn plain(&mut self, dtype: DType, dims: &[Expr]) -> (ValueId, Facts) {
+        let kind = *self.random.pick(&[Kind::Small, Kind::Plain]);
+        self.leaf_of(dtype, dims, kind)
+    }
+
+    /// A float value with at least one axis, an existing or a new one.
+    fn rows(&mut self) -> Result<(ValueId, Facts), No> {
+        if let Some((v, f)) = self.any_of(DType::F32)
+            && !f.special
+            && self.graph.ty(v).rank() > 0
+            && self.random.chance(70)
+        {
+            return Ok((v, f));
+        }
+        let mut dims = self.shape();
+        if dims.is_empty() {
+            dims.push(self.extent());
+        }
+        Ok(self.plain(DType::F32, &dims))
+    }
+
+    /// A product, bias, an activation, and maybe the path around it.
+    fn epilogue(&mut self) -> Grown {
+        let (x, f) = self.rows()?;
+        let (y, g) = self.contract(x, f)?;
+        let dims = self.ty(y).dims;
+        let Some(last) = dims.last().cloned() else { return Ok((y, g)) };
+        let bias = self.plain(DType::F32, &[last]);
+        let (z, h) = self.binary(BinaryOp::Add, (y, g), bias)?;
+        let zero = |c: &mut kiln_ir::Code| c.float(DType::F32, 0.0);
+        let (z, h) = match self.random.below(3) {
+            0 => {
+                let map = body(&[DType::F32], |c, a| {
+                    let zero = zero(c);
+                    c.binary(BinaryOp::Max, a[0], zero)
+                })?;
+                self.add(map, &[z], Facts { below: None, ..h })?
+            }
+            1 => {
+                let map = body(&[DType::F32], |c, a| {
+                    let gate = c.unary(UnaryOp::Sigmoid, a[0])?;
+                    c.binary(BinaryOp::Mul, a[0], gate)
+                })?;
+                self.add(map, &[z], Facts::float(DType::F32, h.bound, 1.2 * h.error, None))?
+            }
+            _ => (z, h),
+        };
+        if self.ty(x).dims == self.ty(z).dims && self.random.chance(60) {
+            return self.binary(BinaryOp::Add, (z, h), (x, f));
+        }
+        Ok((z, h))
+    }
+
+    fn attention(&mut self) -> Grown {
+        let (heads, queries, keys) = (self.extent(), self.extent(), self.extent());
+        let size = Expr::from(*self.random.pick(&[4i64, 8, 16, 20]));
+        if self.size(&[heads.clone(), queries.clone(), keys.clone(), size.clone()]) > super::MAX_WORK {
+            return Err(No);
+        }
+        let of = |d: &Expr| [heads.clone(), d.clone(), size.clone()];
+        let (q, fq) = self.plain(DType::F32, &of(&queries));
+        let (k, fk) = self.plain(DType::F32, &of(&keys));
+        let (v, fv) = self.plain(DType::F32, &of(&keys));
+        let n = self.most(&size) as f64;
+        let product = Facts::float(DType::F32, fq.bound * fk.bound * n, 0.0, None);
+        let (scores, f) = if self.random.chance(50) {
+            let (k, _) = self.add(Transpose { perm: vec![0, 2, 1] }, &[k], fk)?;
+            self.add(Contract::new("hqd", "hdk", "hqk"), &[q, k], product)?
+        } else {
+            self.add(Contract::new("hqd", "hkd", "hqk"), &[q, k], product)?
+        };
+        let scale = body(&[DType::F32], |c, a| {
+            let by = c.float(DType::F32, 0.25);
+            c.binary(BinaryOp::Mul, a[0], by)
+        })?;
+        let (mut scores, mut f) = self.add(scale, &[scores], Facts { bound: f.bound / 4.0, ..f })?;
+        if self.random.chance(50) {
+            let (mask, _) = self.leaf_of(DType::Bool, &[queries.clone(), keys.clone()], Kind::Small);
+            let map = body(&[DType::Bool, DType::F32], |c, a| {
+                let out = c.float(DType::F32, -1e4);
+                c.select(a[0], a[1], out)
+            })?;
+            (scores, f) = self.add(map, &[mask, scores], Facts { bound: 1e4, ..f })?;
+        }
+        let weights = Facts::float(DType::F32, 1.0, 3.0 * f.error, None);
+        let (weights, f) = self.add(Softmax { axis: 2, log: false }, &[scores], weights)?;
+        let most = self.most(&keys).max(1) as f64;
+        let facts = Facts::float(DType::F32, fv.bound, fv.bound * f.error * most, None);
+        self.add(Contract::new("hqk", "hkd", "hqd"), &[weights, v], facts)
+    }
+
+    fn scaled_norm(&mut self) -> Grown {
+        let (x, f) = self.rows()?;
+        let (y, g) = self.normalise(x, f)?;
+        let Some(last) = self.ty(y).dims.last().cloned() else { return Err(No) };
+        let (scale, bias) = (self.plain(DType::F32, std::slice::from_ref(&last)), self.plain(DType::F32, &[last]));
+        let z = self.binary(BinaryOp::Mul, (y, g), scale)?;
+        self.binary(BinaryOp::Add, z, bias)
+    }
+
+    /// A weight of whole numbers, unpacked with zero point and scale, in a product.
+    fn unpacked(&mut self) -> Grown {
+        let (x, f) = self.rows()?;
+        let ty = self.ty(x);
+        let Some(k) = ty.dims.last().cloned() else { return Err(No) };
+        let n = Expr::from(*self.random.pick(&[1i64, 8, 17, 32]));
+        if ty.rank() > 3 || k.as_const().is_none() || self.size(&ty.dims) * self.most(&n) > super::MAX_WORK {
+            return Err(No);
+        }
+        let dtype = *self.random.pick(&[DType::I8, DType::U8]);
+        let (w, _) = self.leaf_of(dtype, &[k.clone(), n.clone()], Kind::Small);
+        let unpack = body(&[dtype], |c, a| {
+            let (wide, zero) = (c.cast(DType::F32, a[0])?, c.float(DType::F32, 1.0));
+            c.binary(BinaryOp::Sub, wide, zero)
+        })?;
+        let (w, g) = self.add(unpack, &[w], Facts::exact(4.0, 0))?;
+        let scale = self.plain(DType::F32, &[n]);
+        let (w, g) = self.binary(BinaryOp::Mul, (w, g), scale)?;
+        let lhs = &"abck"[4 - ty.rank()..];
+        let out = lhs.replace('k', "n");
+        let count = self.most(&k).max(1) as f64;
+        let grid = f.grid.zip(g.grid).map(|(a, b)| a + b);
+        let error = (f.error * g.bound + g.error * f.bound + 6e-7 * f.bound * g.bound) * count;
+        let all = Facts::float(DType::F32, f.bound * g.bound * count, 0.0, grid);
+        let facts = if f.is_exact() && g.is_exact() && all.is_exact() && all.grid.is_some() {
+            all
+        } else {
+            Facts { error: all.error + error, grid: None, ..all }
+        };
+        self.add(Contract::new(lhs, "kn", &out), &[x, w], facts)
+    }
+
+    fn embedding(&mut self) -> Grown {
+        let rows = 1 + self.random.below(40) as i64;
+        let width = self.extent();
+        let (table, f) = self.plain(DType::F32, &[Expr::from(rows), width.clone()]);
+        let dims = [self.extent()];
+        let (tokens, _) = self.leaf_of(DType::I64, &dims, Kind::Index(rows));
+        let x = self.add(Gather { axis: 0 }, &[table, tokens], f)?;
+        let position = self.plain(DType::F32, &[dims[0].clone(), width]);
+        self.binary(BinaryOp::Add, x, position)
+    }
+
+    /// The halves of the last axis, one negated, joined the other way round, times a table, plus what was there: rotary positions.
+    fn rotated(&mut self) -> Grown {
+        let (x, f) = self.rows()?;
+        let dims = self.ty(x).dims;
+        let rank = dims.len();
+        let half = dims.last().and_then(Expr::as_const).filter(|d| d % 2 == 0 && *d > 0).ok_or(No)? / 2;
+        let mut part = |at: i64| {
+            let mut starts = vec![Expr::default(); rank];
+            starts[rank - 1] = Expr::from(at);
+            let mut dims = dims.clone();
+            dims[rank - 1] = Expr::from(half);
+            self.add(Slice { starts, steps: vec![1; rank], dims }, &[x], f)
+        };
+        let (left, right) = (part(0)?, part(half)?);
+        let negated = body(&[DType::F32], |c, a| c.unary(UnaryOp::Neg, a[0]))?;
+        let (right, _) = self.add(negated, &[right.0], f)?;
+        let turned = self.add(Concat { axis: rank - 1 }, &[right, left.0], f)?;
+        let last = dims[rank - 1].clone();
+        let (sine, cosine) = (self.plain(DType::F32, std::slice::from_ref(&last)), self.plain(DType::F32, &[last]));
+        let a = self.binary(BinaryOp::Mul, turned, sine)?;
+        let b = self.binary(BinaryOp::Mul, (x, f), cosine)?;
+        self.binary(BinaryOp::Add, a, b)
+    }
+}
