@@ -68,6 +68,11 @@ impl Group {
         }
     }
 
+    /// How many scalar operations the stages have.
+    fn code_size(&self) -> usize {
+        self.stages.iter().map(|s| s.body.len() + s.finish.len()).sum()
+    }
+
     /// A measure of the work for one element of a pointwise group.
     fn element_cost(&self) -> u64 {
         let cost = |node: &Scalar| match node {
@@ -207,7 +212,9 @@ fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, 
         let new = groups.get(&value).filter(|p| p.is_pointwise() && !graph.is_output(value)).and_then(|producer| {
             let once = users.all_in(value, &group.nodes);
             let cost = producer.element_cost();
-            let fits = if group.is_pointwise() {
+            let fits = if group.code_size() + producer.code_size() > MOST_CODE {
+                false
+            } else if group.is_pointwise() {
                 // A guarded consumer would evaluate what it guards everywhere unless it only moves elements.
                 once && !(producer.has_guard() && group.has_guard()) || producer.is_view()
             } else if group.stages.len() > 1 {
@@ -230,6 +237,10 @@ fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, 
         }
     }
 }
+
+/// Most scalar operations of a kernel that grows by fusion. A chain of thousands of nodes is cut into kernels of this size: code that
+/// is copied into ever longer code takes the square of the chain's length, and no register holds what it computes.
+const MOST_CODE: usize = 400;
 
 /// How often a product may read each element of a weight for it to be unpacked at every read: where it is read more often, it is
 /// unpacked once into memory.
@@ -408,6 +419,7 @@ fn merge_into_fold(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, G
             });
             let last = producer.stages.last();
             !producer.is_pointwise()
+                && producer.code_size() + group.code_size() <= MOST_CODE
                 && !graph.is_output(value)
                 && users.all_in(value, &group.nodes)
                 && identity

@@ -48,6 +48,7 @@ macro_rules! operators {
     };
 }
 
+mod recurrent_steps;
 mod run_time;
 mod sliding;
 mod support;

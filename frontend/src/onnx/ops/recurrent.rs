@@ -1,6 +1,7 @@
 //! `LSTM`, `GRU` and `RNN`, and ONNX Runtime's `DynamicQuantizeLSTM`.
 
 use super::quantize::quantize_dynamically;
+use super::recurrent_steps::{Layer, written_out};
 use super::support::{filled, real};
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
@@ -23,7 +24,7 @@ pub(super) const OPS: &[Spec] = &[
     of("com.microsoft", "DynamicQuantizeLSTM", QUANTIZED, dynamic_quantize_lstm),
 ];
 
-fn plain(cx: &mut Context, name: &str, gates: usize, default: &[&str]) -> Result<Outputs, Failure> {
+fn plain(cx: &mut Context, name: &'static str, gates: usize, default: &[&str]) -> Result<Outputs, Failure> {
     let operands = [cx.input(0)?, cx.input(1)?, cx.input(2)?];
     layer(cx, operands, name, gates, default)
 }
@@ -91,7 +92,7 @@ fn activations(cx: &Context, directions: usize, default: &[&str]) -> Result<Stri
 fn layer(
     cx: &mut Context,
     [mut x, w, r]: [ValueId; 3],
-    name: &str,
+    name: &'static str,
     gates: usize,
     default: &[&str],
 ) -> Result<Outputs, Failure> {
@@ -135,7 +136,8 @@ fn layer(
     let h = state(cx, 5)?;
     let mut inputs = vec![x, w, r, b, h, lengths];
     let clip = cx.node.float_opt("clip")?.filter(|&c| c > 0.0).map_or(f64::INFINITY, f64::from);
-    let text = Attribute::Text(activations(cx, directions, default)?);
+    let functions = activations(cx, directions, default)?;
+    let text = Attribute::Text(functions.clone());
     let mut a = Attributes::new().with("reverse", reverse).with("activations", text).with("clip", real(clip));
     match name {
         "lstm" => {
@@ -152,7 +154,19 @@ fn layer(
         "gru" => a = a.with("reset_after", cx.node.bool_or("linear_before_reset", false)?),
         _ => {}
     }
-    let mut results = cx.host(name, a, &inputs)?;
+    let flag = match name {
+        "lstm" => cx.node.bool_or("input_forget", false)?,
+        "gru" => cx.node.bool_or("linear_before_reset", false)?,
+        _ => false,
+    };
+    let plain = cx.optional(4)?.is_none() && cx.optional(7)?.is_none() && a.get("rounded").is_none();
+    let memory = (name == "lstm").then(|| inputs[6]);
+    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, x, w, r, b, h, c: memory };
+    let steps = if plain { written_out(cx, &layer)? } else { None };
+    let mut results = match steps {
+        Some(results) => results,
+        None => cx.host(name, a, &inputs)?,
+    };
     if batch_first {
         // Y is [time, directions, batch, hidden], the states are [directions, batch, hidden].
         for (n, result) in results.iter_mut().enumerate() {

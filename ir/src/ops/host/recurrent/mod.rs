@@ -68,7 +68,8 @@ struct Step<'a> {
     activations: &'a [Activation],
     clip: f64,
     flag: bool,
-    rounded: bool,
+    /// To what the state is rounded before it is multiplied, if it is.
+    rounding: Option<(f32, f32)>,
 }
 
 /// What one sequence carries from step to step.
@@ -86,9 +87,8 @@ impl Step<'_> {
     fn product(&self, v: &[f64], first: usize, last: usize) -> Vec<f64> {
         let (from, to) = (first * self.hidden, last * self.hidden);
         let mut sum = self.bias[from..to].to_vec();
-        let step = if self.rounded { step_of(v) } else { None };
         for (row, &v) in self.recurrent.chunks(self.bias.len()).zip(v) {
-            let v = step.map_or(v, |s| rounded(v, s));
+            let v = self.rounding.map_or(v, |s| rounded(v, s));
             sum.iter_mut().zip(&row[from..to]).for_each(|(s, r)| *s += r * v);
         }
         sum
@@ -97,8 +97,8 @@ impl Step<'_> {
 
 /// The step and zero point of 256 numbers that cover the values and 0; nothing where all are 0. In f32, as
 /// `DynamicQuantizeLinear` is defined.
-fn step_of(values: &[f64]) -> Option<(f32, f32)> {
-    let bound = |f: fn(f32, f32) -> f32| values.iter().fold(0.0f32, |m, &v| f(m, v as f32));
+fn step_of<'a>(values: impl Iterator<Item = &'a f64> + Clone) -> Option<(f32, f32)> {
+    let bound = |f: fn(f32, f32) -> f32| values.clone().fold(0.0f32, |m, &v| f(m, v as f32));
     let (low, high) = (bound(f32::min), bound(f32::max));
     let step = (high - low) / 255.0;
     (step > 0.0).then(|| (step, (-low / step).round_ties_even().clamp(0.0, 255.0)))
@@ -190,6 +190,7 @@ fn eval(cell: &Cell, a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, O
         let w = transposed(&w[direction * wide * input..][..wide * input], wide, input);
         let recurrent = transposed(&r[direction * wide * hidden..][..wide * hidden], wide, hidden);
         let biases = &b[direction * 2 * wide..][..2 * wide];
+        let mut sequences = Vec::with_capacity(batch);
         for sequence in 0..batch {
             let length = usize::try_from(lengths[sequence]).ok().filter(|&l| l <= time);
             let length = length.ok_or_else(|| {
@@ -197,9 +198,15 @@ fn eval(cell: &Cell, a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, O
             })?;
             let place = (direction * batch + sequence) * hidden;
             let memory = last_c.get(place..place + hidden).unwrap_or_default().to_vec();
-            let mut state = State { h: last_h[place..place + hidden].to_vec(), c: memory };
-            for t in 0..length {
-                let t = if backwards { length - 1 - t } else { t };
+            sequences.push((length, State { h: last_h[place..place + hidden].to_vec(), c: memory }));
+        }
+        for n in 0..time {
+            crate::interp::limits::check_time()?;
+            // The states of all sequences are rounded to the same 256 numbers, as one product takes them.
+            let states = sequences.iter().filter(|(length, _)| n < *length).flat_map(|(_, state)| &state.h);
+            let rounding = if is_rounded(a)? { step_of(states) } else { None };
+            for (sequence, (length, state)) in sequences.iter_mut().enumerate().filter(|(_, (length, _))| n < *length) {
+                let t = if backwards { *length - 1 - n } else { n };
                 let mut projected = biases[..wide].to_vec();
                 let values = &x[(t * batch + sequence) * input..][..input];
                 for (row, &v) in w.chunks(wide.max(1)).zip(values) {
@@ -214,11 +221,14 @@ fn eval(cell: &Cell, a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, O
                     activations: &activations[direction * cell.activations..][..cell.activations],
                     clip: clip(a)?,
                     flag: cell.flag.map_or(Ok(false), |flag| a.bool(flag))?,
-                    rounded: is_rounded(a)?,
+                    rounding,
                 };
-                (cell.step)(&step, &mut state);
+                (cell.step)(&step, state);
                 y[((t * directions + direction) * batch + sequence) * hidden..][..hidden].copy_from_slice(&state.h);
             }
+        }
+        for (sequence, (_, state)) in sequences.iter().enumerate() {
+            let place = (direction * batch + sequence) * hidden;
             last_h[place..place + hidden].copy_from_slice(&state.h);
             if let Some(slot) = last_c.get_mut(place..place + hidden) {
                 slot.copy_from_slice(&state.c);
@@ -291,8 +301,8 @@ mod tests {
         let inputs = [x, w, r, b, h, Tensor::from_i64(&[1], &[1]).unwrap()];
         let result = run("rnn", attributes("Affine 1 0").with("rounded", true), &inputs)[1].to_f32().unwrap();
         assert_eq!(result, [255.0 * (1.0 / 255.0), 76.0 * (1.0 / 255.0)]);
-        assert_eq!(step_of(&[0.0, 0.0]), None);
-        assert_eq!(rounded(-3.0, step_of(&[-3.0, 0.0]).unwrap()), f64::from(-255.0f32 * (3.0 / 255.0)));
+        assert_eq!(step_of([0.0, 0.0].iter()), None);
+        assert_eq!(rounded(-3.0, step_of([-3.0, 0.0].iter()).unwrap()), f64::from(-255.0f32 * (3.0 / 255.0)));
     }
 
     #[test]
