@@ -3,12 +3,13 @@
 //! Source: ONNX operators, Attention 23 to 25. Query heads that share a key head are an axis of the products, so that keys and
 //! values are not repeated.
 
+use super::fused_attention::behind;
 use super::softmax::softmax;
 use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use crate::onnx::tensor::element_type;
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{Concat, Contract, Iota, Pad, Reduce};
+use kiln_ir::ops::{Contract, Iota, Pad, Reduce};
 use kiln_ir::{BinaryOp, Class, Constant, DType, Expr};
 
 pub(super) const OPS: &[Spec] = &[onnx(
@@ -41,8 +42,8 @@ fn attention(cx: &mut Context) -> Result<Outputs, Failure> {
     let past = match (cx.optional(4)?, cx.optional(5)?) {
         (None, None) => Expr::default(),
         (Some(past_k), Some(past_v)) => {
-            k = cx.add(Concat { axis: 2 }, &[past_k, k])?;
-            v = cx.add(Concat { axis: 2 }, &[past_v, v])?;
+            k = behind(cx, past_k, k)?;
+            v = behind(cx, past_v, v)?;
             cx.dims(past_k)[2].clone()
         }
         _ => return Err(Failure::invalid("past_key and past_value must both be there")),

@@ -266,6 +266,13 @@ fn causal(cx: &mut Context, queries: &Expr, keys: &Expr, past: &Expr) -> Result<
     penalty(cx, allowed, f64::from(f32::MIN))
 }
 
+/// New rows behind those of the past: `[batch, heads, rows, size]`. Models name the dims of a cache freely; they are those of what is
+/// added to it.
+pub(super) fn behind(cx: &mut Context, past: ValueId, new: ValueId) -> Result<ValueId, Failure> {
+    let both = cx.agree_except(&[past, new], 2)?;
+    cx.add(Concat { axis: 2 }, &both)
+}
+
 /// Keys and values behind those of the past, and how many the past has.
 fn after_past(
     cx: &mut Context,
@@ -273,9 +280,7 @@ fn after_past(
     [k, v]: [ValueId; 2],
 ) -> Result<(Expr, [ValueId; 2]), Failure> {
     let past = four(cx, past_k)?[2].clone();
-    let k = cx.add(Concat { axis: 2 }, &[past_k, k])?;
-    let v = cx.add(Concat { axis: 2 }, &[past_v, v])?;
-    Ok((past, [k, v]))
+    Ok((past, [behind(cx, past_k, k)?, behind(cx, past_v, v)?]))
 }
 
 /// [`attend`] to what the operands at `places` (a mask of keys, and perhaps a bias of scores) and `unidirectional` leave seen,
@@ -461,7 +466,7 @@ fn group_query(cx: &mut Context) -> Result<Outputs, Failure> {
         let (old_k, old_v) = (cx.optional(3)?, cx.optional(4)?);
         for (new, old) in [(&mut k, old_k), (&mut v, old_v)] {
             let all = match old {
-                Some(old) if past != Expr::default() => cx.add(Concat { axis: 2 }, &[old, *new])?,
+                Some(old) if past != Expr::default() => behind(cx, old, *new)?,
                 _ => *new,
             };
             let all = cx.add(GatherNd { batch: 2 }, &[all, place])?;

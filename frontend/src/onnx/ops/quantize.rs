@@ -160,6 +160,16 @@ pub(super) fn quantize_dynamically(cx: &mut Context, x: ValueId) -> Result<(Valu
     Ok((y, scale, zero_point))
 }
 
+/// The nearest of the 256 numbers that [`quantize_dynamically`] has for the whole of `x`.
+pub(super) fn rounded(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
+    let (steps, scale, zero_point) = quantize_dynamically(cx, x)?;
+    cx.map(&[steps, scale, zero_point], |b, a| {
+        let (steps, zero) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[2]));
+        let steps = b.sub(steps, zero);
+        b.mul(steps, a[1])
+    })
+}
+
 /// The value minus its zero point, as i32. The zero point must broadcast to it.
 pub(super) fn centred(cx: &mut Context, x: ValueId, zero_point: Option<ValueId>) -> Result<ValueId, Failure> {
     let dims = cx.dims(x);

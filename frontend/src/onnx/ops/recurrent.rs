@@ -1,6 +1,6 @@
 //! `LSTM`, `GRU` and `RNN`, and ONNX Runtime's `DynamicQuantizeLSTM`.
 
-use super::quantize::quantize_dynamically;
+use super::quantize::rounded;
 use super::recurrent_steps::{Layer, written_out};
 use super::support::{filled, real};
 use super::{Spec, of, onnx};
@@ -33,12 +33,7 @@ fn plain(cx: &mut Context, name: &'static str, gates: usize, default: &[&str]) -
 /// whole and the state at every step, is rounded to 8 bits first, as ONNX Runtime does.
 fn dynamic_quantize_lstm(cx: &mut Context) -> Result<Outputs, Failure> {
     let x = cx.input(0)?;
-    let (steps, scale, zero_point) = quantize_dynamically(cx, x)?;
-    let x = cx.map(&[steps, scale, zero_point], |b, a| {
-        let (steps, zero) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[2]));
-        let steps = b.sub(steps, zero);
-        b.mul(steps, a[1])
-    })?;
+    let x = rounded(cx, x)?;
     let mut weights = |at: usize, scale: usize| -> Result<ValueId, Failure> {
         let w = cx.input(at)?;
         if cx.rank(w) != 3 {
@@ -159,9 +154,11 @@ fn layer(
         "gru" => cx.node.bool_or("linear_before_reset", false)?,
         _ => false,
     };
-    let plain = cx.optional(4)?.is_none() && cx.optional(7)?.is_none() && a.get("rounded").is_none();
+    let quantized = a.get("rounded").is_some();
+    // Without lengths of sequences and peepholes.
+    let plain = cx.optional(4)?.is_none() && cx.optional(7)?.is_none();
     let memory = (name == "lstm").then(|| inputs[6]);
-    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, x, w, r, b, h, c: memory };
+    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, rounded: quantized, x, w, r, b, h, c: memory };
     let steps = if plain { written_out(cx, &layer)? } else { None };
     let mut results = match steps {
         Some(results) => results,

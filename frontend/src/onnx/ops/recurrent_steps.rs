@@ -2,14 +2,15 @@
 //!
 //! Invariant: a layer that is not written out here means the same as one that is; see `kiln_ir::ops::host`, which runs the rest.
 
+use super::quantize::rounded;
 use crate::body::{Body, S};
 use crate::onnx::import::{Context, Failure};
 use kiln_ir::graph::ValueId;
 use kiln_ir::ops::{Concat, Contract, Slice};
 use kiln_ir::{DType, Expr};
 
-/// Most steps, over both directions, that are written out: a streaming model takes one or a few at a time, and code grows with each.
-const MOST_STEPS: usize = 16;
+/// Most steps, over both directions, that are written out: code grows with each.
+const MOST_STEPS: usize = 128;
 
 /// What a layer computes with; see the host op for the operands.
 pub(super) struct Layer {
@@ -22,6 +23,8 @@ pub(super) struct Layer {
     pub activations: String,
     /// The forget gate is one minus the input gate; the reset gate applies after the product.
     pub flag: bool,
+    /// The state is rounded to 8 bits before it is multiplied.
+    pub rounded: bool,
     pub x: ValueId,
     pub w: ValueId,
     pub r: ValueId,
@@ -136,7 +139,7 @@ struct Direction<'a> {
     activations: &'a [Activation],
     /// `W x + bW` of all steps and gates: `[time, batch, gates * hidden]`.
     projected: ValueId,
-    /// `[gates * hidden, hidden]`.
+    /// The recurrent weights, transposed, so that lanes run along gates: `[hidden, gates * hidden]`.
     recurrent: ValueId,
     /// The recurrent bias: `[gates * hidden]`.
     bias: ValueId,
@@ -152,6 +155,7 @@ impl<'a> Direction<'a> {
     ) -> Result<Direction<'a>, Failure> {
         let wide = hidden.scale(layer.gates as i64);
         let (w, recurrent, biases) = (part(cx, layer.w, d)?, part(cx, layer.r, d)?, part(cx, layer.b, d)?);
+        let recurrent = cx.transpose(recurrent, &[1, 0])?;
         let product = cx.add(Contract::new("tbi", "gi", "tbg"), &[layer.x, w])?;
         let (first, bias) =
             (cut(cx, biases, 0, Expr::default(), wide.clone())?, cut(cx, biases, 0, wide.clone(), wide)?);
@@ -169,8 +173,9 @@ impl<'a> Direction<'a> {
 
     /// `R v + bR` for gates `first..last`: `[batch, gates * hidden]`.
     fn product(&self, cx: &mut Context, v: ValueId, first: usize, last: usize) -> Result<ValueId, Failure> {
-        let (r, bias) = (self.gates(cx, self.recurrent, 0, first, last)?, self.gates(cx, self.bias, 0, first, last)?);
-        let product = cx.add(Contract::new("bh", "gh", "bg"), &[v, r])?;
+        let (r, bias) = (self.gates(cx, self.recurrent, 1, first, last)?, self.gates(cx, self.bias, 0, first, last)?);
+        let v = if self.layer.rounded { rounded(cx, v)? } else { v };
+        let product = cx.add(Contract::new("bh", "hg", "bg"), &[v, r])?;
         cx.map(&[product, bias], |b, a| b.add(a[0], a[1]))
     }
 
