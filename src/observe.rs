@@ -14,6 +14,14 @@ use std::path::{Path, PathBuf};
 
 /// Sees what a compilation does. Every method does nothing unless it is given.
 pub trait Observer {
+    /// The program of an entry begins, where several become one artifact; see [`crate::Bundle`].
+    ///
+    /// # Errors
+    /// To stop the compilation.
+    fn entry(&mut self, _name: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// A stage begins.
     fn stage(&mut self, _name: &str) {}
 
@@ -51,6 +59,8 @@ impl Observer for Silent {}
 /// Writes every stage's text form to a folder.
 #[derive(Debug)]
 pub struct Dump {
+    /// The folder that was named; entries with names have folders in it.
+    top: PathBuf,
     folder: PathBuf,
     graphs: usize,
 }
@@ -62,7 +72,7 @@ impl Dump {
     /// [`Error::Write`].
     pub fn new(folder: &Path) -> Result<Dump, Error> {
         std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
-        Ok(Dump { folder: folder.into(), graphs: 0 })
+        Ok(Dump { top: folder.into(), folder: folder.into(), graphs: 0 })
     }
 
     fn write(&self, name: &str, text: &dyn std::fmt::Display) -> Result<(), Error> {
@@ -72,6 +82,15 @@ impl Dump {
 }
 
 impl Observer for Dump {
+    fn entry(&mut self, name: &str) -> Result<(), Error> {
+        if name.is_empty() {
+            return Ok(());
+        }
+        let folder = self.top.join(name);
+        *self = Dump { top: std::mem::take(&mut self.top), ..Dump::new(&folder)? };
+        Ok(())
+    }
+
     fn graph(&mut self, pass: &str, _before: &Graph, after: &Graph) -> Result<(), Error> {
         let name = format!("{:02}-{pass}.graph", self.graphs);
         self.graphs += 1;
@@ -136,6 +155,9 @@ impl Observer for VerifyEach {
 pub struct Several(pub Vec<Box<dyn Observer>>);
 
 impl Observer for Several {
+    fn entry(&mut self, name: &str) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|o| o.entry(name))
+    }
     fn stage(&mut self, name: &str) {
         self.0.iter_mut().for_each(|o| o.stage(name));
     }

@@ -2,7 +2,7 @@
 
 use super::Talk;
 use super::generate::DEFAULT_CONTEXT;
-use super::options::{self, Machinery, Progress, Watching};
+use super::options::{self, Machinery, Watching};
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data::{self, From};
 use kiln::gpu::{self, Architecture};
@@ -146,7 +146,7 @@ impl Args {
         let model = LanguageModel::open(&self.model)?;
         let context = self.context.map_or(model.context().min(DEFAULT_CONTEXT), |n| n as usize);
         let options = self.machinery.options(self.machinery.artifact_levels(), Default::default())?;
-        let bundle = model.compile(context, &options, &mut Progress::new(talk))?;
+        let bundle = model.compile(context, &options, &mut self.watching.observers(&self.machinery, talk)?)?;
         let bytes = bundle.write(&self.output)?;
         let programs: Vec<(&str, &Compiled)> = bundle.programs().iter().map(|(name, p)| (name.as_str(), p)).collect();
         self.report(&programs, None, (bundle.weight_bytes(), bytes), start, talk)

@@ -83,7 +83,10 @@ pub struct Watching {
 }
 
 impl Watching {
-    /// What watches the compilation.
+    /// What watches a compilation: the progress bar, and what was asked for.
+    ///
+    /// # Errors
+    /// The folder of dumps cannot be made.
     pub fn observers(&self, machinery: &Machinery, talk: Talk) -> Result<Several, Error> {
         let mut observers = Several::default();
         observers.0.push(Box::new(Progress::new(talk)));

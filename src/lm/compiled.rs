@@ -121,6 +121,7 @@ pub(super) fn compile(
 ) -> Result<Bundle, Error> {
     let mut bundle = Bundle::default();
     for &entry in entries {
+        observer.entry(entry.name())?;
         let tokens = if entry == Entry::One { Extent::Fixed(1) } else { Extent::Free };
         let form = Form { batch: 1, tokens, past: Past::Prefix(Extent::Free), capacity, logits: entry.logits() };
         bundle.add(entry.name(), compile_graph(graph(&form)?, options, observer)?);

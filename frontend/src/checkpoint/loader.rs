@@ -4,7 +4,7 @@
 
 use super::{Element, Stored, Weights};
 use crate::builder::{BuildError, Builder, Result, Value};
-use crate::gguf::{BLOCK, Blocks, blocks};
+use crate::gguf::{BLOCK, Blocks, Numbers, blocks};
 use crate::nn::{Matrix, Parameters};
 use kiln_ir::ops::OpError;
 use kiln_ir::{DType, Expr, Tensor};
@@ -74,8 +74,8 @@ impl<'w> Loader<'w> {
         Loader { weights, blocks: false, state: RefCell::default() }
     }
 
-    /// The same, with matrices whose elements share scales by blocks of 32 kept so: numbers of 8 bits, scales and least
-    /// values, from which the graph computes the elements where it reads them.
+    /// The same, with matrices whose elements share scales by blocks of 32 kept so: numbers of 8 or 4 bits, scales and
+    /// least values, from which the graph computes the elements where it reads them.
     #[must_use]
     pub fn keeping_blocks(mut self) -> Loader<'w> {
         self.blocks = true;
@@ -147,7 +147,7 @@ impl Parameters for Loader<'_> {
             Element::Float(encoding) => blocks(encoding, &s.bytes),
             Element::Other(_) => None,
         });
-        let Some(Blocks { numbers, scales, least }) = stored else {
+        let Some(Blocks { form, numbers, scales, least }) = stored else {
             return Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?));
         };
         let mut state = self.state.borrow_mut();
@@ -164,8 +164,13 @@ impl Parameters for Loader<'_> {
             Ok(builder.constant(tensor))
         };
         let floats = |v: Vec<f32>| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let dtype = match form {
+            Numbers::Bytes => DType::I8,
+            Numbers::Halves => DType::U8,
+        };
         Ok(Matrix::Blocks {
-            numbers: keep("numbers", DType::I8, BLOCK, numbers)?,
+            form,
+            numbers: keep("numbers", dtype, form.block_bytes(), numbers)?,
             scales: keep("scales", DType::F32, 1, floats(scales))?,
             least: least.map(|l| keep("least", DType::F32, 1, floats(l))).transpose()?,
         })

@@ -11,7 +11,7 @@ mod expand;
 mod read;
 mod value;
 
-pub use blocks::{BLOCK, Blocks, blocks};
+pub use blocks::{BLOCK, Blocks, Numbers, blocks};
 pub use encoding::Encoding;
 pub use expand::expand;
 pub use read::{Gguf, GgufError, TensorInfo};

@@ -3,8 +3,11 @@
 //! Invariant: both forms mean the same elements; blocks are computed with where they are read, and no expanded copy is asked
 //! for.
 
-use crate::builder::{Result, Value};
-use kiln_ir::{DType, Expr};
+use crate::builder::{BuildError, Result, Value};
+use crate::gguf::{BLOCK, Numbers};
+use kiln_ir::ops::OpError;
+use kiln_ir::scalar::{BinaryOp, Constant};
+use kiln_ir::{DType, Expr, Tensor};
 
 /// A matrix `[rows, columns]`.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +16,9 @@ pub enum Matrix<'g> {
     Plain(Value<'g>),
     /// `number * scale + least`, with one scale for each block of a row.
     Blocks {
-        /// Integers, `[rows, blocks, block]`.
+        /// What `numbers` holds.
+        form: Numbers,
+        /// Integers, `[rows, blocks, 32]`, or bytes of two, `[rows, blocks, 16]`.
         numbers: Value<'g>,
         /// f32, `[rows, blocks, 1]`.
         scales: Value<'g>,
@@ -22,10 +27,32 @@ pub enum Matrix<'g> {
     },
 }
 
-/// `number * scale + least` as f32.
-fn elements<'g>(numbers: Value<'g>, scales: Value<'g>, least: Option<Value<'g>>) -> Result<Value<'g>> {
+/// The numbers of blocks, `[.., 32]`, each as wide as arithmetic wants it.
+fn unpacked(form: Numbers, numbers: Value<'_>) -> Result<Value<'_>> {
+    if form == Numbers::Bytes {
+        return Ok(numbers);
+    }
+    let mut dims = numbers.dims();
+    let bytes = dims.pop();
+    // By the half and by the byte: the first 16 elements are the low halves.
+    let halves = dims.iter().cloned().chain([Expr::from(1i64)]).chain(bytes);
+    let shifts: Vec<u8> = [0i32, 4].iter().flat_map(|s| s.to_le_bytes()).collect();
+    let shifts = Tensor::new(DType::I32, vec![2, 1], shifts);
+    let shifts = shifts.map_err(|e| BuildError::Op { call: "halves".into(), error: OpError::new(e.to_string()) })?;
+    let shifts = numbers.builder().constant(shifts);
+    let wide = numbers.reshape(halves)?.map("halves", &[shifts], |code, v| {
+        let number = code.cast(DType::I32, v[0]);
+        let shifted = code.binary(BinaryOp::Shr, number, v[1]);
+        let mask = code.constant(Constant::int(DType::I32, 15));
+        code.binary(BinaryOp::And, shifted, mask)
+    })?;
+    wide.reshape(dims.into_iter().chain([Expr::from(BLOCK)]))
+}
+
+/// `number * scale + least` as f32, `[.., 32]`.
+fn elements<'g>(form: Numbers, numbers: Value<'g>, scales: Value<'g>, least: Option<Value<'g>>) -> Result<Value<'g>> {
     let others: Vec<Value<'g>> = [scales].into_iter().chain(least).collect();
-    numbers.map("expand", &others, |code, v| {
+    unpacked(form, numbers)?.map("expand", &others, |code, v| {
         let number = code.cast(DType::F32, v[0]);
         let scaled = code.mul(number, v[1]);
         if others.len() > 1 { code.add(scaled, v[2]) } else { scaled }
@@ -40,9 +67,9 @@ impl<'g> Matrix<'g> {
     pub fn value(self) -> Result<Value<'g>> {
         match self {
             Matrix::Plain(value) => Ok(value),
-            Matrix::Blocks { numbers, scales, least } => {
-                let dims = [numbers.dim(0)?, numbers.dim(1)?.mul(&numbers.dim(2)?)];
-                elements(numbers, scales, least)?.reshape(dims)
+            Matrix::Blocks { form, numbers, scales, least } => {
+                let dims = [numbers.dim(0)?, numbers.dim(1)?.scale(BLOCK as i64)];
+                elements(form, numbers, scales, least)?.reshape(dims)
             }
         }
     }
@@ -55,12 +82,12 @@ impl<'g> Matrix<'g> {
         let letters: String = (b'a'..=b'j').take(x.rank().saturating_sub(1)).map(char::from).collect();
         match self {
             Matrix::Plain(value) => x.contract(value, &format!("{letters}K,NK->{letters}N")),
-            Matrix::Blocks { numbers, scales, least } => {
+            Matrix::Blocks { form, numbers, scales, least } => {
                 // Over blocks and their elements, so that a scale is read once for a block.
                 let mut dims: Vec<Expr> = x.dims();
                 dims.pop();
-                dims.extend([numbers.dim(1)?, numbers.dim(2)?]);
-                let weight = elements(numbers, scales, least)?;
+                dims.extend([numbers.dim(1)?, Expr::from(BLOCK)]);
+                let weight = elements(form, numbers, scales, least)?;
                 x.reshape(dims)?.contract(weight, &format!("{letters}BK,NBK->{letters}N"))
             }
         }
@@ -73,11 +100,11 @@ impl<'g> Matrix<'g> {
     pub fn rows(self, at: Value<'g>) -> Result<Value<'g>> {
         match self {
             Matrix::Plain(value) => value.gather(at, 0),
-            Matrix::Blocks { numbers, scales, least } => {
+            Matrix::Blocks { form, numbers, scales, least } => {
                 let mut dims = at.dims();
-                dims.push(numbers.dim(1)?.mul(&numbers.dim(2)?));
+                dims.push(numbers.dim(1)?.scale(BLOCK as i64));
                 let picked = least.map(|l| l.gather(at, 0)).transpose()?;
-                elements(numbers.gather(at, 0)?, scales.gather(at, 0)?, picked)?.reshape(dims)
+                elements(form, numbers.gather(at, 0)?, scales.gather(at, 0)?, picked)?.reshape(dims)
             }
         }
     }
