@@ -220,6 +220,48 @@ fn libraries_of_free_dims_give_the_engines_bits() {
     assert!(many.ends_with("8 threads of 1000 runs\n"), "{many}");
 }
 
+/// CPUs that this machine is not, by QEMU's emulation: each gets the best level that it has, and one with none a clear error. It
+/// has no AVX-512, so that level is only run where the machine has it.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_cpu_decides_which_level_runs() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let (artifact, library) = (place.path("a.kiln"), place.path("libm.so"));
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    kiln!("compile", &model, "-o", &library, "--emit", "so").succeeds();
+    let host = host(&place, &place.path("m.h"), "m");
+    let folder = place.path("data");
+    let x = floats_of(&[3, 20], 1);
+    give(&folder, std::slice::from_ref(&x));
+    // A mask of the levels that may be used: the same code whether it is alone or one of several.
+    for (level, number) in levels() {
+        let alone = place.path("alone.kiln");
+        kiln!("compile", &model, "-o", &alone, "--cpu", level.name()).succeeds();
+        let want = engine(&alone, level, std::slice::from_ref(&x)).remove(0);
+        assert!(engine(&artifact, level, std::slice::from_ref(&x)).remove(0) == want, "{level}");
+        program(&host, &[&library, &"m", &folder, &number, &"1", &"-"]).succeeds();
+        assert!(read(&folder, 0) == want, "{level}");
+    }
+    let qemu = Path::new("/usr/bin/qemu-x86_64");
+    if !qemu.exists() {
+        eprintln!("WARNING: no qemu-x86_64 here: other CPUs were not tried");
+        return;
+    }
+    for (cpu, best) in [("Nehalem", CpuLevel::Portable), ("Haswell", CpuLevel::X86_64V3)] {
+        let words: [&dyn super::Word; 9] = [&"-cpu", &cpu, &host, &library, &"m", &folder, &"-1", &"1", &"-"];
+        program(qemu, &words).succeeds();
+        if Machine::detect().supports(best) {
+            assert!(read(&folder, 0) == engine(&artifact, best, std::slice::from_ref(&x)).remove(0), "{cpu}");
+        }
+        // What the CPU lacks is refused, not tried.
+        let words: [&dyn super::Word; 9] = [&"-cpu", &cpu, &host, &library, &"m", &folder, &"2", &"1", &"-"];
+        program(qemu, &words).fails(4, "level 2 was asked for");
+    }
+    let words: [&dyn super::Word; 9] = [&"-cpu", &"qemu64", &host, &library, &"m", &folder, &"-1", &"1", &"-"];
+    program(qemu, &words).fails(4, "this CPU runs up to -1");
+}
+
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn libraries_are_the_same_in_another_folder_and_on_more_threads() {

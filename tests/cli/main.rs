@@ -6,6 +6,7 @@ mod library;
 mod models;
 mod peer;
 mod provenance;
+mod robust;
 mod whole;
 
 use std::path::{Path, PathBuf};
