@@ -212,6 +212,9 @@ impl Args {
             (None, Some(option)) => {
                 Err(Error::Usage(format!("{option} is for libraries: --emit so, obj or staticlib")))
             }
+            (Some(_), _) if self.target.is_some() => {
+                Err(Error::Usage("--emit is for CPUs: --target writes PTX to the folder of --dump".into()))
+            }
             (Some(_), _) if self.golden => {
                 Err(Error::Usage("--golden is for artifacts: a library carries no self-test".into()))
             }

@@ -156,13 +156,13 @@ pub struct Image {
 pub enum LibraryError {
     /// Steps of the plan run Rust code of the runtime, which a library does not hold.
     #[error(
-        "a library holds compiled code only, but {} of the model run on the host: {}; the .kiln artifact runs them",
-        if .0.len() == 1 { "a step" } else { "steps" },
+        "a library holds compiled code only, but {} on the host: {}; a .kiln artifact can do that",
+        if .0.len() == 1 { "a step of the model runs" } else { "steps of the model run" },
         .0.join(", ")
     )]
     HostOps(Vec<String>),
     /// An input or output has elements that are not bytes.
-    #[error("{0} is {1}, which has no form in C; the .kiln artifact runs it")]
+    #[error("{0} is {1}, which has no form in C; a .kiln artifact can run it")]
     NotBytes(String, String),
     /// A size of the file format is exceeded.
     #[error("{0}")]
