@@ -246,6 +246,22 @@ pub fn writable(path: &Path) -> Result<(), Error> {
     beside(path).map(drop).map_err(|source| Error::Write { path: path.into(), source })
 }
 
+/// Writes a text file, which appears complete or not at all.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    use std::io::Write;
+    let write = || {
+        let mut temporary = beside(path)?;
+        temporary.write_all(text.as_bytes())?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(|source| Error::Write { path: path.into(), source })
+}
+
 /// A temporary file in the folder of `path`, which may become `path`.
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {

@@ -17,10 +17,13 @@ pub mod lm;
 pub mod notes;
 pub mod npz;
 pub mod observe;
+pub mod peaks;
+pub mod profile;
 pub mod provenance;
 pub mod random;
 pub mod reduce;
 pub mod source;
+pub mod tune;
 
 pub use bundle::Bundle;
 use emit::Emitter;
@@ -34,20 +37,21 @@ pub use kiln_runtime as runtime;
 use notes::{Notes, Operators};
 pub use observe::{Observer, Silent};
 pub use source::Source;
+use tune::record::Tuning;
 
 use kiln_frontend::onnx::import::{self, import};
 use kiln_frontend::onnx::model::{Model, ValueInfo};
 use kiln_ir::Tensor;
 use kiln_ir::graph::{Graph, GraphError, Origin};
 use kiln_ir::plan::Plan;
-use kiln_passes::kernel::Machine;
-use kiln_passes::pipeline::{self, optimise, schedule};
+use kiln_passes::kernel::{Choice, Machine};
+use kiln_passes::pipeline::{self, Scheduled, optimise, schedule};
 use kiln_passes::plan::Weight;
 use kiln_runtime::artifact::{self, Artifact, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
 use kiln_runtime::memory::Budget;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -71,13 +75,25 @@ pub struct Options {
     pub threads: usize,
     /// Bytes that constants and the arena may take together.
     pub memory_limit: u64,
+    /// Schedules that a search has found better than the cost model's.
+    pub tuning: Tuning,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (bind, shapes, values) = Default::default();
-        Options { bind, shapes, values, levels: default_levels(), taps: vec![], threads, memory_limit: u64::MAX }
+        let tuning = Tuning::default();
+        Options {
+            bind,
+            shapes,
+            values,
+            levels: default_levels(),
+            taps: vec![],
+            threads,
+            memory_limit: u64::MAX,
+            tuning,
+        }
     }
 }
 
@@ -112,6 +128,8 @@ pub struct Compiled {
     pub golden: Option<Vec<u8>>,
     /// The bill of materials, if there is one; see [`provenance`].
     pub sbom: Option<String>,
+    /// The graph as it was cut into kernels.
+    pub scheduled: Scheduled,
 }
 
 /// Compiles a model: import, then what [`compile_graph`] does.
@@ -149,13 +167,20 @@ fn compile_with(
     let mut levels = options.levels.clone();
     levels.sort_unstable_by(|a, b| b.cmp(a));
     levels.dedup();
-    let mut emitters = levels.into_iter().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
+    let mut emitters = levels.iter().copied().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
     let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
     let mut lowers: Vec<_> =
         emitters.iter_mut().map(|e| |program: &_, dims: &_| e.number(program, dims).map(|_| ())).collect();
-    let targets = machines.into_iter().zip(&mut lowers);
-    let mut targets: Vec<_> = targets.map(|(machine, lowers)| pipeline::Target { machine, lowers }).collect();
-    let pipeline::Compiled { plan, weights, kernels, host_reasons } = schedule(&graph, &mut targets)?;
+    let chosen: Vec<_> = levels.iter().map(|&level| chosen(&options.tuning, level)).collect();
+    let targets = machines.into_iter().zip(&mut lowers).zip(&chosen);
+    let tuned = !options.tuning.choices.is_empty();
+    let mut targets: Vec<_> = targets
+        .map(|((machine, lowers), chosen)| {
+            let chosen = tuned.then_some(chosen as &pipeline::Chosen<'_>);
+            pipeline::Target { machine, lowers, chosen }
+        })
+        .collect();
+    let pipeline::Compiled { plan, weights, kernels, host_reasons, scheduled } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
 
     observer.stage("emit");
@@ -165,9 +190,13 @@ fn compile_with(
     observer.plan(&plan)?;
 
     let notes = Notes::of(&graph, &plan, &host_reasons, operators);
-    let (options, hashes) = (provenance::record(options), provenance::hashes());
-    let manifest = Manifest { compiler: VERSION.into(), options, hashes };
-    Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None, sbom: None })
+    let (mut recorded, hashes) = (provenance::record(options), provenance::hashes());
+    let used = used(&options.tuning, &scheduled);
+    if !used.choices.is_empty() {
+        recorded.insert("tuning".into(), used.to_string());
+    }
+    let manifest = Manifest { compiler: VERSION.into(), options: recorded, hashes };
+    Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None, sbom: None, scheduled })
 }
 
 /// The graph after the passes on graphs.
@@ -191,6 +220,22 @@ fn optimised(graph: Graph, options: &Options, observer: &mut dyn Observer) -> Re
 
     no_string_constants(&graph)?;
     Ok(graph)
+}
+
+/// The schedules of a level by the kernel's key.
+fn chosen(tuning: &Tuning, level: CpuLevel) -> impl Fn(&str) -> Option<Choice> {
+    move |key| tuning.get(&tune::hash(key.as_bytes()), level)
+}
+
+/// The part of a tuning that is about kernels of this model.
+fn used(tuning: &Tuning, scheduled: &Scheduled) -> Tuning {
+    if tuning.choices.is_empty() {
+        return Tuning::default();
+    }
+    let kernels = scheduled.groups().map(|g| tune::hash(kiln_passes::kernel::key(&scheduled.graph, g).as_bytes()));
+    let kernels: BTreeSet<String> = kernels.collect();
+    let choices = tuning.choices.iter().filter(|((kernel, _), _)| kernels.contains(kernel));
+    Tuning { choices: choices.map(|(at, choice)| (at.clone(), *choice)).collect() }
 }
 
 /// The graph of a model as the passes get it: imported, dims bound, taps added to the outputs.

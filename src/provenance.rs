@@ -56,6 +56,7 @@ pub fn recall(recorded: &BTreeMap<String, String>, threads: usize) -> Result<Opt
             }
             "bind" => options.bind = serde_json::from_str(value).map_err(|e| broken(&e))?,
             "shapes" => options.shapes = serde_json::from_str(value).map_err(|e| broken(&e))?,
+            "tuning" => options.tuning = value.parse()?,
             "tap" => options.taps = serde_json::from_str(value).map_err(|e| broken(&e))?,
             _ => {
                 return Err(Error::Unsupported(format!(

@@ -3,6 +3,7 @@
 //! Invariant: a group computes one value of the graph from values that other groups, the caller or the weights
 //! provide; its stages are nests whose `Source::Input(k)` is `inputs[k]`, and only the last stage's result leaves it.
 
+use crate::fusion::{Attempt, Refusal, Way};
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
@@ -143,7 +144,13 @@ fn is_affine(e: &Expr) -> bool {
 ///
 /// # Errors
 /// The graph has a cycle or an op refuses its operands, which a verified graph excludes.
-pub fn group(graph: &Graph, on_host: &dyn Fn(NodeId) -> bool) -> Result<Vec<Work>, kiln_ir::graph::GraphError> {
+///
+/// `tried` gets what was decided on the way.
+pub fn group(
+    graph: &Graph,
+    on_host: &dyn Fn(NodeId) -> bool,
+    tried: &mut Vec<Attempt>,
+) -> Result<Vec<Work>, kiln_ir::graph::GraphError> {
     let order = graph.live_order()?;
     let users = Users { graph, live: order.iter().copied().collect() };
     let mut groups: HashMap<ValueId, Group> = HashMap::new();
@@ -166,6 +173,7 @@ pub fn group(graph: &Graph, on_host: &dyn Fn(NodeId) -> bool) -> Result<Vec<Work
         let unpacks = node.inputs.first().and_then(|v| groups.get(v)).is_some_and(|p| expands(graph, p));
         if !read_by_host && !unpacks && is_alias(graph, &node.op, node.inputs.first().copied(), output) {
             aliases.insert(output, node.inputs[0]);
+            tried.push(Attempt { value: node.inputs[0], reader: id, verdict: Ok(Way::Renamed) });
             continue;
         }
         let mut group = Group {
@@ -176,8 +184,9 @@ pub fn group(graph: &Graph, on_host: &dyn Fn(NodeId) -> bool) -> Result<Vec<Work
             what: node.op.name().to_string(),
             nodes: vec![id],
         };
-        absorb_producers(graph, &mut group, &groups, &users);
-        merge_into_fold(graph, &mut group, &groups, &users);
+        let mut note = |value, verdict| tried.push(Attempt { value, reader: id, verdict });
+        absorb_producers(graph, &mut group, &groups, &users, &mut note);
+        merge_into_fold(graph, &mut group, &groups, &users, &mut note);
         groups.insert(output, group);
     }
     Ok(demanded(graph, &order, groups, &hosts, &aliases))
@@ -205,36 +214,71 @@ fn is_alias(graph: &Graph, op: &Op, from: Option<ValueId>, to: ValueId) -> bool 
     movable && same && in_order
 }
 
-fn absorb_producers(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, Group>, users: &Users<'_>) {
+/// Takes a note of a decision on a value.
+type Note<'a> = dyn FnMut(ValueId, Result<Way, Refusal>) + 'a;
+
+fn absorb_producers(
+    graph: &Graph,
+    group: &mut Group,
+    groups: &HashMap<ValueId, Group>,
+    users: &Users<'_>,
+    note: &mut Note<'_>,
+) {
     let mut k = 0;
     while k < group.inputs.len() {
         let value = group.inputs[k];
-        let new = groups.get(&value).filter(|p| p.is_pointwise() && !graph.is_output(value)).and_then(|producer| {
-            let once = users.all_in(value, &group.nodes);
-            let cost = producer.element_cost();
-            let fits = if group.code_size() + producer.code_size() > MOST_CODE {
-                false
-            } else if group.is_pointwise() {
-                // A guarded consumer would evaluate what it guards everywhere unless it only moves elements.
-                once && !(producer.has_guard() && group.has_guard()) || producer.is_view()
-            } else if group.stages.len() > 1 {
-                producer.is_view() || once && cost <= 2 && !producer.has_guard()
-            } else if is_plain_reduction(&group.stages[0]) {
-                producer.is_view() || once && !producer.has_guard()
-            } else {
-                producer.is_view() || once && expands(graph, producer) && reuse(graph, group, k) <= MOST_REUSE
-            };
-            if fits { inline(group, k, producer) } else { None }
-        });
+        let producer = groups.get(&value);
+        let new = producer.filter(|p| refusal(graph, group, k, p, users).is_none()).and_then(|p| inline(group, k, p));
         match new {
             // What was read twice before may be read here alone now: look at all inputs again.
             Some(mut new) => {
+                note(value, Ok(Way::Inlined));
                 drop_unread_inputs(&mut new);
                 *group = new;
                 k = 0;
             }
             None => k += 1,
         }
+    }
+    for (k, &value) in group.inputs.iter().enumerate() {
+        if let Some(producer) = groups.get(&value) {
+            note(value, Err(refusal(graph, group, k, producer, users).unwrap_or(Refusal::Computed)));
+        }
+    }
+}
+
+/// Why a producer's code does not replace the loads of the group's k-th input.
+fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Users<'_>) -> Option<Refusal> {
+    let value = producer.output;
+    if !producer.is_pointwise() {
+        return Some(if group.is_pointwise() { Refusal::Folds } else { Refusal::BothFold });
+    }
+    if graph.is_output(value) {
+        return Some(Refusal::Output);
+    }
+    if group.code_size() + producer.code_size() > MOST_CODE {
+        return Some(Refusal::Size(MOST_CODE));
+    }
+    if producer.is_view() {
+        return None;
+    }
+    if !users.all_in(value, &group.nodes) {
+        return Some(Refusal::Readers(users.count(value)));
+    }
+    let guards = producer.has_guard().then_some(Refusal::Guards);
+    if group.is_pointwise() {
+        // A guarded consumer would evaluate what it guards everywhere unless it only moves elements.
+        guards.filter(|_| group.has_guard())
+    } else if group.stages.len() > 1 {
+        let cost = producer.element_cost();
+        guards.or((cost > 2).then_some(Refusal::Cost(cost)))
+    } else if is_plain_reduction(&group.stages[0]) {
+        guards
+    } else if expands(graph, producer) {
+        let times = reuse(graph, group, k);
+        (times > MOST_REUSE).then_some(Refusal::Reuse(times))
+    } else {
+        Some(Refusal::Product)
     }
 }
 
@@ -286,6 +330,11 @@ impl Users<'_> {
     /// Whether all live readers of the value are among the nodes.
     fn all_in(&self, value: ValueId, nodes: &[NodeId]) -> bool {
         self.graph.users(value).iter().filter(|n| self.live.contains(n)).all(|n| nodes.contains(n))
+    }
+
+    /// How many live nodes read the value.
+    fn count(&self, value: ValueId) -> usize {
+        self.graph.users(value).iter().filter(|n| self.live.contains(n)).count()
     }
 }
 
@@ -393,40 +442,30 @@ fn splice(
 
 /// Where a pointwise group reads the result of a fold (or of several stages) element by element and is its only
 /// reader, the group becomes the fold's `finish`.
-fn merge_into_fold(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, Group>, users: &Users<'_>) {
+fn merge_into_fold(
+    graph: &Graph,
+    group: &mut Group,
+    groups: &HashMap<ValueId, Group>,
+    users: &Users<'_>,
+    note: &mut Note<'_>,
+) {
     if !group.is_pointwise() || group.has_guard() {
         return;
     }
-    let dims = &group.stages[0].dims;
     // The latest candidate: the others then are there before it runs.
-    let candidate = (0..group.inputs.len())
-        .filter(|&k| {
-            let value = group.inputs[k];
-            let Some(producer) = groups.get(&value) else { return false };
-            let mut identity = true;
-            group.stages[0].for_each_load(&mut |source, coords| {
-                if source == Source::Input(k) {
-                    let here = coords.len() == dims.len()
-                        && coords.iter().enumerate().all(|(n, c)| match c {
-                            Coord::Index(e) => {
-                                e.as_symbol() == Some(&nest::axis(n))
-                                    || dims.get(n).is_some_and(|d| d.as_const() == Some(1)) && e.as_const() == Some(0)
-                            }
-                            Coord::Value(_) => false,
-                        });
-                    identity &= here;
-                }
-            });
-            let last = producer.stages.last();
-            !producer.is_pointwise()
-                && producer.code_size() + group.code_size() <= MOST_CODE
-                && !graph.is_output(value)
-                && users.all_in(value, &group.nodes)
-                && identity
-                && last.is_some_and(|s| s.dims == *dims)
-                && graph.ty(value).layout == graph.ty(group.output).layout
-        })
-        .max_by_key(|&k| group.inputs[k]);
+    let mut candidate: Option<usize> = None;
+    for k in 0..group.inputs.len() {
+        let value = group.inputs[k];
+        let Some(producer) = groups.get(&value).filter(|p| !p.is_pointwise()) else { continue };
+        if let Some(refusal) = finish_refusal(graph, group, k, producer, users) {
+            note(value, Err(refusal));
+            continue;
+        }
+        let later = candidate.is_none_or(|c| value >= group.inputs[c]);
+        if let Some(other) = if later { candidate.replace(k) } else { Some(k) } {
+            note(group.inputs[other], Err(Refusal::Another));
+        }
+    }
     let Some(k) = candidate else { return };
     let producer = &groups[&group.inputs[k]];
     let mut new = producer.clone();
@@ -455,12 +494,46 @@ fn merge_into_fold(graph: &Graph, group: &mut Group, groups: &HashMap<ValueId, G
     };
     finish.set_result(result);
     last.finish = finish;
+    note(group.inputs[k], Ok(Way::Finished));
     new.output = group.output;
     new.origin.merge(&group.origin);
     new.nodes.extend_from_slice(&group.nodes);
     new.what = format!("{}+{}", new.what, group.what);
     drop_unread_inputs(&mut new);
     *group = new;
+}
+
+/// Why a pointwise group is not applied to the folded value of the producer of its k-th input.
+fn finish_refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Users<'_>) -> Option<Refusal> {
+    let value = producer.output;
+    let dims = &group.stages[0].dims;
+    if graph.is_output(value) {
+        return Some(Refusal::Output);
+    }
+    if group.code_size() + producer.code_size() > MOST_CODE {
+        return Some(Refusal::Size(MOST_CODE));
+    }
+    if !users.all_in(value, &group.nodes) {
+        return Some(Refusal::Readers(users.count(value)));
+    }
+    let mut identity = true;
+    group.stages[0].for_each_load(&mut |source, coords| {
+        if source == Source::Input(k) {
+            let here = coords.len() == dims.len()
+                && coords.iter().enumerate().all(|(n, c)| match c {
+                    Coord::Index(e) => {
+                        e.as_symbol() == Some(&nest::axis(n))
+                            || dims.get(n).is_some_and(|d| d.as_const() == Some(1)) && e.as_const() == Some(0)
+                    }
+                    Coord::Value(_) => false,
+                });
+            identity &= here;
+        }
+    });
+    if !identity || producer.stages.last().is_none_or(|s| s.dims != *dims) {
+        return Some(Refusal::Elements);
+    }
+    (graph.ty(value).layout != graph.ty(group.output).layout).then_some(Refusal::Layout)
 }
 
 fn drop_unread_inputs(group: &mut Group) {

@@ -2,8 +2,9 @@
 //!
 //! Invariant: every pass takes a verified graph and leaves one; the list below is the only place that orders them.
 
-use crate::group::{Work, group};
-use crate::kernel::{Machine, is_kernel_type, preferred_layouts, tile_program};
+use crate::fusion::Attempt;
+use crate::group::{Group, Work, group};
+use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
 use crate::rewrite;
@@ -88,12 +89,44 @@ pub struct Compiled {
     pub kernels: Vec<Vec<TileProgram>>,
     /// Why nodes run on the host that are no host ops: node names and reason.
     pub host_reasons: Vec<(Origin, String)>,
+    /// What was scheduled.
+    pub scheduled: Scheduled,
 }
+
+/// A graph cut into work, with what was decided on the way: what reports and the tuner look at.
+#[derive(Clone, Debug, Default)]
+pub struct Scheduled {
+    /// The graph as it was cut, before constants were packed.
+    pub graph: Graph,
+    /// The work, in order; its n-th group is kernel n.
+    pub work: Vec<Work>,
+    /// Which fusions were tried.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Scheduled {
+    /// The groups, in the order of the kernels.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        groups(&self.work)
+    }
+}
+
+fn groups(work: &[Work]) -> impl Iterator<Item = &Group> {
+    work.iter().filter_map(|w| match w {
+        Work::Kernel(g) => Some(g),
+        Work::Host(_) | Work::Alias { .. } => None,
+    })
+}
+
+/// What was chosen for the kernel of a [`key`], if anything was.
+pub type Chosen<'a> = dyn Fn(&str) -> Option<Choice> + 'a;
 
 /// A backend, as the scheduler sees it.
 pub struct Target<'a> {
     /// What the cost model knows of it.
     pub machine: Machine,
+    /// Schedules from outside, where there are any.
+    pub chosen: Option<&'a Chosen<'a>>,
     /// Says whether the backend can take a tile program over free dims of these ranges; what one target refuses runs on the
     /// host for all of them.
     pub lowers: &'a mut dyn FnMut(&TileProgram, &Ranges) -> Result<(), String>,
@@ -130,26 +163,26 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
                 graph.set_layout(v, kiln_ir::Layout::row_major(rank));
             }
         }
-        let work = group(&graph, &|id| host.contains(&id)).map_err(fail)?;
-        let groups: Vec<_> = work
-            .iter()
-            .filter_map(|w| match w {
-                Work::Kernel(g) => Some(g),
-                Work::Host(_) | Work::Alias { .. } => None,
-            })
-            .collect();
+        let mut attempts = Vec::new();
+        let work = group(&graph, &|id| host.contains(&id), &mut attempts).map_err(fail)?;
+        let groups: Vec<_> = groups(&work).collect();
+        let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();
+        let choices: Vec<Vec<Choice>> = groups.iter().map(|g| targets.iter().map(|t| choose(g, t)).collect()).collect();
+        let before = graph.clone();
         if let Some(first) = targets.first() {
-            for g in &groups {
-                for (value, layout) in preferred_layouts(&graph, g, &first.machine) {
+            for (g, choices) in groups.iter().zip(&choices) {
+                let choice = choices.first().copied().unwrap_or_default();
+                for (value, layout) in preferred_layouts(&graph, g, &first.machine, &choice) {
                     graph.set_layout(value, layout);
                 }
             }
         }
         let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
         let mut refused = false;
-        for (n, g) in groups.iter().enumerate() {
-            for (target, kernels) in targets.iter_mut().zip(&mut kernels) {
-                let made = tile_program(&graph, g, &format!("k{n}"), &target.machine).map_err(|e| e.to_string());
+        for (n, (g, choices)) in groups.iter().zip(&choices).enumerate() {
+            for ((target, kernels), choice) in targets.iter_mut().zip(&mut kernels).zip(choices) {
+                let name = format!("k{n}");
+                let made = tile_program(&graph, g, &name, &target.machine, choice).map_err(|e| e.to_string());
                 match made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p)) {
                     Ok(program) => kernels.push(program),
                     Err(reason) => {
@@ -168,7 +201,8 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
         if let Some(e) = plan.verify().into_iter().next() {
             return Err(PassError::Plan(e.to_string()));
         }
-        return Ok(Compiled { plan, weights, kernels, host_reasons });
+        let scheduled = Scheduled { graph: before, work, attempts };
+        return Ok(Compiled { plan, weights, kernels, host_reasons, scheduled });
     }
 }
 

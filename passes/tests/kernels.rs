@@ -69,8 +69,11 @@ fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
         Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() },
     ];
     let targets = |lowers: &mut [Box<dyn FnMut(&_, &_) -> _>]| -> Compiled {
-        let mut targets: Vec<Target<'_>> =
-            machines.iter().zip(lowers).map(|(m, l)| Target { machine: m.clone(), lowers: &mut **l }).collect();
+        let mut targets: Vec<Target<'_>> = machines
+            .iter()
+            .zip(lowers)
+            .map(|(m, l)| Target { machine: m.clone(), lowers: &mut **l, chosen: None })
+            .collect();
         schedule(&optimised, &mut targets).unwrap_or_else(|e| panic!("{e}"))
     };
     let compiled = targets(&mut [

@@ -10,8 +10,10 @@ use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
 use kiln::lm::LanguageModel;
 use kiln::onnx::model::Model;
+use kiln::tune::record::{self, Tuning};
 use kiln::{Compiled, Error, Options, Source};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -70,6 +72,9 @@ pub struct Args {
     /// [default: what it was trained for, up to 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    /// Take schedules from a tuning database (see `kiln tune`); several times for several
+    #[arg(long, value_name = "F.jsonl")]
+    tuning: Vec<PathBuf>,
     /// Keep seeded inputs and the portable level's outputs in the artifact, for `kiln selftest`
     #[arg(long)]
     golden: bool,
@@ -100,13 +105,17 @@ impl Args {
         let levels = self.machinery.artifact_levels();
         let budget = self.machinery.budget();
         let from = self.inputs.clone().map(From::Npz).or_else(|| self.data.clone().map(From::Folder));
-        let options = match from {
+        let mut options = match from {
             Some(from) => options::with_inputs(&onnx, &self.machinery, Some(from), levels, &budget)?.0,
             None => self.machinery.options(levels, Default::default())?,
         };
         if let Some(target) = self.target {
+            if !self.tuning.is_empty() {
+                return Err(Error::Usage("--tuning is for CPUs: records are of kernels for a CPU level".into()));
+            }
             return self.for_gpu(&onnx, &options, target, start, talk);
         }
+        options.tuning = self.schedules(talk)?;
         let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         if let Source::Model { bytes, .. } = &source {
             compiled.record_model(bytes, &onnx);
@@ -126,6 +135,10 @@ impl Args {
             None => compiled.write(&self.output)?,
             Some(written) => written.files.first().map_or(0, |(_, bytes)| *bytes),
         };
+        if !self.tuning.is_empty() {
+            let used = compiled.manifest.options.get("tuning").map_or(0, |t| t.split("; ").count());
+            talk.say(format_args!("{used} schedules are from the tuning database"));
+        }
         self.report(&[("", &compiled)], library.as_ref(), (compiled.plan.weight_bytes, bytes), start, talk)
     }
 
@@ -136,6 +149,7 @@ impl Args {
             ("--inputs", self.inputs.is_some()),
             ("--data", self.data.is_some()),
             ("--golden", self.golden),
+            ("--tuning", !self.tuning.is_empty()),
             ("--target", self.target.is_some()),
             ("--emit", self.emit.form().is_some()),
             ("--bind", !self.machinery.binding.bind.is_empty()),
@@ -248,6 +262,22 @@ impl Args {
             talk.report(&report, &"")?;
         }
         Ok(())
+    }
+
+    /// The schedules of the databases that are given. Records that cannot be used are counted, with the reasons.
+    fn schedules(&self, talk: Talk) -> Result<Tuning, Error> {
+        let mut records = Vec::new();
+        for path in &self.tuning {
+            records.extend(record::read(path)?);
+        }
+        let cpu = record::cpu_name();
+        let stale: Vec<String> = records.iter().filter_map(|r| r.stale(&cpu)).collect();
+        let why: BTreeSet<&String> = stale.iter().collect();
+        if let Some(first) = why.first() {
+            let more = if why.len() > 1 { format!(", and {} other reasons", why.len() - 1) } else { String::new() };
+            talk.say(format_args!("{} of {} records are stale: {first}{more}", stale.len(), records.len()));
+        }
+        Ok(Tuning::of(&records, &cpu))
     }
 }
 

@@ -9,16 +9,20 @@ mod completions;
 mod diff;
 mod emulate;
 mod eval;
+mod explain;
 mod generate;
 mod inspect;
 mod options;
 mod peer;
 mod picture;
+mod profile;
 mod rebuild;
 mod reduce;
 mod run;
 mod selftest;
 mod table;
+mod tune;
+mod tuning;
 mod verify;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -52,6 +56,10 @@ enum Command {
     Compile(compile::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Profile(profile::Args),
+    Explain(explain::Args),
+    Tune(tune::Args),
+    Tuning(tuning::Args),
     Verify(verify::Args),
     Selftest(selftest::Args),
     Rebuild(rebuild::Args),
@@ -100,6 +108,10 @@ impl Cli {
             Command::Compile(args) => args.run(talk),
             Command::Run(args) => args.run(talk),
             Command::Bench(args) => args.run(talk),
+            Command::Profile(args) => args.run(talk),
+            Command::Explain(args) => args.run(talk),
+            Command::Tune(args) => args.run(talk),
+            Command::Tuning(args) => args.run(talk),
             Command::Verify(args) => args.run(talk),
             Command::Selftest(args) => args.run(talk),
             Command::Rebuild(args) => args.run(talk),
@@ -118,6 +130,11 @@ impl Talk {
     /// Writes a report: `json` or `text`.
     fn report(self, json: &serde_json::Value, text: &dyn fmt::Display) -> Result<(), Error> {
         if self.json { print(&format!("{json:#}\n")) } else { print(&shown(&text.to_string())) }
+    }
+
+    /// Writes a report where JSON is asked for; who reads text has been told.
+    fn report_if_json(self, json: &serde_json::Value) -> Result<(), Error> {
+        if self.json { self.report(json, &"") } else { Ok(()) }
     }
 
     /// Says something that is no result.

@@ -199,6 +199,7 @@ impl Machinery {
             taps: Vec::new(),
             threads: self.threads(),
             memory_limit: self.binding.memory_limit.unwrap_or(u64::MAX),
+            tuning: Default::default(),
         })
     }
 

@@ -128,8 +128,8 @@ fn compile_with(
     let graph = optimised(graph, options, observer)?;
     observer.stage("schedule");
     let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims).map(|_| ());
-    let mut targets = [pipeline::Target { machine: Machine::gpu(), lowers: &mut lowers }];
-    let pipeline::Compiled { plan, weights, kernels, host_reasons } = schedule(&graph, &mut targets)?;
+    let mut targets = [pipeline::Target { machine: Machine::gpu(), lowers: &mut lowers, chosen: None }];
+    let pipeline::Compiled { plan, weights, kernels, host_reasons, .. } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
     observer.stage("emit");
     let dims = plan.ranges();

@@ -1,6 +1,7 @@
 //! The command line as a contract: what each command does, and the exit code of everything that can go wrong.
 
 mod errors;
+mod experiments;
 mod language;
 mod library;
 mod models;

@@ -3,6 +3,7 @@
 //! Invariant: the parts of a tile program cover every element of the group's result exactly once, with tiles whose extents
 //! fit without masks; a schedule changes speed, never results other than by the order of float additions in a fold.
 
+mod choice;
 mod emit;
 pub mod flat;
 mod gpu;
@@ -20,6 +21,7 @@ use kiln_ir::scalar::{BinaryOp, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
 use std::collections::BTreeMap;
 
+pub use choice::{Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub use schedule::{Machine, Schedule};
 
 /// No tile program could be made of a group.
@@ -49,25 +51,19 @@ pub fn is_kernel_type(dtype: DType) -> bool {
 ///
 /// The right operand of a product is cut into panels as wide as the register tile and laid out in the order in which the loops
 /// read it.
-pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec<(ValueId, Layout)> {
+pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice: &Choice) -> Vec<(ValueId, Layout)> {
     let [stage] = group.stages.as_slice() else { return vec![] };
-    if stage.folds.is_empty() {
-        return vec![];
-    }
+    let Some(width) = panel_width(graph, group, machine) else { return vec![] };
+    let chosen = choice.panel.or(choice.columns).and_then(|w| usize::try_from(w).ok());
     let Some((column, extent)) = column_axis(graph.ty(group.output)) else { return vec![] };
     let column = nest::axis(column);
-    // With free dims the rows are many: a weight's panels suit the long runs, where the work is.
-    let free = stage.dims.iter().any(|d| d.as_const().is_none());
-    let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
-    let width = machine.columns(if free { rows.max(16) } else { rows }, extent);
+    let width = chosen.map_or(width, |w| w.min(extent));
     let mut wishes = Vec::new();
     for (_, node) in stage.body.nodes() {
         let Scalar::Load(Source::Input(n), coords) = node else { continue };
         let value = group.inputs[*n];
         let ty = graph.ty(value);
-        // What the caller gets keeps its order.
-        let alone = graph.users(value).len() == 1 && !graph.is_output(value);
-        let own = graph.constant(value).is_some() && ty.layout.is_row_major() && alone;
+        let own = choice::packable(graph, value);
         let index: Option<Vec<&Expr>> = coords
             .iter()
             .map(|c| match c {
@@ -95,6 +91,19 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine) -> Vec
     wishes
 }
 
+/// How wide the panels are into which the cost model cuts a group's constant operand; nothing where the group is no single fold.
+fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize> {
+    let [stage] = group.stages.as_slice() else { return None };
+    if stage.folds.is_empty() {
+        return None;
+    }
+    let (_, extent) = column_axis(graph.ty(group.output))?;
+    // With free dims the rows are many: a weight's panels suit the long runs, where the work is.
+    let free = stage.dims.iter().any(|d| d.as_const().is_none());
+    let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
+    Some(machine.columns(if free { rows.max(16) } else { rows }, extent))
+}
+
 /// The result axis that is innermost in memory, with its extent, where that is constant; axes of extent 1 do not count.
 fn column_axis(ty: &TensorType) -> Option<(usize, usize)> {
     let innermost = ty.layout.order.iter().rev().find(|&&a| ty.dims[a].as_const() != Some(1))?;
@@ -105,7 +114,13 @@ fn column_axis(ty: &TensorType) -> Option<(usize, usize)> {
 ///
 /// # Errors
 /// A type or a form of code is not for kernels.
-pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine) -> Result<TileProgram, KernelError> {
+pub fn tile_program(
+    graph: &Graph,
+    group: &Group,
+    name: &str,
+    machine: &Machine,
+    choice: &Choice,
+) -> Result<TileProgram, KernelError> {
     let fail = |m: &str| KernelError(format!("{}: {m}", group.origin));
     let mut buffers = Vec::new();
     let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
@@ -129,7 +144,7 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
         }
     }
     let program = TileProgram { name: name.into(), buffers, parts: vec![], tiles: kiln_ir::Arena::default() };
-    let mut builder = Builder { program, machine, buffers: (0..types.len()).collect(), fresh: 0 };
+    let mut builder = Builder { program, machine, choice, buffers: (0..types.len()).collect(), fresh: 0 };
     if output.elements().as_const() == Some(0) {
         return Ok(builder.program);
     }
@@ -152,6 +167,9 @@ pub fn tile_program(graph: &Graph, group: &Group, name: &str, machine: &Machine)
 const ROW: usize = 0;
 const COLUMN: usize = 1;
 const LANE: usize = 2;
+
+/// The most boxes into which conditions cut a nest.
+const MOST_BOXES: usize = 40;
 
 /// The shape of a tile of one element.
 fn single() -> Vec<usize> {
@@ -271,6 +289,7 @@ fn panel_of(nest: &FlatNest, axis: &Symbol) -> Option<i64> {
 struct Builder<'a> {
     program: TileProgram,
     machine: &'a Machine,
+    choice: &'a Choice,
     buffers: Vec<usize>,
     fresh: usize,
 }
@@ -297,7 +316,7 @@ impl Builder<'_> {
 
     /// One nest: boxes, each with its own schedule.
     fn single(&mut self, nest: FlatNest) -> Option<()> {
-        for nest in nest.boxes(40) {
+        for nest in nest.boxes(MOST_BOXES) {
             let nest = nest.collapse();
             if nest.axes.iter().any(|a| a.known() == Some(0)) {
                 continue;
@@ -445,7 +464,7 @@ impl Builder<'_> {
 
     /// A fold: register tiles of rows and columns.
     fn fold(&mut self, nest: &FlatNest) -> Option<()> {
-        let schedule = Schedule::choose(nest, self.machine);
+        let schedule = Schedule::choose(nest, self.machine).with(self.choice);
         let lanes = self.machine.lanes as i64;
         let axis = |s: &Symbol| nest.axes.iter().find(|a| a.symbol == *s).cloned();
         let row = schedule.row.as_ref().and_then(axis);
@@ -460,29 +479,33 @@ impl Builder<'_> {
                 .collect(),
         };
         let column_lanes = if schedule.lanes.is_some() { 1 } else { lanes };
-        for column in whole(&column, schedule.columns, column_lanes) {
-            let mut place = self.outermost(nest);
-            let (mut grid, mut programs) = (Vec::new(), 1i64);
-            let mut add = |symbol: &Symbol, extent: &Expr, place: &mut Place| {
-                let guess = nest.guess(&Axis { symbol: symbol.clone(), extent: extent.clone() });
-                programs = programs.saturating_mul(guess);
-                grid.push((symbol.clone(), extent.clone()));
-                place.enter(symbol, extent);
-            };
-            // Columns outermost: their panel of weights stays in cache while rows stream by.
+        // A chosen tile stays within a panel, which another level may have cut narrower.
+        let panel = column.as_ref().and_then(|a| panel_of(nest, &a.symbol)).filter(|_| self.choice.columns.is_some());
+        let columns = panel.map_or(schedule.columns, |p| schedule.columns.min(p));
+        for column in whole(&column, columns, column_lanes) {
+            // Grid axes of the columns' blocks, and of everything that is no tile axis.
+            let mut across = Vec::new();
             if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| !s.is_single()) {
-                let block = Symbol::new(&format!("{symbol}_block"));
-                add(&block, &s.count, &mut place);
+                across.push((Symbol::new(&format!("{symbol}_block")), s.count.clone()));
             }
             if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.parts > 1) {
-                let part = Symbol::new(&format!("{symbol}_part"));
-                add(&part, &Expr::from(s.parts), &mut place);
+                across.push((Symbol::new(&format!("{symbol}_part")), Expr::from(s.parts)));
             }
-            for a in &outer {
-                add(&a.symbol, &a.extent, &mut place);
-            }
+            let others: Vec<(Symbol, Expr)> = outer.iter().map(|a| (a.symbol.clone(), a.extent.clone())).collect();
+            let guess = |(symbol, extent): &(Symbol, Expr)| {
+                nest.guess(&Axis { symbol: symbol.clone(), extent: extent.clone() })
+            };
+            let programs = across.iter().chain(&others).map(guess).fold(1i64, i64::saturating_mul);
+            let many = programs >= self.machine.enough_programs;
+            let order = self.choice.order.unwrap_or(if many { Order::Columns } else { Order::Tiles });
             let rows = whole(&row, schedule.rows, 1);
-            if programs >= self.machine.enough_programs {
+            if matches!(order, Order::Columns | Order::Outer) {
+                let grid = match order {
+                    // Their panel of weights stays in cache while rows stream by.
+                    Order::Columns | Order::Tiles => [across, others].concat(),
+                    Order::Outer | Order::Rows => [others, across].concat(),
+                };
+                let place = self.within(nest, &grid);
                 let mut body = Vec::new();
                 for row in &rows {
                     self.row_loop(&mut body, nest, &schedule, &place, row.clone(), column.clone())?;
@@ -491,18 +514,27 @@ impl Builder<'_> {
                 continue;
             }
             for row in rows {
-                let (mut grid, mut place) = (grid.clone(), place.clone());
-                if let Some((symbol, s)) = row.as_ref().filter(|(_, s)| !s.is_single()) {
-                    let block = Symbol::new(&format!("{symbol}_block"));
-                    place.enter(&block, &s.count);
-                    grid.push((block, s.count.clone()));
-                }
+                let block = row.as_ref().filter(|(_, s)| !s.is_single());
+                let block = block.map(|(symbol, s)| (Symbol::new(&format!("{symbol}_block")), s.count.clone()));
+                let down: Vec<(Symbol, Expr)> = block.into_iter().collect();
+                let grid = match order {
+                    Order::Columns | Order::Tiles => [across.clone(), others.clone(), down].concat(),
+                    Order::Outer | Order::Rows => [others.clone(), down, across.clone()].concat(),
+                };
+                let place = self.within(nest, &grid);
                 let mut body = Vec::new();
                 self.register_tile(&mut body, nest, &schedule, &place, row, column.clone())?;
                 self.program.parts.push(Part { grid, body });
             }
         }
         Some(())
+    }
+
+    /// The place in a program of a grid.
+    fn within(&self, nest: &FlatNest, grid: &[(Symbol, Expr)]) -> Place {
+        let mut place = self.outermost(nest);
+        grid.iter().for_each(|(symbol, extent)| place.enter(symbol, extent));
+        place
     }
 
     fn row_loop(

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use kiln_ir::graph::Origin;
 use kiln_ir::interp::limits::{self, Limits, Reached};
 use kiln_ir::interp::{EvalError, bind_types, eval_op_within};
+use kiln_ir::ops::Op;
 use kiln_ir::plan::{Place, Plan, Slot, SlotId, Step};
 use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
 
@@ -431,6 +432,18 @@ impl Context {
     /// # Errors
     /// See [`RunError`]; the outputs then hold anything.
     pub fn run_loaded(&mut self) -> Result<(), RunError> {
+        self.steps(|_| {})
+    }
+
+    /// [`Context::run_loaded`], with a call after each step of the plan that gets the step's number: for whoever measures.
+    ///
+    /// # Errors
+    /// See [`RunError`]; the outputs then hold anything.
+    pub fn run_watched(&mut self, after: &mut dyn FnMut(usize)) -> Result<(), RunError> {
+        self.steps(after)
+    }
+
+    fn steps(&mut self, mut after: impl FnMut(usize)) -> Result<(), RunError> {
         if !self.loaded {
             return Err(RunError::NoInputs);
         }
@@ -449,34 +462,44 @@ impl Context {
             }
             match step {
                 Step::Launch { kernel, .. } => self.launch(n, *kernel)?,
-                Step::Host { op, inputs, outputs, origin } => {
-                    let operands = inputs.iter().map(|&slot| self.read(slot)).collect::<Result<Vec<_>, _>>()?;
-                    let known;
-                    let op = if self.dims.is_empty() {
-                        op
-                    } else {
-                        known = op.map_exprs(&|e| e.substitute(&|s| self.dim(s).map(Expr::from)));
-                        &known
-                    };
-                    let within = Limits { bytes: Some(allowed), ..Limits::default() };
-                    let (results, reached) =
-                        limits::watch(|| limits::scope(within, || eval_op_within(op, &operands, Some(allowed))));
-                    let results = results.map_err(|error| match reached {
-                        None => RunError::Host { origin: origin.clone(), error },
-                        Some(reached) => {
-                            RunError::Stopped { origin: origin.clone(), reached, detail: Some(error.to_string()) }
-                        }
-                    })?;
-                    if results.len() != outputs.len() {
-                        return Err(RunError::Internal("a host op gave another number of results"));
-                    }
-                    self.learn(outputs, &results, origin)?;
-                    for (&slot, result) in outputs.iter().zip(results) {
-                        self.write(slot, result, origin)?;
-                    }
-                }
+                Step::Host { op, inputs, outputs, origin } => self.host(op, inputs, outputs, origin, allowed)?,
                 Step::Copy { from, to } => self.copy(*from, *to),
             }
+            after(n);
+        }
+        Ok(())
+    }
+
+    /// Runs a host step, which may take so many bytes.
+    fn host(
+        &mut self,
+        op: &Op,
+        inputs: &[SlotId],
+        outputs: &[SlotId],
+        origin: &Origin,
+        allowed: u64,
+    ) -> Result<(), RunError> {
+        let operands = inputs.iter().map(|&slot| self.read(slot)).collect::<Result<Vec<_>, _>>()?;
+        let known;
+        let op = if self.dims.is_empty() {
+            op
+        } else {
+            known = op.map_exprs(&|e| e.substitute(&|s| self.dim(s).map(Expr::from)));
+            &known
+        };
+        let within = Limits { bytes: Some(allowed), ..Limits::default() };
+        let (results, reached) =
+            limits::watch(|| limits::scope(within, || eval_op_within(op, &operands, Some(allowed))));
+        let results = results.map_err(|error| match reached {
+            None => RunError::Host { origin: origin.clone(), error },
+            Some(reached) => RunError::Stopped { origin: origin.clone(), reached, detail: Some(error.to_string()) },
+        })?;
+        if results.len() != outputs.len() {
+            return Err(RunError::Internal("a host op gave another number of results"));
+        }
+        self.learn(outputs, &results, origin)?;
+        for (&slot, result) in outputs.iter().zip(results) {
+            self.write(slot, result, origin)?;
         }
         Ok(())
     }
