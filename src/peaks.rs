@@ -129,7 +129,7 @@ pub fn measure(level: CpuLevel, threads: usize, budget: &Budget) -> Result<Peaks
         sbom: None,
         scheduled: Scheduled::default(),
     };
-    let model = compiled.load(&ModelOptions { levels: Some(vec![level]), verify_weights: false })?;
+    let model = compiled.load(&ModelOptions { levels: Some(vec![level]), ..ModelOptions::default() })?;
     let count = usize::try_from(floats).unwrap_or(0);
     // Charged to the budget by the context; written, as zeros that were never touched are one page of memory.
     let data = Tensor::from_f32(&[count], &vec![1.0; count]).map_err(|e| Error::Internal(e.to_string()))?;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod check;
+mod compare;
 mod compile;
 mod completions;
 mod diff;
@@ -58,6 +59,7 @@ enum Command {
     Bench(bench::Args),
     Profile(profile::Args),
     Explain(explain::Args),
+    Compare(compare::Args),
     Tune(tune::Args),
     Tuning(tuning::Args),
     Verify(verify::Args),
@@ -110,6 +112,7 @@ impl Cli {
             Command::Bench(args) => args.run(talk),
             Command::Profile(args) => args.run(talk),
             Command::Explain(args) => args.run(talk),
+            Command::Compare(args) => args.run(talk),
             Command::Tune(args) => args.run(talk),
             Command::Tuning(args) => args.run(talk),
             Command::Verify(args) => args.run(talk),

@@ -114,7 +114,7 @@ impl<'a> Trials<'a> {
             sbom: None,
             scheduled: Scheduled::default(),
         };
-        let model = compiled.load(&ModelOptions { levels: Some(vec![self.level]), verify_weights: false })?;
+        let model = compiled.load(&ModelOptions { levels: Some(vec![self.level]), ..ModelOptions::default() })?;
         let mut context = Context::new(&model, self.threads, self.budget)?;
         context.load(&inputs)?;
         context.run_loaded()?;

@@ -116,3 +116,18 @@ fn tuning_resumes_merges_and_reaches_a_compilation_exactly() {
     kiln!("tune", &model, "--kernel", "k99").fails(2, "no such kernel");
     kiln!("tune", &model, "--shard", "3/2").fails(2, "--shard");
 }
+
+#[test]
+fn comparisons_say_where_two_part() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let report = kiln!("compare", &model, &model, "--second-cpu", "portable", "--json").succeeds().json();
+    assert!(report["compared"].as_u64().unwrap() >= 1 && report["agrees"] == true, "{report:#}");
+    // Another rounding is a difference where none is allowed; the artifact of the same model is the model.
+    let artifact = place.path("m.kiln");
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    kiln!("compare", &model, &artifact, "--tolerance", "0").succeeds();
+    let other = place.write("g.onnx", &crate::models::gather());
+    assert_ne!(kiln!("compare", &model, &other).code, 0);
+    kiln!("compare", &model, &model, "--tolerance", "-1").fails(2, "--tolerance");
+}

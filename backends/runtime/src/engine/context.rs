@@ -432,7 +432,7 @@ impl Context {
     /// # Errors
     /// See [`RunError`]; the outputs then hold anything.
     pub fn run_loaded(&mut self) -> Result<(), RunError> {
-        self.steps(|_| {})
+        self.steps(|_, _| {})
     }
 
     /// [`Context::run_loaded`], with a call after each step of the plan that gets the step's number: for whoever measures.
@@ -440,10 +440,43 @@ impl Context {
     /// # Errors
     /// See [`RunError`]; the outputs then hold anything.
     pub fn run_watched(&mut self, after: &mut dyn FnMut(usize)) -> Result<(), RunError> {
+        self.steps(|_, n| after(n))
+    }
+
+    /// [`Context::run_loaded`], with a call after each step of the plan, which may look at the slots that the step has written.
+    ///
+    /// # Errors
+    /// See [`RunError`]; the outputs then hold anything.
+    pub fn run_inspected(&mut self, after: &mut dyn FnMut(&Context, usize)) -> Result<(), RunError> {
         self.steps(after)
     }
 
-    fn steps(&mut self, mut after: impl FnMut(usize)) -> Result<(), RunError> {
+    /// What a slot holds at the moment: a copy with its elements in row-major order, whatever the slot's layout.
+    ///
+    /// # Errors
+    /// [`RunError::Internal`] for a slot that is not there or whose size is not known yet.
+    pub fn slot_tensor(&self, id: SlotId) -> Result<Tensor, RunError> {
+        let (slot, _) = self.slot(id)?;
+        let layout = slot.ty.layout.clone();
+        let stored = self.read_stored(id)?;
+        let shape = self.model.formulas().shape(&self.values, id);
+        let shape = shape.ok_or(RunError::Internal("a slot without a shape"))?;
+        row_major(&stored, &layout, &shape, slot.ty.dtype).ok_or(RunError::Internal("a slot of another layout"))
+    }
+
+    /// The bytes of a slot as they are stored.
+    fn read_stored(&self, id: SlotId) -> Result<Vec<u8>, RunError> {
+        let (slot, bytes) = self.slot(id)?;
+        if !slot.ty.dtype.is_bytes() {
+            return Err(RunError::Internal("a slot of strings has no bytes"));
+        }
+        let pointer = self.slots.get(id.index()).ok_or(RunError::Internal("a slot that is not there"))?;
+        // SAFETY: the slot has that many initialised bytes (buffers start as zeros), and nothing writes to it while
+        // the reference is live, which ends with this statement.
+        Ok(unsafe { std::slice::from_raw_parts(*pointer, bytes as usize) }.to_vec())
+    }
+
+    fn steps(&mut self, mut after: impl FnMut(&Self, usize)) -> Result<(), RunError> {
         if !self.loaded {
             return Err(RunError::NoInputs);
         }
@@ -465,7 +498,7 @@ impl Context {
                 Step::Host { op, inputs, outputs, origin } => self.host(op, inputs, outputs, origin, allowed)?,
                 Step::Copy { from, to } => self.copy(*from, *to),
             }
-            after(n);
+            after(self, n);
         }
         Ok(())
     }
@@ -783,6 +816,37 @@ fn origin(plan: &Plan, step: &Step) -> Origin {
         Step::Host { origin, .. } => origin.clone(),
         Step::Copy { .. } => Origin::default(),
     }
+}
+
+/// The elements of a stored tensor in row-major order; nothing for a layout in blocks, which only constants have.
+fn row_major(stored: &[u8], layout: &kiln_ir::Layout, shape: &[usize], dtype: DType) -> Option<Tensor> {
+    if layout.is_row_major() {
+        return Tensor::new(dtype, shape.to_vec(), stored.to_vec()).ok();
+    }
+    if layout.block.is_some() || layout.order.len() != shape.len() {
+        return None;
+    }
+    // The distance in storage of neighbours along each axis.
+    let mut strides = vec![0usize; shape.len()];
+    let mut step = dtype.size();
+    for &axis in layout.order.iter().rev() {
+        *strides.get_mut(axis)? = step;
+        step = step.checked_mul(*shape.get(axis)?)?;
+    }
+    let mut out = Vec::with_capacity(stored.len());
+    let mut index = vec![0usize; shape.len()];
+    for _ in 0..shape.iter().product::<usize>() {
+        let at: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
+        out.extend_from_slice(stored.get(at..at + dtype.size())?);
+        for (i, extent) in index.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < *extent {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    Tensor::new(dtype, shape.to_vec(), out).ok()
 }
 
 /// The values that the inputs' shapes give to the plan's symbols.
