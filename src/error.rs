@@ -165,7 +165,7 @@ impl From<MemoryError> for Error {
 
 fn language(error: &LmError) -> Kind {
     match error {
-        LmError::NoCheckpoint(_) => Kind::Usage,
+        LmError::NoCheckpoint(_) | LmError::Constraint(_) => Kind::Usage,
         LmError::Checkpoint(CheckpointError::Family(..) | CheckpointError::Unsupported(_)) => Kind::Unsupported,
         LmError::Checkpoint(CheckpointError::Gguf(GgufError::Version(_) | GgufError::Encoding { .. })) => {
             Kind::Unsupported

@@ -1,13 +1,16 @@
 //! `kiln eval`: what language models make of texts.
 
+mod choices;
+mod tokens;
+
 use super::Talk;
 use super::options::{Machinery, Progress};
 use clap::{Args as ClapArgs, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use kiln::Error;
 use kiln::families::bert::Head;
 use kiln::ir::Tensor;
 use kiln::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Programs, Scored, Session, score, windows};
-use kiln::{Error, lm};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -28,14 +31,16 @@ enum What {
     Similarity(Texts),
     /// Class of each text by a model of sequence classification
     Classify(Texts),
+    /// Entities in texts by a model of token classification; with the right tags, how well they are found
+    Tokens(tokens::Args),
     /// The most likely words for the model's mask token in each text
     Mask(Masked),
     /// The part of a text that answers a question
     Answer(Answer),
     /// Perplexity of a text, in windows
     Perplexity(Perplexity),
-    /// Log-probability of texts after a prompt, ranked
-    Score(Score),
+    /// Log-probability of texts after a prompt, ranked; and how often the right one is first
+    Score(choices::Args),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -98,40 +103,32 @@ struct Perplexity {
     machinery: Machinery,
 }
 
-#[derive(Debug, ClapArgs)]
-struct Score {
-    /// A GGUF file, or a folder with config.json, safetensors and tokenizer.json
-    model: PathBuf,
-    /// What comes before each choice
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    prompt: String,
-    /// A text that may follow; several times for several
-    #[arg(long, value_name = "TEXT", required = true)]
-    choice: Vec<String>,
-    #[command(flatten)]
-    machinery: Machinery,
-}
-
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         match &self.what {
             What::Embed(texts) => embed(texts, talk),
             What::Similarity(texts) => similarity(texts, talk),
             What::Classify(texts) => classify(texts, talk),
+            What::Tokens(args) => args.run(talk),
             What::Mask(masked) => mask(masked, talk),
             What::Answer(args) => answer(args, talk),
             What::Perplexity(args) => perplexity(args, talk),
-            What::Score(args) => ranked(args, talk),
+            What::Score(args) => args.run(talk),
         }
     }
 }
 
 impl Texts {
     fn all(&self) -> Result<Vec<String>, Error> {
-        match &self.file {
-            None => Ok(self.text.clone()),
-            Some(path) => Ok(read(path)?.lines().map(String::from).collect()),
-        }
+        texts(&self.text, self.file.as_deref())
+    }
+}
+
+/// The texts that were given, or the lines of a file.
+fn texts(given: &[String], file: Option<&Path>) -> Result<Vec<String>, Error> {
+    match file {
+        None => Ok(given.to_vec()),
+        Some(path) => Ok(read(path)?.lines().map(String::from).collect()),
     }
 }
 
@@ -343,37 +340,4 @@ fn perplexity(args: &Perplexity, talk: Talk) -> Result<(), Error> {
         scored.log_probabilities.len()
     );
     talk.report(&report, &text)
-}
-
-fn ranked(args: &Score, talk: Talk) -> Result<(), Error> {
-    let tokenizer = LanguageModel::open(&args.model)?;
-    let tokenizer = tokenizer.tokenizer();
-    let prompt = tokenizer.encode(&args.prompt, true)?;
-    let mut all = Vec::new();
-    for choice in &args.choice {
-        let tokens = tokenizer.encode(&format!("{}{choice}", args.prompt), true)?;
-        // Where prompt and choice meet, their tokens may join: what differs from the prompt's counts as the choice's.
-        let same = prompt.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-        all.push((same.min(tokens.len().saturating_sub(1)).max(1), tokens));
-    }
-    let longest = all.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(1);
-    let (_, mut programs) = decoder(&args.model, longest, &args.machinery, talk)?;
-    let mut session = Session::new(&programs)?;
-    let mut results = Vec::new();
-    for (choice, (from, tokens)) in args.choice.iter().zip(&all) {
-        let mut scored = Scored::default();
-        lm::score(&mut programs, &mut session, tokens, *from, &mut scored)?;
-        let (total, n) = (scored.total(), scored.log_probabilities.len());
-        results.push((choice, total, total / n as f64, total / choice.len().max(1) as f64, n, scored.greedy));
-    }
-    results.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let mut text = String::new();
-    for (choice, total, per_token, ..) in &results {
-        let _ = writeln!(text, "{total:.4}  {per_token:.4} a token  {choice:?}");
-    }
-    let value = |(choice, total, per_token, per_byte, tokens, greedy): &(&String, f64, f64, f64, usize, bool)| {
-        json!({ "choice": choice, "log_probability": total, "per_token": per_token, "per_byte": per_byte,
-                "tokens": tokens, "greedy": greedy })
-    };
-    talk.report(&json!({ "choices": results.iter().map(value).collect::<Vec<_>>() }), &text)
 }

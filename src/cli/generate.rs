@@ -5,11 +5,11 @@ use super::options::{Machinery, Patience, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::lm::{
-    BeamSearch, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, ProgramOptions, Programs, Sampling,
-    SequenceModel, SequencePrograms, Session, Settings, Stop, Tokenizer,
+    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, ProgramOptions,
+    Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop, Tokenizer, pattern,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -86,6 +86,15 @@ pub struct Args {
     /// Go on after the token that ends a text
     #[arg(long)]
     ignore_eos: bool,
+    /// The text is one that this regular expression matches whole
+    #[arg(long, value_name = "REGEX", conflicts_with_all = ["json_schema", "ignore_eos"])]
+    regex: Option<String>,
+    /// The text is JSON by the schema in this file; properties come sorted by name
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_eos")]
+    json_schema: Option<PathBuf>,
+    /// Guess up to N tokens ahead from what the text has had before, and check them at once; the text is the same
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=64), conflicts_with_all = ["beams"])]
+    lookup: u32,
     /// Of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -178,7 +187,7 @@ impl Args {
             threads: self.machinery.threads(),
             level: self.machinery.level_here()?,
             budget: self.machinery.budget(),
-            all_logits: false,
+            all_logits: self.lookup > 0,
         })
     }
 
@@ -246,8 +255,29 @@ impl Args {
             forced: if self.ignore_eos { BTreeMap::new() } else { of_model.forced },
             seed: self.seed,
         };
-        let stops = self.stop.clone();
-        Ok(Settings { sampling, max_tokens: self.max_tokens, ignore_end: self.ignore_eos, stops })
+        Ok(Settings {
+            sampling,
+            max_tokens: self.max_tokens,
+            ignore_end: self.ignore_eos,
+            stops: self.stop.clone(),
+            constraint: self.constraint(&ready.model)?,
+            lookup: self.lookup as usize,
+        })
+    }
+
+    /// What the text must follow.
+    fn constraint(&self, model: &Model) -> Result<Option<Constraint>, Error> {
+        let expression = match (&self.regex, &self.json_schema) {
+            (None, None) => return Ok(None),
+            (Some(regex), _) => regex.clone(),
+            (None, Some(path)) => {
+                let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+                let schema: Value = serde_json::from_slice(&bytes)
+                    .map_err(|e| Error::data(path.display(), format!("not JSON: {e}")))?;
+                pattern(&schema)?
+            }
+        };
+        Ok(Some(Constraint::new(&expression, model.tokenizer(), model.ends())?))
     }
 
     /// A text that goes on token by token, shown as it comes unless `silent`; nothing where its reader has gone away.
@@ -300,6 +330,7 @@ impl Args {
             ending: self.ending,
             max_tokens: self.max_tokens.unwrap_or(ready.most),
             sampling: settings.sampling.clone(),
+            constraint: settings.constraint.clone(),
         };
         let start = Instant::now();
         let found = ready.model.search(prompt, &search, self.ignore_eos)?;
@@ -337,6 +368,13 @@ impl Model {
         }
     }
 
+    fn ends(&self) -> &BTreeSet<u32> {
+        match self {
+            Model::Decoder(model, ..) => model.ends(),
+            Model::Sequence(model, _) => model.ends(),
+        }
+    }
+
     fn generate(
         &mut self,
         prompt: &[u32],
@@ -359,17 +397,15 @@ impl Model {
     }
 
     fn search(&mut self, prompt: &[u32], search: &BeamSearch, ignore_end: bool) -> Result<Vec<Hypothesis>, Error> {
-        let none = Default::default();
+        let ends = if ignore_end { BTreeSet::new() } else { self.ends().clone() };
         match self {
-            Model::Decoder(model, programs, _) => {
-                let ends = if ignore_end { &none } else { model.ends() };
+            Model::Decoder(_, programs, _) => {
                 let session = Session::new(programs)?;
-                search.run(programs, session, prompt, ends)
+                search.run(programs, session, prompt, &ends)
             }
             Model::Sequence(model, programs) => {
-                let ends = if ignore_end { &none } else { model.ends() };
                 let session = programs.begin(prompt)?;
-                search.run(programs.decoder(), session, &model.begin(), ends)
+                search.run(programs.decoder(), session, &model.begin(), &ends)
             }
         }
     }

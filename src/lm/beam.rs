@@ -4,7 +4,7 @@
 //! over a power of their length (Wu et al. 2016, section 7, as it is usually implemented), and a text that ends counts only where it is
 //! among the best `beams` continuations of its step.
 
-use super::{LmError, Programs, Sampler, Sampling, Session};
+use super::{Constraint, LmError, Programs, Sampler, Sampling, Session};
 use crate::Error;
 use std::collections::BTreeSet;
 
@@ -33,6 +33,8 @@ pub struct BeamSearch {
     pub max_tokens: usize,
     /// What changes the log-probabilities; nothing is drawn.
     pub sampling: Sampling,
+    /// What texts must follow.
+    pub constraint: Option<Constraint>,
 }
 
 /// A text that was found.
@@ -78,7 +80,7 @@ impl BeamSearch {
     ) -> Result<Vec<Hypothesis>, Error> {
         session.continue_with(programs, prompt)?;
         let most = self.max_tokens.min(programs.capacity().saturating_sub(prompt.len()).saturating_add(1));
-        let sampler = Sampler::new(self.sampling.clone(), prompt);
+        let sampler = Sampler::new(self.sampling.clone(), prompt).constrained(self.constraint.as_ref());
         let mut running = vec![Beam { session, sampler, tokens: Vec::new(), sum: 0.0 }];
         let mut finished: Vec<Hypothesis> = Vec::new();
         if self.beams == 0 {

@@ -33,6 +33,8 @@ pub struct Tokens {
     pub offsets: Vec<Vec<(usize, usize)>>,
     /// For each token the text of a pair that it is of, or nothing for those of the model's own.
     pub sequence: Vec<Vec<Option<usize>>>,
+    /// For each token the word that it is a part of: by its number, where the words were given, or by the tokenizer's splitting.
+    pub words: Vec<Vec<Option<u32>>>,
     kinds: Vec<Vec<u32>>,
 }
 
@@ -103,13 +105,29 @@ impl Encoder {
     /// # Errors
     /// A text has more tokens than the model takes.
     pub fn tokens(&self, passages: &[Passage<'_>]) -> Result<Tokens, Error> {
-        let mut all = Tokens { ids: vec![], offsets: vec![], sequence: vec![], kinds: vec![] };
-        for passage in passages {
-            let inner = self.tokenizer.inner();
-            let encoded = match passage.other {
-                None => inner.encode(passage.text, true),
-                Some(other) => inner.encode((passage.text, other), true),
-            };
+        let inner = self.tokenizer.inner();
+        let encode = |passage: &Passage<'_>| match passage.other {
+            None => inner.encode(passage.text, true),
+            Some(other) => inner.encode((passage.text, other), true),
+        };
+        self.collected(passages.iter().map(encode))
+    }
+
+    /// The tokens of texts that are split into words.
+    ///
+    /// # Errors
+    /// A text has more tokens than the model takes.
+    pub fn tokens_of_words(&self, texts: &[Vec<String>]) -> Result<Tokens, Error> {
+        let encode = |words: &Vec<String>| self.tokenizer.inner().encode(words.as_slice(), true);
+        self.collected(texts.iter().map(encode))
+    }
+
+    fn collected(
+        &self,
+        encodings: impl Iterator<Item = tokenizers::Result<tokenizers::Encoding>>,
+    ) -> Result<Tokens, Error> {
+        let mut all = Tokens { ids: vec![], offsets: vec![], sequence: vec![], words: vec![], kinds: vec![] };
+        for encoded in encodings {
             let encoded = encoded.map_err(|e| LmError::Tokenizer(e.to_string()))?;
             let (tokens, capacity) = (encoded.len(), self.config.context());
             if tokens > capacity {
@@ -118,6 +136,7 @@ impl Encoder {
             all.ids.push(encoded.get_ids().to_vec());
             all.offsets.push(encoded.get_offsets().to_vec());
             all.sequence.push(encoded.get_sequence_ids());
+            all.words.push(encoded.get_word_ids().to_vec());
             all.kinds.push(encoded.get_type_ids().to_vec());
         }
         Ok(all)

@@ -4,8 +4,8 @@
 //! or holds a part of a stop string.
 
 use super::{
-    LanguageModel, LmError, Programs, Sampler, Sampling, SequenceModel, SequencePrograms, Session, TextStream,
-    Tokenizer,
+    Constraint, LanguageModel, LmError, Lookup, Programs, Sampler, Sampling, SequenceModel, SequencePrograms, Session,
+    TextStream, Tokenizer,
 };
 use crate::Error;
 use std::collections::BTreeSet;
@@ -22,6 +22,11 @@ pub struct Settings {
     pub ignore_end: bool,
     /// Texts before which to stop.
     pub stops: Vec<String>,
+    /// What the text must follow; where nothing can follow any more, it ends.
+    pub constraint: Option<Constraint>,
+    /// Most tokens that are guessed ahead, from what followed the last tokens where they stood before (prompt lookup: Saxena 2023), and
+    /// read with the token before them; 0 guesses none. The text is the same. Only for programs that give all logits.
+    pub lookup: usize,
 }
 
 /// Why a generation stopped.
@@ -106,14 +111,23 @@ impl<'a> Generator<'a> {
         receive: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generation, Error> {
         let start = Instant::now();
-        session.continue_with(self.programs, prompt)?;
+        if settings.lookup > 0 && !self.programs.gives_all_logits() {
+            return Err(Error::Internal(
+                "guesses cannot be checked by programs that give the last token's logits alone".into(),
+            ));
+        }
+        session.read_prompt(self.programs, prompt)?;
         let prefill = start.elapsed();
         let start = Instant::now();
-        let mut sampler = Sampler::new(settings.sampling.clone(), prompt);
+        let mut sampler = Sampler::new(settings.sampling.clone(), prompt).constrained(settings.constraint.as_ref());
+        let mut lookup = Lookup::new(prompt, settings.lookup);
         let (mut tokens, mut text) = (Vec::new(), Held::new(&settings.stops));
-        let mut stream = TextStream::new();
         let tokenizer = self.tokenizer;
+        let mut stream = TextStream::after(tokenizer, prompt)?;
         let stop = loop {
+            if sampler.is_complete() {
+                break Stop::End;
+            }
             if settings.max_tokens.is_some_and(|most| tokens.len() >= most) {
                 break Stop::Length;
             }
@@ -131,13 +145,18 @@ impl<'a> Generator<'a> {
             if !text.give(receive) {
                 break Stop::Receiver;
             }
-            if session.tokens().len() >= self.programs.capacity() {
+            // The last token is not read yet.
+            let room = (self.programs.capacity() + 1).saturating_sub(prompt.len() + tokens.len());
+            if room == 0 {
                 break Stop::Capacity;
             }
-            if settings.max_tokens.is_none_or(|most| tokens.len() < most) {
-                session.step(self.programs, token)?;
+            let left = settings.max_tokens.map_or(room, |most| room.min(most.saturating_sub(tokens.len())));
+            if left > 0 {
+                lookup.step(self.programs, session, token, left)?;
             }
         };
+        // What was guessed and not confirmed is no part of the text.
+        session.rewind(prompt.len() + lookup.confirmed());
         if !matches!(stop, Stop::Text(_) | Stop::Receiver) {
             text.push(&stream.finish(tokenizer)?);
             text.finish(receive);

@@ -6,11 +6,16 @@
 mod beam;
 mod chat;
 mod compiled;
+mod constraint;
 mod encoder;
+mod entities;
 mod generate;
+mod lookup;
 mod model;
+mod pieces;
 mod programs;
 mod sampling;
+mod schema;
 mod score;
 mod sequence;
 mod session;
@@ -18,11 +23,15 @@ mod tokenizer;
 
 pub use beam::{BeamSearch, Ending, Hypothesis};
 pub use chat::{Message, render};
+pub use constraint::{Constraint, Matcher};
 pub use encoder::{Encoder, Passage, Tokens};
+pub use entities::{Counts, Entity, EntityCounts, Shares, entities};
 pub use generate::{Generation, Generator, Settings, Stop};
+use lookup::Lookup;
 pub use model::LanguageModel;
 pub use programs::{ProgramOptions, Programs};
 pub use sampling::{Sampler, Sampling};
+pub use schema::pattern;
 pub use score::{Scored, score, windows};
 pub use sequence::{SequenceModel, SequencePrograms};
 pub use session::Session;
@@ -85,6 +94,9 @@ pub enum LmError {
     /// There are no tokens.
     #[error("there are no tokens; a model that has no token for the beginning of a text needs a prompt")]
     Empty,
+    /// What a text is to follow is not right, or not supported.
+    #[error("constraint: {0}")]
+    Constraint(String),
     /// No token is possible.
     #[error("no token is possible here: all are banned")]
     NoToken,

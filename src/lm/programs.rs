@@ -204,17 +204,29 @@ impl Programs {
         Ok(Cache { parts, shapes, capacity: self.capacity, source: None })
     }
 
+    /// Whether each token's logits are given, not only the last one's.
+    pub fn gives_all_logits(&self) -> bool {
+        self.many.logits == Logits::All
+    }
+
+    /// Whether tokens can be run at positions from `past` on.
+    pub(super) fn check(&self, past: usize, tokens: &[u32]) -> Result<(), LmError> {
+        let (vocabulary, capacity) = (self.vocabulary, self.capacity);
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocabulary) {
+            return Err(LmError::Token { token, vocabulary });
+        }
+        if past.checked_add(tokens.len()).is_none_or(|end| end > capacity) {
+            return Err(LmError::Capacity { tokens: tokens.len(), used: past, capacity });
+        }
+        Ok(())
+    }
+
     /// Runs tokens at positions from `past` on; the logits of the last one, or of all, go to `logits`.
     ///
     /// # Errors
     /// A token is not one of the model's, the positions do not suffice, or a run fails.
     pub fn run(&mut self, cache: &mut Cache, past: usize, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
-        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= self.vocabulary) {
-            return Err(LmError::Token { token, vocabulary: self.vocabulary }.into());
-        }
-        if past.checked_add(tokens.len()).is_none_or(|end| end > cache.capacity) {
-            return Err(LmError::Capacity { tokens: tokens.len(), used: past, capacity: cache.capacity }.into());
-        }
+        self.check(past, tokens)?;
         logits.clear();
         let mut at = past;
         for now in tokens.chunks(MOST_TOKENS) {

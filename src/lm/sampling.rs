@@ -3,12 +3,13 @@
 //! Invariant: the choice depends on the logits, the tokens so far, the settings and the seed alone; among equal logits the
 //! lower token wins.
 
+use super::{Constraint, Matcher};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
-/// How tokens are chosen. Applied in this order: bias and bans, penalties, repetitions, forced tokens, temperature, top-k, top-p,
-/// min-p.
+/// How tokens are chosen. Applied in this order: bias and bans, penalties, repetitions, a constraint, forced tokens,
+/// temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Logits are divided by it; 0 always takes the most likely token.
@@ -64,6 +65,8 @@ pub struct Sampler {
     all: Vec<u32>,
     /// Tokens of the prompt.
     prompt: usize,
+    /// What the text must follow.
+    matcher: Option<Matcher>,
 }
 
 impl Sampler {
@@ -79,7 +82,19 @@ impl Sampler {
             seen,
             all: prompt.to_vec(),
             prompt: prompt.len(),
+            matcher: None,
         }
+    }
+
+    /// The same for a text that follows a constraint.
+    #[must_use]
+    pub fn constrained(self, constraint: Option<&Constraint>) -> Sampler {
+        Sampler { matcher: constraint.map(Constraint::begin), ..self }
+    }
+
+    /// Whether the text follows a constraint by which it ends here.
+    pub fn is_complete(&self) -> bool {
+        self.matcher.as_ref().is_some_and(Matcher::is_complete)
     }
 
     /// The next token for these logits, which are changed; nothing where none is possible.
@@ -101,6 +116,9 @@ impl Sampler {
         count.0 = count.0.saturating_add(1);
         count.1 = count.1.saturating_add(1);
         self.all.push(token);
+        if let Some(matcher) = &mut self.matcher {
+            matcher.accept(token);
+        }
     }
 
     /// Bias, penalties, and what must not or must come next.
@@ -117,6 +135,9 @@ impl Sampler {
                     *logit = f32::NEG_INFINITY;
                 }
             }
+        }
+        if let Some(matcher) = &self.matcher {
+            matcher.mask(logits);
         }
         if let Some(&token) = s.forced.get(&(self.all.len() - self.prompt)) {
             logits.fill(f32::NEG_INFINITY);

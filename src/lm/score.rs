@@ -38,7 +38,7 @@ fn log_softmax(logits: &[f32], at: usize) -> (f64, bool) {
 }
 
 /// Tokens that are read at once: the logits of each are kept for that time.
-const PIECE: usize = 128;
+pub(super) const PIECE: usize = 128;
 
 /// Adds the probabilities of `tokens[from..]` given those before, for a session whose text is to be `tokens`. The programs give
 /// all logits.
@@ -56,12 +56,15 @@ pub fn score(
         return Err(LmError::Empty.into());
     }
     let vocabulary = programs.vocabulary();
-    session.rewind(0);
+    // What the session has of the text already is kept; the token before the first that is predicted is read for its logits.
+    let same = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+    let kept = same.min(from - 1);
+    session.rewind(kept);
     if scored.log_probabilities.is_empty() {
         scored.greedy = true;
     }
-    let mut at = 0;
-    for piece in tokens.chunks(PIECE) {
+    let mut at = kept;
+    for piece in tokens.get(kept..).unwrap_or_default().chunks(PIECE) {
         let logits = session.prefill(programs, piece)?;
         for (n, row) in logits.chunks(vocabulary).enumerate() {
             if let Some(&next) = tokens.get(at + n + 1).filter(|_| at + n + 1 >= from) {

@@ -4,6 +4,7 @@
 //! there are none.
 
 use super::programs::Cache;
+use super::score::PIECE;
 use super::{LmError, Programs};
 use crate::Error;
 
@@ -72,6 +73,23 @@ impl Session {
         self.rewind(kept);
         self.prefill(programs, tokens.get(kept..).unwrap_or_default())?;
         Ok(kept)
+    }
+
+    /// As [`Session::continue_with`], in pieces, of which the logits of all but the last token are dropped.
+    pub(super) fn read_prompt(&mut self, programs: &mut Programs, tokens: &[u32]) -> Result<(), Error> {
+        let same = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let kept = same.min(tokens.len().saturating_sub(1));
+        if !programs.gives_all_logits() {
+            return self.continue_with(programs, tokens).map(|_| ());
+        }
+        // What does not fit is said before anything is read.
+        programs.check(kept, tokens.get(kept..).unwrap_or_default())?;
+        self.rewind(kept);
+        for piece in tokens.get(kept..).unwrap_or_default().chunks(PIECE) {
+            let logits = self.prefill(programs, piece)?;
+            logits.drain(..logits.len() - programs.vocabulary().min(logits.len()));
+        }
+        if tokens.is_empty() { Err(LmError::Empty.into()) } else { Ok(()) }
     }
 
     /// A session of its own that goes on from here.

@@ -2,9 +2,10 @@
 //!
 //! Invariant: text that was handed out is never taken back, and consists of whole UTF-8 characters.
 
-use super::LmError;
+use super::{LmError, pieces};
 use kiln_frontend::gguf::{Array, Gguf, Value};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// A tokenizer.
 #[derive(Clone, Debug)]
@@ -36,9 +37,21 @@ fn pre_tokenizer(name: &str) -> Option<serde_json::Value> {
     })
 }
 
-/// The kinds of tokens that GGUF marks: those that stand for no text, and those that a user has added.
+/// The kinds of tokens that GGUF marks: what stands for unknown text, those that stand for none, those that a user has added, and bytes.
+const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const ADDED: i64 = 4;
+const BYTE: i64 = 6;
+
+/// The character that stands for a byte in vocabularies of bytes (Radford et al. 2019).
+pub(super) fn byte_char(byte: u8) -> char {
+    let plain = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if plain(byte) {
+        return byte.into();
+    }
+    let before = (0..byte).filter(|&b| !plain(b)).count();
+    char::from_u32(256 + before as u32).unwrap_or_default()
+}
 
 impl Tokenizer {
     /// Of a `tokenizer.json`.
@@ -62,16 +75,37 @@ impl Tokenizer {
         let tokens = texts("tokens").ok_or_else(|| missing("tokens"))?;
         let kinds = file.get(&key("token_type")).and_then(Value::as_array).and_then(Array::as_ints).unwrap_or(&[]);
         let model = text("model").ok_or_else(|| missing("model"))?;
-        if model != "gpt2" {
-            return Err(LmError::Tokenizer(format!("GGUF vocabularies of the kind `{model}` are not supported")));
-        }
-        let merges = texts("merges").ok_or_else(|| missing("merges"))?;
-        let name = text("pre").unwrap_or("default");
-        let pre = pre_tokenizer(name).ok_or_else(|| {
-            LmError::Tokenizer(format!("the splitting `{name}` of a GGUF vocabulary is not supported"))
-        })?;
-        let vocabulary: serde_json::Map<String, serde_json::Value> =
-            tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+        let id = |name: &str| file.get(&key(name)).and_then(Value::as_int);
+        let token = |id: i64| usize::try_from(id).ok().and_then(|id| tokens.get(id));
+        // Where the file does not say so, texts of pieces begin with a token of their own, and others do not.
+        let (pre, [normalizer, decoder, model], begins) = match model {
+            "gpt2" => {
+                let merges = texts("merges").ok_or_else(|| missing("merges"))?;
+                let name = text("pre").unwrap_or("default");
+                let pre = pre_tokenizer(name).ok_or_else(|| {
+                    LmError::Tokenizer(format!("the splitting `{name}` of a GGUF vocabulary is not supported"))
+                })?;
+                let vocabulary: serde_json::Map<String, serde_json::Value> =
+                    tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+                let decoder =
+                    json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+                let model = json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                      "ignore_merges": name.starts_with("llama"), "vocab": vocabulary, "merges": merges});
+                (pre, [json!(null), decoder, model], false)
+            }
+            "llama" => {
+                let scores = file.get(&key("scores")).and_then(Value::as_array).and_then(Array::as_floats);
+                let scores = scores.filter(|s| s.len() == tokens.len()).ok_or_else(|| missing("scores"))?;
+                let plain = |n: usize| kinds.get(n).is_none_or(|kind| ![UNKNOWN, CONTROL, ADDED, BYTE].contains(kind));
+                let unknown = id("unknown_token_id").and_then(token).map(String::as_str);
+                let prefix = file.get(&key("add_space_prefix")).and_then(Value::as_bool).unwrap_or(true);
+                (json!(null), pieces::tokenizer(tokens, scores, plain, unknown, prefix), true)
+            }
+            other => {
+                return Err(LmError::Tokenizer(format!("GGUF vocabularies of the kind `{other}` are not supported")));
+            }
+        };
         let added = kinds.iter().zip(tokens).enumerate().filter(|(_, (kind, _))| [CONTROL, ADDED].contains(kind));
         let added: Vec<_> = added
             .map(|(id, (kind, token))| {
@@ -79,10 +113,9 @@ impl Tokenizer {
                        "normalized": false, "special": *kind == CONTROL})
             })
             .collect();
-        // A text begins with a token of its own where the file says so, as `tokenizer.json` says by its post-processor.
-        let begins = file.get(&key("add_bos_token")).and_then(Value::as_bool).unwrap_or(false);
-        let first = file.get(&key("bos_token_id")).and_then(Value::as_int);
-        let first = first.and_then(|id| Some((id, tokens.get(usize::try_from(id).ok()?)?))).filter(|_| begins);
+        // `tokenizer.json` says by its post-processor that a text begins with a token of its own.
+        let begins = file.get(&key("add_bos_token")).and_then(Value::as_bool).unwrap_or(begins);
+        let first = id("bos_token_id").and_then(|id| Some((id, token(id)?))).filter(|_| begins);
         let post = first.map(|(id, token)| {
             let one = json!({"SpecialToken": {"id": token, "type_id": 0}});
             let sequence = |id: &str, ty: u8| json!({"Sequence": {"id": id, "type_id": ty}});
@@ -92,12 +125,8 @@ impl Tokenizer {
                    "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}})
         });
         let whole = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-            "pre_tokenizer": pre, "post_processor": post,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                      "ignore_merges": name.starts_with("llama"), "vocab": vocabulary, "merges": merges},
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
+            "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model,
         });
         Tokenizer::from_json(whole.to_string().as_bytes())
     }
@@ -134,6 +163,40 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
+    /// The bytes that each token stands for, of those that stand for text.
+    ///
+    /// # Errors
+    /// The tokens stand for words without the spaces between them.
+    pub fn token_bytes(&self) -> Result<Vec<(Vec<u8>, u32)>, LmError> {
+        let decoder = serde_json::to_string(&self.inner.get_decoder()).unwrap_or_default();
+        let (levels, spaces) = (decoder.contains("\"ByteLevel\""), decoder.contains(pieces::SPACE));
+        if !levels && !spaces {
+            return Err(LmError::Tokenizer("its tokens are not parts of a text as they stand".into()));
+        }
+        let bytes: BTreeMap<char, u8> = (0..=u8::MAX).map(|byte| (byte_char(byte), byte)).collect();
+        let added = self.inner.get_added_tokens_decoder();
+        let mut all = Vec::new();
+        for (token, id) in self.inner.get_vocab(true) {
+            let of = match added.get(&id) {
+                Some(added) if added.special => continue,
+                Some(added) => added.content.clone().into_bytes(),
+                None if levels => match token.chars().map(|c| bytes.get(&c).copied()).collect() {
+                    Some(of) => of,
+                    None => continue,
+                },
+                None => {
+                    match token.strip_prefix("<0x").and_then(|hex| u8::from_str_radix(hex.strip_suffix('>')?, 16).ok())
+                    {
+                        Some(byte) => vec![byte],
+                        None => token.replace(pieces::SPACE, " ").into_bytes(),
+                    }
+                }
+            };
+            all.push((of, id));
+        }
+        Ok(all)
+    }
+
     /// One more than the greatest token.
     pub fn size(&self) -> usize {
         let ids = self.inner.get_vocab(true).into_values();
@@ -160,6 +223,20 @@ impl TextStream {
     /// A stream in which nothing has been said.
     pub fn new() -> TextStream {
         TextStream::default()
+    }
+
+    /// A stream of what follows these tokens: a space before its first word is a part of it, where decoders drop one before a text's.
+    ///
+    /// # Errors
+    /// [`LmError::Tokenizer`].
+    pub fn after(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<TextStream, LmError> {
+        let last: Vec<u32> = tokens.last().copied().into_iter().collect();
+        let text = tokenizer.decode(&last)?;
+        // A character that is not complete is completed by what follows.
+        if text.is_empty() || text.contains(char::REPLACEMENT_CHARACTER) {
+            return Ok(TextStream::new());
+        }
+        Ok(TextStream { tokens: last, start: 0, given: text.len() })
     }
 
     /// The text that a token adds; empty while a character is not complete.

@@ -201,6 +201,139 @@ fn encoder_decoders_and_beams() {
 }
 
 #[test]
+fn entities_are_found_and_counted() {
+    let place = folder("bert-ForTokenClassification");
+    let config = std::fs::read_to_string(place.path("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["id2label"] = serde_json::json!({"0": "O", "1": "B-A", "2": "I-A"});
+    place.write("config.json", config.to_string().as_bytes());
+    let model = place.path("");
+    // The words of the fixture's first text, and the classes that transformers finds most likely for each.
+    let (text, tags) = token_classes();
+    let found = kiln!("eval", "tokens", &model, "--text", &*text.join(" "), "--json").succeeds().json();
+    let mut expected = Vec::new();
+    for (n, tag) in tags.iter().enumerate() {
+        match (*tag, expected.last_mut()) {
+            ("O", _) => {}
+            ("I-A", Some((_, end))) if *end == n => *end = n + 1,
+            _ => expected.push((n, n + 1)),
+        }
+    }
+    let entities = found["texts"][0]["entities"].as_array().unwrap();
+    let want: Vec<String> = expected.iter().map(|(start, end)| text[*start..*end].join(" ")).collect();
+    let got: Vec<&str> = entities.iter().map(|e| e["text"].as_str().unwrap()).collect();
+    assert!(!want.is_empty() && got == want, "{got:?} and not {want:?} by {tags:?}");
+    // Against the same tags all is found; against others not.
+    let lines = |tags: &[&str]| text.iter().zip(tags).map(|(w, t)| format!("{w} x {t}\n")).collect::<String>();
+    let evaluate = |tags: &[&str]| {
+        let file = place.write("tags.txt", format!("{}\n{}", lines(tags), lines(tags)).as_bytes());
+        kiln!("eval", "tokens", &model, "--tagged", &file, "--json").succeeds().json()
+    };
+    let all = evaluate(&tags);
+    assert_eq!(all["micro"]["f1"], 1.0, "{all}");
+    assert_eq!((&all["classes"]["A"]["support"], &all["words"]), (&(2 * want.len()).into(), &(2 * text.len()).into()));
+    let none = evaluate(&vec!["O"; text.len()]);
+    assert_eq!((&none["micro"]["precision"], &none["micro"]["recall"]), (&0.0.into(), &0.0.into()), "{none}");
+    let wrong = place.write("wrong.txt", b"word\n");
+    kiln!("eval", "tokens", &model, "--tagged", &wrong).fails(3, "line 1");
+    kiln!("eval", "tokens", &model).fails(2, "--text");
+}
+
+/// The first text of the fixture as words, and the likeliest of three tags for each.
+fn token_classes() -> (Vec<String>, Vec<&'static str>) {
+    use kiln::checkpoint::{Safetensors, Weights};
+    let file = std::fs::read(fixture("bert-ForTokenClassification").join("expected.safetensors")).unwrap();
+    let expected = Safetensors::parse("expected", &file.into()).unwrap();
+    let ids = expected.get("input_ids").unwrap();
+    let words = ids.bytes.chunks(8).take(7).map(|b| format!("w{}", i64::from_le_bytes(b.try_into().unwrap())));
+    let logits = expected.get("logits").unwrap();
+    let values: Vec<f32> = logits.bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let best = |row: &[f32]| (0..3).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+    (words.collect(), values.chunks(3).take(7).map(|row| ["O", "B-A", "I-A"][best(row)]).collect())
+}
+
+#[test]
+fn questions_are_scored_with_examples_before_them() {
+    let (place, model) = (Place::new(), fixture("tiny.gguf"));
+    let score = |prompt: &str, choice: &str| {
+        let report = kiln!("eval", "score", &model, "--prompt", prompt, "--choice", choice, "--json").succeeds().json();
+        report["choices"][0]["log_probability"].as_f64().unwrap()
+    };
+    let tasks = br#"{"prompt": "the ", "choices": ["cat", "word"], "answer": 1}
+{"prompt": "Hello, ", "choices": ["x", "cat", "world"]}"#;
+    let tasks = place.write("tasks.jsonl", tasks);
+    let examples = place.write("examples.jsonl", br#"{"prompt": "a ", "choices": ["b", "cat"], "answer": 1}"#);
+    let plain = kiln!("eval", "score", &model, "--tasks", &tasks, "--json").succeeds().json();
+    let shots = kiln!("eval", "score", &model, "--tasks", &tasks, "--examples", &examples, "--json").succeeds().json();
+    for (report, before) in [(&plain, ""), (&shots, "a cat\n\n")] {
+        let mut logs = Vec::new();
+        for choice in report["tasks"][0]["choices"].as_array().unwrap() {
+            let (text, log) = (choice["choice"].as_str().unwrap(), choice["log_probability"].as_f64().unwrap());
+            let alone = score(&format!("{before}the "), text);
+            assert!((log - alone).abs() < 1e-4 * alone.abs(), "{text}: {log} and not {alone}");
+            logs.push((log, text));
+        }
+        assert!(logs[0].0 >= logs[1].0);
+        let right = if logs[0].1 == "word" { 1.0 } else { 0.0 };
+        assert_eq!((&report["accuracy"], &report["answered"]), (&right.into(), &1.into()));
+    }
+    assert_ne!(plain["tasks"][0], shots["tasks"][0]);
+    let wrong = place.write("wrong.jsonl", br#"{"prompt": "a", "choices": ["b"], "answer": 1}"#);
+    kiln!("eval", "score", &model, "--tasks", &wrong).fails(3, "line 1: `answer` is 1");
+    kiln!("eval", "score", &model).fails(2, "--choice");
+}
+
+#[test]
+fn guesses_do_not_change_the_text() {
+    let model = fixture("tiny.gguf");
+    for prompt in ["the cat the cat the cat", "a", "wow wow wow, Hello"] {
+        let plain = kiln!("generate", &model, "--prompt", prompt, "-n", "40", "--json").succeeds().json();
+        for most in ["1", "8"] {
+            let ahead = kiln!("generate", &model, "--prompt", prompt, "-n", "40", "--lookup", most, "--json");
+            let ahead = ahead.succeeds().json();
+            assert_eq!((&ahead["tokens"], &ahead["stop"]), (&plain["tokens"], &plain["stop"]), "{prompt:?} {most}");
+        }
+    }
+    kiln!("generate", &model, "--prompt", "the cat", "--context", "2", "--lookup", "2").fails(6, "3 tokens do not fit");
+}
+
+#[test]
+fn constrained_text_is_what_was_asked_for() {
+    let (place, model) = (Place::new(), fixture("tiny.gguf"));
+    let text = |more: &[&str]| {
+        let words = ["generate", model.to_str().unwrap(), "--prompt", "the", "-n", "60"];
+        super::run(&words.iter().chain(more).map(|w| w as &dyn Word).collect::<Vec<_>>())
+    };
+    assert_eq!(
+        text(&["--regex", "(yes|no), 中文!"]).succeeds().out.trim_start_matches(['y', 'e', 's', 'n', 'o']),
+        ", 中文!\n"
+    );
+    for more in [&["--temperature", "3"][..], &["--beams", "3"], &["--lookup", "4"]] {
+        let out = text(&[&["--regex", "[a-f]{3}-[0-9]{2}"], more].concat()).succeeds().out;
+        let bytes = out.trim_end().as_bytes();
+        let good = |(n, b): (usize, &u8)| match n {
+            0..3 => (b'a'..=b'f').contains(b),
+            3 => *b == b'-',
+            _ => b.is_ascii_digit(),
+        };
+        assert!(bytes.len() == 6 && bytes.iter().enumerate().all(good), "{out:?}");
+    }
+    let schema = br#"{"properties": {"ok": {"type": "boolean"}, "n": {"type": "array", "items": {"enum": [1, 20]}, "minItems": 2, "maxItems": 3}},
+                      "required": ["n", "ok"]}"#;
+    let schema = place.write("schema.json", schema);
+    let out = text(&["--json-schema", schema.to_str().unwrap(), "--temperature", "2", "--seed", "4"]).succeeds().out;
+    let value: Value = serde_json::from_str(&out).unwrap();
+    assert!(value["ok"].is_boolean() && (2..=3).contains(&value["n"].as_array().unwrap().len()), "{out}");
+    text(&["--regex", "("]).fails(2, "unclosed group");
+    text(&["--regex", "a", "--ignore-eos"]).fails(2, "cannot be used with");
+    let schema = place.write("wrong.json", br#"{"type": "integer", "minimum": 0}"#);
+    text(&["--json-schema", schema.to_str().unwrap()]).fails(2, "`minimum` is not supported");
+    text(&["--json-schema", place.write("no.json", b"{").to_str().unwrap()]).fails(3, "not JSON");
+    let words = folder("llama");
+    kiln!("generate", &words.path(""), "--prompt", "w5", "--regex", "a").fails(3, "not parts of a text");
+}
+
+#[test]
 fn what_does_not_fit_is_said() {
     let (place, model) = (Place::new(), fixture("tiny.gguf"));
     kiln!("generate", &place.path("none.gguf"), "--prompt", "a").fails(2, "cannot read");
@@ -216,6 +349,27 @@ fn what_does_not_fit_is_said() {
     kiln!("generate", &model, "--prompt", "a", "--logit-bias", "x").fails(2, "TOKEN=X");
     kiln!("generate", &model).fails(2, "--prompt");
     kiln!("eval", "embed", &model, "--text", "a").fails(2, "is no language model");
+    // A tokenizer with more tokens than the model has.
+    let other = folder("llama");
+    let mut words: Value = serde_json::from_slice(&std::fs::read(other.path("tokenizer.json")).unwrap()).unwrap();
+    words["model"]["vocab"]["w40"] = 40.into();
+    other.write("tokenizer.json", words.to_string().as_bytes());
+    kiln!("generate", &other.path(""), "--prompt", "w5")
+        .fails(3, "it has 41 tokens, the model 40: it is of another model");
+    kiln!("eval", "tokens", &other.path(""), "--text", "w5").fails(4, "models of the kind `llama` are not supported");
+    // Weights of other sizes than the configuration says, all of them named.
+    let other = folder("t5");
+    let config = std::fs::read_to_string(other.path("config.json")).unwrap();
+    other.write("config.json", config.replace("\"d_ff\": 24", "\"d_ff\": 23").as_bytes());
+    let said =
+        kiln!("generate", &other.path(""), "--prompt", "w5").fails(3, "encoder.block.0.layer.1.DenseReluDense.wi");
+    assert!(said.err.contains("decoder.block.0.layer.2.DenseReluDense.wo"), "{}", said.err);
+    // A file that ends early, and one of which the header is not one.
+    let weights = std::fs::read(other.path("model.safetensors")).unwrap();
+    other.write("model.safetensors", &weights[..weights.len() - 9]);
+    kiln!("generate", &other.path(""), "--prompt", "w5").fails(3, "model.safetensors");
+    other.write("model.safetensors", &[&[255; 8], &weights[8..]].concat());
+    kiln!("generate", &other.path(""), "--prompt", "w5").fails(3, "model.safetensors");
     let folder = fixture("llama");
     kiln!("generate", &folder, "--prompt", "a").fails(3, "no file tokenizer.json");
 }

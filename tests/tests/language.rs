@@ -1,4 +1,8 @@
-//! Language model families compiled, against what transformers gave for the same weights.
+//! Language model families compiled, against what transformers gave for the same weights, and the listings of examples/textbook against
+//! torch.
+
+#[path = "../../examples/textbook/listings/mod.rs"]
+mod listings;
 
 use kiln::checkpoint::{Element, Files, Folder, Loader, Safetensors, Weights};
 use kiln::families::bert::{self, Head, Wanted};
@@ -228,6 +232,7 @@ fn greedy_and_beam_search_find_what_those_of_transformers_find() {
                 },
                 max_tokens: number("tokens"),
                 sampling,
+                constraint: None,
             };
             let settings = kiln::lm::Settings {
                 sampling: search.sampling.clone(),
@@ -303,4 +308,56 @@ fn sessions_fork_rewind_and_keep_what_they_share() {
     assert!(second.prefill(&mut programs, &[]).unwrap_err().to_string().contains("no tokens"));
     assert_eq!(second.tokens(), [4, 7]);
     check("unharmed", &second.step(&mut programs, 8).unwrap().clone(), &alone(&mut programs, &[4, 7, 8]));
+}
+
+#[test]
+fn textbook_listings_are_what_torch_makes_of_them() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/textbook/arrays.safetensors");
+    let arrays = Safetensors::parse("arrays", &std::fs::read(file).unwrap().into()).unwrap();
+    let mut probabilities = Vec::new();
+    for listing in listings::LISTINGS {
+        let mut program = Compiled::new((listing.graph)(&arrays).unwrap());
+        let inputs = listings::inputs(&arrays, listing.name, &program.inputs).unwrap();
+        let given: Tensors = program.inputs.iter().cloned().zip(inputs).collect();
+        for (name, got) in program.run(&given) {
+            let want = listings::outputs(&arrays, listing.name, &name).unwrap();
+            assert_eq!(got.shape(), want.shape(), "{} {name}", listing.name);
+            check(&format!("{} {name}", listing.name), &got.to_f32().unwrap(), &want.to_f32().unwrap());
+            if name == "probabilities" {
+                probabilities.push(got.to_f32().unwrap());
+            }
+        }
+    }
+    // What the text says of the first listing: its target sees what it is to predict, unless there is a mask.
+    let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-4);
+    assert!(differ(&probabilities[0], &probabilities[1]));
+    // And of decoding: temperature acts where tokens are drawn, and perplexity is at least 1 and at most the vocabulary's size.
+    use listings::decoding::{drawn, perplexity};
+    let logits = [2.0, 1.0, 0.0, -1.0];
+    assert_eq!(drawn(&logits, 0.0), [1000, 0, 0, 0]);
+    let (cold, hot) = (drawn(&logits, 0.5), drawn(&logits, 5.0));
+    assert!(cold[0] > 800 && hot[0] < 450 && hot[3] > 100, "{cold:?} {hot:?}");
+    assert!((perplexity(&[vec![0.0; 4]], &[3]) - 4.0).abs() < 1e-9);
+    let knows = perplexity(&[logits.to_vec()], &[0]);
+    assert!((knows - (1.0 + (-1f64).exp() + (-2f64).exp() + (-3f64).exp())).abs() < 1e-6, "{knows}");
+}
+
+#[test]
+fn pieces_of_a_gguf_vocabulary_are_those_of_sentencepiece() {
+    let model = LanguageModel::open(&place("spm.gguf")).unwrap();
+    let cases: Vec<serde_json::Value> =
+        serde_json::from_slice(&Within(&place("")).open("spm.json").unwrap().unwrap()).unwrap();
+    assert_eq!(cases.len(), 7);
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let tokens = model.tokenizer().encode(text, true).unwrap();
+        assert_eq!(serde_json::json!(tokens), case["tokens"], "{text:?}");
+        assert_eq!(model.tokenizer().decode(&tokens).unwrap(), format!(" {text}"));
+        // What follows a text has the space before its first word.
+        let mut stream = kiln::lm::TextStream::after(model.tokenizer(), &tokens).unwrap();
+        let pieces = tokens[1..].iter().map(|&t| stream.push(model.tokenizer(), t).unwrap());
+        let mut all: String = pieces.collect();
+        all.push_str(&stream.finish(model.tokenizer()).unwrap());
+        assert_eq!(all, format!(" {text}"));
+    }
 }
