@@ -1,7 +1,7 @@
 """Writes small random checkpoints with inputs and outputs, by torch and transformers, to frontend/tests/fixtures/lm.
 
     python3 -m venv VENV && VENV/bin/pip install torch transformers safetensors
-    VENV/bin/python tests/scripts/lm_fixtures.py [FAMILY ...]
+    VENV/bin/python tests/scripts/lm_fixtures.py [FAMILY [ENCODER ...]]
 
 Each folder has config.json, model.safetensors and expected.safetensors, which holds the inputs of a call and its outputs. They are
 committed, so that the tests need no Python. Run from the root of the repository.
@@ -93,9 +93,16 @@ ENCODERS = dict(
     electra=transformers.ElectraConfig(**SMALL, intermediate_size=24, embedding_size=8, num_labels=3),
     distilbert=transformers.DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=4, hidden_dim=24,
                                              max_position_embeddings=64, num_labels=3),
+    xlnet=transformers.XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=4, d_inner=24, num_labels=3),
+    deberta=transformers.DebertaV2Config(**SMALL, intermediate_size=24, num_labels=3, type_vocab_size=2, relative_attention=True,
+                                         position_buckets=6, max_relative_positions=16, pos_att_type=["p2c", "c2p"],
+                                         share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False),
+    debertaplain=transformers.DebertaV2Config(**SMALL, intermediate_size=24, num_labels=3, type_vocab_size=0,
+                                              relative_attention=True, pos_att_type="c2p|p2c", max_relative_positions=5),
 )
 HEADS = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
-CLASSES = dict(bert="Bert", roberta="Roberta", electra="Electra", distilbert="DistilBert")
+CLASSES = dict(bert="Bert", roberta="Roberta", electra="Electra", distilbert="DistilBert", xlnet="XLNet", deberta="DebertaV2",
+               debertaplain="DebertaV2")
 
 
 def encoder(family, head):
@@ -103,7 +110,8 @@ def encoder(family, head):
     config = copy.deepcopy(ENCODERS[family])
     if head == "ForQuestionAnswering":
         config.num_labels = 2
-    cls = getattr(transformers, CLASSES[family] + head)
+    renamed = dict(ForMaskedLM="LMHeadModel", ForQuestionAnswering="ForQuestionAnsweringSimple") if family == "xlnet" else {}
+    cls = getattr(transformers, CLASSES[family] + renamed.get(head, head))
     model = random_weights(cls._from_config(config, attn_implementation="eager"), 3)
     random = torch.Generator().manual_seed(4)
     ids = torch.randint(3, 40, (2, 7), generator=random)
@@ -111,12 +119,14 @@ def encoder(family, head):
     mask[1, 5:] = 0
     ids[1, 5:] = config.pad_token_id
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if family in ("bert", "electra"):
+    if family in ("bert", "electra", "xlnet", "deberta"):
         inputs["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=random)
     elif family == "roberta":
         inputs["token_type_ids"] = torch.zeros_like(ids)
     with torch.no_grad():
-        out = model(**inputs, output_hidden_states=head == "Model", output_attentions=head == "Model")
+        # XLNet gives its memories too, which are no part of what an encoder is asked for.
+        more = dict(use_mems=False) if family == "xlnet" else {}
+        out = model(**inputs, **more, output_hidden_states=head == "Model", output_attentions=head == "Model")
     outputs = {}
     for key, value in out.items():
         if isinstance(value, tuple):
@@ -133,7 +143,9 @@ def encoder(family, head):
 
 def encoders():
     for family in ENCODERS:
-        heads = HEADS + dict(bert=["ForNextSentencePrediction", "ForPreTraining"], electra=["ForPreTraining"]).get(family, [])
+        if sys.argv[2:] and family not in sys.argv[2:]:
+            continue
+        heads = ["Model"] if family == "debertaplain" else HEADS + dict(bert=["ForNextSentencePrediction", "ForPreTraining"], electra=["ForPreTraining"]).get(family, [])
         for head in heads:
             encoder(family, head)
 
@@ -180,5 +192,5 @@ FAMILIES = [llama, llama3, yarn, mistral, qwen2, qwen3, gpt2, encoders, sequence
 
 if __name__ == "__main__":
     for family in FAMILIES:
-        if len(sys.argv) == 1 or family.__name__ in sys.argv[1:]:
+        if len(sys.argv) == 1 or family.__name__ in sys.argv[1:2]:
             family()

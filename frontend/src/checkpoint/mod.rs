@@ -9,12 +9,14 @@ mod llama_gguf;
 mod loader;
 mod safetensors;
 mod stored;
+mod vectors;
 
 pub use folder::{Files, Folder};
 pub use llama_gguf::GgufWeights;
 pub use loader::{Loader, WeightProblems};
 pub use safetensors::Safetensors;
 pub use stored::{Element, Stored, Weights};
+pub use vectors::WordVectors;
 
 use crate::gguf::GgufError;
 

@@ -100,6 +100,16 @@ pub struct Wanted {
     pub extents: (Option<usize>, Option<usize>),
 }
 
+impl Wanted {
+    /// Texts, and tokens of each, at most `longest`.
+    pub(super) fn dims(&self, g: &Builder, longest: usize) -> Result<[Expr; 2]> {
+        let most = i64::try_from(longest).unwrap_or(i64::MAX);
+        let batch = self.extents.0.map_or_else(|| g.symbol("batch", 1..=1 << 16), |n| Ok(n.into()))?;
+        let tokens = self.extents.1.map_or_else(|| g.symbol("tokens", 1..=most), |n| Ok(n.into()))?;
+        Ok([batch, tokens])
+    }
+}
+
 impl Config {
     /// From a `config.json`.
     ///
@@ -195,10 +205,7 @@ struct Encoded<'g> {
 /// The model does not have the head.
 pub fn graph(config: &Config, parameters: &dyn Parameters, wanted: &Wanted) -> Result<Graph> {
     let g = Builder::new(config.prefix());
-    let most = i64::try_from(config.context()).unwrap_or(i64::MAX);
-    let batch = wanted.extents.0.map_or_else(|| g.symbol("batch", 1..=1 << 16), |n| Ok(n.into()))?;
-    let tokens = wanted.extents.1.map_or_else(|| g.symbol("tokens", 1..=most), |n| Ok(n.into()))?;
-    let encoded = encode(config, &g, parameters, wanted, [batch, tokens])?;
+    let encoded = encode(config, &g, parameters, wanted, wanted.dims(&g, config.context())?)?;
     head(config, &g, &encoded, wanted.head)?;
     g.finish()
 }
@@ -418,13 +425,29 @@ fn classify<'g>(
 /// heads that the graph does not have.
 pub fn known_surplus(config: &Config, wanted: Head, name: &str) -> bool {
     let tied = ["cls.predictions.decoder.", "lm_head.decoder.", "vocab_projector.weight", "generator_lm_head.weight"];
-    let heads =
-        ["cls.", "lm_head.", "vocab_", "generator_", "discriminator_", "classifier.", "pre_classifier.", "qa_outputs."];
     let begins = |list: &[&str]| list.iter().any(|start| name.starts_with(start));
     let part = name.strip_prefix(config.prefix()).and_then(|n| n.strip_prefix('.')).unwrap_or(name);
     part == "embeddings.position_ids"
         || part == "embeddings.token_type_ids"
         || begins(&tied)
         || part.starts_with("pooler.")
-        || matches!(wanted, Head::Hidden | Head::Embedding) && begins(&heads)
+        || known_head_parts(wanted, name)
+}
+
+/// Whether a tensor is a part of a head, where none is wanted.
+pub(super) fn known_head_parts(wanted: Head, name: &str) -> bool {
+    let heads = [
+        "cls.",
+        "lm_head.",
+        "lm_loss.",
+        "vocab_",
+        "generator_",
+        "discriminator_",
+        "classifier.",
+        "pre_classifier.",
+        "qa_outputs.",
+        "sequence_summary.",
+        "logits_proj.",
+    ];
+    matches!(wanted, Head::Hidden | Head::Embedding) && heads.iter().any(|start| name.starts_with(start))
 }

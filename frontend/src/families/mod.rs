@@ -5,12 +5,14 @@
 
 pub mod bart;
 pub mod bert;
+pub mod deberta;
 mod decoder;
 pub mod gpt2;
 pub mod llama;
 mod sequence;
 mod settings;
 pub mod t5;
+pub mod xlnet;
 
 pub use decoder::{Decoder, Extent, Form, Past};
 pub use sequence::{Sequence, SequenceForm};

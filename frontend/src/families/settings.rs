@@ -148,6 +148,20 @@ impl<'a> Settings<'a> {
         found.map(Some).ok_or_else(|| self.error(key, "is not text"))
     }
 
+    /// Words, if they are there: a list of texts in JSON, or one text with `|` between them.
+    ///
+    /// # Errors
+    /// There is something else.
+    pub fn words_if(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        if let Source::Json(object) = self.source
+            && let Some(Value::Array(list)) = object.get(key)
+        {
+            let words = list.iter().map(Value::as_str).collect::<Option<Vec<_>>>();
+            return words.map(Some).ok_or_else(|| self.error(key, "is no list of texts"));
+        }
+        Ok(self.text_if(key)?.map(|text| text.split('|').map(str::trim).collect()))
+    }
+
     /// Settings below a key of a JSON object, if they are there.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 
 mod attention;
 mod cache;
+mod disentangled;
 mod embedding;
 mod feed_forward;
 mod linear;
@@ -17,11 +18,13 @@ mod matrix;
 mod multi_head;
 mod norm;
 mod relative;
+mod relative_xl;
 mod rotary;
 mod scope;
 
 pub use attention::{Attend, Heads, Mask, Segment, attend};
 pub use cache::{CacheForm, Decoding, LayerCache, Logits};
+pub use disentangled::Distances;
 pub use embedding::{Embedding, sinusoids};
 pub use feed_forward::{Activation, FeedForward, Gated};
 pub use linear::{Linear, WeightOrder};
@@ -29,5 +32,6 @@ pub use matrix::Matrix;
 pub use multi_head::{MultiHead, MultiHeadNames, split_heads};
 pub use norm::{LayerNorm, RmsNorm};
 pub use relative::RelativeBias;
+pub use relative_xl::RelativeSines;
 pub use rotary::{Pairs, Rotary, Scaling};
 pub use scope::{Parameters, Scope, Seeded};

@@ -2,8 +2,8 @@
 
 use crate::{Fixture, check_close};
 use kiln_frontend::checkpoint::Loader;
-use kiln_frontend::families::Settings;
 use kiln_frontend::families::bert::{self, Config, Head, Wanted};
+use kiln_frontend::families::{Settings, deberta, xlnet};
 use kiln_ir::interp::{Options, eval_graph};
 use kiln_ir::{DType, Tensor};
 
@@ -70,6 +70,69 @@ heads! {
         "ForPreTraining";
     distilbert: "distilbert" "Model" "ForMaskedLM" "ForSequenceClassification" "ForTokenClassification"
         "ForQuestionAnswering";
+}
+
+/// What a graph of a family gives, against what transformers gave.
+fn check_graph(name: &str, head: Head, make: impl Fn(&serde_json::Value, &Loader<'_>, &Wanted) -> kiln_ir::Graph) {
+    let fixture = Fixture::new(name);
+    let folder = fixture.folder();
+    let every = head == Head::Hidden;
+    for extents in [(None, None), (Some(2), Some(7))] {
+        let wanted = Wanted { head, hidden_states: every, attentions: every, extents };
+        let loader = Loader::new(&folder.weights);
+        let graph = make(&folder.config, &loader, &wanted);
+        loader.finish(|name| deberta::known_surplus(head, name) || xlnet::known_surplus(head, name)).unwrap();
+        let input = |id: &_| fixture.expected(graph.value(*id).name.as_deref().unwrap());
+        let inputs: Vec<Tensor> = graph.inputs.iter().map(input).collect();
+        let outputs = eval_graph(&graph, &inputs, &Options::default()).unwrap();
+        let mask = fixture.expected("attention_mask");
+        let (tokens, mask) = (mask.shape()[1], mask.to_i64().unwrap());
+        for ((output, _), got) in graph.outputs.iter().zip(&outputs) {
+            let want = fixture.expected(output);
+            assert_eq!(got.shape(), want.shape(), "{name} {output}");
+            let pick = |t: &Tensor| counted(t, &mask, tokens);
+            check_close(&format!("{name} {output}"), &pick(got), &pick(&want), 4e-6);
+        }
+    }
+}
+
+const OTHER_HEADS: [(&str, Head); 5] = [
+    ("Model", Head::Hidden),
+    ("ForMaskedLM", Head::MaskedLanguage),
+    ("ForSequenceClassification", Head::Sequence),
+    ("ForTokenClassification", Head::Tokens),
+    ("ForQuestionAnswering", Head::Answer),
+];
+
+#[test]
+fn xlnet_with_each_head() {
+    for (name, head) in OTHER_HEADS {
+        check_graph(&format!("xlnet-{name}"), head, |json, loader, wanted| {
+            let config = xlnet::Config::from_json(&Settings::json("config.json", json), 16, 3).unwrap();
+            xlnet::graph(&config, loader, wanted).unwrap()
+        });
+    }
+}
+
+#[test]
+fn deberta_with_each_head() {
+    for (name, head) in OTHER_HEADS
+        .into_iter()
+        .map(|(n, h)| (format!("deberta-{n}"), h))
+        .chain([("debertaplain-Model".into(), Head::Hidden)])
+    {
+        check_graph(&name, head, |json, loader, wanted| {
+            let config = deberta::Config::from_json(&Settings::json("config.json", json), 3).unwrap();
+            deberta::graph(&config, loader, wanted).unwrap()
+        });
+    }
+    let mut json = Fixture::new("deberta-Model").folder().config;
+    json["conv_kernel_size"] = 3.into();
+    let error = deberta::Config::from_json(&Settings::json("config.json", &json), 3).unwrap_err().to_string();
+    assert!(error.contains("`conv_kernel_size` is not 0"), "{error}");
+    json["relative_attention"] = false.into();
+    let error = deberta::Config::from_json(&Settings::json("config.json", &json), 3).unwrap_err().to_string();
+    assert!(error.contains("`relative_attention` is false"), "{error}");
 }
 
 #[test]
