@@ -286,12 +286,15 @@ fn questions_are_scored_with_examples_before_them() {
 #[test]
 fn guesses_do_not_change_the_text() {
     let model = fixture("tiny.gguf");
-    for prompt in ["the cat the cat the cat", "a", "wow wow wow, Hello"] {
-        let plain = kiln!("generate", &model, "--prompt", prompt, "-n", "40", "--json").succeeds().json();
-        for most in ["1", "8"] {
-            let ahead = kiln!("generate", &model, "--prompt", prompt, "-n", "40", "--lookup", most, "--json");
-            let ahead = ahead.succeeds().json();
-            assert_eq!((&ahead["tokens"], &ahead["stop"]), (&plain["tokens"], &plain["stop"]), "{prompt:?} {most}");
+    let place = Place::new();
+    let prompts = place.write("prompts.txt", b"the cat the cat the cat\na\nwow wow wow, Hello\n");
+    let texts = |most: &str| {
+        kiln!("generate", &model, "--batch", &prompts, "-n", "40", "--lookup", most, "--json").succeeds().json()
+    };
+    let plain = texts("0");
+    for most in ["1", "8"] {
+        for (ahead, plain) in texts(most)["texts"].as_array().unwrap().iter().zip(plain["texts"].as_array().unwrap()) {
+            assert_eq!((&ahead["tokens"], &ahead["stop"]), (&plain["tokens"], &plain["stop"]), "{most}: {plain}");
         }
     }
     kiln!("generate", &model, "--prompt", "the cat", "--context", "2", "--lookup", "2").fails(6, "3 tokens do not fit");

@@ -85,7 +85,7 @@ impl Config {
             return Err(settings.error("position_buckets", format!("does not fit distances up to {longest}")));
         }
         let kinds = settings.words_if("pos_att_type")?.unwrap_or_default();
-        let scored = |kind: &str| kinds.iter().any(|k| *k == kind);
+        let scored = |kind: &str| kinds.contains(&kind);
         Ok(Config {
             vocabulary: settings.size("vocab_size")?,
             model,
