@@ -11,5 +11,6 @@ pub mod lower;
 pub mod memory;
 pub mod pipeline;
 pub mod plan;
+pub mod quantize;
 pub mod rewrite;
 pub mod warp;

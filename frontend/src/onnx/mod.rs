@@ -12,3 +12,4 @@ pub mod sniff;
 pub mod sparse;
 pub mod tensor;
 pub mod value;
+pub mod write;

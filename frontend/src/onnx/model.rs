@@ -135,6 +135,29 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node of ONNX's own operator set with one result; `name` must be one that no other node has.
+    pub fn new(name: &str, op_type: &str, opset: i64, inputs: &[&str], output: &str) -> Node {
+        Node {
+            name: name.into(),
+            index: 0,
+            op_type: op_type.into(),
+            domain: String::new(),
+            opset,
+            inputs: inputs.iter().map(|i| (!i.is_empty()).then(|| i.to_string())).collect(),
+            outputs: vec![Some(output.into())],
+            attributes: Vec::new(),
+            overload: String::new(),
+            references: Vec::new(),
+        }
+    }
+
+    /// The node with one more attribute.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: AttributeValue) -> Node {
+        self.attributes.push(Attribute { name: name.into(), value });
+        self
+    }
+
     /// The node as messages show it.
     pub fn reference(&self) -> NodeRef {
         let domain = if self.domain.is_empty() { String::new() } else { format!("{}.", self.domain) };
