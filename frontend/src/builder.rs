@@ -146,6 +146,13 @@ impl Builder {
         Value { builder: self, id: self.state.borrow_mut().graph.add_constant(tensor) }
     }
 
+    /// A constant that keeps the name that it has in a checkpoint.
+    pub fn named_constant(&self, name: &str, tensor: Tensor) -> Value<'_> {
+        let value = self.constant(tensor);
+        self.state.borrow_mut().graph.set_name(value.id, name);
+        value
+    }
+
     /// Names an output of the model.
     ///
     /// # Errors

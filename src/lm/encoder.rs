@@ -5,7 +5,7 @@
 use super::{LmError, Tokenizer};
 use crate::source::Within;
 use crate::{Error, Observer, Options, compile_graph};
-use kiln_frontend::checkpoint::{CheckpointError, Folder, Loader};
+use kiln_frontend::checkpoint::{CheckpointError, Folder, Loader, Weights};
 use kiln_frontend::families::Settings;
 use kiln_frontend::families::bert::{self, Config, Head, Wanted};
 use kiln_ir::Tensor;
@@ -64,6 +64,22 @@ impl Encoder {
             return Err(LmError::NoCheckpoint(path.into()).into());
         }
         let folder = Folder::read(&Within(path)).map_err(LmError::from)?;
+        let weights = folder.weights.clone();
+        Encoder::of(folder, &weights, head, (level, threads), budget, observer)
+    }
+
+    /// The model of a folder with weights of the same names and shapes.
+    ///
+    /// # Errors
+    /// As [`Encoder::open`].
+    pub fn of(
+        folder: Folder,
+        weights: &dyn Weights,
+        head: Option<Head>,
+        (level, threads): (CpuLevel, usize),
+        budget: &Budget,
+        observer: &mut dyn Observer,
+    ) -> Result<Encoder, Error> {
         let json = &folder.config;
         let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str());
         let labels = labels(json);
@@ -76,7 +92,7 @@ impl Encoder {
             return Err(LmError::Tokenizer(format!("{message}: it is of another model")).into());
         }
         let head = head.unwrap_or(config.head);
-        let loader = Loader::new(&folder.weights);
+        let loader = Loader::new(weights).keeping_blocks();
         let wanted = Wanted { head, hidden_states: false, attentions: false, extents: (None, None) };
         let graph = bert::graph(&config, &loader, &wanted).map_err(|e| Error::Internal(e.to_string()))?;
         let known = |name: &str| bert::known_surplus(&config, head, name);

@@ -143,6 +143,23 @@ impl LanguageModel {
         }
     }
 
+    /// The weights of a checkpoint; an artifact's are its own.
+    pub fn weights(&self) -> Option<&Arc<dyn Weights>> {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => Some(&checkpoint.weights),
+            Body::Compiled(_) => None,
+        }
+    }
+
+    /// The model of a checkpoint with other weights of the same names and shapes.
+    #[must_use]
+    pub fn with_weights(mut self, weights: Arc<dyn Weights>) -> LanguageModel {
+        if let Body::Checkpoint(checkpoint) = &mut self.body {
+            checkpoint.weights = weights;
+        }
+        self
+    }
+
     /// The decoder's configuration; an artifact has none.
     pub fn decoder(&self) -> Option<&Decoder> {
         match &self.body {

@@ -3,7 +3,7 @@
 //! Invariant: only names and whole rows are rearranged, so that quantized blocks stay as they are.
 
 use super::{CheckpointError, Element, Stored, Weights};
-use crate::gguf::{Encoding, Gguf, Value};
+use crate::gguf::{Encoding, Gguf, Value, rewritten};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -60,6 +60,30 @@ impl GgufWeights {
     pub fn file(&self) -> &Gguf {
         &self.file
     }
+
+    /// The bytes of the file with some tensors stored otherwise, by their names here; nothing where one does not fit the file.
+    pub fn rewritten(&self, changed: &BTreeMap<String, Stored>) -> Option<Vec<u8>> {
+        let each = changed.iter().map(|(name, stored)| {
+            let Element::Float(encoding) = stored.element else { return None };
+            let bytes = match self.heads(name) {
+                Some(heads) => rearranged(&stored.bytes, &stored.shape, encoding, heads, false)?,
+                None => stored.bytes.clone(),
+            };
+            Some((self.names.get(name)?.clone(), (encoding, bytes)))
+        });
+        rewritten(&self.file, &each.collect::<Option<_>>()?)
+    }
+
+    /// Heads by which the rows of a tensor are stored by neighbours.
+    fn heads(&self, name: &str) -> Option<usize> {
+        let (queries, keys) = self.interleaved?;
+        let part = name.rsplit_once('.').map_or(name, |(part, _)| part);
+        match part.rsplit_once('.').map(|(_, last)| last) {
+            Some("q_proj") => Some(queries),
+            Some("k_proj") => Some(keys),
+            _ => None,
+        }
+    }
 }
 
 /// The Hugging Face name of a tensor; one that is not known keeps its own.
@@ -88,23 +112,15 @@ impl Weights for GgufWeights {
     fn get(&self, name: &str) -> Option<Stored> {
         let info = self.file.tensors().get(self.names.get(name)?)?;
         let mut bytes = self.file.bytes(info);
-        if let Some((queries, keys)) = self.interleaved {
-            let part = name.rsplit_once('.').map_or(name, |(part, _)| part);
-            let heads = match part.rsplit_once('.').map(|(_, last)| last) {
-                Some("q_proj") => Some(queries),
-                Some("k_proj") => Some(keys),
-                _ => None,
-            };
-            if let Some(heads) = heads {
-                bytes = halves(&bytes, &info.shape, info.encoding, heads)?;
-            }
+        if let Some(heads) = self.heads(name) {
+            bytes = rearranged(&bytes, &info.shape, info.encoding, heads, true)?;
         }
         Some(Stored { element: Element::Float(info.encoding), shape: info.shape.clone(), bytes })
     }
 }
 
-/// Rows `2i` and `2i + 1` of each head put at `i` and `i + D/2`. Nothing where the rows are not divided so.
-fn halves(bytes: &Bytes, shape: &[usize], encoding: Encoding, heads: usize) -> Option<Bytes> {
+/// Rows `2i` and `2i + 1` of each head put at `i` and `i + D/2`, or back. Nothing where the rows are not divided so.
+fn rearranged(bytes: &Bytes, shape: &[usize], encoding: Encoding, heads: usize, to_halves: bool) -> Option<Bytes> {
     let rows = *shape.first()?;
     let row = match shape {
         // The elements of a bias are rows of one; they are not quantized.
@@ -117,9 +133,12 @@ fn halves(bytes: &Bytes, shape: &[usize], encoding: Encoding, heads: usize) -> O
     }
     let mut out = Vec::with_capacity(bytes.len());
     for head in bytes.chunks_exact(row * size) {
-        for half in 0..2 {
-            for pair in head.chunks_exact(row * 2) {
-                out.extend_from_slice(pair.get(row * half..row * (half + 1))?);
+        // Of `outer` runs of `inner` rows, the first rows of all come first, then the second ones.
+        let (inner, outer) = if to_halves { (2, size / 2) } else { (size / 2, 2) };
+        for n in 0..inner {
+            for run in 0..outer {
+                let at = row * (run * inner + n);
+                out.extend_from_slice(head.get(at..at + row)?);
             }
         }
     }

@@ -116,14 +116,14 @@ impl Parameters for Loader<'_> {
         let mut state = self.state.borrow_mut();
         let first = state.asked.insert(path.to_string());
         if let Some(tensor) = state.ready.get(path).filter(|t| t.shape() == shape) {
-            return Ok(builder.constant(tensor.clone()));
+            return Ok(builder.named_constant(path, tensor.clone()));
         }
         let problem = match self.weights.get(path) {
             None => None,
             Some(stored) => match self.tensor(&stored, shape) {
                 Ok(tensor) => {
                     state.ready.insert(path.to_string(), tensor.clone());
-                    return Ok(builder.constant(tensor));
+                    return Ok(builder.named_constant(path, tensor));
                 }
                 Err(problem) => Some(problem),
             },
@@ -147,8 +147,12 @@ impl Parameters for Loader<'_> {
             Element::Float(encoding) => blocks(encoding, &s.bytes),
             Element::Other(_) => None,
         });
-        let Some(Blocks { form, numbers, scales, least }) = stored else {
+        let Some(parts) = stored else {
             return Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?));
+        };
+        let (form, Blocks { numbers, scales, least }) = match parts.halved() {
+            Some(halved) => (Numbers::Halves, halved),
+            None => (Numbers::Bytes, parts),
         };
         let mut state = self.state.borrow_mut();
         state.asked.insert(path.to_string());

@@ -7,6 +7,8 @@
 mod folder;
 mod llama_gguf;
 mod loader;
+mod overlay;
+mod packed;
 mod safetensors;
 mod stored;
 mod vectors;
@@ -14,6 +16,8 @@ mod vectors;
 pub use folder::{Files, Folder};
 pub use llama_gguf::GgufWeights;
 pub use loader::{Loader, WeightProblems};
+pub use overlay::Overlay;
+pub use packed::{Packed, pack};
 pub use safetensors::Safetensors;
 pub use stored::{Element, Stored, Weights};
 pub use vectors::WordVectors;

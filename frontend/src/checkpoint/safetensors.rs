@@ -2,6 +2,7 @@
 //!
 //! Invariant: the crate `safetensors` checks the header: offsets ascend without gaps and end with the file.
 
+use super::packed::{self, Packed};
 use super::{CheckpointError, Element, Stored, Weights};
 use crate::gguf::Encoding;
 use bytes::Bytes;
@@ -59,12 +60,30 @@ impl Safetensors {
     }
 }
 
+impl Safetensors {
+    /// The parts of a matrix that is stored packed.
+    fn packed(&self, name: &str) -> Option<Packed> {
+        let part = |word: &str| self.tensors.get(&format!("{name}_{word}")).cloned();
+        let (packed, scale, shape) = (part("packed")?, part("scale")?, part("shape")?);
+        Some(Packed { packed, scale, shape, zero_point: part("zero_point") })
+    }
+}
+
 impl Weights for Safetensors {
     fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        let mut names: Vec<String> = Vec::with_capacity(self.tensors.len());
+        for name in self.tensors.keys() {
+            let part = |word: &&str| Some(name.strip_suffix(word)?.strip_suffix('_')?.to_string());
+            match packed::PARTS.iter().find_map(part).filter(|whole| self.packed(whole).is_some()) {
+                None => names.push(name.clone()),
+                Some(whole) if names.last() == Some(&whole) => {}
+                Some(whole) => names.push(whole),
+            }
+        }
+        names
     }
 
     fn get(&self, name: &str) -> Option<Stored> {
-        self.tensors.get(name).cloned()
+        self.tensors.get(name).cloned().or_else(|| self.packed(name)?.stored())
     }
 }

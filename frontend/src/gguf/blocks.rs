@@ -30,9 +30,7 @@ impl Numbers {
 /// Blocks of 32 elements in parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blocks {
-    /// What `numbers` holds.
-    pub form: Numbers,
-    /// The numbers, block after block.
+    /// A signed byte for each element.
     pub numbers: Vec<u8>,
     /// A scale for each block.
     pub scales: Vec<f32>,
@@ -48,27 +46,78 @@ pub fn blocks(encoding: Encoding, bytes: &[u8]) -> Option<Blocks> {
         Encoding::Q4_K | Encoding::Q5_K | Encoding::Q6_K => return None,
     }
     let half = |b: &[u8], at: usize| Some(f16::from_le_bytes([*b.get(at)?, *b.get(at + 1)?]).to_f32());
-    let form = if encoding == Encoding::Q8_0 { Numbers::Bytes } else { Numbers::Halves };
-    let mut out = Blocks { form, numbers: Vec::new(), scales: Vec::new(), least: None };
+    let mut out = Blocks { numbers: Vec::new(), scales: Vec::new(), least: None };
     let mut least = Vec::new();
     for block in bytes.chunks_exact(encoding.block_bytes()) {
-        let scale = half(block, 0)?;
-        out.scales.push(scale);
-        // Four-bit numbers lie in the file as they do in parts: the low halves of all bytes come before the high ones.
+        out.scales.push(half(block, 0)?);
         let numbers = match encoding {
             Encoding::Q4_1 => {
                 least.push(half(block, 2)?);
                 block.get(4..)?
             }
-            Encoding::Q4_0 => {
-                least.push(-8.0 * scale);
-                block.get(2..)?
-            }
             _ => block.get(2..)?,
         };
-        out.numbers.extend_from_slice(numbers);
+        // Four-bit numbers: the low halves of all bytes come before the high ones.
+        let nibbles = || numbers.iter().map(|b| b & 15).chain(numbers.iter().map(|b| b >> 4));
+        match encoding {
+            Encoding::Q8_0 => out.numbers.extend_from_slice(numbers),
+            Encoding::Q4_0 => out.numbers.extend(nibbles().map(|q| q.wrapping_sub(8))),
+            _ => out.numbers.extend(nibbles()),
+        }
     }
-    out.least = (form == Numbers::Halves).then_some(least);
+    out.least = (encoding == Encoding::Q4_1).then_some(least);
+    Some(out)
+}
+
+impl Blocks {
+    /// The same elements with their numbers as [`Numbers::Halves`], where all of them fit 4 bits.
+    pub fn halved(&self) -> Option<Blocks> {
+        // Without a least value numbers count from the middle. That times a scale of 11 bits is exact in f32.
+        let middle = if self.least.is_some() { 0 } else { 8u8 };
+        let half = |n: u8| Some(n.wrapping_add(middle)).filter(|n| *n < 16);
+        let mut numbers = Vec::with_capacity(self.numbers.len() / 2);
+        for block in self.numbers.chunks_exact(BLOCK) {
+            let (low, high) = block.split_at(BLOCK / 2);
+            for (low, high) in low.iter().zip(high) {
+                numbers.push(half(*low)? | half(*high)? << 4);
+            }
+        }
+        let least = || self.scales.iter().map(|scale| -8.0 * scale).collect();
+        let least = Some(self.least.clone().unwrap_or_else(least));
+        Some(Blocks { numbers, scales: self.scales.clone(), least })
+    }
+}
+
+/// Whole blocks in an encoding, of numbers as [`blocks`] gives them (bytes without a sign for [`Encoding::Q4_1`]), with scales and
+/// least values rounded to 16 bits; nothing for encodings that do not consist of such, and where counts or numbers do not fit.
+pub fn join(encoding: Encoding, parts: &Blocks) -> Option<Vec<u8>> {
+    let (low, high) = match encoding {
+        Encoding::Q8_0 => (i8::MIN, i8::MAX),
+        Encoding::Q4_0 => (-8, 7),
+        Encoding::Q4_1 => (0, 15),
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 | Encoding::Q5_0 | Encoding::Q5_1 => return None,
+        Encoding::Q4_K | Encoding::Q5_K | Encoding::Q6_K => return None,
+    };
+    let Blocks { numbers, scales, least } = parts;
+    let fits = |n: &u8| (low..=high).contains(&n.cast_signed());
+    let counts = numbers.len() == scales.len() * BLOCK && least.as_ref().is_none_or(|l| l.len() == scales.len());
+    if !counts || least.is_some() != (encoding == Encoding::Q4_1) || !numbers.iter().all(fits) {
+        return None;
+    }
+    let mut out = Vec::with_capacity(scales.len() * encoding.block_bytes());
+    for (n, (block, scale)) in numbers.chunks_exact(BLOCK).zip(scales).enumerate() {
+        out.extend_from_slice(&f16::from_f32(*scale).to_le_bytes());
+        if let Some(least) = least {
+            out.extend_from_slice(&f16::from_f32(least[n]).to_le_bytes());
+        }
+        let (first, second) = block.split_at(BLOCK / 2);
+        let pairs = first.iter().zip(second);
+        match encoding {
+            Encoding::Q8_0 => out.extend_from_slice(block),
+            Encoding::Q4_0 => out.extend(pairs.map(|(a, b)| a.wrapping_add(8) | b.wrapping_add(8) << 4)),
+            _ => out.extend(pairs.map(|(a, b)| a | b << 4)),
+        }
+    }
     Some(out)
 }
 
@@ -82,20 +131,27 @@ mod tests {
         for encoding in [Encoding::Q8_0, Encoding::Q4_0, Encoding::Q4_1] {
             let bytes: Vec<u8> = (0..encoding.block_bytes() * 3).map(|n| (n * 37 % 120) as u8).collect();
             let parts = blocks(encoding, &bytes).unwrap();
-            let number = |n: usize| match parts.form {
-                Numbers::Bytes => f32::from(parts.numbers[n].cast_signed()),
-                Numbers::Halves => {
-                    let (block, at) = (n / BLOCK, n % BLOCK);
-                    f32::from(parts.numbers[block * 16 + at % 16] >> (at / 16 * 4) & 15)
-                }
-            };
+            let number = |n: usize| f32::from(parts.numbers[n].cast_signed());
             let least = |n: usize| parts.least.as_ref().map(|l| l[n / BLOCK]);
-            let made = (0..parts.scales.len() * BLOCK).map(|n| {
+            let made = (0..parts.numbers.len()).map(|n| {
                 let scaled = number(n) * parts.scales[n / BLOCK];
                 least(n).map_or(scaled, |least| scaled + least).to_bits()
             });
             let want: Vec<u32> = expand(encoding, &bytes).into_iter().map(f32::to_bits).collect();
             assert_eq!(made.collect::<Vec<_>>(), want, "{encoding}");
+            let halved = parts.halved().filter(|_| encoding != Encoding::Q8_0);
+            let of_halves = halved.map(|h| {
+                let element = |n: usize| {
+                    let (block, at) = (n / BLOCK, n % BLOCK);
+                    let number = h.numbers[block * 16 + at % 16] >> (at / 16 * 4) & 15;
+                    (f32::from(number) * h.scales[block] + h.least.as_ref().unwrap()[block]).to_bits()
+                };
+                (0..want.len()).map(element).collect::<Vec<_>>()
+            });
+            assert!(encoding == Encoding::Q8_0 || of_halves == Some(want), "{encoding}");
+            assert_eq!(join(encoding, &parts), Some(bytes), "{encoding}");
+            let short = Blocks { scales: vec![1.0], ..parts };
+            assert_eq!(join(encoding, &short), None, "{encoding}");
         }
         assert_eq!(blocks(Encoding::Q4_K, &[0; 144]), None);
     }

@@ -10,9 +10,11 @@ mod encoding;
 mod expand;
 mod read;
 mod value;
+mod write;
 
-pub use blocks::{BLOCK, Blocks, Numbers, blocks};
+pub use blocks::{BLOCK, Blocks, Numbers, blocks, join};
 pub use encoding::Encoding;
 pub use expand::expand;
 pub use read::{Gguf, GgufError, TensorInfo};
 pub use value::{Array, Value};
+pub use write::{Replaced, rewritten};

@@ -63,6 +63,9 @@ pub struct Gguf {
     file: Bytes,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// Where the entries of the metadata are in the file, and how many.
+    entries: (std::ops::Range<usize>, u64),
+    alignment: usize,
 }
 
 impl Gguf {
@@ -87,6 +90,7 @@ impl Gguf {
         }
         let (tensor_count, value_count) = (cursor.u64()?, cursor.u64()?);
         let mut metadata = BTreeMap::new();
+        let first = file.len() - cursor.rest.len();
         for n in 0..value_count {
             cursor.what = format!("metadata entry {n} of {value_count}");
             let key = cursor.text(LONGEST_KEY)?;
@@ -97,6 +101,7 @@ impl Gguf {
                 return Err(cursor.invalid("the key occurs twice"));
             }
         }
+        let entries = (first..file.len() - cursor.rest.len(), value_count);
         let mut listed = Vec::new();
         for n in 0..tensor_count {
             cursor.what = format!("tensor {n} of {tensor_count}");
@@ -135,7 +140,7 @@ impl Gguf {
             }
             tensors.insert(name, TensorInfo { encoding, shape, start, bytes });
         }
-        Ok(Gguf { metadata, tensors, file })
+        Ok(Gguf { metadata, tensors, file, entries, alignment })
     }
 
     /// A metadata value.
@@ -151,6 +156,19 @@ impl Gguf {
     /// All tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// The entries of the metadata as the file has them, their number, and what tensor data is aligned to.
+    pub(super) fn entries(&self) -> (&[u8], u64, usize) {
+        let (range, count) = &self.entries;
+        (self.file.get(range.clone()).unwrap_or_default(), *count, self.alignment)
+    }
+
+    /// The tensors by their place in the file.
+    pub(super) fn in_order(&self) -> Vec<(&String, &TensorInfo)> {
+        let mut all: Vec<_> = self.tensors.iter().collect();
+        all.sort_by_key(|(_, info)| info.start);
+        all
     }
 
     /// The bytes of a tensor of this file, shared.

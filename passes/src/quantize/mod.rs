@@ -9,6 +9,7 @@ mod gptq;
 mod grid;
 mod hqq;
 mod linear_algebra;
+mod observe;
 mod prune;
 mod range;
 
@@ -16,6 +17,7 @@ pub use awq::{Scaled, awq};
 pub use gptq::{GptqError, gptq};
 pub use grid::{Grid, Group, Quantized, round_to_nearest};
 pub use hqq::hqq;
+pub use observe::{Product, moments, named, observing, products};
 pub use prune::{Pruned, magnitude, n_of_m};
 pub use range::{Activation, Histogram, Range, RangeMethod};
 
