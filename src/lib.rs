@@ -20,6 +20,7 @@ pub mod observe;
 pub mod peaks;
 pub mod profile;
 pub mod provenance;
+pub mod quantize;
 pub mod random;
 pub mod reduce;
 pub mod source;

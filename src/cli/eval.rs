@@ -137,7 +137,7 @@ fn read(path: &Path) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|_| Error::data(path.display(), "the text is not UTF-8"))
 }
 
-fn bar(talk: Talk, steps: usize) -> ProgressBar {
+pub(super) fn bar(talk: Talk, steps: usize) -> ProgressBar {
     if talk.quiet || talk.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -18,6 +18,7 @@ mod peer;
 mod picture;
 mod profile;
 mod rebuild;
+mod quantize;
 mod reduce;
 mod run;
 mod selftest;
@@ -68,6 +69,7 @@ enum Command {
     Diff(diff::Args),
     Reduce(reduce::Args),
     Peer(peer::Args),
+    Quantize(quantize::Args),
     Generate(generate::Args),
     Eval(eval::Args),
     Emulate(emulate::Args),
@@ -121,6 +123,7 @@ impl Cli {
             Command::Diff(args) => args.run(talk),
             Command::Reduce(args) => args.run(talk),
             Command::Peer(args) => args.run(talk),
+            Command::Quantize(args) => args.run(talk),
             Command::Generate(args) => args.run(talk),
             Command::Eval(args) => args.run(talk),
             Command::Emulate(args) => args.run(talk),

@@ -8,7 +8,7 @@ use crate::{Error, Observer, Options, compile_graph};
 use kiln_frontend::checkpoint::{CheckpointError, Folder, Loader, Weights};
 use kiln_frontend::families::Settings;
 use kiln_frontend::families::bert::{self, Config, Head, Wanted};
-use kiln_ir::Tensor;
+use kiln_ir::{Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, ModelOptions};
 use kiln_runtime::memory::Budget;
@@ -80,23 +80,13 @@ impl Encoder {
         budget: &Budget,
         observer: &mut dyn Observer,
     ) -> Result<Encoder, Error> {
-        let json = &folder.config;
-        let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str());
-        let labels = labels(json);
-        let config =
-            Config::from_json(&Settings::json("config.json", json), architecture, labels).map_err(LmError::from)?;
+        let (graph, config) = encoder_graph(&folder, weights, head)?;
         let missing = || LmError::Tokenizer("there is no file tokenizer.json in the folder".into());
         let tokenizer = Tokenizer::from_json(&folder.tokenizer.ok_or_else(missing)?)?.without_padding()?;
         if tokenizer.size() > config.vocabulary {
             let message = format!("it has {} tokens, the model {}", tokenizer.size(), config.vocabulary);
             return Err(LmError::Tokenizer(format!("{message}: it is of another model")).into());
         }
-        let head = head.unwrap_or(config.head);
-        let loader = Loader::new(weights).keeping_blocks();
-        let wanted = Wanted { head, hidden_states: false, attentions: false, extents: (None, None) };
-        let graph = bert::graph(&config, &loader, &wanted).map_err(|e| Error::Internal(e.to_string()))?;
-        let known = |name: &str| bert::known_surplus(&config, head, name);
-        loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
         let options = Options { levels: vec![level], ..Options::default() };
         let model = compile_graph(graph, &options, observer)?.load(&ModelOptions::default())?;
         let plan = model.plan();
@@ -163,6 +153,16 @@ impl Encoder {
     /// # Errors
     /// There is no text, or a run fails.
     pub fn run(&mut self, tokens: &Tokens) -> Result<BTreeMap<String, Tensor>, Error> {
+        let inputs = self.inputs(&self.inputs, tokens)?;
+        let outputs = self.context.run(&inputs)?;
+        Ok(self.outputs.iter().cloned().zip(outputs).collect())
+    }
+
+    /// The inputs of these names for texts.
+    ///
+    /// # Errors
+    /// There is no text, or an input is none that texts give.
+    pub fn inputs(&self, names: &[String], tokens: &Tokens) -> Result<Vec<Tensor>, Error> {
         let longest = tokens.ids.iter().map(Vec::len).max().filter(|&n| n > 0).ok_or(LmError::Empty)?;
         let shape = [tokens.ids.len(), longest];
         let padded = |rows: &[Vec<u32>], pad: i64| -> Result<Tensor, Error> {
@@ -181,10 +181,27 @@ impl Encoder {
             "token_type_ids" => padded(&ones.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>(), 0),
             other => Err(Error::Unsupported(format!("the model's input `{other}` cannot be made of a text"))),
         };
-        let inputs = self.inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
-        let outputs = self.context.run(&inputs)?;
-        Ok(self.outputs.iter().cloned().zip(outputs).collect())
+        names.iter().map(input).collect()
     }
+}
+
+/// The graph of a folder's encoder with weights of the names that the folder has, and a head (without one, that of the checkpoint).
+///
+/// # Errors
+/// What is wrong with the checkpoint.
+pub fn encoder_graph(folder: &Folder, weights: &dyn Weights, head: Option<Head>) -> Result<(Graph, Config), Error> {
+    let json = &folder.config;
+    let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str());
+    let labels = labels(json);
+    let config =
+        Config::from_json(&Settings::json("config.json", json), architecture, labels).map_err(LmError::from)?;
+    let head = head.unwrap_or(config.head);
+    let loader = Loader::new(weights).keeping_blocks();
+    let wanted = Wanted { head, hidden_states: false, attentions: false, extents: (None, None) };
+    let graph = bert::graph(&config, &loader, &wanted).map_err(|e| Error::Internal(e.to_string()))?;
+    let known = |name: &str| bert::known_surplus(&config, head, name);
+    loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
+    Ok((graph, config))
 }
 
 /// The names of classes in a configuration, by their numbers.

@@ -24,7 +24,7 @@ mod tokenizer;
 pub use beam::{BeamSearch, Ending, Hypothesis};
 pub use chat::{Message, render};
 pub use constraint::{Constraint, Matcher};
-pub use encoder::{Encoder, Passage, Tokens};
+pub use encoder::{Encoder, Passage, Tokens, encoder_graph};
 pub use entities::{Counts, Entity, EntityCounts, Shares, entities};
 pub use generate::{Generation, Generator, Settings, Stop};
 use lookup::Lookup;

@@ -38,6 +38,25 @@ pub fn awq(matrices: &[Weights<'_>], grid: Grid, group: usize, moments: &Moments
     Scaled { matrices: each.collect(), scales: best }
 }
 
+/// The same without scales: only the ranges of groups are searched, by what the columns read.
+pub fn clipped(matrices: &[Weights<'_>], grid: Grid, group: usize, moments: &Moments, threads: usize) -> Scaled {
+    let scales = vec![1f32; moments.sums.len()];
+    let each = matrices.iter().map(|&m| quantize(m, grid, group, moments, &scales, threads));
+    Scaled { matrices: each.collect(), scales }
+}
+
+/// As [`relative_error`](super::relative_error), of a matrix that takes inputs divided by `scales`.
+pub fn scaled_error(weights: Weights<'_>, quantized: &Quantized, scales: &[f32], moments: &Moments) -> f64 {
+    let step = (weights.rows / SAMPLED_ROWS).max(1);
+    let (mut error, mut whole) = (0.0, 0.0);
+    for (n, row) in weights.rows().enumerate().step_by(step) {
+        let off: Vec<f32> = row.iter().zip(quantized.row(n)).zip(scales).map(|((w, q), s)| w - q / s).collect();
+        error += energy(&off, Some(moments));
+        whole += energy(row, Some(moments));
+    }
+    if whole > 0.0 { error / whole } else { 0.0 }
+}
+
 /// `magnitude^exponent`, so that the greatest and the least are reciprocal.
 fn scales(magnitudes: &[f32], exponent: f32) -> Vec<f32> {
     let mut scales: Vec<f32> = magnitudes.iter().map(|m| m.max(1e-8).powf(exponent).max(1e-4)).collect();

@@ -13,7 +13,7 @@ mod observe;
 mod prune;
 mod range;
 
-pub use awq::{Scaled, awq};
+pub use awq::{Scaled, awq, clipped, scaled_error};
 pub use gptq::{GptqError, gptq};
 pub use grid::{Grid, Group, Quantized, round_to_nearest};
 pub use hqq::hqq;
