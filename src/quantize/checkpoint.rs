@@ -18,6 +18,8 @@ pub struct Checkpoint {
     pub weights: Arc<dyn Weights>,
     /// Products with them.
     pub products: Vec<Product>,
+    /// Whether rows must be whole groups, as packed safetensors want them.
+    pub whole_groups: bool,
 }
 
 /// New weights, with what became of each.
@@ -87,7 +89,7 @@ pub fn quantize(
             continue;
         };
         encoding(options.grid)?;
-        if let Some(reason) = refused(product, options.group) {
+        if let Some(reason) = refused(checkpoint, product, options.group) {
             made.kept.push(Kept { name: product.name.clone(), reason });
             progress();
             continue;
@@ -99,7 +101,7 @@ pub fn quantize(
             let members = siblings(checkpoint, product);
             let members: Vec<&Product> = members
                 .into_iter()
-                .filter(|p| wanted(&p.name) == Some(options) && refused(p, options.group).is_none())
+                .filter(|p| wanted(&p.name) == Some(options) && refused(checkpoint, p, options.group).is_none())
                 .collect();
             done.extend(members.iter().map(|p| p.name.as_str()));
             together(checkpoint, &members, options, moments, &mut made)?;
@@ -130,15 +132,18 @@ fn no_data(method: Method) -> Error {
 }
 
 /// Why a matrix cannot be stored in blocks.
-fn refused(product: &Product, group: usize) -> Option<String> {
+fn refused(checkpoint: &Checkpoint, product: &Product, group: usize) -> Option<String> {
     let columns = product.columns;
     if product.transposed {
         return Some("it is stored by inputs, and blocks run along the inputs of an output".into());
     }
-    if !group.is_multiple_of(BLOCK) || group == 0 {
-        return Some(format!("blocks of the file have {BLOCK} elements, of which groups of {group} are no multiple"));
+    if !group.is_multiple_of(BLOCK) || group == 0 || !columns.is_multiple_of(BLOCK) {
+        return Some(format!(
+            "of its {columns} inputs and groups of {group} one is no multiple of {BLOCK}, a block of the file"
+        ));
     }
-    (!columns.is_multiple_of(group)).then(|| format!("its {columns} inputs are no whole groups of {group}"))
+    let ragged = checkpoint.whole_groups && !columns.is_multiple_of(group);
+    ragged.then(|| format!("its {columns} inputs are no whole groups of {group}"))
 }
 
 /// The weights of a product, as AWQ may have scaled its rows by now.
@@ -213,9 +218,14 @@ fn maker(checkpoint: &Checkpoint, name: &str, columns: usize, made: &Quantizatio
 /// Puts a quantized matrix among the changed ones.
 fn store(product: &Product, quantized: &Quantized, error: f64, made: &mut Quantization) -> Result<(), Error> {
     let encoding = encoding(quantized.grid)?;
-    let repeated = quantized.group / BLOCK;
+    let per_row = quantized.groups_of_row().max(1);
     let spread = |f: &dyn Fn(&passes::Group) -> f32| -> Vec<f32> {
-        quantized.groups.iter().flat_map(|g| std::iter::repeat_n(f(g), repeated)).collect()
+        let each = quantized.groups.iter().enumerate().flat_map(|(n, g)| {
+            // The last group of a row may be shorter.
+            let columns = quantized.group.min(product.columns - n % per_row * quantized.group);
+            std::iter::repeat_n(f(g), columns / BLOCK)
+        });
+        each.collect()
     };
     let parts = Blocks {
         numbers: quantized.numbers.iter().map(|&n| (n & 0xff) as u8).collect(),
@@ -260,5 +270,5 @@ pub fn pruned(
         reports.push((product.name.clone(), made));
     }
     let weights = Arc::new(Overlay::new(checkpoint.weights.clone(), changed));
-    Ok((Checkpoint { weights, products: checkpoint.products.clone() }, reports))
+    Ok((Checkpoint { weights, products: checkpoint.products.clone(), whole_groups: checkpoint.whole_groups }, reports))
 }

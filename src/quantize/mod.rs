@@ -3,8 +3,10 @@
 //! Invariant: nothing is written here, and the model that was read is not changed; whoever calls gets new weights (or a new ONNX
 //! model) with a [`LayerReport`] for every matrix, and those that were left alone with the reason.
 
+pub mod budget;
 mod checkpoint;
 mod files;
+pub mod onnx;
 mod text;
 
 pub use checkpoint::{Checkpoint, Quantization, pruned, quantize};

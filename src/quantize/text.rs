@@ -112,7 +112,7 @@ pub fn decoder_moments(
     let form = Form { batch: 1, tokens: Extent::Fixed(window), past, capacity: window, logits: Logits::Last };
     let graph = model.decoder().graph(&loader, &form).map_err(|e| Error::Internal(e.to_string()))?;
     loader.finish(|name| model.decoder().known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
-    let checkpoint = Checkpoint { weights: model.weights().clone(), products: products(&graph) };
+    let checkpoint = Checkpoint { weights: model.weights().clone(), products: products(&graph), whole_groups: false };
     if tokens.is_empty() {
         return Ok((checkpoint, AllMoments::new()));
     }
@@ -149,7 +149,8 @@ pub fn encoder_moments(
     progress: &mut dyn FnMut(),
 ) -> Result<(Checkpoint, AllMoments), Error> {
     let (graph, _) = crate::lm::encoder_graph(folder, &folder.weights, head)?;
-    let checkpoint = Checkpoint { weights: Arc::new(folder.weights.clone()), products: products(&graph) };
+    let weights = Arc::new(folder.weights.clone());
+    let checkpoint = Checkpoint { weights, products: products(&graph), whole_groups: true };
     if texts.is_empty() {
         return Ok((checkpoint, AllMoments::new()));
     }

@@ -26,10 +26,11 @@ pub fn run(args: &Args, talk: Talk) -> Result<(), Error> {
         let name = args.weights().method.name();
         return Err(Error::Usage(format!("{name} needs calibration data: give a text with --text")));
     }
-    let (checkpoint, moments, read) = match decoder(args)? {
+    let (mut checkpoint, moments, read) = match decoder(args)? {
         Some(model) => decoder_statistics(args, &model, text.as_deref().unwrap_or_default(), talk)?,
         None => encoder_statistics(args, text.as_deref().unwrap_or_default(), talk)?,
     };
+    checkpoint.whole_groups = folder;
     let progress = bar(talk, checkpoint.products.len());
     let made = quantize::quantize(&checkpoint, &|name| args.wanted(name), &moments, &mut || progress.inc(1))?;
     progress.finish_and_clear();

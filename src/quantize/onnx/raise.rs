@@ -1,0 +1,279 @@
+//! A model in a newer version of ONNX's operator set.
+//!
+//! Invariant: a node that is not known to mean the same in the new version, as it is or after it was written anew, is named in an
+//! error; nothing is raised in silence. Source: the changes that ONNX's `Changelog.md` lists for each operator up to version 21.
+
+use super::Names;
+use crate::Error;
+use kiln_frontend::onnx::model::{AttributeValue, Graph, Initializer, Model, Node};
+use kiln_frontend::onnx::value::Value;
+use kiln_ir::{DType, Tensor};
+
+/// Operators, and the version since which they mean the same (with the defaults of attributes that came later) up to version 21.
+const SINCE: &[(i64, &[&str])] = &[
+    (
+        1,
+        &[
+            "Abs",
+            "Acos",
+            "Acosh",
+            "And",
+            "Asin",
+            "Asinh",
+            "Atan",
+            "Atanh",
+            "Ceil",
+            "Conv",
+            "ConvTranspose",
+            "Cos",
+            "Cosh",
+            "DepthToSpace",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Floor",
+            "Gather",
+            "GlobalAveragePool",
+            "GlobalLpPool",
+            "GlobalMaxPool",
+            "HardSigmoid",
+            "Identity",
+            "InstanceNormalization",
+            "IsInf",
+            "IsNaN",
+            "LRN",
+            "LeakyRelu",
+            "Log",
+            "LpNormalization",
+            "MatMul",
+            "Neg",
+            "NonZero",
+            "Not",
+            "Or",
+            "Reciprocal",
+            "Relu",
+            "Selu",
+            "Shape",
+            "Sigmoid",
+            "Sign",
+            "Sin",
+            "Sinh",
+            "Size",
+            "Softplus",
+            "Softsign",
+            "SpaceToDepth",
+            "Sqrt",
+            "Tan",
+            "Tanh",
+            "ThresholdedRelu",
+            "Transpose",
+            "Xor",
+            "Where",
+            "Expand",
+            "ConstantOfShape",
+            "Compress",
+            "EyeLike",
+        ],
+    ),
+    (4, &["Concat"]),
+    (5, &["Reshape"]),
+    (6, &["Tile", "Cast"]),
+    (
+        7,
+        &[
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Pow",
+            "Equal",
+            "Greater",
+            "Less",
+            "PRelu",
+            "Gemm",
+            "LSTM",
+            "GRU",
+            "RNN",
+            "AveragePool",
+        ],
+    ),
+    (8, &["Max", "Min", "Mean", "Sum", "MaxPool"]),
+    (9, &["BatchNormalization", "Flatten", "ArgMax", "ArgMin", "Constant", "Scan", "Scatter", "MaxUnpool"]),
+    (
+        10,
+        &[
+            "Slice",
+            "Mod",
+            "NonMaxSuppression",
+            "RoiAlign",
+            "QLinearConv",
+            "QLinearMatMul",
+            "MatMulInteger",
+            "ConvInteger",
+            "QuantizeLinear",
+            "DequantizeLinear",
+        ],
+    ),
+    (
+        11,
+        &[
+            "Clip",
+            "Pad",
+            "TopK",
+            "Resize",
+            "OneHot",
+            "CumSum",
+            "Range",
+            "Round",
+            "Det",
+            "GatherElements",
+            "GatherND",
+            "ScatterElements",
+            "ScatterND",
+            "DynamicQuantizeLinear",
+            "If",
+            "Loop",
+            "Unique",
+            "BitShift",
+        ],
+    ),
+    (12, &["Einsum", "GreaterOrEqual", "LessOrEqual", "Celu"]),
+    (13, &["Softmax", "LogSoftmax", "Hardmax", "Squeeze", "Unsqueeze", "ReduceSum"]),
+    (14, &["HardSwish", "Trilu", "CumSum"]),
+    (
+        18,
+        &[
+            "ReduceMean",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceSumSquare",
+            "Split",
+            "Mish",
+            "BitwiseAnd",
+            "BitwiseOr",
+            "BitwiseNot",
+            "BitwiseXor",
+            "CenterCropPad",
+            "Col2Im",
+        ],
+    ),
+    (17, &["LayerNormalization"]),
+    (20, &["Gelu", "AffineGrid"]),
+];
+
+/// Raises the model to the version that its nodes ask for, if it is not there already.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the nodes that cannot be raised.
+pub fn raise(model: &mut Model) -> Result<(), Error> {
+    let own = model.opsets.get("").copied().unwrap_or(1);
+    let wanted = model.graph.nodes.iter().filter(|n| n.domain.is_empty()).map(|n| n.opset).max().unwrap_or(own);
+    if wanted <= own {
+        return Ok(());
+    }
+    let mut names = Names::of(model);
+    let mut refused = Vec::new();
+    graph(&mut model.graph, own, wanted, &mut names, &mut refused);
+    if !refused.is_empty() {
+        let (count, shown) = (refused.len(), refused.iter().take(8).cloned().collect::<Vec<_>>().join(", "));
+        return Err(Error::Unsupported(format!(
+            "the numbers need version {wanted} of ONNX's operator set, the model has {own}, and {count} of its nodes cannot be \
+             raised: {shown}; convert the model first, or write an artifact"
+        )));
+    }
+    model.opsets.insert(String::new(), wanted);
+    // IR version 10 came with version 21, which has types of 4 bits; 7 with version 13.
+    model.ir_version = model.ir_version.max(if wanted >= 21 { 10 } else { 7 });
+    Ok(())
+}
+
+fn graph(graph: &mut Graph, own: i64, wanted: i64, names: &mut Names, refused: &mut Vec<String>) {
+    let mut added = Vec::new();
+    for node in &mut graph.nodes {
+        if !node.domain.is_empty() || node.opset > own {
+            continue;
+        }
+        if !raised(node, own, names, &mut added) {
+            refused.push(format!("{} ({})", node.name, node.op_type));
+        }
+        node.opset = wanted;
+        for attribute in &mut node.attributes {
+            match &mut attribute.value {
+                AttributeValue::Graph(inner) => self::graph(inner, own, wanted, names, refused),
+                AttributeValue::Graphs(all) => all.iter_mut().for_each(|g| self::graph(g, own, wanted, names, refused)),
+                _ => {}
+            }
+        }
+    }
+    graph.initializers.extend(added);
+}
+
+/// Takes an attribute out of a node.
+fn take(node: &mut Node, name: &str) -> Option<AttributeValue> {
+    let at = node.attributes.iter().position(|a| a.name == name)?;
+    Some(node.attributes.remove(at).value)
+}
+
+/// Makes an attribute of integers the input at a place.
+fn to_input(node: &mut Node, name: &str, at: usize, names: &mut Names, added: &mut Vec<Initializer>) -> bool {
+    match take(node, name) {
+        None => true,
+        Some(AttributeValue::Ints(values)) => {
+            let Ok(tensor) = Tensor::from_i64(&[values.len()], &values) else { return false };
+            let input = names.fresh(&format!("{}_{name}", node.name));
+            added.push(Initializer { name: input.clone(), value: Value::Tensor(tensor) });
+            if node.inputs.len() <= at {
+                node.inputs.resize(at + 1, None);
+            }
+            node.inputs[at] = Some(input);
+            true
+        }
+        Some(_) => false,
+    }
+}
+
+/// Whether a node of version `own` means the same now.
+fn raised(node: &mut Node, own: i64, names: &mut Names, added: &mut Vec<Initializer>) -> bool {
+    let op = node.op_type.clone();
+    match op.as_str() {
+        "Squeeze" | "Unsqueeze" | "ReduceSum" if own < 13 => to_input(node, "axes", 1, names, added),
+        "Split" if own < 18 => {
+            let sized = own < 13 && to_input(node, "split", 1, names, added) || own >= 13;
+            if node.input(1).is_none() {
+                let count = i64::try_from(node.outputs.len()).unwrap_or(i64::MAX);
+                *node = node.clone().with("num_outputs", AttributeValue::Int(count));
+            }
+            sized
+        }
+        "Softmax" | "LogSoftmax" | "Hardmax" if own < 13 => {
+            // Before, the axes from `axis` on were one; with the last axis that is the same.
+            matches!(node.attributes.iter().find(|a| a.name == "axis").map(|a| &a.value), Some(AttributeValue::Int(-1)))
+        }
+        "Dropout" if own < 12 => {
+            take(node, "ratio");
+            node.outputs.len() == 1
+        }
+        "Dropout" => node.input(2).is_none(),
+        "Clip" if own < 11 => {
+            for (at, name) in [(1, "min"), (2, "max")] {
+                let Some(value) = take(node, name) else { continue };
+                let AttributeValue::Float(value) = value else { return false };
+                let bytes = value.to_le_bytes().to_vec();
+                let Ok(tensor) = Tensor::new(DType::F32, vec![], bytes) else { return false };
+                let input = names.fresh(&format!("{}_{name}", node.name));
+                added.push(Initializer { name: input.clone(), value: Value::Tensor(tensor) });
+                node.inputs.resize(node.inputs.len().max(at + 1), None);
+                node.inputs[at] = Some(input);
+            }
+            true
+        }
+        "BatchNormalization" => own >= 9 && node.outputs.iter().flatten().count() == 1,
+        _ if op.starts_with("Reduce") && op != "ReduceSum" && own < 18 => to_input(node, "axes", 1, names, added),
+        _ => SINCE.iter().any(|(since, ops)| own >= *since && ops.contains(&op.as_str())),
+    }
+}
