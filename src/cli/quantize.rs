@@ -1,54 +1,116 @@
 //! `kiln quantize`: a model with smaller numbers.
+//!
+//! Invariant: the output appears complete or not at all, and only when the budget, if there is one, is kept.
 
 mod checkpoint;
+mod onnx;
 
 use super::Talk;
 use super::options::Machinery;
 use clap::{Args as ClapArgs, ValueEnum};
-use kiln::Error;
 use kiln::lm::LanguageModel;
-use kiln::passes::quantize::Grid;
-use kiln::quantize::{Method, WeightOptions};
+use kiln::passes::quantize::{Grid, RangeMethod};
+use kiln::quantize::budget::{Found, NotMet};
+use kiln::quantize::metric::Metric;
+use kiln::quantize::onnx::{Activations, Prune, Settings};
+use kiln::quantize::{Kept, LayerReport, Method, WeightOptions};
+use kiln::{Error, data};
+use serde_json::{Value, json};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Quantize a model
 ///
-/// Language models (GGUF file or Hugging Face folder) keep their form: a GGUF file becomes one with Q8_0, Q4_0 or Q4_1 blocks, a
-/// folder one with packed safetensors.
+/// ONNX models become an artifact or, with --emit onnx, an ONNX model with QuantizeLinear and DequantizeLinear between its own nodes.
+/// Language models keep their form: a GGUF file becomes one with Q8_0, Q4_0 or Q4_1 blocks, a folder one with packed safetensors;
+/// `kiln generate` and `kiln eval` take both.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln quantize m.onnx -o m.kiln                                    weights int8\n  \
+    kiln quantize m.onnx -o q.onnx --activations u8 --data calib/     static int8, Q/DQ form\n  \
+    kiln quantize m.onnx -o q.onnx --activations u8 --data calib/ --metric top1 --max-drop 0.005\n  \
+    kiln quantize m.gguf -o q.gguf --weights int4 --method gptq --text english.txt")]
 pub struct Args {
-    /// A GGUF file, or a folder with config.json, safetensors and tokenizer.json
+    /// An ONNX model, a GGUF file, or a folder with config.json, safetensors and tokenizer.json
     model: PathBuf,
     /// The file or folder to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Numbers of the weights: int8, int4, int3 around zero; uint4, uint3 with zero points; nf4 by the normal distribution
+    /// What to write of an ONNX model [default: onnx where OUT ends so, else an artifact]
+    #[arg(long, value_enum)]
+    emit: Option<Emit>,
+    /// Numbers of the weights: int8, int4, int3 around zero; uint8, uint4, uint3 with zero points; nf4 by the normal distribution
     #[arg(long, value_name = "TYPE", default_value = "int8", value_parser = parse_grid)]
     weights: Grid,
-    /// Inputs that share a scale
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Inputs that share a scale; 0 for one scale for each output. Convolutions and integer products always have that
+    #[arg(long, value_name = "N", default_value_t = 64)]
     group: u32,
     /// How weights are rounded: to the nearest, or so that outputs lose little by calibration data (gptq, awq), or by the
     /// weights alone (hqq)
     #[arg(long, value_enum, default_value_t = MethodWord::Rtn)]
     method: MethodWord,
-    /// Calibration text: for decoders one text, for encoders a text in each line
+    /// Activations of ONNX models: f32; u8 with a zero point or i8 without one, by calibration data; dynamic: u8, scaled anew in
+    /// each run
+    #[arg(long, value_enum, default_value_t = ActivationsWord::F32)]
+    activations: ActivationsWord,
+    /// How ranges of activations are chosen
+    #[arg(long, value_enum, default_value_t = RangesWord::Minmax)]
+    ranges: RangesWord,
+    /// The share of values that --ranges percentile keeps
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9999)]
+    percentile: f64,
+    /// One scale for all weights of a layer
+    #[arg(long)]
+    per_tensor: bool,
+    /// Let biases make good what weights lose on average
+    #[arg(long)]
+    bias_correction: bool,
+    /// Make the ranges of neighbouring layers equal first
+    #[arg(long)]
+    equalise: bool,
+    /// Move a part of activations' ranges into weights first (SmoothQuant), such as 0.5
+    #[arg(long, value_name = "STRENGTH")]
+    smooth: Option<f32>,
+    /// Set weights to zero first: a share such as 0.5 of the least, or 2:4 for two of each four inputs
+    #[arg(long, value_name = "SHARE|N:M", value_parser = parse_prune)]
+    prune: Option<Prune>,
+    /// Calibration data of ONNX models: .npz files, or folders of them, key = input name
+    #[arg(long, value_name = "F.npz|DIR")]
+    data: Vec<PathBuf>,
+    /// Calibration text of language models: for decoders one text, for encoders a text in each line
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens that calibration reads at once
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=8192))]
     window: u32,
-    /// Most tokens (of a decoder) or texts (of an encoder) that calibration reads
+    /// Most samples (of a decoder: tokens) that calibration reads
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// Leave weights alone whose name holds this; several times for several
+    /// What must not become worse: cosine, top1 (with an array `labels` in the data: accuracy), mse, perplexity, or a command that
+    /// prints a number for the file that is put behind it
+    #[arg(long, value_name = "METRIC", requires = "max_drop")]
+    metric: Option<String>,
+    /// By how much it may: of cosine 1 less it, of perplexity the part by which it grows, of others the difference
+    #[arg(long, value_name = "X", requires = "metric", allow_negative_numbers = true)]
+    max_drop: Option<f64>,
+    /// Data, or a text, to measure on [default: the last quarter of the calibration data, which is then not calibrated with]
+    #[arg(long, value_name = "F.npz|DIR|FILE")]
+    held_back: Vec<PathBuf>,
+    /// Leave layers alone whose node or weights hold this in their name; several times for several
     #[arg(long, value_name = "PART")]
     skip: Vec<String>,
-    /// Write a report as JSON
+    /// Write the report as JSON to a file
     #[arg(long, value_name = "F.json")]
     report: Option<PathBuf>,
     #[command(flatten)]
     machinery: Machinery,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Emit {
+    Artifact,
+    Onnx,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -57,6 +119,22 @@ enum MethodWord {
     Gptq,
     Awq,
     Hqq,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ActivationsWord {
+    F32,
+    U8,
+    I8,
+    Dynamic,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RangesWord {
+    Minmax,
+    Entropy,
+    Percentile,
+    Mse,
 }
 
 fn parse_grid(word: &str) -> Result<Grid, String> {
@@ -69,22 +147,57 @@ fn parse_grid(word: &str) -> Result<Grid, String> {
         "uint3" => Grid::Asymmetric(3),
         "nf4" => Grid::NormalFloat4,
         other => {
-            return Err(format!(
-                "{other:?} is no type of weights; there are int8, int4, int3, uint8, uint4, uint3, nf4"
-            ));
+            let there = "int8, int4, int3, uint8, uint4, uint3, nf4";
+            return Err(format!("{other:?} is no type of weights; there are {there}"));
         }
     })
 }
 
+fn parse_prune(word: &str) -> Result<Prune, String> {
+    if let Some((n, m)) = word.split_once(':') {
+        let (n, m): (usize, usize) = n.parse().ok().zip(m.parse().ok()).ok_or("N:M must be two numbers")?;
+        return if n > 0 && n < m { Ok(Prune::Pattern(n, m)) } else { Err("of N:M, N must be less than M".into()) };
+    }
+    match word.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(Prune::Share(share)),
+        Ok(_) | Err(_) => Err("it must be a share between 0 and 1, or N:M".into()),
+    }
+}
+
+/// What a quantization comes to.
+struct Outcome {
+    /// Bytes that were written.
+    bytes: u64,
+    layers: Vec<LayerReport>,
+    kept: Vec<Kept>,
+    /// More for the report.
+    details: Value,
+}
+
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
-        if LanguageModel::is_at(&self.model) {
-            return checkpoint::run(self, talk);
+        let start = Instant::now();
+        let language = LanguageModel::is_at(&self.model);
+        let outcome = if language { checkpoint::run(self, talk)? } else { onnx::run(self, talk)? };
+        let seconds = start.elapsed().as_secs_f64();
+        let mut report = json!({
+            "model": self.model.display().to_string(), "output": self.output.display().to_string(),
+            "bytes": outcome.bytes, "method": self.options().method.name(), "weights": self.weights.to_string(),
+            "activations": self.activations.to_possible_value().map(|v| v.get_name().to_string()),
+            "group": self.group, "layers": outcome.layers, "kept": outcome.kept, "seconds": seconds,
+        });
+        if let (Value::Object(all), Value::Object(more)) = (&mut report, outcome.details.clone()) {
+            all.extend(more);
         }
-        Err(Error::Unsupported(format!("{} is neither a GGUF file nor a Hugging Face folder", self.model.display())))
+        if let Some(path) = &self.report {
+            let text = format!("{report:#}\n");
+            let written = data::replace(path, |out| std::io::Write::write_all(out, text.as_bytes()));
+            written.map_err(|source| Error::Write { path: path.into(), source })?;
+        }
+        talk.report(&report, &table(&outcome, seconds))
     }
 
-    fn weights(&self) -> WeightOptions {
+    fn options(&self) -> WeightOptions {
         let method = match self.method {
             MethodWord::Rtn => Method::Nearest,
             MethodWord::Gptq => Method::Gptq,
@@ -94,9 +207,155 @@ impl Args {
         WeightOptions { grid: self.weights, group: self.group as usize, method, threads: self.machinery.threads() }
     }
 
-    fn wanted(&self, name: &str) -> Option<WeightOptions> {
-        (!self.skip.iter().any(|part| name.contains(part.as_str()))).then(|| self.weights())
+    fn settings(&self) -> Result<Settings, Error> {
+        let activations = match self.activations {
+            ActivationsWord::F32 => Activations::Float,
+            ActivationsWord::U8 => Activations::Unsigned,
+            ActivationsWord::I8 => Activations::Signed,
+            ActivationsWord::Dynamic => Activations::Dynamic,
+        };
+        if activations != Activations::Float && self.weights != Grid::Symmetric(8) {
+            let message = "integer activations go with --weights int8 only";
+            return Err(Error::Unsupported(format!("{message}, not {}", self.weights)));
+        }
+        if self.per_tensor && activations == Activations::Dynamic {
+            return Err(Error::Unsupported("--per-tensor does not go with --activations dynamic".into()));
+        }
+        let ranges = match self.ranges {
+            RangesWord::Minmax => RangeMethod::MinMax,
+            RangesWord::Entropy => RangeMethod::Entropy,
+            RangesWord::Mse => RangeMethod::MeanSquare,
+            RangesWord::Percentile if self.percentile > 0.0 && self.percentile <= 1.0 => {
+                RangeMethod::Percentile(self.percentile)
+            }
+            RangesWord::Percentile => return Err(Error::Usage("--percentile must be a share such as 0.9999".into())),
+        };
+        if self.smooth.is_some_and(|s| !(0.0..=1.0).contains(&s)) {
+            return Err(Error::Usage("--smooth must lie between 0 and 1".into()));
+        }
+        Ok(Settings {
+            weights: self.options(),
+            activations,
+            ranges,
+            per_tensor: self.per_tensor,
+            bias_correction: self.bias_correction,
+            equalise: self.equalise,
+            smooth: self.smooth,
+            prune: self.prune,
+            skip: self.skip.clone(),
+        })
     }
+
+    /// The grids that a budget may choose among, from the one that was asked for on.
+    fn grids(&self) -> Vec<Grid> {
+        let asymmetric = matches!(self.weights, Grid::Asymmetric(_));
+        let of = |bits: u32| if asymmetric { Grid::Asymmetric(bits) } else { Grid::Symmetric(bits) };
+        let more = [4, 8].into_iter().filter(|&bits| bits > self.weights.bits()).map(of);
+        std::iter::once(self.weights).chain(more).collect()
+    }
+
+    fn emit(&self) -> Result<Emit, Error> {
+        let named_onnx = self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+        Ok(self.emit.unwrap_or(if named_onnx { Emit::Onnx } else { Emit::Artifact }))
+    }
+
+    fn metric(&self) -> Option<Metric> {
+        self.metric.as_deref().map(Metric::from_word)
+    }
+
+    fn max_drop(&self) -> Result<f64, Error> {
+        match self.max_drop {
+            Some(drop) if drop.is_finite() => Ok(drop),
+            _ => Err(Error::Usage("--max-drop must be a number".into())),
+        }
+    }
+
+    fn wanted(&self, name: &str) -> Option<WeightOptions> {
+        (!self.skip.iter().any(|part| name.contains(part.as_str()))).then(|| self.options())
+    }
+}
+
+/// The choices of a search and its report, or the error that no mix keeps the budget.
+fn kept_budget(
+    found: Result<Found, NotMet>,
+    metric: &Metric,
+    max_drop: f64,
+    names: &[&str],
+    hash: Option<String>,
+    samples: usize,
+) -> Result<(Vec<usize>, Value), Error> {
+    match found {
+        Ok(found) => {
+            let sensitivity = found.sensitivity.as_ref().map(|all| {
+                let each = names.iter().zip(all).map(|(n, s)| (n.to_string(), json!(s)));
+                Value::Object(each.collect())
+            });
+            let report = json!({
+                "metric": metric.name(), "max_drop": max_drop, "measured": found.measured, "points": found.points,
+                "sensitivity": sensitivity, "held_back": { "hash": hash, "samples": samples },
+            });
+            Ok((found.choices, report))
+        }
+        Err(missed) => {
+            let points = missed.points.iter().filter(|p| p.pareto);
+            let points: Vec<String> =
+                points.map(|p| format!("{:.1} kB: {:.3e}", p.bytes as f64 / 1e3, p.measured.drop)).collect();
+            Err(Error::Mismatch(format!(
+                "the budget cannot be met: of {} mixes that were measured, none has a drop of {} of at most {max_drop}; the least \
+                 is {:.3e} (bytes of weights and drop: {}); nothing was written",
+                missed.points.len(),
+                metric.name(),
+                missed.least,
+                points.join(", "),
+            )))
+        }
+    }
+}
+
+/// The last number that a command prints for a file.
+fn number_of(command: &str, path: &Path) -> Result<f64, Error> {
+    let line = format!("{command} \"$0\"");
+    let made =
+        std::process::Command::new("sh").arg("-c").arg(line).arg(path).stderr(std::process::Stdio::inherit()).output();
+    let made = made.map_err(|e| Error::Usage(format!("cannot run the metric's command: {e}")))?;
+    if !made.status.success() {
+        return Err(Error::Usage(format!("the metric's command {command:?} ended with {}", made.status)));
+    }
+    let text = String::from_utf8_lossy(&made.stdout);
+    let number = text.split_whitespace().next_back().and_then(|w| w.parse::<f64>().ok()).filter(|v| v.is_finite());
+    number.ok_or_else(|| Error::Usage(format!("the metric's command {command:?} printed no number at its end")))
+}
+
+/// The report for people.
+fn table(outcome: &Outcome, seconds: f64) -> String {
+    let mut text = String::new();
+    let mut worst: Vec<_> = outcome.layers.iter().collect();
+    worst.sort_by(|a, b| b.relative_error.total_cmp(&a.relative_error).then(a.name.cmp(&b.name)));
+    for layer in worst.iter().take(10) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:<50} {:<6} error {:.3e}", layer.name, layer.precision, layer.relative_error);
+    }
+    if let Some(measured) = outcome.details.get("budget").and_then(|b| b.get("measured")) {
+        let get = |key: &str| measured.get(key).and_then(Value::as_f64).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "measured {:.6}, a drop of {:.3e} ± {:.1e}",
+            get("value"),
+            get("drop"),
+            get("half_interval")
+        );
+    }
+    let (now, before) = outcome.layers.iter().fold((0, 0), |(n, b), l| (n + l.bytes, b + l.bytes_f32));
+    let _ = writeln!(
+        text,
+        "{} matrices, {:.1} MB of {:.1} MB as f32; {} left as they are; {:.1} MB written, in {seconds:.1} s",
+        outcome.layers.len(),
+        now as f64 / 1e6,
+        before as f64 / 1e6,
+        outcome.kept.len(),
+        outcome.bytes as f64 / 1e6,
+    );
+    text
 }
 
 fn read(path: &Path) -> Result<String, Error> {

@@ -3,37 +3,62 @@
 use super::super::Talk;
 use super::super::eval::bar;
 use super::super::options::Progress;
-use super::{Args, read};
+use super::{ActivationsWord, Args, Emit, Outcome, read};
 use kiln::checkpoint::Folder;
-use kiln::lm::{LanguageModel, LmError};
-use kiln::quantize::{self, AllMoments, Checkpoint, Method, Quantization};
+use kiln::families::bert::Head;
+use kiln::lm::{Encoder, LanguageModel, LmError, Passage};
+use kiln::passes::quantize::Grid;
+use kiln::quantize::budget::{self, Candidate};
+use kiln::quantize::metric::{Metric, cosines, perplexities};
+use kiln::quantize::{self, AllMoments, Checkpoint, Kept, Method, Quantization};
 use kiln::{Error, data, source};
 use serde_json::{Value, json};
-use std::fmt::Write;
-use std::time::Instant;
 
-pub fn run(args: &Args, talk: Talk) -> Result<(), Error> {
-    let start = Instant::now();
+/// A model of either kind.
+enum Model {
+    Decoder(Box<LanguageModel>),
+    Encoder(Box<Folder>),
+}
+
+pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
     let folder = args.model.is_dir();
-    if folder {
-        quantize::vacant(&args.output)?;
-    } else {
-        data::writable(&args.output)?;
+    match folder {
+        true => quantize::vacant(&args.output)?,
+        false => data::writable(&args.output)?,
     }
-    let text = args.text.as_deref().map(read).transpose()?;
-    let hash = text.as_deref().map(quantize::text_hash);
-    if args.weights().method.needs_data() && text.is_none() {
-        let name = args.weights().method.name();
-        return Err(Error::Usage(format!("{name} needs calibration data: give a text with --text")));
-    }
-    let (mut checkpoint, moments, read) = match decoder(args)? {
-        Some(model) => decoder_statistics(args, &model, text.as_deref().unwrap_or_default(), talk)?,
-        None => encoder_statistics(args, text.as_deref().unwrap_or_default(), talk)?,
+    let options = args.options();
+    refuse_unsupported(args)?;
+    let mut text = args.text.as_deref().map(read).transpose()?;
+    let mut held_back = match args.held_back.as_slice() {
+        [] => None,
+        [one] => Some(read(one)?),
+        _ => return Err(Error::Usage("language models are measured on one text: give one --held-back".into())),
     };
+    if args.metric.is_some() && held_back.is_none() {
+        let whole = text.take().ok_or_else(|| {
+            Error::Usage(
+                "a budget is measured on a text: give it with --held-back, or with --text to be divided".into(),
+            )
+        })?;
+        // By whole lines: three quarters to calibrate, the rest to measure.
+        let split = whole.match_indices('\n').map(|(at, _)| at + 1).find(|&at| at >= whole.len() / 4 * 3);
+        let (first, last) = whole.split_at(split.unwrap_or(whole.len()));
+        (text, held_back) = (Some(first.to_string()), Some(last.to_string()));
+    }
+    if options.method.needs_data() && text.is_none() {
+        return Err(Error::Usage(format!("{} needs calibration data: give a text with --text", options.method.name())));
+    }
+    let hash = text.as_deref().map(quantize::text_hash);
+    let model = open(args)?;
+    let (mut checkpoint, moments, seen) = statistics(args, &model, text.as_deref().unwrap_or_default(), talk)?;
     checkpoint.whole_groups = folder;
-    let progress = bar(talk, checkpoint.products.len());
-    let made = quantize::quantize(&checkpoint, &|name| args.wanted(name), &moments, &mut || progress.inc(1))?;
-    progress.finish_and_clear();
+    let (made, found) = match args.metric() {
+        None => (quantized(args, args.weights, &checkpoint, &moments, talk)?, Value::Null),
+        Some(metric) => {
+            let text = held_back.as_deref().unwrap_or_default();
+            within_budget(args, &metric, &model, &checkpoint, &moments, text, talk)?
+        }
+    };
     if made.layers.is_empty() {
         let reasons: Vec<String> = made.kept.iter().take(5).map(|k| format!("{}: {}", k.name, k.reason)).collect();
         return Err(Error::Usage(format!("nothing of the model can be quantized so: {}", reasons.join("; "))));
@@ -44,94 +69,181 @@ pub fn run(args: &Args, talk: Talk) -> Result<(), Error> {
     } else {
         quantize::write_gguf(&args.model, &made, &args.output)?
     };
-    let seconds = start.elapsed().as_secs_f64();
-    let report = json!({
-        "model": args.model.display().to_string(), "output": args.output.display().to_string(), "bytes": bytes,
-        "method": args.weights().method.name(), "weights": args.weights.to_string(), "activations": "f32",
-        "group": args.group, "calibration": { "hash": hash, "read": read }, "layers": made.layers, "kept": made.kept,
-        "seconds": seconds,
-    });
-    if let Some(path) = &args.report {
-        write_report(path, &report)?;
+    let details = json!({ "calibration": { "hash": hash, "read": seen }, "budget": found });
+    Ok(Outcome { bytes, layers: made.layers, kept: made.kept, details })
+}
+
+/// Refuses options that are for ONNX models.
+fn refuse_unsupported(args: &Args) -> Result<(), Error> {
+    let given = [
+        (args.activations != ActivationsWord::F32, "--activations"),
+        (args.per_tensor, "--per-tensor"),
+        (args.bias_correction, "--bias-correction"),
+        (args.equalise, "--equalise"),
+        (args.smooth.is_some(), "--smooth"),
+        (args.prune.is_some(), "--prune"),
+        (!args.data.is_empty(), "--data"),
+        (matches!(args.emit, Some(Emit::Onnx)), "--emit onnx"),
+        (matches!(args.emit, Some(Emit::Artifact)), "--emit artifact"),
+    ];
+    match given.into_iter().find(|(given, _)| *given) {
+        Some((_, option)) => {
+            Err(Error::Unsupported(format!("{option} is for ONNX models; this is a language model's checkpoint")))
+        }
+        None => Ok(()),
     }
-    talk.report(&report, &table(&made, bytes, seconds))
 }
 
-pub fn write_report(path: &std::path::Path, report: &Value) -> Result<(), Error> {
-    let text = format!("{report:#}\n");
-    let written = data::replace(path, |out| std::io::Write::write_all(out, text.as_bytes()));
-    written.map_err(|source| Error::Write { path: path.into(), source })
-}
-
-/// The model as a decoder, if it is one.
-fn decoder(args: &Args) -> Result<Option<LanguageModel>, Error> {
+fn open(args: &Args) -> Result<Model, Error> {
     match LanguageModel::open(&args.model) {
-        Ok(model) => Ok(Some(model)),
+        Ok(model) => Ok(Model::Decoder(Box::new(model))),
         Err(Error::Lm(LmError::Checkpoint(kiln::checkpoint::CheckpointError::Family(..)))) if args.model.is_dir() => {
-            Ok(None)
+            let folder = Folder::read(&source::Within(&args.model)).map_err(LmError::from)?;
+            Ok(Model::Encoder(Box::new(folder)))
         }
         Err(e) => Err(e),
     }
 }
 
-fn decoder_statistics(
+fn lines(text: &str) -> Vec<String> {
+    text.lines().filter(|l| !l.trim().is_empty()).map(String::from).collect()
+}
+
+fn statistics(args: &Args, model: &Model, text: &str, talk: Talk) -> Result<(Checkpoint, AllMoments, usize), Error> {
+    let machinery = &args.machinery;
+    let (place, window) = ((machinery.level_here()?, machinery.threads()), args.window as usize);
+    let wanted = args.options().method != Method::Nearest || args.metric.is_some();
+    let text = if wanted { text } else { "" };
+    let mut observer = Progress::new(talk);
+    match model {
+        Model::Decoder(model) => {
+            let mut tokens = if text.is_empty() { Vec::new() } else { model.tokenizer().encode(text, false)? };
+            tokens.truncate((args.samples as usize).max(window));
+            let progress = bar(talk, tokens.len() / window);
+            let step = &mut || progress.inc(1);
+            let (checkpoint, moments) =
+                quantize::decoder_moments(model, (&tokens, window), place, &machinery.budget(), &mut observer, step)?;
+            progress.finish_and_clear();
+            Ok((checkpoint, moments, tokens.len() / window * window))
+        }
+        Model::Encoder(folder) => {
+            let mut texts = lines(text);
+            texts.truncate(args.samples as usize);
+            let progress = bar(talk, texts.len());
+            let step = &mut || progress.inc(1);
+            let (checkpoint, moments) =
+                quantize::encoder_moments(folder, None, &texts, place, &machinery.budget(), &mut observer, step)?;
+            progress.finish_and_clear();
+            Ok((checkpoint, moments, texts.len()))
+        }
+    }
+}
+
+fn quantized(
     args: &Args,
-    model: &LanguageModel,
+    grid: Grid,
+    checkpoint: &Checkpoint,
+    moments: &AllMoments,
+    talk: Talk,
+) -> Result<Quantization, Error> {
+    let progress = bar(talk, checkpoint.products.len());
+    let wanted = |name: &str| args.wanted(name).map(|options| quantize::WeightOptions { grid, ..options });
+    let made = quantize::quantize(checkpoint, &wanted, moments, &mut || progress.inc(1))?;
+    progress.finish_and_clear();
+    Ok(made)
+}
+
+/// The cheapest mix of precisions that keeps the budget on a text.
+fn within_budget(
+    args: &Args,
+    metric: &Metric,
+    model: &Model,
+    checkpoint: &Checkpoint,
+    moments: &AllMoments,
     text: &str,
     talk: Talk,
-) -> Result<(Checkpoint, AllMoments, usize), Error> {
+) -> Result<(Quantization, Value), Error> {
+    if args.options().method == Method::Awq {
+        let message = "a budget with awq: its scales bind layers together; use gptq, hqq or rtn";
+        return Err(Error::Unsupported(message.into()));
+    }
+    // All layers on each grid once; a mix takes each layer from one of them.
+    let mut levels = Vec::new();
+    for grid in args.grids() {
+        levels.push(quantized(args, grid, checkpoint, moments, talk)?);
+    }
+    let Some(first) = levels.first() else { return Err(Error::Internal("no grids".into())) };
+    let mut candidates = Vec::with_capacity(first.layers.len());
+    for layer in &first.layers {
+        let of = |made: &Quantization| {
+            made.layers.iter().find(|l| l.name == layer.name).map_or(layer.bytes_f32, |l| l.bytes)
+        };
+        let left = checkpoint.weights.get(&layer.name).map_or(layer.bytes_f32, |s| s.bytes.len());
+        let bytes = levels.iter().map(of).chain([left]).collect();
+        candidates.push(Candidate { name: layer.name.clone(), bytes, error: layer.relative_error });
+    }
+    let mix = |choices: &[usize]| {
+        let mut made = Quantization { kept: first.kept.clone(), ..Quantization::default() };
+        for (candidate, &choice) in candidates.iter().zip(choices) {
+            let level = levels.get(choice);
+            let layer = level.and_then(|l| l.layers.iter().find(|l| l.name == candidate.name));
+            match (layer, level.and_then(|l| l.changed.get(&candidate.name))) {
+                (Some(layer), Some(stored)) => {
+                    made.changed.insert(candidate.name.clone(), stored.clone());
+                    made.layers.push(layer.clone());
+                }
+                _ => made.kept.push(Kept { name: candidate.name.clone(), reason: "the budget asks for it".into() }),
+            }
+        }
+        made
+    };
     let machinery = &args.machinery;
-    let place = (machinery.level_here()?, machinery.threads());
-    let window = args.window as usize;
-    let mut tokens = Vec::new();
-    if args.weights().method != Method::Nearest && !text.is_empty() {
-        tokens = model.tokenizer().encode(text, false)?;
-        tokens.truncate(args.samples as usize / window * window);
-    }
-    let progress = bar(talk, tokens.len() / window);
-    let mut observer = Progress::new(talk);
-    let step = &mut || progress.inc(1);
-    let (checkpoint, moments) =
-        quantize::decoder_moments(model, (&tokens, window), place, &machinery.budget(), &mut observer, step)?;
-    progress.finish_and_clear();
-    Ok((checkpoint, moments, tokens.len()))
-}
-
-fn encoder_statistics(args: &Args, text: &str, talk: Talk) -> Result<(Checkpoint, AllMoments, usize), Error> {
-    let machinery = &args.machinery;
-    let place = (machinery.level_here()?, machinery.threads());
-    let folder = Folder::read(&source::Within(&args.model)).map_err(LmError::from)?;
-    let mut texts: Vec<String> = Vec::new();
-    if args.weights().method != Method::Nearest {
-        texts = text.lines().filter(|l| !l.trim().is_empty()).take(args.samples as usize).map(String::from).collect();
-    }
-    let progress = bar(talk, texts.len());
-    let mut observer = Progress::new(talk);
-    let step = &mut || progress.inc(1);
-    let (checkpoint, moments) =
-        quantize::encoder_moments(&folder, None, &texts, place, &machinery.budget(), &mut observer, step)?;
-    progress.finish_and_clear();
-    Ok((checkpoint, moments, texts.len()))
-}
-
-/// The report for people.
-fn table(made: &Quantization, bytes: u64, seconds: f64) -> String {
-    let mut text = String::new();
-    let mut worst: Vec<_> = made.layers.iter().collect();
-    worst.sort_by(|a, b| b.relative_error.total_cmp(&a.relative_error).then(a.name.cmp(&b.name)));
-    for layer in worst.iter().take(10) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:<50} {:<6} error {:.3e}", layer.name, layer.precision, layer.relative_error);
-    }
-    let (now, before) = made.layers.iter().fold((0, 0), |(n, b), l| (n + l.bytes, b + l.bytes_f32));
-    let _ = writeln!(
-        text,
-        "{} matrices, {:.1} MB of {:.1} MB as f32; {} left as they are; {:.1} MB written, in {seconds:.1} s",
-        made.layers.len(),
-        now as f64 / 1e6,
-        before as f64 / 1e6,
-        made.kept.len(),
-        bytes as f64 / 1e6,
-    );
-    text
+    let (place, window) = ((machinery.level_here()?, machinery.threads()), args.window as usize);
+    let (memory, mut observer) = (machinery.budget(), Progress::new(talk));
+    let max_drop = args.max_drop()?;
+    let samples;
+    let found = match (model, metric) {
+        (Model::Decoder(model), Metric::Perplexity) => {
+            let tokens = model.tokenizer().encode(text, true)?;
+            samples = tokens.len();
+            let before = quantize::decoder_score(model, (&tokens, window), place, &memory, &mut observer)?;
+            budget::search(&candidates, max_drop, 0, &mut |choices| {
+                let changed = (**model).clone().with_weights(checkpoint.with(&mix(choices)));
+                let after = quantize::decoder_score(&changed, (&tokens, window), place, &memory, &mut observer)?;
+                Ok(perplexities(&before, &after))
+            })?
+        }
+        (Model::Encoder(folder), Metric::Cosine) => {
+            let texts = lines(text);
+            samples = texts.len();
+            let mut embed = |weights: &dyn kiln::checkpoint::Weights| -> Result<Vec<Vec<f32>>, Error> {
+                let head = Some(Head::Embedding);
+                let mut encoder = Encoder::of((**folder).clone(), weights, head, place, &memory, &mut observer)?;
+                let each = texts.iter().map(|text| {
+                    let tokens = encoder.tokens(&[Passage { text, other: None }])?;
+                    let made = encoder.run(&tokens)?;
+                    let made = made.get("sentence_embedding").and_then(|t| t.to_f32());
+                    made.ok_or_else(|| Error::Internal("an encoder without embeddings".into()))
+                });
+                each.collect()
+            };
+            let before = embed(&*checkpoint.weights)?;
+            if before.is_empty() {
+                return Err(Error::data("the held-back text", "there is no line in it"));
+            }
+            budget::search(&candidates, max_drop, 0, &mut |choices| {
+                Ok(cosines(&before, &embed(&*checkpoint.with(&mix(choices)))?))
+            })?
+        }
+        (Model::Decoder(_), _) => {
+            return Err(Error::Unsupported(format!("decoders are measured by perplexity, not {}", metric.name())));
+        }
+        (Model::Encoder(_), _) => {
+            return Err(Error::Unsupported(format!("encoders are measured by cosine, not {}", metric.name())));
+        }
+    };
+    let names: Vec<&str> = candidates.iter().map(|c| c.name.as_str()).collect();
+    let hash = Some(quantize::text_hash(text));
+    let (choices, report) = super::kept_budget(found, metric, max_drop, &names, hash, samples)?;
+    Ok((mix(&choices), report))
 }
