@@ -1,11 +1,11 @@
 """A small convolutional classifier of scikit-learn's handwritten digits, trained here and written as ONNX.
 
-    digits.py FOLDER        writes digits.onnx, calibration.npz, test.npz (with `labels`); needs scikit-learn, numpy and onnx
+    digits.py FOLDER        writes digits.onnx, spread.onnx, calibration.npz, test.npz (with `labels`); needs scikit-learn, numpy, onnx
 
 Three convolutions and a linear layer, trained with numpy alone from a fixed seed: the arithmetic is small enough, and no framework
-has to be installed for it.  The channels of the second layer are scaled apart on purpose (and the third's back), which changes
-nothing in f32 but is what real networks have after batch normalization was folded in: one scale for all weights, or a range that an
-outlier spreads, then costs accuracy, and a budget has something to catch.
+has to be installed for it.  In spread.onnx the channels of the first layer are scaled apart (and back in the second), which changes
+nothing in f32 but is what real networks have after batch normalization was folded in: one scale for all activations then costs
+accuracy, and a budget has something to catch.
 """
 import sys
 from pathlib import Path
@@ -95,11 +95,10 @@ def train(x, labels, epochs=30):
 
 
 def spread(params):
-    """Scales channels of the second layer apart, and back in the third."""
-    factors = np.exp2(np.linspace(-5, 5, 32)).astype(np.float32)
-    params[2] = params[2] * factors[:, None, None, None]
-    params[3] = params[3] * factors
-    params[4] = params[4] / factors[None, :, None, None]
+    """Scales channels of the first layer apart, and back in the second."""
+    factors = np.exp2(np.linspace(-5, 5, 16)).astype(np.float32)
+    first, bias, second = params[0] * factors[:, None, None, None], params[1] * factors, params[2] / factors[None, :, None, None]
+    return [first, bias, second, *params[3:]]
 
 
 def write(params, path):
@@ -137,9 +136,9 @@ def main(folder):
     order = np.random.default_rng(1).permutation(len(x))
     train_at, test_at = order[:1000], order[1000:]
     params = train(x[train_at], labels[train_at])
-    spread(params)
     print("accuracy of the f32 model", (forward(params, x[test_at])[0].argmax(axis=1) == labels[test_at]).mean())
     write(params, folder / "digits.onnx")
+    write(spread(params), folder / "spread.onnx")
     np.savez(folder / "calibration.npz", image=x[train_at[:300]], labels=labels[train_at[:300]])
     np.savez(folder / "test.npz", image=x[test_at], labels=labels[test_at])
 

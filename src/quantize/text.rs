@@ -82,7 +82,7 @@ pub fn decoder_score(
     observer: &mut dyn Observer,
 ) -> Result<Scored, Error> {
     let options = ProgramOptions { capacity: window, threads, level, budget: budget.clone(), all_logits: true };
-    let mut programs = Programs::compile(model, &options, observer)?;
+    let mut programs = Programs::new(model, &options, observer)?;
     let mut session = Session::new(&programs)?;
     let mut scored = Scored::default();
     for (range, from) in windows(tokens.len(), window, window - 1) {
@@ -107,12 +107,14 @@ pub fn decoder_moments(
     observer: &mut dyn Observer,
     progress: &mut dyn FnMut(),
 ) -> Result<(Checkpoint, AllMoments), Error> {
-    let loader = Loader::new(&**model.weights());
+    let artifact = || Error::Usage("an artifact is compiled already; quantize the checkpoint".into());
+    let (decoder, weights) = model.decoder().zip(model.weights()).ok_or_else(artifact)?;
+    let loader = Loader::new(&**weights);
     let past = Past::Prefix(Extent::Fixed(0));
     let form = Form { batch: 1, tokens: Extent::Fixed(window), past, capacity: window, logits: Logits::Last };
-    let graph = model.decoder().graph(&loader, &form).map_err(|e| Error::Internal(e.to_string()))?;
-    loader.finish(|name| model.decoder().known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
-    let checkpoint = Checkpoint { weights: model.weights().clone(), products: products(&graph), whole_groups: false };
+    let graph = decoder.graph(&loader, &form).map_err(|e| Error::Internal(e.to_string()))?;
+    loader.finish(|name| decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
+    let checkpoint = Checkpoint { weights: weights.clone(), products: products(&graph), whole_groups: false };
     if tokens.is_empty() {
         return Ok((checkpoint, AllMoments::new()));
     }

@@ -171,7 +171,16 @@ impl Histogram {
     /// Compares, for each part of the range, how values are distributed that were clipped to it with how they are after they
     /// became numbers of the grid, each number's weight spread over the bins that it stands for and in which something is.
     fn entropy(&self, grid: Grid) -> Range {
-        let total: f64 = self.counts.iter().map(|&c| c as f64).sum();
+        // Zeros are exact on every grid, and after a ReLU so many that nothing else would count: no more than beside them.
+        let mut counts = self.counts.clone();
+        let zero = (0..BINS).find(|&b| self.middle(b) >= 0.0 || b + 1 == BINS).unwrap_or(0);
+        for at in [zero.saturating_sub(1), zero] {
+            let beside = [at.checked_sub(1), at.checked_sub(2), Some(at + 1), Some(at + 2)];
+            let most = beside.into_iter().flatten().filter(|b| ![zero.saturating_sub(1), zero].contains(b));
+            let most = most.filter_map(|b| self.counts.get(b)).max().copied().unwrap_or(0);
+            counts[at] = counts[at].min(most);
+        }
+        let total: f64 = counts.iter().map(|&c| c as f64).sum();
         if total == 0.0 {
             return self.range;
         }
@@ -188,7 +197,7 @@ impl Histogram {
             };
             let bins: Vec<usize> = (0..BINS).filter(|&b| inside(b)).collect();
             let (Some(&low), Some(&high)) = (bins.first(), bins.last()) else { return f64::INFINITY };
-            for (b, &count) in self.counts.iter().enumerate() {
+            for (b, &count) in counts.iter().enumerate() {
                 let count = count as f64;
                 clipped[b.clamp(low, high)] += count;
                 if inside(b) {
@@ -202,7 +211,7 @@ impl Histogram {
                 let (p, n) = (clipped[b] / total, number(b));
                 if p > 0.0 {
                     // What was clipped into an empty bin has no counterpart: it counts as if it were rare.
-                    let spread = if self.counts[b] > 0 { sums[n] / filled[n].max(1.0) / kept.max(1.0) } else { 0.0 };
+                    let spread = if counts[b] > 0 { sums[n] / filled[n].max(1.0) / kept.max(1.0) } else { 0.0 };
                     divergence += p * (p / spread.max(1e-9)).ln();
                 }
             }
