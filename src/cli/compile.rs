@@ -5,7 +5,7 @@ use super::generate::DEFAULT_CONTEXT;
 use super::options::{self, Machinery, Watching};
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data::{self, From};
-use kiln::gpu::{self, Architecture};
+use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
 use kiln::lm::LanguageModel;
@@ -101,13 +101,14 @@ impl Args {
             return Err(Error::Usage("--context is for language models; this is none".into()));
         }
         let source = Source::open(&self.model)?;
-        let onnx = source.model(&self.machinery.limits())?;
+        let machinery = &Machinery { gpu: self.target.is_some(), ..self.machinery.clone() };
+        let onnx = source.model(&machinery.limits())?;
         let levels = self.machinery.artifact_levels();
         let budget = self.machinery.budget();
         let from = self.inputs.clone().map(From::Npz).or_else(|| self.data.clone().map(From::Folder));
         let mut options = match from {
-            Some(from) => options::with_inputs(&onnx, &self.machinery, Some(from), levels, &budget)?.0,
-            None => self.machinery.options(levels, Default::default())?,
+            Some(from) => options::with_inputs(&onnx, machinery, Some(from), levels, &budget)?.0,
+            None => machinery.options(levels, Default::default())?,
         };
         if let Some(target) = self.target {
             if !self.tuning.is_empty() {
@@ -246,7 +247,8 @@ impl Args {
         talk: Talk,
     ) -> Result<(), Error> {
         let mut observer = self.watching.observers(&self.machinery, talk)?;
-        let compiled = gpu::compile(onnx, options, target, &mut observer)?;
+        let compiled =
+            gpu::compile(onnx, options, (target, Precision::parse(&self.machinery.precision)?), &mut observer)?;
         if let Some(folder) = &self.watching.dump {
             compiled.dump(folder)?;
         }

@@ -5,6 +5,7 @@ use super::options::{self, Machinery, Watching};
 use super::picture::{Picture, draw};
 use super::table::{Align, table};
 use clap::Args as ClapArgs;
+use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::graph::Origin;
 use kiln::ir::ops::Op;
 use kiln::ir::plan::{Plan, Step, nominal};
@@ -35,6 +36,10 @@ pub struct Args {
     /// Draw a picture instead
     #[arg(long, value_name = "KIND", conflicts_with_all = ["graph", "plan", "json"])]
     picture: Option<Picture>,
+    /// Show the kernels for this GPU architecture: launches, registers (where ptxas is found), and estimates of speed that
+    /// nobody has measured
+    #[arg(long, value_name = "SM", conflicts_with_all = ["graph", "plan", "picture", "cpu"])]
+    target: Option<Architecture>,
     #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
@@ -60,7 +65,7 @@ impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let contents = match Source::open(&self.model)? {
             Source::Artifact(path) => {
-                let graph = self.graph.then_some("--graph");
+                let graph = self.graph.then_some("--graph").or(self.target.map(|_| "--target"));
                 if let Some(option) = graph.or(self.machinery.compiles()).or(self.watching.given()) {
                     return Err(options::compiled_already(option, &path));
                 }
@@ -76,7 +81,14 @@ impl Args {
             }
             source @ Source::Model { .. } => {
                 let onnx = source.model(&self.machinery.limits())?;
-                let options = self.machinery.options(self.machinery.artifact_levels(), BTreeMap::new())?;
+                let machinery = Machinery { gpu: self.target.is_some(), ..self.machinery.clone() };
+                let options = machinery.options(machinery.artifact_levels(), BTreeMap::new())?;
+                if let Some(target) = self.target {
+                    let mut observer = self.watching.observers(&machinery, talk)?;
+                    let precision = Precision::parse(&machinery.precision)?;
+                    let compiled = gpu::compile(&onnx, &options, (target, precision), &mut observer)?;
+                    return super::gpu::report(&compiled, talk);
+                }
                 from_compiled(options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?)
             }
         };

@@ -12,6 +12,7 @@ mod emulate;
 mod eval;
 mod explain;
 mod generate;
+mod gpu;
 mod inspect;
 mod options;
 mod peer;

@@ -31,6 +31,9 @@ pub struct Machinery {
     /// Precision of f32 models
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
+    /// Whether it is for a GPU, which has other precisions.
+    #[arg(skip)]
+    pub gpu: bool,
     #[command(flatten)]
     pub binding: Binding,
     /// Threads, 1 to 1024 [default: all cores]
@@ -182,6 +185,9 @@ impl Machinery {
     }
 
     fn check_precision(&self) -> Result<(), Error> {
+        if self.gpu {
+            return kiln::gpu::Precision::parse(&self.precision).map(|_| ());
+        }
         match self.precision.as_str() {
             "f32" => Ok(()),
             other => Err(Error::Unsupported(format!("the precision {other:?} is not supported; there is f32"))),

@@ -5,7 +5,7 @@ use super::options::{self, Inputs, Machinery, Watching};
 use clap::Args as ClapArgs;
 use kiln::compare::{self, Difference, TOLERANCE};
 use kiln::data::From;
-use kiln::gpu::{self, Architecture};
+use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::Tensor;
 use kiln::ir::interp::{self, EvalError, eval_graph};
 use kiln::onnx::model::Model;
@@ -46,6 +46,7 @@ impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let budget = self.machinery.budget();
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
+        let machinery = &Machinery { gpu: self.target.is_some(), ..self.machinery.clone() };
         let from = self.inputs.from().unwrap_or(From::Seed(0));
         let here = Machine::detect();
         let wanted = self.machinery.artifact_levels();
@@ -53,7 +54,7 @@ impl Args {
         if levels.is_empty() {
             self.machinery.level_here()?;
         }
-        let (mut options, inputs) = options::with_inputs(&onnx, &self.machinery, Some(from), levels.clone(), &budget)?;
+        let (mut options, inputs) = options::with_inputs(&onnx, machinery, Some(from), levels.clone(), &budget)?;
         let named = options::by_name(&onnx, &inputs);
         let graph = loop {
             match kiln::import_graph(&onnx, &options) {
@@ -108,8 +109,10 @@ impl Args {
         expected: &[Tensor],
         talk: Talk,
     ) -> Result<(), Error> {
+        let precision = Precision::parse(&self.machinery.precision)?;
+        let tolerance = precision.tolerance();
         let mut observer = self.watching.observers(&self.machinery, talk)?;
-        let compiled = gpu::compile(onnx, options, target, &mut observer)?;
+        let compiled = gpu::compile(onnx, options, (target, precision), &mut observer)?;
         if let Some(folder) = &self.watching.dump {
             compiled.dump(folder)?;
         }
@@ -125,7 +128,7 @@ impl Args {
             compiled.plan.outputs.iter().zip(expected.iter().zip(&outcome.outputs)).enumerate()
         {
             let difference = compare::difference(want, found);
-            let ok = difference.within(TOLERANCE);
+            let ok = difference.within(tolerance);
             let verdict = if ok { "agrees" } else { "DIFFERS" };
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{name} ({}): {verdict}; {difference}", target.name);
@@ -164,7 +167,7 @@ impl Args {
             total.conflicts(),
             100.0 * total.sector_efficiency(),
         );
-        let report = json!({ "agrees": wrong.is_empty(), "tolerance": TOLERANCE, "target": target.name,
+        let report = json!({ "agrees": wrong.is_empty(), "tolerance": tolerance, "target": target.name,
                              "outputs": list, "kernels": kernels });
         talk.report(&report, &text)?;
         wrong.truncate(8);

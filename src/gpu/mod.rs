@@ -4,16 +4,18 @@
 //! arguments are the plan's slots. What a GPU cannot do yet runs on the host, by name; nothing here needs a GPU.
 
 pub mod emulate;
+pub mod estimate;
 
 use crate::notes::{self, Notes, Operators};
 use crate::{Error, Observer, Options, import_graph, optimised, within};
 use kiln_frontend::onnx::model::Model;
+use kiln_ir::DType;
 use kiln_ir::expr::Ranges;
 use kiln_ir::graph::Graph;
 use kiln_ir::plan::{Plan, Step};
 use kiln_ir::tile::TileProgram;
 use kiln_ir::warp::WarpProgram;
-use kiln_passes::kernel::Machine;
+use kiln_passes::kernel::{Gpu, Machine};
 use kiln_passes::pipeline::{self, schedule};
 use kiln_passes::plan::Weight;
 use kiln_passes::warp;
@@ -39,6 +41,52 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "sm_100", what: "B200" },
     Architecture { name: "sm_120", what: "RTX 50" },
 ];
+
+/// How precisely products of f32 are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// By multiply-adds of f32.
+    #[default]
+    F32,
+    /// By matrix instructions, operands rounded to f16, sums in f32.
+    F16,
+    /// By matrix instructions, operands rounded to bf16, sums in f32.
+    BF16,
+}
+
+impl Precision {
+    /// The precision of that name.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub fn parse(name: &str) -> Result<Precision, Error> {
+        match name {
+            "f32" => Ok(Precision::F32),
+            "f16" => Ok(Precision::F16),
+            "bf16" => Ok(Precision::BF16),
+            other => Err(Error::Unsupported(format!(
+                "the precision {other:?} is not supported on GPUs; there are f32, f16 and bf16"
+            ))),
+        }
+    }
+
+    /// What outputs may differ by from those of f32, relative to the largest: some roundings of operands in a row.
+    pub fn tolerance(self) -> f64 {
+        match self {
+            Precision::F32 => crate::compare::TOLERANCE,
+            Precision::F16 => 1e-2,
+            Precision::BF16 => 8e-2,
+        }
+    }
+
+    fn operands(self) -> Option<DType> {
+        match self {
+            Precision::F32 => None,
+            Precision::F16 => Some(DType::F16),
+            Precision::BF16 => Some(DType::BF16),
+        }
+    }
+}
 
 impl std::str::FromStr for Architecture {
     type Err = String;
@@ -92,12 +140,12 @@ fn lowered(program: &TileProgram, dims: &Ranges) -> Result<Kernel, String> {
 pub fn compile(
     model: &Model,
     options: &Options,
-    architecture: Architecture,
+    (architecture, precision): (Architecture, Precision),
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
     observer.stage("import");
     let graph = import_graph(model, options)?;
-    compile_with(graph, &notes::operators(model), options, architecture, observer)
+    compile_with(graph, &notes::operators(model), options, (architecture, precision), observer)
 }
 
 /// Compiles a graph for a GPU; see [`crate::compile_graph`].
@@ -107,17 +155,17 @@ pub fn compile(
 pub fn compile_graph(
     graph: Graph,
     options: &Options,
-    architecture: Architecture,
+    (architecture, precision): (Architecture, Precision),
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
-    compile_with(graph, &Operators::new(), options, architecture, observer)
+    compile_with(graph, &Operators::new(), options, (architecture, precision), observer)
 }
 
 fn compile_with(
     graph: Graph,
     operators: &Operators,
     options: &Options,
-    architecture: Architecture,
+    (architecture, precision): (Architecture, Precision),
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
     if !graph.symbols.is_empty() {
@@ -128,7 +176,8 @@ fn compile_with(
     let graph = optimised(graph, options, observer)?;
     observer.stage("schedule");
     let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims).map(|_| ());
-    let mut targets = [pipeline::Target { machine: Machine::gpu(), lowers: &mut lowers, chosen: None }];
+    let machine = Machine::gpu(Gpu { operands: precision.operands() });
+    let mut targets = [pipeline::Target { machine, lowers: &mut lowers, chosen: None }];
     let pipeline::Compiled { plan, weights, kernels, host_reasons, .. } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
     observer.stage("emit");

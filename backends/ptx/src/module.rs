@@ -154,6 +154,10 @@ impl<'a> Emitter<'a> {
     }
 
     fn stmt(&mut self, stmt: &Stmt) -> Result<(), EmitError> {
+        // Constants are no instructions of their own.
+        if !matches!(stmt, Stmt::Let(_, Op::Const(_))) {
+            self.out.from(self.program.head(stmt));
+        }
         match stmt {
             Stmt::Let(ids, op) => self.define(ids, op),
             Stmt::Store { address, values, condition } => self.store(address, values, *condition),

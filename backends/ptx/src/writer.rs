@@ -73,6 +73,11 @@ impl Writer {
         let _ = writeln!(self.body, "\t{};", text.as_ref());
     }
 
+    /// Notes what the following instructions come from.
+    pub fn from(&mut self, what: impl std::fmt::Display) {
+        let _ = writeln!(self.body, "\t// from {what}");
+    }
+
     /// Adds a label.
     pub fn place(&mut self, label: &str) {
         let _ = writeln!(self.body, "{label}:");

@@ -82,7 +82,7 @@ impl WarpProgram {
     }
 
     /// The first line of a statement, as in the text form.
-    pub(super) fn head<'a>(&'a self, stmt: &'a Stmt) -> impl Display + use<'a> {
+    pub fn head<'a>(&'a self, stmt: &'a Stmt) -> impl Display + use<'a> {
         fmt::from_fn(move |f| match stmt {
             Stmt::Let(ids, op) => write!(f, "{} = {op}", Commas(ids.iter().map(|&id| self.typed(id)))),
             Stmt::Store { address, values, condition } => {

@@ -351,6 +351,8 @@ impl Builder<'_> {
         let large = (m / 128).saturating_mul(n / 128).saturating_mul(guess(&o.batch)) >= 64;
         let most = if large { 128 } else { 64 };
         let (bm, bn, bk) = (size(m, most), size(n, most), if k <= 8 { 8 } else { 16 });
+        // Matrix instructions take 16 elements of the fold at a time.
+        let rounded = self.machine.gpu.and_then(|g| g.operands).filter(|_| bk == 16);
         let rows = by_memory(&o.rows, &[&nest.store]);
         let columns = by_memory(&o.columns, &[&nest.store]);
         let (down_count, across_count) = (product(&rows), product(&columns));
@@ -422,7 +424,10 @@ impl Builder<'_> {
                 let dtype = nest.body.dtype(id);
                 let holds = e.holds(body, &[beyond], &place)?;
                 let zero = e.constant(body, Constant::int(dtype, 0), shape.len());
-                value = e.define(body, dtype, shape, TileOp::Select(holds, value, zero));
+                value = e.define(body, dtype, shape.clone(), TileOp::Select(holds, value, zero));
+            }
+            if let Some(half) = rounded {
+                value = e.define(body, half, shape, TileOp::Cast(half, value));
             }
             Some(value)
         };

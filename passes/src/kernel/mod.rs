@@ -22,7 +22,7 @@ use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgra
 use std::collections::BTreeMap;
 
 pub use choice::{Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
-pub use schedule::{Machine, Schedule};
+pub use schedule::{Gpu, Machine, Schedule};
 
 /// No tile program could be made of a group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +82,7 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
         let mut order: Vec<usize> = (0..ty.rank()).filter(|&a| a != axis).collect();
         order.sort_by_key(|&a| position(index[a]));
         order.insert(0, axis);
-        let block = (width > 1 && !machine.gpu).then_some((axis, width));
+        let block = (width > 1 && machine.gpu.is_none()).then_some((axis, width));
         if block.is_none() {
             order.rotate_left(1);
         }
@@ -153,7 +153,7 @@ pub fn tile_program(
     let flats: Option<Vec<FlatNest>> =
         group.stages.iter().enumerate().map(|(n, s)| FlatNest::new(s, &types, stored(n), &graph.symbols)).collect();
     let flats = flats.ok_or_else(|| fail("the code is not well typed"))?;
-    let done = match (flats.as_slice(), machine.gpu) {
+    let done = match (flats.as_slice(), machine.gpu.is_some()) {
         ([only], false) => builder.single(only.clone()),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),

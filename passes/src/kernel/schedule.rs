@@ -4,8 +4,17 @@
 
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::{addresses, is_product_sum, strides};
+use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
+
+/// What kernels for a GPU are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Gpu {
+    /// The type to which the operands of products of f32 are rounded, for matrix instructions (f16 or bf16); the sums stay
+    /// f32. Nothing for plain multiply-adds.
+    pub operands: Option<DType>,
+}
 
 /// What the cost model knows of the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +29,13 @@ pub struct Machine {
     pub enough_programs: i64,
     /// Whether a program is a block of a GPU's threads, which together hold tiles as wide as the block; the rest of what
     /// is here is then of no account.
-    pub gpu: bool,
+    pub gpu: Option<Gpu>,
 }
 
 impl Machine {
     /// 128-bit vectors in 16 registers: x86-64 below AVX-512 as Cranelift uses it, and aarch64.
     pub fn narrow() -> Machine {
-        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: false }
+        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: None }
     }
 
     /// 256-bit vectors in 16 registers: x86-64-v3.
@@ -40,8 +49,8 @@ impl Machine {
     }
 
     /// Blocks of a GPU's threads.
-    pub fn gpu() -> Machine {
-        Machine { gpu: true, ..Machine::narrow() }
+    pub fn gpu(gpu: Gpu) -> Machine {
+        Machine { gpu: Some(gpu), ..Machine::narrow() }
     }
 
     /// How many columns a register tile of a product has, for a result with that many rows and columns.

@@ -2,7 +2,7 @@
 
 use super::{assemble, data};
 use kiln::builder::Builder;
-use kiln::gpu::{self, ARCHITECTURES};
+use kiln::gpu::{self, ARCHITECTURES, Precision};
 use kiln::{Options, Silent, compare};
 use kiln_ir::interp::{self, eval_graph};
 use kiln_ir::{DType, Graph, Tensor};
@@ -84,7 +84,7 @@ fn graphs_compute_what_the_interpreter_says() {
         let shape = |v: &kiln_ir::graph::ValueId| graph.ty(*v).shape().expect("a shape");
         let inputs: Vec<Tensor> = graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &shape(v))).collect();
         let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let compiled = gpu::compile_graph(graph, &Options::default(), target, &mut Silent);
+        let compiled = gpu::compile_graph(graph, &Options::default(), (target, Precision::F32), &mut Silent);
         let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(compiled.notes.hosts.is_empty(), "{name}: {:?}", compiled.notes.hosts);
         for module in compiled.kernels.iter().flat_map(|k| &k.modules) {

@@ -500,6 +500,9 @@ impl Body<'_> {
         let mut scopes = 0;
         loop {
             let (spot, token) = (lexer.spot(), lexer.at);
+            if let Some(comment) = lexer.comments.get(&token) {
+                self.entry.comments.insert(self.entry.statements.len(), comment.clone());
+            }
             match lexer.next() {
                 Token::End => return Err(spot.error("the body has no end")),
                 Token::Mark('{') => {
@@ -521,26 +524,21 @@ impl Body<'_> {
                     let name = lexer.word()?;
                     self.statement(lexer, Some((register, not)), &name, spot)?;
                 }
-                Token::Word(word) => {
-                    if let Some(comment) = lexer.comments.get(&token) {
-                        self.entry.comments.insert(self.entry.statements.len(), comment.clone());
+                Token::Word(word) => match word.as_str() {
+                    ".reg" => self.declare(lexer)?,
+                    ".shared" | ".local" => {
+                        let space = if word == ".shared" { Space::Shared } else { Space::Local };
+                        self.entry.variables.extend(variables(lexer, space)?);
                     }
-                    match word.as_str() {
-                        ".reg" => self.declare(lexer)?,
-                        ".shared" | ".local" => {
-                            let space = if word == ".shared" { Space::Shared } else { Space::Local };
-                            self.entry.variables.extend(variables(lexer, space)?);
-                        }
-                        ".loc" | ".file" => lexer.skip_line(),
-                        ".pragma" => lexer.skip_past(';'),
-                        ".param" => return Err(spot.error("calls are not supported")),
-                        _ if lexer.take(':') => {
-                            let label = self.label(&word);
-                            self.entry.labels.insert(label, self.entry.statements.len());
-                        }
-                        _ => self.statement(lexer, None, &word, spot)?,
+                    ".loc" | ".file" => lexer.skip_line(),
+                    ".pragma" => lexer.skip_past(';'),
+                    ".param" => return Err(spot.error("calls are not supported")),
+                    _ if lexer.take(':') => {
+                        let label = self.label(&word);
+                        self.entry.labels.insert(label, self.entry.statements.len());
                     }
-                }
+                    _ => self.statement(lexer, None, &word, spot)?,
+                },
                 Token::Mark(c) => return Err(spot.error(format!("`{c}` does not begin a statement"))),
                 Token::Number(n) => return Err(spot.error(format!("`{n}` does not begin a statement"))),
             }
