@@ -50,7 +50,10 @@ impl Emitters {
             CpuLevel::Portable => Some(Emitters { wide: None, narrow: Target::X86_64 }),
             CpuLevel::X86_64V3 if x86 => Some(Emitters { wide: Some(WideLevel::Avx2), narrow: Target::X86_64V3 }),
             CpuLevel::X86_64V4 if x86 => Some(Emitters { wide: Some(WideLevel::Avx512), narrow: Target::X86_64V3 }),
-            CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::Amx => None,
+            CpuLevel::X86_64V4Vnni if x86 => {
+                Some(Emitters { wide: Some(WideLevel::Avx512Vnni), narrow: Target::X86_64V3 })
+            }
+            CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::X86_64V4Vnni | CpuLevel::Amx => None,
         }
     }
 }
@@ -109,6 +112,7 @@ impl Emitter {
             None => Machine::narrow(),
             Some(WideLevel::Avx2) => Machine::avx2(),
             Some(WideLevel::Avx512) => Machine::avx512(),
+            Some(WideLevel::Avx512Vnni) => Machine::avx512_vnni(),
         }
     }
 

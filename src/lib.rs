@@ -48,6 +48,7 @@ use kiln_ir::plan::Plan;
 use kiln_passes::kernel::{Choice, Machine};
 use kiln_passes::pipeline::{self, Scheduled, optimise, schedule};
 use kiln_passes::plan::Weight;
+use kiln_passes::rewrite::has_byte_products;
 use kiln_runtime::artifact::{self, Artifact, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
@@ -168,6 +169,10 @@ fn compile_with(
     let mut levels = options.levels.clone();
     levels.sort_unstable_by(|a, b| b.cmp(a));
     levels.dedup();
+    // Without products of bytes it would be the code of the level below once more.
+    if levels.contains(&CpuLevel::X86_64V4) && !has_byte_products(&graph) {
+        levels.retain(|&level| level != CpuLevel::X86_64V4Vnni);
+    }
     let mut emitters = levels.iter().copied().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
     let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
     let mut lowers: Vec<_> =

@@ -50,11 +50,12 @@ ops! {
 
 ops! {
     /// Operations on two values of one type; comparisons give bool, the others that type.
-    /// `rem` has the sign of the dividend, `mod` that of the divisor. Defined in [`crate::semantics`].
+    /// `rem` has the sign of the dividend, `mod` that of the divisor; `dot4` of two i32 is the dot product of their bytes, those
+    /// of the left one unsigned, those of the right one signed. Defined in [`crate::semantics`].
     BinaryOp {
         Add = "add", Sub = "sub", Mul = "mul", Div = "div", Rem = "rem", Mod = "mod", Pow = "pow", Min = "min",
-        Max = "max", And = "and", Or = "or", Xor = "xor", Shl = "shl", Shr = "shr", Eq = "eq", Ne = "ne",
-        Lt = "lt", Le = "le", Gt = "gt", Ge = "ge",
+        Max = "max", And = "and", Or = "or", Xor = "xor", Shl = "shl", Shr = "shr", Dot4 = "dot4", Eq = "eq",
+        Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge",
     }
 }
 
@@ -787,6 +788,7 @@ fn binary_type(op: BinaryOp, a: DType, b: DType) -> Result<DType, TypeError> {
         return Err(TypeError(format!("`{}` of {a} and {b}: wants equal types", op.name())));
     }
     let fine = match a.class() {
+        _ if op == Dot4 => a == DType::I32,
         Class::Float | Class::Double => !matches!(op, And | Or | Xor | Shl | Shr),
         Class::Signed | Class::Unsigned => true,
         Class::Bool => op.is_comparison() || matches!(op, And | Or | Xor | Add | Mul | Min | Max),

@@ -17,6 +17,7 @@
 //! | integer to narrower integer | keeps the low bits |
 //! | float to bool | NaN is true, ±0 false |
 //! | `round` | half to even |
+//! | `dot4` of i32 | sum of the four products of an unsigned byte of the left and the signed byte of the right at its place |
 //! | `sign` of NaN | NaN |
 //! | f16, bf16, f8 arithmetic | computed in f32, each operation rounded to the type |
 
@@ -322,9 +323,16 @@ pub fn binary_int(op: BinaryOp, dtype: DType, a: i64, b: i64) -> Option<i64> {
         }
         BinaryOp::Shr if unsigned => (ua >> ub) as i64,
         BinaryOp::Shr => a >> ub,
+        BinaryOp::Dot4 => dot4(a, b),
         BinaryOp::Eq | BinaryOp::Ne | BinaryOp::Lt | BinaryOp::Le | BinaryOp::Gt | BinaryOp::Ge => return None,
     };
     Some(if dtype == DType::Bool { i64::from(y != 0) } else { wrap(dtype, y) })
+}
+
+/// The dot product of the low four bytes, unsigned those of `a` and signed those of `b`: at most 130,560 in size.
+fn dot4(a: i64, b: i64) -> i64 {
+    let (a, b) = ((a as i32).to_le_bytes(), (b as i32).to_le_bytes());
+    a.iter().zip(b).map(|(&a, b)| i64::from(a) * i64::from(b as i8)).sum()
 }
 
 fn int_pow(dtype: DType, base: i64, exponent: i64) -> i64 {

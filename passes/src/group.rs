@@ -197,10 +197,16 @@ fn is_host(graph: &Graph, node: NodeId, on_host: &dyn Fn(NodeId) -> bool) -> boo
 }
 
 /// Whether the node's result is its operand's memory: a reshape, or a transpose that only moves axes of extent 1, of
-/// a row-major value that is no constant. An output of the graph has memory of its own.
+/// a row-major value that is no constant; or bytes packed that lie side by side. An output of the graph has memory of its own.
 fn is_alias(graph: &Graph, op: &Op, from: Option<ValueId>, to: ValueId) -> bool {
     let Some(from) = from else { return false };
     let (a, b) = (graph.ty(from), graph.ty(to));
+    if let Op::Pack(pack) = op {
+        let side_by_side =
+            a.layout == b.layout && a.layout.block.is_none() && a.layout.order.last() == Some(&pack.axis);
+        let whole = a.dims.get(pack.axis).and_then(Expr::as_const).is_some_and(|n| n % 4 == 0);
+        return side_by_side && whole && graph.constant(from).is_none() && !graph.is_output(to);
+    }
     let movable = graph.constant(from).is_none() && !graph.is_output(to);
     let same = a.layout.is_row_major() && b.layout.is_row_major() && a.dtype == b.dtype;
     let in_order = match op {

@@ -29,7 +29,9 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
                 // Depthwise and dense convolutions alike; what feeds them follows if it was made for them.
                 rank > 2
             }
-            Op::Map(_) | Op::Pool(_) | Op::Pad(_) | Op::Concat(_) | Op::Slice(_) => node.inputs.iter().any(from),
+            Op::Map(_) | Op::Pool(_) | Op::Pad(_) | Op::Pack(_) | Op::Concat(_) | Op::Slice(_) => {
+                node.inputs.iter().any(from)
+            }
             Op::Reduce(_)
             | Op::Contract(_)
             | Op::Softmax(_)
@@ -47,11 +49,16 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
             last.insert(output);
         }
     }
-    // The border that is put around a convolution's input is a copy in any case: it may as well reorder.
+    // The border that is put around a convolution's input is a copy in any case: it may as well reorder. So is packing bytes that do
+    // not lie side by side; where they do it is nothing.
     for &id in order.iter().rev() {
         let node = graph.node(id);
-        let feeds = |v: ValueId| graph.users(v).iter().all(|&u| matches!(graph.node(u).op, Op::Conv(_)));
-        if matches!(node.op, Op::Pad(_)) && graph.ty(node.outputs[0]).rank() > 2 && feeds(node.outputs[0]) {
+        let feeds = |v: ValueId| {
+            let users = graph.users(v);
+            users.iter().all(|&u| matches!(graph.node(u).op, Op::Conv(_) | Op::Pack(_)))
+        };
+        if matches!(node.op, Op::Pad(_) | Op::Pack(_)) && graph.ty(node.outputs[0]).rank() > 2 && feeds(node.outputs[0])
+        {
             last.insert(node.outputs[0]);
         }
     }

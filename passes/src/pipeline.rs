@@ -41,6 +41,8 @@ pub struct Pass {
 /// The passes on graphs, in the order in which they run.
 pub const PASSES: &[Pass] = &[
     Pass { name: "compact", run: Graph::compact },
+    // Before weights are folded into floats.
+    Pass { name: "bytes", run: rewrite::products_of_bytes },
     Pass { name: "fold", run: rewrite::fold_constants },
     Pass { name: "canonicalise", run: rewrite::canonicalise },
     Pass { name: "recognise", run: rewrite::recognise },

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Options of everything that compiles or runs.
 #[derive(Clone, Debug, Args)]
 pub struct Machinery {
-    /// CPU levels: portable, x86-64-v3, x86-64-v4, amx
+    /// CPU levels: portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, amx
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     pub cpu: Vec<CpuLevel>,
     /// Precision of f32 models

@@ -110,8 +110,32 @@ impl Emitter<'_, '_> {
             BinaryOp::Or => self.builder.ins().bor(a, b),
             BinaryOp::Xor => self.builder.ins().bxor(a, b),
             BinaryOp::Shl | BinaryOp::Shr => self.shift_by_scalar(op, ty, a, b)?,
+            BinaryOp::Dot4 => self.dot_of_bytes(ty, a, b),
             other => return Err(self.unsupported(format!("`{}` of {ty}", other.name()))),
         })
+    }
+
+    /// The dot products of the bytes of i32 lanes, unsigned those of `a`: as 16-bit lanes, even and odd ones, whose products are
+    /// added in pairs. Cranelift makes the widening, multiplying and adding one instruction on x86-64 (`pmaddwd`).
+    fn dot_of_bytes(&mut self, ty: VectorType, a: Value, b: Value) -> Value {
+        let scalar = ty.is_scalar();
+        let [a, b] = [a, b].map(|v| if scalar { self.builder.ins().scalar_to_vector(types::I32X4, v) } else { v });
+        let [a, b] = [a, b].map(|v| self.bitcast(types::I16X8, v));
+        let low = self.lanes_of(types::I16X8, 0xff);
+        let even_a = self.builder.ins().band(a, low);
+        let odd_a = self.builder.ins().ushr_imm_u(a, 8);
+        let moved = self.builder.ins().ishl_imm_u(b, 8);
+        let even_b = self.builder.ins().sshr_imm_u(moved, 8);
+        let odd_b = self.builder.ins().sshr_imm_u(b, 8);
+        let mut pairs = |a: Value, b: Value| {
+            let (low_a, low_b) = (self.builder.ins().swiden_low(a), self.builder.ins().swiden_low(b));
+            let (high_a, high_b) = (self.builder.ins().swiden_high(a), self.builder.ins().swiden_high(b));
+            let (low, high) = (self.builder.ins().imul(low_a, low_b), self.builder.ins().imul(high_a, high_b));
+            self.builder.ins().iadd_pairwise(low, high)
+        };
+        let (even, odd) = (pairs(even_a, even_b), pairs(odd_a, odd_b));
+        let sum = self.builder.ins().iadd(even, odd);
+        if scalar { self.builder.ins().extractlane(sum, 0) } else { sum }
     }
 
     /// x86 multiplies no bytes: widen, multiply, keep the low halves.

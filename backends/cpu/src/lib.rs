@@ -22,6 +22,7 @@ pub use target::{OptLevel, Target};
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::Function;
+use kiln_ir::BinaryOp;
 use kiln_ir::vector::{Op, Stmt, VectorProgram, VerifyError};
 
 /// The machine code of one kernel.
@@ -110,7 +111,18 @@ pub fn opt_level(program: &VectorProgram) -> OptLevel {
     fn accumulates(body: &[Stmt]) -> bool {
         body.iter().any(|stmt| match stmt {
             Stmt::For(f) => {
-                let product = |id| f.body.iter().any(|s| matches!(s, Stmt::Let(d, Op::Fma(..)) if *d == id));
+                let made = |id| {
+                    f.body.iter().find_map(|s| match s {
+                        Stmt::Let(d, op) if *d == id => Some(op),
+                        _ => None,
+                    })
+                };
+                let is_dot = |id| matches!(made(id), Some(Op::Binary(BinaryOp::Dot4, ..)));
+                let product = |id| match made(id) {
+                    Some(Op::Fma(..)) => true,
+                    Some(Op::Binary(BinaryOp::Add, a, b)) => is_dot(*a) || is_dot(*b),
+                    _ => false,
+                };
                 accumulates(&f.body) || f.carried.iter().any(|c| product(c.next))
             }
             Stmt::If { then, otherwise, .. } => accumulates(then) || accumulates(otherwise),

@@ -127,9 +127,32 @@ impl Emitter<'_, '_> {
     }
 
     pub fn store(&mut self, address: &Address, value: ValueId) -> Result<(), Error> {
-        let value = self.value(value);
+        let (ty, buffer) = (self.ty(value), self.program.buffers[address.buffer].0);
+        let mut value = self.value(value);
+        if buffer.size() < ty.dtype.size() {
+            value = self.narrowed(ty, buffer, value)?;
+        }
         let (pointer, offset) = self.place(address, 0)?;
         self.builder.ins().store(flags(), value, pointer, offset);
         Ok(())
+    }
+
+    /// The low bits of i32 lanes, moved together in an integer of their size.
+    fn narrowed(&mut self, ty: VectorType, to: DType, value: Value) -> Result<Value, Error> {
+        if ty.is_scalar() {
+            let narrow = self.clif_type(VectorType::scalar(to))?;
+            return Ok(self.builder.ins().ireduce(narrow, value));
+        }
+        let mask = self.lanes_of(types::I32X4, if to.size() == 1 { 0xff } else { 0xffff });
+        let low = self.builder.ins().band(value, mask);
+        // It saturates, which numbers without high bits do not notice.
+        let words = self.builder.ins().unarrow(low, low);
+        if to.size() == 2 {
+            let halves = self.bitcast(types::I64X2, words);
+            return Ok(self.builder.ins().extractlane(halves, 0));
+        }
+        let bytes = self.builder.ins().unarrow(words, words);
+        let quarters = self.bitcast(types::I32X4, bytes);
+        Ok(self.builder.ins().extractlane(quarters, 0))
     }
 }

@@ -93,7 +93,7 @@ fn binary() {
             }
         }
     }
-    assert_eq!(count, 2 * 2 * 12 + 8 * 2 * 19 + 13);
+    assert_eq!(count, 2 * 2 * 12 + 8 * 2 * 19 + 2 + 13);
 }
 
 #[test]

@@ -168,6 +168,7 @@ impl Generator {
                 let op = match (float, bool) {
                     (true, _) => self.random.pick(&[Add, Sub, Mul, Div, Min, Max]),
                     (_, true) => self.random.pick(&[And, Or, Xor, Add, Mul, Min, Max, Eq, Ne, Lt, Le, Gt, Ge]),
+                    _ if ty.dtype == DType::I32 && self.random.below(3) == 0 => Dot4,
                     _ => self.random.pick(&[Add, Sub, Mul, Div, Rem, Mod, Min, Max, And, Or, Xor, Shl, Shr]),
                 };
                 let (a, b) = (self.operand(body, ty, false), self.operand(body, ty, false));
@@ -239,7 +240,9 @@ impl Generator {
                     let ty = self.ty();
                     if ty.is_scalar() || ty.dtype != DType::Bool {
                         let value = self.operand(&mut body, ty, false);
-                        let address = self.address(&mut body, ty, true);
+                        let narrow = ty.dtype == DType::I32 && self.random.chance(30);
+                        let dtype = if narrow { self.random.pick(&[DType::U8, DType::I16]) } else { ty.dtype };
+                        let address = self.address(&mut body, VectorType { dtype, ..ty }, true);
                         body.push(Stmt::Store(address, value));
                     }
                 }

@@ -141,6 +141,7 @@ impl Generator {
                 let op = match (float, bool) {
                     (true, _) => self.random.pick(&[Add, Sub, Mul, Div, Min, Max]),
                     (_, true) => self.random.pick(&[And, Or, Xor, Add, Mul, Min, Max, Eq, Ne, Lt, Le, Gt, Ge]),
+                    _ if ty.dtype == DType::I32 && self.random.below(3) == 0 => Dot4,
                     _ => self.random.pick(&[Add, Sub, Mul, Div, Rem, Mod, Min, Max, And, Or, Xor, Shl, Shr]),
                 };
                 let (a, b) = (self.operand(body, ty, false), self.operand(body, ty, false));
@@ -197,7 +198,9 @@ impl Generator {
                     let ty = self.random.pick(&self.types.clone());
                     if Self::stored(ty) {
                         let value = self.operand(body, ty, false);
-                        let address = self.address(body, ty, true);
+                        let narrow = ty.dtype == DType::I32 && matches!(ty.lanes, 1 | 4..) && self.random.below(3) == 0;
+                        let dtype = if narrow { self.random.pick(&[DType::U8, DType::I16]) } else { ty.dtype };
+                        let address = self.address(body, VectorType { dtype, ..ty }, true);
                         body.push(Stmt::Store(address, value));
                     }
                 }

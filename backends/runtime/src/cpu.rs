@@ -17,18 +17,20 @@ pub enum CpuLevel {
     X86_64V3,
     /// 512-bit vectors: AVX-512 F, BW, CD, DQ, VL.
     X86_64V4,
-    /// [`CpuLevel::X86_64V4`], AVX-512 VNNI and BF16, and AMX tiles for int8 and bf16.
+    /// [`CpuLevel::X86_64V4`] and AVX-512 VNNI: dot products of bytes.
+    X86_64V4Vnni,
+    /// [`CpuLevel::X86_64V4Vnni`], AVX-512 BF16, and AMX tiles for int8 and bf16.
     Amx,
 }
 
 /// A name that is no CPU level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4 and amx")]
+#[error("unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni and amx")]
 pub struct UnknownLevel(pub String);
 
 impl CpuLevel {
     /// All levels in ascending order.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::Amx];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::X86_64V4Vnni, Self::Amx];
 
     /// The name used on the command line and in artifacts.
     pub fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl CpuLevel {
             Self::Portable => "portable",
             Self::X86_64V3 => "x86-64-v3",
             Self::X86_64V4 => "x86-64-v4",
+            Self::X86_64V4Vnni => "x86-64-v4-vnni",
             Self::Amx => "amx",
         }
     }
@@ -124,9 +127,8 @@ mod detect {
                     && has_feature!("avx512dq")
                     && has_feature!("avx512vl")
             }
-            CpuLevel::Amx => {
-                has_feature!("avx512vnni") && has_feature!("avx512bf16") && cpu_has_tiles() && system_allows_tiles()
-            }
+            CpuLevel::X86_64V4Vnni => has_feature!("avx512vnni"),
+            CpuLevel::Amx => has_feature!("avx512bf16") && cpu_has_tiles() && system_allows_tiles(),
         }
     }
 

@@ -85,7 +85,7 @@ fn contractions_and_convolutions() {
     }
     for (groups, strides, dilations) in [(1, [1, 1], [1, 1]), (2, [2, 1], [1, 2]), (4, [1, 3], [2, 1])] {
         let (x, w) = (sample(DType::F32, &[2, 4, 9, 8], 3), sample(DType::F32, &[8, 4 / groups, 3, 2], 4));
-        let op = Conv { strides: strides.to_vec(), dilations: dilations.to_vec(), groups };
+        let op = Conv { strides: strides.to_vec(), dilations: dilations.to_vec(), groups, bytes: false };
         let result = run(op, &[x.clone(), w.clone()]);
         assert_eq!(result.shape()[2], (9 - 2 * dilations[0] - 1) / strides[0] + 1);
         check(&result, |i| {
@@ -752,7 +752,7 @@ proptest! {
         prop_assume!((k - 1) * dilation < h);
         let x = sample(DType::F32, &[2, groups * per_in, h], seed);
         let w = sample(DType::F32, &[groups * per_out, per_in, k], seed + 1);
-        let op = Conv { strides: vec![stride], dilations: vec![dilation], groups };
+        let op = Conv { strides: vec![stride], dilations: vec![dilation], groups, bytes: false };
         check(&run(op, &[x.clone(), w.clone()]), |i| {
             indices(&[per_in, k]).iter().map(|r| {
                 at(&x, &[i[0], i[1] / per_out * per_in + r[0], i[2] * stride + r[1] * dilation]) * at(&w, &[i[1], r[0], r[1]])

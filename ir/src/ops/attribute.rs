@@ -154,6 +154,14 @@ impl Attributes {
         })
     }
 
+    /// The boolean of that name; false where there is none.
+    ///
+    /// # Errors
+    /// It is no boolean.
+    pub fn optional_flag(&self, name: &str) -> Result<bool, OpError> {
+        if self.get(name).is_some() { self.bool(name) } else { Ok(false) }
+    }
+
     /// A typed scalar.
     ///
     /// # Errors

@@ -1,13 +1,17 @@
 //! `conv`: cross-correlation without padding.
 
 use super::{Attributes, Meaning, OpError, Operator, operands};
+use crate::dtype::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::nest::{Nest, axes, fold_axis};
-use crate::scalar::{BinaryOp, Code, Source};
+use crate::scalar::{BinaryOp, Code, Scalar, Source};
 
 /// `out[n, o, s...] = sum over c, k... of x[n, g(o)*C/groups + c, s*stride + k*dilation] * w[o, c, k...]`
 /// for `x[n, C, d...]` and `w[O, C/groups, k...]`, where `g(o)` is the group of output channel `o`. Padding is an op of its own.
+///
+/// With `bytes` the product of two elements is the dot product of their four bytes, unsigned those of `x` and signed those of `w`;
+/// both are i32 ([`super::Pack`]), or `x` is u8 and its elements are the lowest bytes, the others 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Step of the window along each spatial axis, at least 1.
@@ -16,11 +20,14 @@ pub struct Conv {
     pub dilations: Vec<usize>,
     /// Number of groups of channels, at least 1.
     pub groups: usize,
+    /// Whether elements are bytes.
+    pub bytes: bool,
 }
 
 impl Conv {
     pub(super) fn from_attributes(a: &Attributes) -> Result<Conv, OpError> {
-        Ok(Conv { strides: a.sizes("strides")?, dilations: a.sizes("dilations")?, groups: a.size("groups")? })
+        let bytes = a.optional_flag("bytes")?;
+        Ok(Conv { strides: a.sizes("strides")?, dilations: a.sizes("dilations")?, groups: a.size("groups")?, bytes })
     }
 }
 
@@ -42,10 +49,11 @@ impl Operator for Conv {
     }
 
     fn attributes(&self) -> Attributes {
-        Attributes::new()
+        let window = Attributes::new()
             .with("strides", self.strides.as_slice())
             .with("dilations", self.dilations.as_slice())
-            .with("groups", self.groups)
+            .with("groups", self.groups);
+        if self.bytes { window.with("bytes", true) } else { window }
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
@@ -54,7 +62,10 @@ impl Operator for Conv {
         if x.rank() != spatial + 2 || w.rank() != spatial + 2 || self.dilations.len() != spatial {
             return Err(OpError::new(format!("{spatial} strides do not fit the operands' axes")));
         }
-        if x.dtype != w.dtype || !(x.dtype.is_float() || x.dtype.is_int()) {
+        if self.bytes && !(w.dtype == DType::I32 && matches!(x.dtype, DType::I32 | DType::U8)) {
+            return Err(OpError::new("products of bytes take i32 (or u8 on the left) and i32"));
+        }
+        if !self.bytes && (x.dtype != w.dtype || !(x.dtype.is_float() || x.dtype.is_int())) {
             return Err(OpError::new("operands must have one numeric element type"));
         }
         if self.groups == 0 || self.strides.contains(&0) || self.dilations.contains(&0) {
@@ -81,7 +92,7 @@ impl Operator for Conv {
             }
             dims.push(d);
         }
-        Ok(vec![TensorType::new(x.dtype, dims)])
+        Ok(vec![TensorType::new(w.dtype, dims)])
     }
 
     fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
@@ -106,7 +117,13 @@ impl Operator for Conv {
         let mut body = Code::new();
         let a = body.load_at(Source::Input(0), x_index, x.dtype);
         let b = body.load_at(Source::Input(1), w_index, w.dtype);
-        let product = body.binary(BinaryOp::Mul, a, b)?;
+        let product = match self.bytes {
+            true => {
+                let a = if x.dtype == DType::I32 { a } else { body.push(Scalar::Cast(DType::I32, a))? };
+                body.binary(BinaryOp::Dot4, a, b)?
+            }
+            false => body.binary(BinaryOp::Mul, a, b)?,
+        };
         body.set_result(product);
         Ok(Meaning::Nests(vec![Nest::fold(out.dims, folds, BinaryOp::Add, body)]))
     }

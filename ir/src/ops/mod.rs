@@ -15,6 +15,7 @@ pub mod host;
 mod iota;
 mod map;
 mod norm;
+mod pack;
 mod pad;
 mod pool;
 mod reduce;
@@ -35,6 +36,7 @@ pub use host::Host;
 pub use iota::Iota;
 pub use map::{Map, broadcast_dims};
 pub use norm::{Norm, NormKind};
+pub use pack::Pack;
 pub use pad::Pad;
 pub use pool::Pool;
 pub use reduce::Reduce;
@@ -144,6 +146,7 @@ core_ops! {
     Broadcast = "broadcast",
     Slice = "slice",
     Concat = "concat",
+    Pack = "pack",
     Pad = "pad",
     Gather = "gather",
     GatherElements = "gather_elements",

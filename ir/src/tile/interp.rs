@@ -382,7 +382,7 @@ impl Machine<'_> {
 
     fn store(&mut self, buffer: usize, address: &Expr, mask: &[Less], tile: &Tile) -> Result<(), RunError> {
         let b = self.program.buffers.get(buffer).ok_or_else(|| self.invalid("no such buffer"))?;
-        if b.dtype != tile.dtype || !b.written {
+        if !super::stores_to(tile.dtype, b.dtype) || !b.written {
             return Err(self.invalid(format!("`{}` cannot be stored to", b.name)));
         }
         let rank = tile.shape.len();

@@ -93,6 +93,12 @@ pub fn loads_from(tile: DType, buffer: DType) -> bool {
     tile == buffer || tile == DType::I32 && matches!(buffer, DType::U8 | DType::I8 | DType::U16 | DType::I16)
 }
 
+/// Whether a tile of one type may be stored to a buffer of the other one: the same, or i32 to narrow integers, whose low bits they
+/// keep.
+pub fn stores_to(tile: DType, buffer: DType) -> bool {
+    loads_from(tile, buffer)
+}
+
 /// A tile's type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TileType {
@@ -138,7 +144,8 @@ pub enum Stmt {
     Let(TileId, TileOp),
     /// A counted loop that carries tiles.
     For(For),
-    /// Stores a tile: element `[a0, a1, ...]` goes to the address.
+    /// Stores a tile: element `[a0, a1, ...]` goes to the address. Of an i32 tile a buffer of 8- or 16-bit integers gets the low
+    /// bits.
     Store {
         /// Index into the buffers.
         buffer: usize,

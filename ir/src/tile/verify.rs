@@ -226,7 +226,7 @@ impl<'a> Verifier<'a> {
                             self.report(Some(stmt), format!("`{}` is not declared `written`", b.name));
                         }
                         if let Some(ty) = ty
-                            && ty.dtype != b.dtype
+                            && !super::stores_to(ty.dtype, b.dtype)
                         {
                             self.report(Some(stmt), format!("`{}` holds {}, the tile is {ty}", b.name, b.dtype));
                         }

@@ -207,9 +207,10 @@ impl Frame<'_, '_> {
         match stmt {
             Stmt::Let(id, op) => self.op(stmt, *id, op),
             Stmt::Store(address, value) => {
-                let VectorType { dtype, lanes } = self.ty(*value);
+                let lanes = self.ty(*value).lanes as usize;
+                let dtype = self.program.buffers[address.buffer].0;
                 let from = self.at(*value);
-                for lane in 0..lanes as usize {
+                for lane in 0..lanes {
                     let element = self.element(stmt, address, lane as i128)?;
                     let bytes = &self.lanes[from + lane].to_le_bytes()[..dtype.size()];
                     let begin = element * dtype.size();

@@ -102,7 +102,7 @@ pub enum Stmt {
     Let(ValueId, Op),
     /// A counted loop: `for var in lo..hi step step`.
     For(For),
-    /// Stores all lanes to consecutive elements.
+    /// Stores all lanes to consecutive elements; of i32 lanes a buffer of 8- or 16-bit integers gets the low bits.
     Store(Address, ValueId),
     /// A two-way branch without results.
     If {
@@ -180,7 +180,8 @@ pub enum Op {
     /// Lanewise operation on one value. Only: neg abs not floor ceil round trunc sqrt (floats); neg abs not (integers);
     /// not (bool).
     Unary(UnaryOp, ValueId),
-    /// Lanewise operation on two values of one type: all of [`BinaryOp`] but `pow`, and `rem`, `mod` only on integers.
+    /// Lanewise operation on two values of one type: all of [`BinaryOp`] but `pow`, and `rem`, `mod` only on integers, `dot4` only
+    /// on i32.
     /// On bools: `and`, `or`, `xor`, `add` (or), `mul` (and), `min`, `max` and the comparisons.
     Binary(BinaryOp, ValueId, ValueId),
     /// `a * b + c` of floats with one rounding; with two (after the product, after the sum) on a target without

@@ -71,7 +71,7 @@ fn binary_is_defined(op: BinaryOp, dtype: DType) -> bool {
     op.is_comparison()
         || match dtype.class() {
             Class::Float | Class::Double => matches!(op, Add | Sub | Mul | Div | Min | Max),
-            Class::Signed | Class::Unsigned => op != Pow,
+            Class::Signed | Class::Unsigned => op != Pow && (op != Dot4 || dtype == DType::I32),
             Class::Bool => matches!(op, And | Or | Xor | Add | Mul | Min | Max),
             Class::Complex | Class::Str => false,
         }
@@ -162,8 +162,12 @@ impl Verifier<'_> {
                 self.define(stmt, *id);
             }
             Stmt::Store(address, value) => {
-                let ty = self.used(stmt, *value);
-                self.memory(stmt, address, ty);
+                let buffer = self.program.buffers.get(address.buffer).map(|b| b.0);
+                let stored = self.used(stmt, *value).map(|ty| match buffer {
+                    Some(dtype) if crate::tile::stores_to(ty.dtype, dtype) => VectorType { dtype, ..ty },
+                    Some(_) | None => ty,
+                });
+                self.memory(stmt, address, stored);
                 if self.program.buffers.get(address.buffer).is_some_and(|(_, written)| !written) {
                     self.report(Some(stmt), format!("b{} is not declared `written`", address.buffer));
                 }

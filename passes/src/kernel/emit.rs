@@ -63,13 +63,55 @@ fn join(a: &[usize], b: &[usize]) -> Vec<usize> {
     a.iter().zip(b).map(|(a, b)| *a.max(b)).collect()
 }
 
-/// The load of narrow integers that a conversion widens: their tiles would have other lanes than those of the rest.
-fn widened_load(code: &Code, id: Id<Scalar>) -> Option<Id<Scalar>> {
-    let Scalar::Cast(DType::F32 | DType::I32, a) = code.node(id) else { return None };
-    let from = code.dtype(*a);
-    let narrow = from != DType::I32 && kiln_ir::tile::loads_from(DType::I32, from);
-    (narrow && matches!(code.node(*a), Scalar::Load(Source::Input(_), _))).then_some(*a)
+/// Whether the type is an integer narrower than the lanes that everything else is computed in.
+fn is_narrow(dtype: DType) -> bool {
+    dtype != DType::I32 && kiln_ir::tile::loads_from(DType::I32, dtype)
 }
+
+/// Whether a narrow integer can be computed as an i32 of the same value.
+fn can_widen(code: &Code, id: Id<Scalar>) -> bool {
+    is_narrow(code.dtype(id))
+        && match code.node(id) {
+            Scalar::Load(Source::Input(_), _) | Scalar::Const(_) | Scalar::Arg(_) => true,
+            Scalar::Cast(_, a) => matches!(code.dtype(*a), DType::F32 | DType::I32) || can_widen(code, *a),
+            Scalar::Binary(BinaryOp::Min | BinaryOp::Max, a, b) => can_widen(code, *a) && can_widen(code, *b),
+            Scalar::Select(_, a, b) | Scalar::Guard(_, a, b) => can_widen(code, *a) && can_widen(code, *b),
+            Scalar::Load(Source::Stage(_), _) | Scalar::Index(_) | Scalar::Unary(..) | Scalar::Binary(..) => false,
+        }
+}
+
+/// Whether a value of narrow integers is best computed in lanes of 32 bits and narrowed when it is stored: not what is only moved,
+/// which goes in vectors of narrow lanes.
+pub fn widens(code: &Code) -> bool {
+    fn moves(code: &Code, id: Id<Scalar>) -> bool {
+        match code.node(id) {
+            Scalar::Guard(_, a, b) => moves(code, *a) && moves(code, *b),
+            Scalar::Load(..) | Scalar::Const(_) | Scalar::Arg(_) => true,
+            Scalar::Index(_) | Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Select(..) | Scalar::Cast(..) => false,
+        }
+    }
+    can_widen(code, code.result()) && !moves(code, code.result())
+}
+
+/// The range that a float is clamped to: `min(max(x, low), high)`, in either order. A NaN stays one.
+fn clamped(code: &Code, id: Id<Scalar>) -> Option<(f64, f64)> {
+    let constant = |id: Id<Scalar>| match code.node(id) {
+        Scalar::Const(c) => Some(c.as_f64()),
+        _ => None,
+    };
+    let bound = |id: Id<Scalar>, op: BinaryOp| match code.node(id) {
+        Scalar::Binary(found, a, b) if *found == op => Some((*a, constant(*b)?)),
+        _ => None,
+    };
+    if let Some((inner, high)) = bound(id, BinaryOp::Min) {
+        return bound(inner, BinaryOp::Max).map(|(_, low)| (low, high)).filter(|(low, high)| low <= high);
+    }
+    let (inner, low) = bound(id, BinaryOp::Max)?;
+    bound(inner, BinaryOp::Min).map(|(_, high)| (low, high)).filter(|(low, high)| low <= high)
+}
+
+/// What has been emitted: a node under that many conditions, and whether as an i32 in place of a narrow integer.
+type Done = HashMap<(Id<Scalar>, usize, bool), TileId>;
 
 impl Emitter<'_> {
     /// Adds a tile.
@@ -137,6 +179,18 @@ impl Emitter<'_> {
         self.define(body, ty.dtype, shape.to_vec(), TileOp::Select(yes, value, other))
     }
 
+    /// Emits the code's value, of narrow integers, as a tile of i32.
+    pub fn wide_code(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        code: &Code,
+        place: &Place,
+        argument: Option<TileId>,
+    ) -> Option<TileId> {
+        let mut done = HashMap::new();
+        self.wide(body, code, code.result(), place, argument, &[], &mut done)
+    }
+
     /// Emits one step of a fold: `accumulator combine body`.
     pub fn accumulate(
         &mut self,
@@ -169,9 +223,9 @@ impl Emitter<'_> {
         place: &Place,
         argument: Option<TileId>,
         mask: &[Less],
-        done: &mut HashMap<(Id<Scalar>, usize), TileId>,
+        done: &mut Done,
     ) -> Option<TileId> {
-        if let Some(&t) = done.get(&(id, mask.len())) {
+        if let Some(&t) = done.get(&(id, mask.len(), false)) {
             return Some(t);
         }
         let rank = place.shape.len();
@@ -179,11 +233,17 @@ impl Emitter<'_> {
         let mut operand = |this: &mut Self, body: &mut Vec<Stmt>, o: Id<Scalar>, mask: &[Less]| {
             this.node(body, code, o, place, argument, mask, done)
         };
-        // A load that is widened is emitted as one of i32, and converted from there.
-        let widened = widened_load(code, id);
-        let loaded = if widened.is_some() { DType::I32 } else { dtype };
-        let tile = match code.node(widened.unwrap_or(id)) {
-            Scalar::Arg(_) => argument?,
+        let tile = match code.node(id) {
+            Scalar::Arg(_) => {
+                let argument = argument?;
+                if self.program.tiles[argument].dtype == dtype {
+                    argument
+                } else {
+                    // It was computed as i32.
+                    let shape = self.shape(argument);
+                    self.define(body, dtype, shape, TileOp::Cast(dtype, argument))
+                }
+            }
             Scalar::Const(c) => self.constant(body, *c, rank),
             Scalar::Index(e) => {
                 let e = place.expr(e);
@@ -191,40 +251,16 @@ impl Emitter<'_> {
                 self.define(body, DType::I64, shape, TileOp::Index(e))
             }
             Scalar::Load(Source::Stage(n), _) => *self.stages.get(*n)?,
-            Scalar::Load(Source::Input(n), coords) => {
-                let Some(Coord::Index(address)) = coords.first() else { return None };
-                let address = place.expr(address);
-                // Beyond the ends of the result a load that depends on the element would be out of bounds.
-                let inside = |e: &Expr| place.mask.iter().any(|_| (0..rank).any(|n| e.mentions(&tile_axis(n))));
-                let all: Vec<Less> = if inside(&address) || coords.len() > 1 {
-                    place.mask.iter().chain(mask).cloned().collect()
+            Scalar::Load(Source::Input(_), _) => self.load(body, code, id, dtype, place, argument, mask, done)?,
+            // Tiles of narrow integers would have other lanes than those of the rest.
+            Scalar::Cast(to @ (DType::F32 | DType::I32), a) if can_widen(code, *a) => {
+                let wide = self.wide(body, code, *a, place, argument, mask, done)?;
+                if *to == DType::I32 {
+                    wide
                 } else {
-                    mask.to_vec()
-                };
-                let mut picked = Vec::new();
-                for pair in coords[1..].chunks(2) {
-                    let [Coord::Value(v), Coord::Index(extent)] = pair else { return None };
-                    let mut index = operand(self, body, *v, mask)?;
-                    if let Some(holds) = self.holds(body, &place.mask, place) {
-                        let zero = self.constant(body, Constant::int(DType::I64, 0), rank);
-                        let shape = join(&self.shape(index), &self.shape(holds));
-                        index = self.define(body, DType::I64, shape, TileOp::Select(holds, index, zero));
-                    }
-                    let shape = self.shape(index);
-                    let extent = place.expr(extent);
-                    let status = self.status;
-                    // What a guard hides is never checked: the index itself is read as 0 there.
-                    picked.push(self.define(body, DType::I64, shape, TileOp::CheckIndex { index, extent, status }));
+                    let shape = self.shape(wide);
+                    self.define(body, *to, shape, TileOp::Cast(*to, wide))
                 }
-                let mut shape =
-                    place.shape_of(std::iter::once(&address).chain(all.iter().flat_map(|c| [&c.left, &c.right])));
-                for p in &picked {
-                    shape = join(&shape, &self.shape(*p));
-                }
-                let other = Constant::int(loaded, 0);
-                let buffer = *self.buffers.get(*n)?;
-                let op = TileOp::Load { buffer, address, gathered: picked, mask: all, other };
-                self.define(body, loaded, shape, op)
             }
             Scalar::Unary(op, a) => {
                 let a = operand(self, body, *a, mask)?;
@@ -262,13 +298,147 @@ impl Emitter<'_> {
                 self.define(body, dtype, shape, TileOp::Select(holds, then, other))
             }
         };
-        let tile = if loaded == dtype {
-            tile
+        done.insert((id, mask.len(), false), tile);
+        Some(tile)
+    }
+
+    /// A load of a tile of a type: that of the node, or i32 in place of narrow integers.
+    #[allow(clippy::too_many_arguments)] // As those of `node`, which it is a part of.
+    fn load(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        code: &Code,
+        id: Id<Scalar>,
+        loaded: DType,
+        place: &Place,
+        argument: Option<TileId>,
+        mask: &[Less],
+        done: &mut Done,
+    ) -> Option<TileId> {
+        let Scalar::Load(Source::Input(n), coords) = code.node(id) else { return None };
+        let Some(Coord::Index(address)) = coords.first() else { return None };
+        let address = place.expr(address);
+        let rank = place.shape.len();
+        // Beyond the ends of the result a load that depends on the element would be out of bounds.
+        let inside = |e: &Expr| place.mask.iter().any(|_| (0..rank).any(|n| e.mentions(&tile_axis(n))));
+        let all: Vec<Less> = if inside(&address) || coords.len() > 1 {
+            place.mask.iter().chain(mask).cloned().collect()
         } else {
-            let shape = self.shape(tile);
-            self.define(body, dtype, shape, TileOp::Cast(dtype, tile))
+            mask.to_vec()
         };
-        done.insert((id, mask.len()), tile);
+        let mut picked = Vec::new();
+        for pair in coords[1..].chunks(2) {
+            let [Coord::Value(v), Coord::Index(extent)] = pair else { return None };
+            let mut index = self.node(body, code, *v, place, argument, mask, done)?;
+            if let Some(holds) = self.holds(body, &place.mask, place) {
+                let zero = self.constant(body, Constant::int(DType::I64, 0), rank);
+                let shape = join(&self.shape(index), &self.shape(holds));
+                index = self.define(body, DType::I64, shape, TileOp::Select(holds, index, zero));
+            }
+            let shape = self.shape(index);
+            let extent = place.expr(extent);
+            let status = self.status;
+            // What a guard hides is never checked: the index itself is read as 0 there.
+            picked.push(self.define(body, DType::I64, shape, TileOp::CheckIndex { index, extent, status }));
+        }
+        let mut shape = place.shape_of(std::iter::once(&address).chain(all.iter().flat_map(|c| [&c.left, &c.right])));
+        for p in &picked {
+            shape = join(&shape, &self.shape(*p));
+        }
+        let other = Constant::int(loaded, 0);
+        let buffer = *self.buffers.get(*n)?;
+        let op = TileOp::Load { buffer, address, gathered: picked, mask: all, other };
+        Some(self.define(body, loaded, shape, op))
+    }
+
+    /// A narrow integer as an i32 of the same value; `can_widen` holds of it.
+    #[allow(clippy::too_many_arguments)] // As those of `node`.
+    fn wide(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        code: &Code,
+        id: Id<Scalar>,
+        place: &Place,
+        argument: Option<TileId>,
+        mask: &[Less],
+        done: &mut Done,
+    ) -> Option<TileId> {
+        if let Some(&t) = done.get(&(id, mask.len(), true)) {
+            return Some(t);
+        }
+        let (rank, dtype) = (place.shape.len(), code.dtype(id));
+        let tile = match code.node(id) {
+            Scalar::Load(..) => self.load(body, code, id, DType::I32, place, argument, mask, done)?,
+            Scalar::Const(c) => self.constant(body, Constant::int(DType::I32, c.as_i64()?), rank),
+            Scalar::Arg(_) => {
+                let argument = argument?;
+                if self.program.tiles[argument].dtype == DType::I32 {
+                    argument
+                } else {
+                    let shape = self.shape(argument);
+                    self.define(body, DType::I32, shape, TileOp::Cast(DType::I32, argument))
+                }
+            }
+            Scalar::Cast(_, a) if code.dtype(*a) == DType::F32 => {
+                let x = self.node(body, code, *a, place, argument, mask, done)?;
+                let shape = self.shape(x);
+                let (low, high) = dtype.int_range()?;
+                let inside = clamped(code, *a).is_some_and(|(l, h)| l >= low as f64 && h <= high as f64);
+                let whole = self.define(body, DType::I32, shape, TileOp::Cast(DType::I32, x));
+                if inside {
+                    whole
+                } else {
+                    let [low, high] = [low, high].map(|v| Constant::int(DType::I32, v as i64));
+                    let low = self.constant(body, low, rank);
+                    let raised = self.binary(body, BinaryOp::Max, whole, low);
+                    let high = self.constant(body, high, rank);
+                    self.binary(body, BinaryOp::Min, raised, high)
+                }
+            }
+            Scalar::Cast(_, a) => {
+                let x = if code.dtype(*a) == DType::I32 {
+                    self.node(body, code, *a, place, argument, mask, done)?
+                } else {
+                    self.wide(body, code, *a, place, argument, mask, done)?
+                };
+                // The low bits, as the type takes them.
+                let left = i64::from(32 - dtype.bits());
+                if dtype.class() == kiln_ir::Class::Unsigned {
+                    let low = self.constant(body, Constant::int(DType::I32, (1 << dtype.bits()) - 1), rank);
+                    self.binary(body, BinaryOp::And, x, low)
+                } else {
+                    let by = self.constant(body, Constant::int(DType::I32, left), rank);
+                    let raised = self.binary(body, BinaryOp::Shl, x, by);
+                    self.binary(body, BinaryOp::Shr, raised, by)
+                }
+            }
+            Scalar::Binary(op, a, b) => {
+                let a = self.wide(body, code, *a, place, argument, mask, done)?;
+                let b = self.wide(body, code, *b, place, argument, mask, done)?;
+                self.binary(body, *op, a, b)
+            }
+            Scalar::Select(c, a, b) => {
+                let c = self.node(body, code, *c, place, argument, mask, done)?;
+                let a = self.wide(body, code, *a, place, argument, mask, done)?;
+                let b = self.wide(body, code, *b, place, argument, mask, done)?;
+                let shape = join(&join(&self.shape(c), &self.shape(a)), &self.shape(b));
+                self.define(body, DType::I32, shape, TileOp::Select(c, a, b))
+            }
+            Scalar::Guard(conditions, then, other) => {
+                let mut inner = mask.to_vec();
+                let placed = |c: &Less| Less { left: place.expr(&c.left), right: place.expr(&c.right) };
+                let conditions: Vec<Less> = conditions.iter().map(placed).collect();
+                let holds = self.holds(body, &conditions, place)?;
+                inner.extend(conditions);
+                let mut own = HashMap::new();
+                let then = self.wide(body, code, *then, place, argument, &inner, &mut own)?;
+                let other = self.wide(body, code, *other, place, argument, mask, done)?;
+                let shape = join(&join(&self.shape(holds), &self.shape(then)), &self.shape(other));
+                self.define(body, DType::I32, shape, TileOp::Select(holds, then, other))
+            }
+            Scalar::Index(_) | Scalar::Unary(..) => return None,
+        };
+        done.insert((id, mask.len(), true), tile);
         Some(tile)
     }
 }

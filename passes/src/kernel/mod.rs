@@ -10,7 +10,7 @@ mod gpu;
 mod schedule;
 
 use crate::group::Group;
-use emit::{Emitter, Place, tile_axis};
+use emit::{Emitter, Place, tile_axis, widens};
 use flat::{Axis, FlatNest, Stride, stride};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
@@ -446,10 +446,35 @@ impl Builder<'_> {
     /// Body, finish and store of a nest without fold at a place.
     fn point(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, stages: &[TileId]) -> Option<()> {
         let mut e = self.emitter(stages);
-        let value = e.code(body, &nest.body, place, None)?;
-        let value = e.code(body, &nest.finish, place, Some(value))?;
+        let value = if widens(&nest.body) {
+            e.wide_code(body, &nest.body, place, None)?
+        } else {
+            e.code(body, &nest.body, place, None)?
+        };
+        let value = self.finished(body, nest, place, value, stages)?;
         self.store(body, nest, place, value);
         Some(())
+    }
+
+    /// The nest's finish of a folded value.
+    fn finished(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        nest: &FlatNest,
+        place: &Place,
+        value: TileId,
+        stages: &[TileId],
+    ) -> Option<TileId> {
+        let identity = matches!(nest.finish.node(nest.finish.result()), Scalar::Arg(_));
+        if identity {
+            return Some(value);
+        }
+        let mut e = self.emitter(stages);
+        if widens(&nest.finish) {
+            e.wide_code(body, &nest.finish, place, Some(value))
+        } else {
+            e.code(body, &nest.finish, place, Some(value))
+        }
     }
 
     fn store(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, value: TileId) {
@@ -586,8 +611,7 @@ impl Builder<'_> {
             place.at.insert(symbol.clone(), e);
         }
         let value = self.folded(body, &tiling, &place, &[])?;
-        let mut e = self.emitter(&[]);
-        let value = e.code(body, &nest.finish, &place, Some(value))?;
+        let value = self.finished(body, nest, &place, value, &[])?;
         self.store(body, nest, &place, value);
         Some(())
     }
@@ -818,4 +842,9 @@ pub(crate) fn strides(nest: &FlatNest, symbol: &Symbol) -> Vec<Stride> {
 /// Whether the fold is a sum of products, which a multiply-add unit computes.
 pub(crate) fn is_product_sum(nest: &FlatNest) -> bool {
     nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
+}
+
+/// Whether the fold is a sum of dot products of bytes.
+pub(crate) fn is_dot_sum(nest: &FlatNest) -> bool {
+    nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Dot4, ..))
 }

@@ -3,7 +3,7 @@
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::{addresses, is_product_sum, strides};
+use super::{addresses, is_dot_sum, is_product_sum, strides};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
@@ -30,12 +30,14 @@ pub struct Machine {
     /// Whether a program is a block of a GPU's threads, which together hold tiles as wide as the block; the rest of what
     /// is here is then of no account.
     pub gpu: Option<Gpu>,
+    /// Whether a dot product of bytes is one instruction; else each factor takes two registers.
+    pub dots: bool,
 }
 
 impl Machine {
     /// 128-bit vectors in 16 registers: x86-64 below AVX-512 as Cranelift uses it, and aarch64.
     pub fn narrow() -> Machine {
-        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: None }
+        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: None, dots: false }
     }
 
     /// 256-bit vectors in 16 registers: x86-64-v3.
@@ -53,6 +55,11 @@ impl Machine {
         Machine { gpu: Some(gpu), ..Machine::narrow() }
     }
 
+    /// 512-bit vectors in 32 registers with dot products of bytes: x86-64-v4 with AVX-512 VNNI.
+    pub fn avx512_vnni() -> Machine {
+        Machine { dots: true, ..Machine::avx512() }
+    }
+
     /// How many columns a register tile of a product has, for a result with that many rows and columns.
     pub fn columns(&self, rows: usize, columns: usize) -> usize {
         let vectors = if rows < 4 { self.registers / 2 } else { 2 };
@@ -62,10 +69,11 @@ impl Machine {
 
     /// How many rows a register tile with that many columns has: balanced, so that the last tile is not a sliver, where the
     /// number of rows is known.
-    fn rows(&self, rows: Option<i64>, columns: i64) -> i64 {
+    fn rows(&self, rows: Option<i64>, columns: i64, halves: bool) -> i64 {
         let vectors = (columns as usize).div_ceil(self.lanes).max(1);
         // Accumulators, the vectors of one row of the right operand, one broadcast and one temporary.
-        let most = ((self.registers - vectors - 2) / vectors).clamp(1, 14) as i64;
+        let others = if halves { 2 * vectors + 4 } else { vectors + 2 };
+        let most = (self.registers.saturating_sub(others) / vectors).clamp(1, 14) as i64;
         let Some(rows) = rows else { return most };
         let tiles = (rows + most - 1) / most;
         (rows + tiles - 1) / tiles
@@ -151,7 +159,7 @@ impl Schedule {
         let columns = machine.columns(all.max(1) as usize, nest.guess(column) as usize) as i64;
         Schedule {
             row: row.map(|a| a.symbol.clone()),
-            rows: machine.rows(rows, columns),
+            rows: machine.rows(rows, columns, is_dot_sum(nest) && !machine.dots),
             column: Some(column.symbol.clone()),
             columns,
             lanes: None,
@@ -160,7 +168,7 @@ impl Schedule {
     }
 
     fn by_fold(nest: &FlatNest, machine: &Machine, fold: &Axis, loads: usize) -> Schedule {
-        if !is_product_sum(nest) || loads < 2 {
+        if !(is_product_sum(nest) || is_dot_sum(nest)) || loads < 2 {
             let mut s = Schedule::row(nest, machine);
             s.lanes = Some((fold.symbol.clone(), (4 * machine.lanes) as i64));
             return s;

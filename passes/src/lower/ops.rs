@@ -74,7 +74,9 @@ impl Lowering<'_> {
                     Le => (not_x(&mut code), Or, y),
                     Gt => (x, And, not_y(&mut code)),
                     Ge => (x, Or, not_y(&mut code)),
-                    Sub | Div | Rem | Mod | Pow | Shl | Shr => return Err(self.unsupported(of(op.name(), dtype))),
+                    Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 => {
+                        return Err(self.unsupported(of(op.name(), dtype)));
+                    }
                 };
                 code.binary(op, a, b)
             }

@@ -119,6 +119,10 @@ impl<'a> Lowering<'a> {
                 let few = |o: &TileId| self.ty(*o).elements() < self.ty(id).elements();
                 pending >= MAX_PENDING || !few(c) && (few(a) || few(b))
             }
+            TileOp::Binary(BinaryOp::Add, a, b) => {
+                let dot = |o: &TileId| matches!(self.ops[o.index()], Some(TileOp::Binary(BinaryOp::Dot4, ..)));
+                pending >= MAX_PENDING || dot(a) || dot(b)
+            }
             TileOp::Const(_)
             | TileOp::Index(_)
             | TileOp::Unary(..)

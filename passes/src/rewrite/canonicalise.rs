@@ -2,7 +2,7 @@
 
 use super::{Patch, rewrite};
 use kiln_ir::graph::{Graph, GraphError, Node, NodeId, ValueId};
-use kiln_ir::ops::{Contract, Op, Reshape, Transpose};
+use kiln_ir::ops::{Op, Reshape, Transpose};
 use kiln_ir::scalar::Scalar;
 
 /// Applies all rules of this file until none applies.
@@ -35,6 +35,7 @@ fn drop_identity(graph: &Graph, id: NodeId) -> Option<Patch> {
         Op::Reduce(r) => r.axes.is_empty(),
         Op::Contract(_)
         | Op::Conv(_)
+        | Op::Pack(_)
         | Op::Pool(_)
         | Op::Softmax(_)
         | Op::Norm(_)
@@ -92,7 +93,7 @@ fn transpose_operand(graph: &Graph, id: NodeId) -> Option<Patch> {
         let (lhs, rhs) = if side == 0 { (moved.as_str(), c.rhs.as_str()) } else { (c.lhs.as_str(), moved.as_str()) };
         let mut operands = node.inputs.clone();
         operands[side] = inputs[0];
-        let mut patch = Patch::node(node.outputs[0], Contract::new(lhs, rhs, &c.out), &operands);
+        let mut patch = Patch::node(node.outputs[0], c.with_letters(lhs, rhs, &c.out), &operands);
         patch.also.push(inner);
         return Some(patch);
     }
@@ -110,7 +111,7 @@ fn transpose_result(graph: &Graph, id: NodeId) -> Option<Patch> {
     }
     let letters: Vec<char> = c.out.chars().collect();
     let out: String = t.perm.iter().map(|&n| letters[n]).collect();
-    let mut patch = Patch::node(node.outputs[0], Contract::new(&c.lhs, &c.rhs, &out), inputs);
+    let mut patch = Patch::node(node.outputs[0], c.with_letters(&c.lhs, &c.rhs, &out), inputs);
     patch.also.push(inner);
     Some(patch)
 }

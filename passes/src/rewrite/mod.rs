@@ -3,11 +3,13 @@
 //! Invariant: a rule reads the graph and returns a [`Patch`]; only [`apply`] changes the graph, and it type-checks what it
 //! adds. A value is only replaced by one of the same dtype and dims.
 
+mod bytes;
 mod canonicalise;
 mod common;
 mod fold;
 mod recognise;
 
+pub use bytes::{has_byte_products, products_of_bytes};
 pub use canonicalise::canonicalise;
 pub use common::eliminate_common;
 pub use fold::fold_constants;

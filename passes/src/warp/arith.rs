@@ -114,13 +114,13 @@ impl Lowering<'_> {
                 Gt => (And, x, not(y)),
                 Ge => (Or, x, not(y)),
                 And | Or | Xor | Eq | Ne => (op, x, y),
-                Sub | Div | Rem | Mod | Pow | Shl | Shr => {
+                Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 => {
                     return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
                 }
             };
             return Ok(self.code.binary(op, x, y));
         }
-        let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { op == Pow };
+        let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { matches!(op, Pow | Dot4) };
         if missing {
             return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
         }

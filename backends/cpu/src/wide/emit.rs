@@ -10,7 +10,7 @@ use super::machine::{Arg, Base, Draft, Inst, Kind, Machine, Place, Width, gpr};
 use crate::Error;
 use iced_x86::{Code, OpKind};
 use kiln_ir::vector::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType};
-use kiln_ir::{Constant, DType};
+use kiln_ir::{BinaryOp, Constant, DType};
 use regalloc2::{Operand, RegClass, VReg};
 use std::collections::HashMap;
 
@@ -22,6 +22,8 @@ pub(super) enum Value {
     Const(Constant),
     /// Not loaded yet: all lanes from consecutive elements, or from one.
     Load(Address, bool),
+    /// A dot product of bytes that is not computed yet: it may begin with the sum that it goes into.
+    Dot(ValueId, ValueId),
 }
 
 pub(super) struct Emitter<'a> {
@@ -34,8 +36,10 @@ pub(super) struct Emitter<'a> {
     values: Vec<Option<Value>>,
     /// How often each value is read.
     uses: Vec<u32>,
-    /// Values that may still be [`Value::Load`].
+    /// Values that may still be [`Value::Load`] or [`Value::Dot`].
     pending: Vec<ValueId>,
+    /// The even and the odd bytes of vectors as 16-bit lanes, with whether they are signed; of this block.
+    pub halves: HashMap<(ValueId, bool), [VReg; 2]>,
     /// AVX2: bytes of the lanes of each mask.
     pub mask_bytes: Vec<u32>,
     pub bases: Vec<VReg>,
@@ -60,6 +64,7 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         values: vec![None; program.values.len()],
         uses: vec![0; program.values.len()],
         pending: Vec::new(),
+        halves: HashMap::new(),
         mask_bytes: vec![0; program.values.len()],
         bases: Vec::new(),
         dims: none,
@@ -107,7 +112,7 @@ impl<'a> Emitter<'a> {
     }
 
     pub fn wide(&self) -> bool {
-        self.level == WideLevel::Avx512
+        self.level.has_masks()
     }
 
     fn count(&mut self, body: &[Stmt]) {
@@ -177,6 +182,7 @@ impl<'a> Emitter<'a> {
     fn start(&mut self, block: usize) {
         self.order.push(block);
         self.current = block;
+        self.halves.clear();
     }
 
     pub fn push(&mut self, inst: Inst) {
@@ -230,7 +236,7 @@ impl<'a> Emitter<'a> {
     /// Loads what has been put off, before memory may change or control goes elsewhere.
     fn settle(&mut self) -> Result<(), Error> {
         for id in std::mem::take(&mut self.pending) {
-            if matches!(self.values[id.index()], Some(Value::Load(..))) && self.uses[id.index()] > 0 {
+            if matches!(self.values[id.index()], Some(Value::Load(..) | Value::Dot(..))) && self.uses[id.index()] > 0 {
                 self.vector_of(id)?;
             }
         }
@@ -384,7 +390,9 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Register(v)) => Ok(v),
             Some(Value::Const(c)) => Ok(self.number(c.bits as i64)),
-            Some(Value::Load(..)) | None => Err(self.unsupported(format!("{id} is not in a register"))),
+            Some(Value::Load(..) | Value::Dot(..)) | None => {
+                Err(self.unsupported(format!("{id} is not in a register")))
+            }
         }
     }
 
@@ -476,7 +484,24 @@ impl<'a> Emitter<'a> {
                 self.define(id, v);
                 Ok(v)
             }
+            Some(Value::Dot(a, b)) => {
+                let zero = self.filled(&[0], self.width(self.ty(id))?)?;
+                let v = self.dot_onto(zero, a, b)?;
+                self.define(id, v);
+                Ok(v)
+            }
             None => Err(self.unsupported(format!("{id} has no code"))),
+        }
+    }
+
+    /// The factors of a dot product that is computed for one use only, which is this.
+    pub fn take_dot(&mut self, id: ValueId) -> Option<(ValueId, ValueId)> {
+        match self.values[id.index()] {
+            Some(Value::Dot(a, b)) if self.uses[id.index()] == 1 => {
+                self.uses[id.index()] = 0;
+                Some((a, b))
+            }
+            _ => None,
         }
     }
 
@@ -485,7 +510,7 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Const(c)) => c.bits != 0 || self.wide(),
             Some(Value::Load(_, one)) => self.uses[id.index()] == 1 && self.foldable(self.ty(id), one, row),
-            Some(Value::Register(_)) | None => false,
+            Some(Value::Register(_) | Value::Dot(..)) | None => false,
         }
     }
 
@@ -605,6 +630,12 @@ impl<'a> Emitter<'a> {
             Op::Pack(values) => self.pack_values(id, ty, values)?,
             Op::Extract(a, lane) => self.extract_value(*a, *lane)?,
             Op::Unary(op, a) => self.op_unary(id, ty, *op, *a)?,
+            Op::Binary(BinaryOp::Dot4, a, b) if in_vector && self.level == WideLevel::Avx512Vnni => {
+                self.values[id.index()] = Some(Value::Dot(*a, *b));
+                self.pending.push(id);
+                return Ok(());
+            }
+            Op::Binary(BinaryOp::Dot4, a, b) if in_vector => self.dot_of_halves(*a, *b)?,
             Op::Binary(op, a, b) => self.op_binary(id, *op, *a, *b)?,
             Op::Fma(a, b, c) => self.fma(ty, *a, *b, *c)?,
             Op::Select(c, a, b) => self.select(id, ty, *c, *a, *b)?,

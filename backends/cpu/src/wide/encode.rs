@@ -20,11 +20,11 @@ fn environment(level: WideLevel) -> MachineEnv {
     };
     let vectors = match level {
         WideLevel::Avx2 => 16,
-        WideLevel::Avx512 => 32,
+        WideLevel::Avx512 | WideLevel::Avx512Vnni => 32,
     };
     let masks = match level {
         WideLevel::Avx2 => 1..1,
-        WideLevel::Avx512 => 1..8,
+        WideLevel::Avx512 | WideLevel::Avx512Vnni => 1..8,
     };
     let none = PRegSet::empty();
     MachineEnv {
@@ -252,7 +252,7 @@ impl Encoder<'_> {
             let slot = a.as_stack().ok_or("a move from nowhere")?;
             Ok(MemoryOperand::with_base_displ(Register::RSP, slot.index() as i64 * 8))
         };
-        let wide = self.level == WideLevel::Avx512;
+        let wide = self.level.has_masks();
         let (width, [load, store, both]) = match class {
             RegClass::Int => (Width::Q, [Code::Mov_r64_rm64, Code::Mov_rm64_r64, Code::Mov_r64_rm64]),
             RegClass::Vector => (Width::K, [Code::VEX_Kmovq_kr_km64, Code::VEX_Kmovq_m64_kr, Code::VEX_Kmovq_kr_km64]),

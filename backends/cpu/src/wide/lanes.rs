@@ -185,6 +185,14 @@ impl Emitter<'_> {
         if ty.dtype.is_float() && matches!(op, BinaryOp::Min | BinaryOp::Max) {
             return self.extreme_of(ty, op, a, b);
         }
+        if op == BinaryOp::Add {
+            for (dot, onto) in [(b, a), (a, b)] {
+                if let Some((x, y)) = self.take_dot(dot) {
+                    let onto = self.vector_of(onto)?;
+                    return self.dot_onto(onto, x, y);
+                }
+            }
+        }
         let width = self.width(ty)?;
         match row_of(ty.dtype, op, self.wide()) {
             Some(row) if self.has(row, width) => {
@@ -467,7 +475,7 @@ impl Emitter<'_> {
             Le => (kor, codes::VORPS, self.mask_not(a, lanes, bytes)?, b),
             Gt => (kand, codes::VANDPS, a, self.mask_not(b, lanes, bytes)?),
             Ge => (kor, codes::VORPS, a, self.mask_not(b, lanes, bytes)?),
-            Sub | Div | Rem | Mod | Pow | Shl | Shr => {
+            Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 => {
                 return Err(self.unsupported(format!("`{}` of masks", op.name())));
             }
         };

@@ -167,7 +167,8 @@ impl Emitter<'_> {
 
     pub fn store(&mut self, address: &Address, value: Stored) -> Result<(), Error> {
         let Stored { ty, register } = value;
-        let size = ty.dtype.size();
+        // Of 32-bit lanes narrower elements are the low bits.
+        let size = self.program.buffers[address.buffer].0.size();
         let place = Arg::Memory(self.place(address, 0)?);
         if ty.is_scalar() && !ty.dtype.is_float() {
             let (code, width) = match size {
@@ -179,13 +180,18 @@ impl Emitter<'_> {
             self.ins(code, &[place, Arg::Use(register, width)]);
             return Ok(());
         }
-        let width = self.width(ty)?;
+        let mut width = self.width(ty)?;
+        let mut register = register;
         let row = match size * ty.lanes as usize {
             4 => codes::VMOVSS_STORE,
             8 => codes::VMOVSD_STORE,
             bytes if bytes >= 16 => codes::VMOVUPS_STORE,
             _ => return Err(self.unsupported(format!("a store of {ty}"))),
         };
+        if size < ty.dtype.size() {
+            register = self.narrowed(register, width, size)?;
+            width = if size * ty.lanes as usize == 32 { Width::Y } else { Width::X };
+        }
         let code = self.code(row, width)?;
         self.push(Inst::new(code, &[place, Arg::Use(register, width)]));
         Ok(())

@@ -5,10 +5,11 @@
 //! loads, which happen at their first use if nothing is stored and no loop begins in between.
 //!
 //! - [`emit`] walks the program: control flow, constants, operands;
-//! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`convert`] casts, [`shuffle`] what moves
-//!   lanes, [`memory`] loads and stores;
+//! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`bytes`] dot products of bytes, [`convert`] casts,
+//!   [`shuffle`] what moves lanes, [`memory`] loads and stores;
 //! - [`machine`] is what they make: instructions with virtual registers; [`encode`] gives them registers and bytes.
 
+mod bytes;
 mod codes;
 mod convert;
 mod emit;
@@ -29,17 +30,27 @@ pub enum WideLevel {
     Avx2,
     /// x86-64-v4: AVX-512 F, BW, VL and DQ besides; vectors up to 64 bytes, 32 registers, masks in their own.
     Avx512,
+    /// AVX-512 VNNI besides: four products of bytes and their sum in one instruction.
+    Avx512Vnni,
 }
 
 impl WideLevel {
     /// Every level.
-    pub const ALL: [WideLevel; 2] = [WideLevel::Avx2, WideLevel::Avx512];
+    pub const ALL: [WideLevel; 3] = [WideLevel::Avx2, WideLevel::Avx512, WideLevel::Avx512Vnni];
+
+    /// Whether it has AVX-512: 32 vector registers and mask registers.
+    pub(crate) fn has_masks(self) -> bool {
+        match self {
+            WideLevel::Avx2 => false,
+            WideLevel::Avx512 | WideLevel::Avx512Vnni => true,
+        }
+    }
 
     /// Bytes of its widest vectors.
     pub fn bytes(self) -> u32 {
         match self {
             WideLevel::Avx2 => 32,
-            WideLevel::Avx512 => 64,
+            WideLevel::Avx512 | WideLevel::Avx512Vnni => 64,
         }
     }
 }

@@ -221,6 +221,10 @@ impl Emitter<'_> {
                 self.shift(Code::VEX_Sarx_r64_rm64_r64, a, count)
             }
             Div | Rem | Mod => self.division(dtype, op, a, b),
+            Dot4 => {
+                let (x, y) = (self.moved_to_vector(a)?, self.moved_to_vector(b)?);
+                self.dot_of_scalars(x, y)?
+            }
             Pow | Eq | Ne | Lt | Le | Gt | Ge => {
                 return Err(self.unsupported(format!("`{}` of {dtype}", op.name())));
             }

@@ -26,8 +26,9 @@ pub fn runs_here(level: WideLevel) -> bool {
                 && is_x86_feature_detected!("bmi1")
                 && is_x86_feature_detected!("bmi2")
         }
-        WideLevel::Avx512 => {
-            is_x86_feature_detected!("avx512f")
+        WideLevel::Avx512 | WideLevel::Avx512Vnni => {
+            (level == WideLevel::Avx512 || is_x86_feature_detected!("avx512vnni"))
+                && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
@@ -129,10 +130,13 @@ pub fn check(
 }
 
 /// The levels with the vector sizes that they have.
-pub const SIZES: [(WideLevel, u32); 5] = [
+pub const SIZES: [(WideLevel, u32); 8] = [
     (WideLevel::Avx2, 16),
     (WideLevel::Avx2, 32),
     (WideLevel::Avx512, 16),
     (WideLevel::Avx512, 32),
     (WideLevel::Avx512, 64),
+    (WideLevel::Avx512Vnni, 16),
+    (WideLevel::Avx512Vnni, 32),
+    (WideLevel::Avx512Vnni, 64),
 ];

@@ -152,6 +152,12 @@ fn binary(op: BinaryOp, a: &Expr, b: &Expr, ranges: &Ranges) -> Option<Expr> {
         BinaryOp::And => Some(Expr::from(a.as_const()? & b.as_const()?)),
         BinaryOp::Or => Some(Expr::from(a.as_const()? | b.as_const()?)),
         BinaryOp::Xor => Some(Expr::from(a.as_const()? ^ b.as_const()?)),
-        BinaryOp::Div | BinaryOp::Rem | BinaryOp::Mod | BinaryOp::Pow | BinaryOp::Shl | BinaryOp::Shr => None,
+        BinaryOp::Div
+        | BinaryOp::Rem
+        | BinaryOp::Mod
+        | BinaryOp::Pow
+        | BinaryOp::Shl
+        | BinaryOp::Shr
+        | BinaryOp::Dot4 => None,
     }
 }

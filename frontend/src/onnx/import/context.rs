@@ -18,6 +18,9 @@ use kiln_ir::{Class, Constant, DType, Expr, Origin, Ranges, Tensor, TensorType};
 /// Bytes of results that are computed at once; larger ones are left to the passes, which know what is worth its memory.
 const FOLDED_BYTES: usize = 1 << 20;
 
+/// Most 8-bit elements that are taken to be something else than weights.
+const MOST_FOLDED_BYTES: usize = 64;
+
 /// Elements that such a computation may touch.
 const FOLDED_WORK: usize = 1 << 22;
 
@@ -350,7 +353,12 @@ impl<'a> Context<'a> {
         };
         // Sequences are no constants, and a graph of its own may never end.
         let never = outs.iter().any(|ty| ty.dtype == DType::Seq) || matches!(op, Op::Host(h) if h.is_region());
-        if never {
+        // Weights of 8 bits stay what they are for the passes: products of integers are made of them.
+        let weights = matches!(op, Op::Map(_))
+            && tensors
+                .first()
+                .is_some_and(|t| matches!(t.dtype(), DType::U8 | DType::I8) && t.len() > MOST_FOLDED_BYTES);
+        if never || weights {
             return Ok(None);
         }
         let small = |ty: &TensorType| ty.bytes().as_size().is_some_and(|n| n <= FOLDED_BYTES);

@@ -32,7 +32,7 @@ pub(super) fn convolve(cx: &mut Context, x: ValueId, w: ValueId, zero: Constant)
     let window = Window::read(cx, &cx.dims(x)[2..], Some(kernel))?;
     let groups = groups(cx)?;
     let x = window.pad(cx, x, zero)?;
-    cx.add(Conv { strides: window.strides, dilations: window.dilations, groups }, &[x, w])
+    cx.add(Conv { strides: window.strides, dilations: window.dilations, groups, bytes: false }, &[x, w])
 }
 
 /// The bias along axis 1 added.

@@ -63,7 +63,7 @@ fn conv_transpose(cx: &mut Context) -> Result<Outputs, Failure> {
     let zero = Constant::int(cx.dtype(x), 0);
     let spread = pad(cx, x, &low, &high, &interior, zero)?;
     let w = mirrored(cx, w, groups)?;
-    let y = cx.add(Conv { strides: ones(), dilations, groups }, &[spread, w])?;
+    let y = cx.add(Conv { strides: ones(), dilations, groups, bytes: false }, &[spread, w])?;
     let bias = cx.optional(2)?;
     Ok(biased(cx, y, bias)?.into())
 }

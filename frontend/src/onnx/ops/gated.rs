@@ -40,7 +40,7 @@ fn causal_conv(cx: &mut Context) -> Result<Outputs, Failure> {
         }
     };
     let padded = cx.add(Concat { axis: 2 }, &[state, x])?;
-    let y = cx.add(Conv { strides: vec![1], dilations: vec![1], groups: *count }, &[padded, w])?;
+    let y = cx.add(Conv { strides: vec![1], dilations: vec![1], groups: *count, bytes: false }, &[padded, w])?;
     let bias = cx.optional(2)?;
     let y = super::conv::biased(cx, y, bias)?;
     let y = match cx.node.string_or("activation", "none")? {
