@@ -55,7 +55,12 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
         let node = graph.node(id);
         let feeds = |v: ValueId| {
             let users = graph.users(v);
-            users.iter().all(|&u| matches!(graph.node(u).op, Op::Conv(_) | Op::Pack(_)))
+            users.iter().all(|&u| match &graph.node(u).op {
+                Op::Conv(_) => true,
+                // Few planes are packed plane by plane.
+                Op::Pack(p) => graph.ty(graph.node(u).outputs[0]).dims[p.axis].as_const() != Some(1),
+                _ => false,
+            })
         };
         if matches!(node.op, Op::Pad(_) | Op::Pack(_)) && graph.ty(node.outputs[0]).rank() > 2 && feeds(node.outputs[0])
         {

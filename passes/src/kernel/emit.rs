@@ -179,7 +179,7 @@ impl Emitter<'_> {
         self.define(body, ty.dtype, shape.to_vec(), TileOp::Select(yes, value, other))
     }
 
-    /// Emits the code's value, of narrow integers, as a tile of i32.
+    /// Emits the code's value, of narrow integers, as a tile of i32 to be stored: its low bits are the value.
     pub fn wide_code(
         &mut self,
         body: &mut Vec<Stmt>,
@@ -188,6 +188,12 @@ impl Emitter<'_> {
         argument: Option<TileId>,
     ) -> Option<TileId> {
         let mut done = HashMap::new();
+        // A store takes the low bits itself.
+        if let Scalar::Cast(_, a) = code.node(code.result())
+            && code.dtype(*a) == DType::I32
+        {
+            return self.node(body, code, *a, place, argument, &[], &mut done);
+        }
         self.wide(body, code, code.result(), place, argument, &[], &mut done)
     }
 

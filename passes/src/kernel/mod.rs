@@ -17,7 +17,7 @@ use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
-use kiln_ir::scalar::{BinaryOp, Coord, Scalar, Source};
+use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
 use std::collections::BTreeMap;
 
@@ -445,8 +445,9 @@ impl Builder<'_> {
 
     /// Body, finish and store of a nest without fold at a place.
     fn point(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, stages: &[TileId]) -> Option<()> {
+        let ends_here = is_identity(&nest.finish);
         let mut e = self.emitter(stages);
-        let value = if widens(&nest.body) {
+        let value = if ends_here && widens(&nest.body) {
             e.wide_code(body, &nest.body, place, None)?
         } else {
             e.code(body, &nest.body, place, None)?
@@ -465,8 +466,7 @@ impl Builder<'_> {
         value: TileId,
         stages: &[TileId],
     ) -> Option<TileId> {
-        let identity = matches!(nest.finish.node(nest.finish.result()), Scalar::Arg(_));
-        if identity {
+        if is_identity(&nest.finish) {
             return Some(value);
         }
         let mut e = self.emitter(stages);
@@ -847,4 +847,9 @@ pub(crate) fn is_product_sum(nest: &FlatNest) -> bool {
 /// Whether the fold is a sum of dot products of bytes.
 pub(crate) fn is_dot_sum(nest: &FlatNest) -> bool {
     nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Dot4, ..))
+}
+
+/// Whether the code is its argument.
+fn is_identity(code: &Code) -> bool {
+    matches!(code.node(code.result()), Scalar::Arg(_))
 }

@@ -295,7 +295,11 @@ impl Walk<'_> {
             if width == 0 || info.scalar || info.gain <= 0.0 || self.consts[first.index()] {
                 continue;
             }
-            let lanes = self.bytes / width;
+            // What whole vectors do not divide, such as the last 8 of 24 columns, goes in shorter ones, of 16 bytes at least.
+            let mut lanes = self.bytes / width;
+            while !info.extent.is_multiple_of(lanes) && lanes * width >= 32 {
+                lanes /= 2;
+            }
             let free = members[root].iter().all(|(id, axis)| !wide(*id, *axis) || homes[id.index()].is_none());
             // A tile may have an axis in the class twice (a transpose added to itself).
             let mut tiles: Vec<_> =

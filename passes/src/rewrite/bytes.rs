@@ -604,6 +604,8 @@ fn scaled_sum(
         operands.push(Operand::Constant(floats(&bias)?));
         value = body.binary(BinaryOp::Add, value, b).ok()?;
     }
+    // The greater of a number and -0 is one instruction; of a number and 0 it is more, for the sake of -0.
+    let low = if low == 0.0 { -0.0 } else { low };
     let (low, high) = (body.float(DType::F32, low), body.float(DType::F32, high));
     value = body.binary(BinaryOp::Max, value, low).ok()?;
     value = body.binary(BinaryOp::Min, value, high).ok()?;

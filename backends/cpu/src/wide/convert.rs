@@ -31,6 +31,9 @@ impl Emitter<'_> {
             let mask = self.mask_as(a, size)?;
             return self.one_where(to, mask);
         }
+        if (from.dtype, to.dtype) == (DType::F32, DType::I32) {
+            return self.floats_to_integers(from, a);
+        }
         let v = self.vector_of(a)?;
         if from.dtype == to.dtype {
             return Ok(v);
@@ -55,7 +58,6 @@ impl Emitter<'_> {
             (I32, I64 | U64) => codes::VPMOVSXDQ,
             (U32, I64 | U64) => codes::VPMOVZXDQ,
             (I64 | U64, I32 | U32) => codes::VPMOVQD,
-            (F32, I32) => return self.saturated(from, v),
             (a, b) if a.is_int() && b.is_int() && a.size() == b.size() => return Ok(v),
             _ => return self.scalarise(from, &[v], to, |e, v| e.cast_scalar(from.dtype, to.dtype, v[0])),
         };
@@ -67,11 +69,27 @@ impl Emitter<'_> {
         Ok(result)
     }
 
-    /// f32 to i32. The processor gives the least integer for all that is out of range.
-    fn saturated(&mut self, from: VectorType, v: VReg) -> Result<VReg, Error> {
+    /// f32 to i32, rounded to the nearest even or towards zero. The processor gives the least integer for all that is out of range.
+    fn floats_to_integers(&mut self, from: VectorType, a: ValueId) -> Result<VReg, Error> {
         let width = self.width(from)?;
         let ints = VectorType { dtype: DType::I32, ..from };
-        let raw = self.unary(codes::VCVTTPS2DQ, width, Arg::Use(v, width))?;
+        let (row, a) = match self.take_rounded(a) {
+            Some(rounded) => (codes::VCVTPS2DQ, rounded),
+            None => (codes::VCVTTPS2DQ, a),
+        };
+        let v = self.vector_of(a)?;
+        if self.is_below_integers(a) {
+            let number = self.compare_lanes(from, BinaryOp::Eq, v, Arg::Use(v, width))?;
+            if !self.wide() {
+                let raw = self.unary(row, width, Arg::Use(v, width))?;
+                return self.lanes_binary(ints, BinaryOp::And, raw, Arg::Use(number, width));
+            }
+            let (code, to) = (self.code(row, width)?, self.vector());
+            let args = [Arg::Def(to, width), Arg::Use(v, width)];
+            self.push(Inst { mask: Some(number), zeroing: true, ..Inst::new(code, &args) });
+            return Ok(to);
+        }
+        let raw = self.unary(row, width, Arg::Use(v, width))?;
         let limit = self.repeated(&2_147_483_648f32.to_le_bytes(), width, 32);
         let above = self.compare_lanes(from, BinaryOp::Ge, v, limit)?;
         let number = self.compare_lanes(from, BinaryOp::Eq, v, Arg::Use(v, width))?;

@@ -10,9 +10,9 @@ use super::machine::{Arg, Base, Draft, Inst, Kind, Machine, Place, Width, gpr};
 use crate::Error;
 use iced_x86::{Code, OpKind};
 use kiln_ir::vector::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType};
-use kiln_ir::{BinaryOp, Constant, DType};
+use kiln_ir::{BinaryOp, Constant, DType, UnaryOp};
 use regalloc2::{Operand, RegClass, VReg};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Where a value is.
 #[derive(Clone, Copy)]
@@ -24,6 +24,8 @@ pub(super) enum Value {
     Load(Address, bool),
     /// A dot product of bytes that is not computed yet: it may begin with the sum that it goes into.
     Dot(ValueId, ValueId),
+    /// Rounded to the nearest even, which the conversion to integers that alone reads it does by itself.
+    Rounded(ValueId),
 }
 
 pub(super) struct Emitter<'a> {
@@ -36,6 +38,10 @@ pub(super) struct Emitter<'a> {
     values: Vec<Option<Value>>,
     /// How often each value is read.
     uses: Vec<u32>,
+    /// How each value is computed, where it is.
+    made: Vec<Option<&'a Op>>,
+    /// Values that a conversion from f32 to i32 reads.
+    to_integers: HashSet<ValueId>,
     /// Values that may still be [`Value::Load`] or [`Value::Dot`].
     pending: Vec<ValueId>,
     /// The even and the odd bytes of vectors as 16-bit lanes, with whether they are signed; of this block.
@@ -63,6 +69,8 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         registers: 0,
         values: vec![None; program.values.len()],
         uses: vec![0; program.values.len()],
+        made: vec![None; program.values.len()],
+        to_integers: HashSet::new(),
         pending: Vec::new(),
         halves: HashMap::new(),
         mask_bytes: vec![0; program.values.len()],
@@ -115,8 +123,16 @@ impl<'a> Emitter<'a> {
         self.level.has_masks()
     }
 
-    fn count(&mut self, body: &[Stmt]) {
+    fn count(&mut self, body: &'a [Stmt]) {
         for stmt in body {
+            if let Stmt::Let(id, op) = stmt {
+                self.made[id.index()] = Some(op);
+                if let Op::Cast(DType::I32, a) = op
+                    && self.program.values[*a].dtype == DType::F32
+                {
+                    self.to_integers.insert(*a);
+                }
+            }
             let mut used = |id: ValueId| self.uses[id.index()] += 1;
             match stmt {
                 Stmt::Let(_, op) => op.for_each_operand(used),
@@ -390,7 +406,7 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Register(v)) => Ok(v),
             Some(Value::Const(c)) => Ok(self.number(c.bits as i64)),
-            Some(Value::Load(..) | Value::Dot(..)) | None => {
+            Some(Value::Load(..) | Value::Dot(..) | Value::Rounded(_)) | None => {
                 Err(self.unsupported(format!("{id} is not in a register")))
             }
         }
@@ -490,7 +506,32 @@ impl<'a> Emitter<'a> {
                 self.define(id, v);
                 Ok(v)
             }
+            Some(Value::Rounded(a)) => {
+                let v = self.op_unary(id, self.ty(id), UnaryOp::Round, a)?;
+                self.define(id, v);
+                Ok(v)
+            }
             None => Err(self.unsupported(format!("{id} has no code"))),
+        }
+    }
+
+    /// What is rounded, where the value's only reader rounds it.
+    pub fn take_rounded(&self, id: ValueId) -> Option<ValueId> {
+        match self.values[id.index()] {
+            Some(Value::Rounded(a)) => Some(a),
+            _ => None,
+        }
+    }
+
+    /// Whether a float is surely below 2^31, or a NaN: clamped to a constant.
+    pub fn is_below_integers(&self, id: ValueId) -> bool {
+        let small = |id: ValueId| self.constant_of(id).is_some_and(|c| c.as_f64() < 2_147_483_648.0);
+        match self.made[id.index()] {
+            Some(Op::Binary(BinaryOp::Min, a, b)) => small(*a) || small(*b),
+            Some(Op::Binary(BinaryOp::Max, a, b)) => {
+                small(*a) && self.is_below_integers(*b) || small(*b) && self.is_below_integers(*a)
+            }
+            Some(_) | None => false,
         }
     }
 
@@ -510,7 +551,7 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Const(c)) => c.bits != 0 || self.wide(),
             Some(Value::Load(_, one)) => self.uses[id.index()] == 1 && self.foldable(self.ty(id), one, row),
-            Some(Value::Register(_) | Value::Dot(..)) | None => false,
+            Some(Value::Register(_) | Value::Dot(..) | Value::Rounded(_)) | None => false,
         }
     }
 
@@ -629,6 +670,12 @@ impl<'a> Emitter<'a> {
             Op::Splat(a) => self.splat(id, ty, *a)?,
             Op::Pack(values) => self.pack_values(id, ty, values)?,
             Op::Extract(a, lane) => self.extract_value(*a, *lane)?,
+            Op::Unary(UnaryOp::Round, a)
+                if !ty.is_scalar() && self.uses[id.index()] == 1 && self.to_integers.contains(&id) =>
+            {
+                self.values[id.index()] = Some(Value::Rounded(*a));
+                return Ok(());
+            }
             Op::Unary(op, a) => self.op_unary(id, ty, *op, *a)?,
             Op::Binary(BinaryOp::Dot4, a, b) if in_vector && self.level == WideLevel::Avx512Vnni => {
                 self.values[id.index()] = Some(Value::Dot(*a, *b));
