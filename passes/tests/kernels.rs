@@ -22,6 +22,7 @@ fn random(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
         let c = match dtype {
             DType::Bool => kiln_ir::Constant { dtype, bits: r & 1 },
             d if d.is_float() => kiln_ir::Constant::float(d, (r >> 40) as f64 / (1u64 << 23) as f64 - 1.0),
+            DType::I8 => kiln_ir::Constant::int(dtype, (r % 255) as i64 - 127),
             d => kiln_ir::Constant::int(d, (r % 3) as i64),
         };
         c.store(&mut bytes);
@@ -54,6 +55,10 @@ fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
         (DType::F32, vec![13, 20]),
         (DType::U8, vec![600, 16, 32]),
         (DType::F32, vec![600, 16, 1]),
+        (DType::I8, vec![24, 8, 3, 3]),
+        (DType::I8, vec![16, 1, 3, 3]),
+        (DType::I8, vec![30, 21]),
+        (DType::I8, vec![5, 3, 2, 2]),
     ]
     .iter()
     .enumerate()
@@ -164,6 +169,77 @@ fn attention_products_and_softmax() {
          output %14 \"y\"",
     );
     assert!(c.kernels[0].len() <= 4, "{}", c.plan);
+}
+
+/// A quantized convolution with a border as exporters write it, on `pixels` of that many channels. All scales are powers of two: what
+/// integers compute is exactly what the floats come to.
+fn quantized_convolution(dtype: &str, zero: i64, x: [usize; 4], w: [usize; 4], data: usize, groups: usize) -> Compiled {
+    let [n, c, h, width] = x;
+    let (rows, columns) = (h + 2 - w[2] + 1, width + 2 - w[3] + 1);
+    let out = format!("[{n}, {}, {rows}, {columns}]", w[0]);
+    let (low, high) = if dtype == "u8" { (0.0, 255.0) } else { (-128.0, 127.0) };
+    check(&format!(
+        "input %0 : f32[{n}, {c}, {h}, {width}]
+         const %1 : f32[] = [0.015625f32]
+         const %2 : {dtype}[] = [{zero}{dtype}]
+         %3 = map(%0, %1, %2) body = {{ to_{dtype}(min(max(add(round(div(a0, a1)), to_f32(a2)), {low:?}f32), {high:?}f32)) }}
+            : {dtype}[{n}, {c}, {h}, {width}]
+         %4 = map(%3, %1, %2) body = {{ mul(to_f32(sub(to_i32(a0), to_i32(a2))), a1) }} : f32[{n}, {c}, {h}, {width}]
+         %5 = pad(%4) low = [0, 0, 1, 1], high = [0, 0, 1, 1], interior = [0, 0, 0, 0], value = 0.0f32
+            : f32[{n}, {c}, {}, {}]
+         const %6 : i8{w:?} = data {data}
+         const %7 : f32[] = [0.0078125f32]
+         %8 = map(%6, %7) body = {{ mul(to_f32(a0), a1) }} : f32{w:?}
+         %9 = conv(%5, %8) strides = [1, 1], dilations = [1, 1], groups = {groups} : f32{out}
+         const %10 : f32[1, 1, 1] = [0.25f32]
+         %11 = map(%9, %10) body = {{ add(a0, a1) }} : f32{out}
+         %12 = map(%11) body = {{ max(a0, 0.0f32) }} : f32{out}
+         const %13 : f32[] = [0.0625f32]
+         const %14 : u8[] = [3u8]
+         %15 = map(%12, %13, %14) body = {{ to_u8(min(max(add(round(div(a0, a1)), to_f32(a2)), 0.0f32), 255.0f32)) }} : u8{out}
+         output %15 \"y\"",
+        h + 2,
+        width + 2
+    ))
+}
+
+/// The kernels of products of bytes.
+fn byte_products(c: &Compiled) -> usize {
+    c.kernels[0].iter().filter(|k| k.to_string().contains("dot4")).count()
+}
+
+#[test]
+fn quantized_convolutions_are_products_of_bytes() {
+    for (dtype, zero) in [("u8", 0), ("u8", 7), ("i8", -3)] {
+        // Channels that are packed in place, that are not, and one for each group.
+        for (x, w, data, groups) in [
+            ([1, 8, 7, 9], [24, 8, 3, 3], 6, 1),
+            ([2, 3, 6, 5], [5, 3, 2, 2], 9, 1),
+            ([1, 16, 5, 6], [16, 1, 3, 3], 7, 16),
+        ] {
+            let c = quantized_convolution(dtype, zero, x, w, data, groups);
+            assert_eq!(byte_products(&c), 1, "{}", c.plan);
+        }
+    }
+}
+
+#[test]
+fn integer_products_take_zero_points_out_of_the_sum() {
+    for m in [1, 5, 40] {
+        for (dtype, zero) in [("u8", ""), ("i8", ""), ("u8", "const %1 : u8[] = [200u8]")] {
+            let given = if zero.is_empty() { format!("input %1 : {dtype}[]") } else { zero.into() };
+            let c = check(&format!(
+                "input %0 : {dtype}[{m}, 30]
+                 {given}
+                 const %2 : i8[30, 21] = data 8
+                 %3 = map(%0, %1) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32[{m}, 30]
+                 %4 = map(%2) body = {{ to_i32(a0) }} : i32[30, 21]
+                 %5 = contract(%3, %4) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : i32[{m}, 21]
+                 output %5 \"y\""
+            ));
+            assert_eq!(byte_products(&c), 1, "{}", c.plan);
+        }
+    }
 }
 
 #[test]

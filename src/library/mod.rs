@@ -55,6 +55,7 @@ fn needs(level: CpuLevel) -> Result<Needs, Error> {
         CpuLevel::Portable if cfg!(target_arch = "x86_64") => Ok(Needs::Baseline),
         CpuLevel::X86_64V3 => Ok(Needs::Avx2),
         CpuLevel::X86_64V4 => Ok(Needs::Avx512),
+        CpuLevel::X86_64V4Vnni => Ok(Needs::Avx512Vnni),
         CpuLevel::Portable | CpuLevel::Amx => {
             Err(Error::Unsupported(format!("libraries are made for x86-64 up to v4, not for {level} of this machine")))
         }

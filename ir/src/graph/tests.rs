@@ -44,6 +44,15 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
         (Contract::new("bmk", "bkn", "bmn").into(), vec![f32s(&[1, 2, 3]), f32s(&[1, 3, 4])]),
         (Contract::new("", "", "").into(), vec![f32s(&[]), f32s(&[])]),
         (
+            Contract { bytes: true, ..Contract::new("mk", "nk", "mn") }.into(),
+            vec![TensorType::of(DType::I32, &[2, 3]), TensorType::of(DType::I32, &[4, 3])],
+        ),
+        (
+            Conv { strides: vec![1], dilations: vec![1], groups: 2, bytes: true }.into(),
+            vec![TensorType::of(DType::U8, &[1, 2, 8]), TensorType::of(DType::I32, &[2, 1, 3])],
+        ),
+        (Pack { axis: 1 }.into(), vec![TensorType::of(DType::I8, &[2, 7])]),
+        (
             Conv { strides: vec![2, 1], dilations: vec![1, 2], groups: 2, bytes: false }.into(),
             vec![f32s(&[1, 4, 9, 9]), f32s(&[6, 2, 3, 3])],
         ),

@@ -48,6 +48,8 @@ const V3_LEAF_7: i64 = 1 << 3 | 1 << 5 | 1 << 8;
 const V3_EXTENDED: i64 = 1 << 5;
 /// AVX-512 F, DQ, CD, BW, VL (leaf 7, EBX).
 const V4_LEAF_7: i64 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31;
+/// AVX-512 VNNI (leaf 7, ECX).
+const VNNI_LEAF_7: i64 = 1 << 11;
 /// XCR0: the system saves XMM and YMM registers; and opmasks and ZMM registers.
 const SAVES_YMM: i64 = 1 << 1 | 1 << 2;
 const SAVES_ZMM: i64 = SAVES_YMM | 1 << 5 | 1 << 6 | 1 << 7;
@@ -86,6 +88,8 @@ pub(super) fn level(c: &mut Code<'_, '_>) {
     stop_unless(c, saved, SAVES_YMM, 0);
     stop_unless(c, seven, V4_LEAF_7, 1);
     stop_unless(c, saved, SAVES_ZMM, 1);
-    let level = c.int32(2);
+    let more = leaf(c, 7, ECX);
+    stop_unless(c, more, VNNI_LEAF_7, 2);
+    let level = c.int32(3);
     c.ret(level);
 }

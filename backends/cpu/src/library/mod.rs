@@ -37,6 +37,8 @@ pub enum Needs {
     Avx2,
     /// x86-64-v4.
     Avx512,
+    /// AVX-512 VNNI besides.
+    Avx512Vnni,
 }
 
 impl Needs {
@@ -46,6 +48,7 @@ impl Needs {
             Needs::Baseline => 0,
             Needs::Avx2 => 1,
             Needs::Avx512 => 2,
+            Needs::Avx512Vnni => 3,
         }
     }
 }
