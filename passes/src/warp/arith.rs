@@ -120,11 +120,31 @@ impl Lowering<'_> {
             };
             return Ok(self.code.binary(op, x, y));
         }
-        let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { matches!(op, Pow | Dot4) };
+        if op == Dot4 {
+            return Ok(self.dot_of_bytes(x, y));
+        }
+        let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { op == Pow };
         if missing {
             return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
         }
         Ok(self.code.binary(op, x, y))
+    }
+
+    /// The dot product of four bytes, unsigned those of `x`: byte by byte.
+    fn dot_of_bytes(&mut self, x: ValueId, y: ValueId) -> ValueId {
+        let mut sum = None;
+        for byte in 0..4 {
+            let moved = self.code.with(BinaryOp::Shr, x, 8 * byte);
+            let left = self.code.with(BinaryOp::And, moved, 0xff);
+            let raised = self.code.with(BinaryOp::Shl, y, 24 - 8 * byte);
+            let right = self.code.with(BinaryOp::Shr, raised, 24);
+            let product = self.code.binary(BinaryOp::Mul, left, right);
+            sum = Some(match sum {
+                Some(rest) => self.code.binary(BinaryOp::Add, rest, product),
+                None => product,
+            });
+        }
+        sum.unwrap_or(x)
     }
 
     /// `x * y + z`, with one rounding on floats.
