@@ -179,7 +179,7 @@ impl Checker<'_> {
         let mut any = |_: &_, _: &_| Ok(());
         // A target borrows what says whether it lowers a program, so there is one of those for each.
         for (number, machine) in machines.iter().enumerate() {
-            let mut targets = [Target { machine: machine.clone(), lowers: &mut any }];
+            let mut targets = [Target { machine: machine.clone(), lowers: &mut any, chosen: None }];
             let compiled = pipeline::schedule(graph, &mut targets).map_err(|e| e.to_string())?;
             let ranges = compiled.plan.ranges();
             let [programs] = compiled.kernels.as_slice() else { return Err("kernels of one machine".into()) };

@@ -331,7 +331,7 @@ impl Build {
         let grid = f.grid.zip(g.grid).map(|(a, b)| a + b);
         let facts = self.sum(ty.dtype, count, f.bound * g.bound, error, grid);
         let dilations = vec![1; spatial];
-        self.add(Conv { strides, dilations, groups: groups as usize }, &[x, w], facts)
+        self.add(Conv { strides, dilations, groups: groups as usize, bytes: false }, &[x, w], facts)
     }
 
     fn pool(&mut self, x: ValueId, f: Facts) -> Grown {
