@@ -3,6 +3,7 @@
 use super::Talk;
 use super::generate::DEFAULT_CONTEXT;
 use super::options::{self, Machinery, Watching};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data::{self, From};
 use kiln::gpu::{self, Architecture, Precision};
@@ -49,6 +50,7 @@ pub struct Args {
     model: PathBuf,
     /// The file to write, such as net.kiln or libnet.so; beside a library come net.h, net.pc and net-config.cmake
     #[arg(short, long, value_name = "OUT", default_value = "", hide_default_value = true)]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     output: PathBuf,
     /// Make PTX for this GPU architecture instead, into --dump: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120
     #[arg(long, value_name = "SM", requires = "dump", conflicts_with_all = ["output", "golden", "cpu", "emit"])]

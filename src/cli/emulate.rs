@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long)]
     unchecked: bool,
     /// Most instructions of a warp
-    #[arg(long, value_name = "N", default_value_t = 1 << 32)]
+    #[arg(long, value_name = "N", default_value_t = 1 << 28)]
     steps: u64,
     /// Threads, 1 to 1024 [default: all cores]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -191,7 +191,7 @@ impl Args {
         let name =
             a.get("buffer").and_then(Value::as_str).ok_or_else(|| wrong("no \"buffer\", \"value\" or \"status\""))?;
         let len = a.get("len").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        let len = len.filter(|n| n.checked_mul(dtype.size().max(1)).is_some_and(|b| b < 1 << 36));
+        let len = len.filter(|n| n.checked_mul(dtype.size().max(1)).is_some_and(|b| b <= 1 << 32));
         let len = len.ok_or_else(|| wrong("\"len\" is to be a number of elements"))?;
         let written = a.get("written").and_then(Value::as_bool).unwrap_or(false);
         let found = given.iter().find(|(n, _)| n == name);

@@ -288,6 +288,12 @@ pub(super) fn decode(text: &str) -> Result<(Vec<Kernel>, Vec<Variable>), ParseEr
     let lines: Vec<&str> = text.lines().collect();
     let is_global = |v: &&Variable| matches!(v.space, Where::Global | Where::Constant);
     let globals: Vec<Variable> = parsed.variables.iter().filter(is_global).cloned().collect();
+    let all: usize = globals.iter().fold(0, |sum, v| sum.saturating_add(v.bytes));
+    let local = |e: &Entry| e.variables.iter().filter(|v| v.space == Where::Local).map(|v| v.bytes).sum::<usize>();
+    if all > 256 << 20 || parsed.entries.iter().any(|e| local(e) > 512 << 10) {
+        let spot = parse::Spot { line: 1, column: 1 };
+        return Err(spot.error("more than 256 MiB of variables, or 512 KiB of local memory"));
+    }
     let shared: Vec<&Variable> = parsed.variables.iter().filter(|v| v.space == Where::Shared).collect();
     let kernels =
         parsed.entries.iter().map(|e| Decoder::entry(e, &globals, &shared, &lines)).collect::<Result<_, _>>()?;
@@ -709,15 +715,18 @@ impl<'a> Decoder<'a> {
     }
 
     fn mov(&self, ty: Ty, d: &Operand, a: &Operand) -> Result1<Op> {
-        let part = |n: usize| (8 * ty.bytes() / n.max(1)) as u32;
+        let part = |n: usize| match 8 * ty.bytes() / n.max(1) {
+            0 => Err(format!("{n} registers do not fit {} bytes", ty.bytes())),
+            bits => Ok(bits as u32),
+        };
         match (d, a) {
             (Operand::List(list), a) => {
                 let targets = list.iter().map(|o| self.target(o)).collect::<Result1<Vec<_>>>()?;
-                Ok(Op::Unpack(targets, self.src(a)?, part(list.len())))
+                Ok(Op::Unpack(targets, self.src(a)?, part(list.len())?))
             }
             (d, Operand::List(list)) => {
                 let sources = list.iter().map(|o| self.src(o)).collect::<Result1<Vec<_>>>()?;
-                Ok(Op::Pack(self.reg(d)?, sources, part(list.len())))
+                Ok(Op::Pack(self.reg(d)?, sources, part(list.len())?))
             }
             (d, Operand::Memory(base, offset)) => {
                 Ok(Op::Int(IntOp::Add, ty, self.reg(d)?, self.src(base)?, Src::Imm(*offset as u64)))

@@ -607,17 +607,27 @@ impl Body<'_> {
         Ok(())
     }
 
+    /// Lists and addresses do not nest.
+    fn plain(&self, lexer: &Lexer) -> Result<(), ParseError> {
+        match lexer.peek() {
+            Token::Mark('{' | '[') => Err(lexer.spot().error("a register or a number belongs here")),
+            Token::Mark(_) | Token::Word(_) | Token::Number(_) | Token::End => Ok(()),
+        }
+    }
+
     fn operand(&mut self, lexer: &mut Lexer) -> Result<Operand, ParseError> {
         let spot = lexer.spot();
         if lexer.take('{') {
             let mut list = Vec::new();
             while !lexer.take('}') {
+                self.plain(lexer)?;
                 list.push(self.operand(lexer)?);
                 lexer.take(',');
             }
             return Ok(Operand::List(list));
         }
         if lexer.take('[') {
+            self.plain(lexer)?;
             let base = self.operand(lexer)?;
             let mut offset = 0i64;
             if lexer.take('+') {
