@@ -230,7 +230,7 @@ mod counters {
 
     pub fn open() -> Open {
         let open = |event: &Hardware| {
-            let mut builder = Builder::new().kind(event.clone());
+            let mut builder = Builder::new().kind(*event);
             builder.inherit(true);
             builder.build().and_then(|mut c| c.enable().map(|()| c))
         };

@@ -94,7 +94,7 @@ pub fn estimate(kernel: &Kernel, of_plan: &OfPlan, part: usize, registers: Optio
     let matrix = module.is_some_and(|m| m.text.contains("mma.sync"));
     let peak = if matrix { gpu.matrix_operations } else { gpu.f32_operations };
     // A GPU that is not full has that share of its arithmetic only.
-    let share = (blocks as f64 / gpu.multiprocessors as f64).min(1.0).max(1e-9);
+    let share = (blocks as f64 / gpu.multiprocessors as f64).clamp(1e-9, 1.0);
     let memory = of_plan.bytes as f64 / parts / gpu.bandwidth;
     let arithmetic = of_plan.operations as f64 / parts / (peak * share);
     // About what a launch takes within a CUDA graph.

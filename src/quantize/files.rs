@@ -106,14 +106,16 @@ fn tensors(weights: &Safetensors, made: &Quantization) -> Result<BTreeMap<String
 /// What `config.json` says of the quantization, in the words of the compressed-tensors format; nothing where nothing is quantized.
 /// Matrices of one precision and group are one entry, with their modules listed.
 fn described(made: &Quantization) -> Option<Value> {
-    let mut groups: BTreeMap<(u32, bool, usize), Vec<&str>> = BTreeMap::new();
+    /// Bits, whether numbers count from the middle, and columns of a group.
+    type Kind = (u32, bool, usize);
+    let mut groups: BTreeMap<Kind, Vec<&str>> = BTreeMap::new();
     for layer in &made.layers {
         let Element::Float(encoding) = made.changed.get(&layer.name)?.element else { continue };
         let bits = if encoding == Encoding::Q8_0 { 8 } else { 4 };
         let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
         groups.entry((bits, encoding != Encoding::Q4_1, layer.group)).or_default().push(module);
     }
-    let entry = |(n, ((bits, symmetric, group), targets)): (usize, ((u32, bool, usize), Vec<&str>))| {
+    let entry = |(n, ((bits, symmetric, group), targets)): (usize, (Kind, Vec<&str>))| {
         let weights = json!({
             "num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group,
         });

@@ -35,7 +35,7 @@ fn truncated_models_are_invalid() {
 #[test]
 fn other_files_are_named() {
     refused(b"<!DOCTYPE html><html>not found</html>", 3, "an HTML page");
-    refused(b"GGUF\x03\0\0\0", 3, "a GGUF model");
+    refused(b"GGUF\x03\0\0\0", 3, "GGUF");
     refused(b"", 3, "an empty file");
     let place = Place::new();
     let model = place.write("m.onnx", &mlp());

@@ -220,8 +220,8 @@ impl Space {
         })
     }
 
-    /// The values that each part of a choice may take: rows, columns, panels as multiples of the columns, unrolling, orders.
-    fn parts(&self) -> (Vec<i64>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<Order>) {
+    /// The values that each part of a choice may take: rows, columns, panels as multiples of the columns, unrolling.
+    fn parts(&self) -> [Vec<i64>; 4] {
         let within = |most: i64| move |&n: &i64| n <= most.max(1);
         let rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 20, 24].into_iter().filter(within(self.rows));
         let columns: Vec<i64> = if self.along_fold {
@@ -235,12 +235,12 @@ impl Space {
         };
         let panels = if self.packs && !self.along_fold { vec![1, 2, 4] } else { vec![1] };
         let unrolls = [1, 2, 3, 4, 6, 8, 16].into_iter().filter(within(self.depth)).collect();
-        (rows.collect(), columns, panels, unrolls, Order::ALL.to_vec())
+        [rows.collect(), columns, panels, unrolls]
     }
 
     /// Every choice, the cost model's own included, without those that need many more registers than there are.
     pub fn choices(&self) -> Vec<Choice> {
-        let (rows, columns, panels, unrolls, orders) = self.parts();
+        let [rows, columns, panels, unrolls] = self.parts();
         let mut all = vec![self.default];
         for &r in &rows {
             for &c in &columns {
@@ -253,7 +253,7 @@ impl Space {
                     if r * vectors * u > 640 {
                         continue;
                     }
-                    for &order in &orders {
+                    for order in Order::ALL {
                         let many = |order: Order| self.rows > r || !matches!(order, Order::Tiles | Order::Rows);
                         if !many(order) || (self.outer == 1 && order == Order::Outer) {
                             continue;

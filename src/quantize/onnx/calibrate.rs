@@ -238,6 +238,8 @@ impl Runs {
         histograms: bool,
         observer: &mut dyn Observer,
     ) -> Result<BTreeMap<String, Seen>, Error> {
+        /// Gets the name, shape and elements of a value.
+        type Visit<'v> = dyn FnMut(&str, &[usize], &[f32]) -> Result<(), Error> + 'v;
         let Some(first) = samples.first() else { return Ok(BTreeMap::new()) };
         let inputs: Vec<String> = data::wanted(model).into_iter().map(|w| w.name).collect();
         let (given, taps): (Vec<String>, Vec<String>) = names.iter().cloned().partition(|n| inputs.contains(n));
@@ -245,7 +247,7 @@ impl Runs {
         let more: Vec<String> = taps.iter().filter(|t| !order.contains(t)).cloned().collect();
         order.extend(more);
         let mut context = self.context(model, &order, first, observer)?;
-        let mut each = |visit: &mut dyn FnMut(&str, &[usize], &[f32]) -> Result<(), Error>| -> Result<(), Error> {
+        let mut each = |visit: &mut Visit<'_>| -> Result<(), Error> {
             for sample in samples {
                 let made = context.run(&sample.inputs)?;
                 let made = order.iter().zip(&made).filter(|(name, _)| taps.contains(name));

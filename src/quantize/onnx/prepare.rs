@@ -222,10 +222,10 @@ impl Prepared {
                 });
                 recipe.weights.insert(layer.weights.clone(), made);
             }
-            if let (true, Some(made)) = (self.settings.bias_correction, recipe.weights.get(&layer.weights)) {
-                if let Some(bias) = self.corrected(layer, made)? {
-                    recipe.biases.insert(layer.node.clone(), bias);
-                }
+            if let (true, Some(made)) = (self.settings.bias_correction, recipe.weights.get(&layer.weights))
+                && let Some(bias) = self.corrected(layer, made)?
+            {
+                recipe.biases.insert(layer.node.clone(), bias);
             }
         }
         let activation = match self.settings.activations {

@@ -243,7 +243,7 @@ fn raised(node: &mut Node, own: i64, names: &mut Names, added: &mut Vec<Initiali
     match op.as_str() {
         "Squeeze" | "Unsqueeze" | "ReduceSum" if own < 13 => to_input(node, "axes", 1, names, added),
         "Split" if own < 18 => {
-            let sized = own < 13 && to_input(node, "split", 1, names, added) || own >= 13;
+            let sized = own >= 13 || to_input(node, "split", 1, names, added);
             if node.input(1).is_none() {
                 let count = i64::try_from(node.outputs.len()).unwrap_or(i64::MAX);
                 *node = node.clone().with("num_outputs", AttributeValue::Int(count));

@@ -439,7 +439,7 @@ impl<'a> Machine<'a> {
             Op::Pack(d, parts, bits) => {
                 let parts: Vec<Lanes> = parts.iter().map(|p| self.get(warp, i, *p, active)).collect();
                 let low = u64::MAX >> (64 - bits);
-                put(warp, *d, active, |l| parts.iter().rev().fold(0, |v, p| (v << bits % 64) | p[l] & low));
+                put(warp, *d, active, |l| parts.iter().rev().fold(0, |v, p| (v << (bits % 64)) | (p[l] & low)));
             }
             Op::Unpack(parts, a, bits) => {
                 let a = self.get(warp, i, *a, active);

@@ -291,6 +291,9 @@ pub enum RunError {
     },
 }
 
+/// What one worker has seen: findings by line and kind, and counts.
+type Seen = (BTreeMap<(usize, Kind), Finding>, Counts);
+
 /// Runs the whole grid of a kernel on the buffers.
 ///
 /// # Errors
@@ -359,7 +362,7 @@ pub fn run(
             machine.block(block)?;
         }
     };
-    let results: Vec<Result<(BTreeMap<(usize, Kind), Finding>, Counts), RunError>> = std::thread::scope(|scope| {
+    let results: Vec<Result<Seen, RunError>> = std::thread::scope(|scope| {
         let workers = (options.threads as u64).min(blocks).max(1);
         let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
         let mut all = vec![work()];

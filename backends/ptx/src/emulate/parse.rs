@@ -630,9 +630,7 @@ impl Body<'_> {
             self.plain(lexer)?;
             let base = self.operand(lexer)?;
             let mut offset = 0i64;
-            if lexer.take('+') {
-                offset = lexer.number()? as i64;
-            } else if *lexer.peek() == Token::Mark('-') {
+            if lexer.take('+') || *lexer.peek() == Token::Mark('-') {
                 offset = lexer.number()? as i64;
             }
             lexer.expect(']')?;
