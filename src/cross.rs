@@ -198,10 +198,9 @@ impl Checker<'_> {
     }
 
     fn levels(&self) -> Result<(), String> {
-        let levels = levels_here();
-        let options = Options { levels: levels.clone(), threads: 1, ..Options::default() };
+        let options = Options { levels: levels_here(), threads: 1, ..Options::default() };
         let compiled = compile_graph(self.graph.clone(), &options, &mut crate::Silent).map_err(|e| e.to_string())?;
-        for level in levels {
+        for level in compiled.code.iter().map(|code| code.level) {
             let only = ModelOptions { levels: Some(vec![level]), ..ModelOptions::default() };
             let model = compiled.load(&only).map_err(|e| e.to_string())?;
             let (mut one, mut two) = (context(&model, 1)?, context(&model, 2)?);

@@ -71,7 +71,8 @@ impl Args {
         let mut text = String::new();
         let mut list = Vec::new();
         let mut wrong = Vec::new();
-        for level in levels {
+        // Levels whose code would be another one's again are not there.
+        for level in compiled.code.iter().map(|code| code.level) {
             let model = compiled.load(&ModelOptions {
                 levels: Some(vec![level]),
                 verify_weights: false,

@@ -73,7 +73,8 @@ fn rows(outputs: &[Tensor]) -> Result<Vec<Vec<f32>>, Error> {
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    if lengths > 0.0 { dot(a, b) / lengths } else { f64::from(u8::from(a == b)) }
+    // What is not a number stays so: no budget allows it.
+    if lengths == 0.0 { f64::from(u8::from(a == b)) } else { dot(a, b) / lengths }
 }
 
 /// Compares the outputs of the samples before and after.

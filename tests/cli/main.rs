@@ -8,6 +8,7 @@ mod library;
 mod models;
 mod peer;
 mod provenance;
+mod quantize;
 mod robust;
 mod whole;
 

@@ -124,7 +124,7 @@ fn text_that_is_no_program_is_refused_with_its_place() {
 fn the_verifier_collects_every_error() {
     let program = parse(
         "\
-warp @k(b0 x: f32[n], b1 x: i8[4] written, dims()) grid(1) threads 33 shared(s0: f32[0], s1: f16[200000]) {
+warp @k(b0 x: f32[n], b1 x: f64[4] written, dims()) grid(1) threads 33 shared(s0: f32[0], s1: f16[200000]) {
   %0: i32 = thread
   %0: i32 = block
   %1: i64 = dim 0
@@ -152,7 +152,7 @@ warp @k(b0 x: f32[n], b1 x: i8[4] written, dims()) grid(1) threads 33 shared(s0:
     let errors = program.verify().unwrap_err();
     let errors: Vec<String> = errors.iter().map(|e| format!("{} | {}", e.statement, e.message)).collect();
     let want = [
-        " | buffer b1: warp programs do not compute with i8",
+        " | buffer b1: warp programs do not compute with f64",
         " | buffer b1: `x` is no name of its own",
         " | the length `n` depends on `n`, which is no dim",
         " | 33 threads; wants a multiple of 32 up to 1024",

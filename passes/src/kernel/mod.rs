@@ -286,6 +286,14 @@ fn panel_of(nest: &FlatNest, axis: &Symbol) -> Option<i64> {
     found
 }
 
+/// The variables that number a segment's blocks, outermost first, with their extents: panels, and blocks within a panel.
+fn block_variables(segment: &Option<(Symbol, Segment)>) -> Vec<(Symbol, Expr)> {
+    let Some((symbol, s)) = segment else { return vec![] };
+    let block = (!s.is_single()).then(|| (Symbol::new(&format!("{symbol}_block")), s.count.clone()));
+    let part = (s.parts > 1).then(|| (Symbol::new(&format!("{symbol}_part")), Expr::from(s.parts)));
+    block.into_iter().chain(part).collect()
+}
+
 struct Builder<'a> {
     program: TileProgram,
     machine: &'a Machine,
@@ -509,13 +517,7 @@ impl Builder<'_> {
         let columns = panel.map_or(schedule.columns, |p| schedule.columns.min(p));
         for column in whole(&column, columns, column_lanes) {
             // Grid axes of the columns' blocks, and of everything that is no tile axis.
-            let mut across = Vec::new();
-            if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| !s.is_single()) {
-                across.push((Symbol::new(&format!("{symbol}_block")), s.count.clone()));
-            }
-            if let Some((symbol, s)) = column.as_ref().filter(|(_, s)| s.parts > 1) {
-                across.push((Symbol::new(&format!("{symbol}_part")), Expr::from(s.parts)));
-            }
+            let across = block_variables(&column);
             let others: Vec<(Symbol, Expr)> = outer.iter().map(|a| (a.symbol.clone(), a.extent.clone())).collect();
             let guess = |(symbol, extent): &(Symbol, Expr)| {
                 nest.guess(&Axis { symbol: symbol.clone(), extent: extent.clone() })
@@ -539,9 +541,7 @@ impl Builder<'_> {
                 continue;
             }
             for row in rows {
-                let block = row.as_ref().filter(|(_, s)| !s.is_single());
-                let block = block.map(|(symbol, s)| (Symbol::new(&format!("{symbol}_block")), s.count.clone()));
-                let down: Vec<(Symbol, Expr)> = block.into_iter().collect();
+                let down = block_variables(&row);
                 let grid = match order {
                     Order::Columns | Order::Tiles => [across.clone(), others.clone(), down].concat(),
                     Order::Outer | Order::Rows => [others.clone(), down, across.clone()].concat(),
@@ -571,16 +571,15 @@ impl Builder<'_> {
         row: Option<(Symbol, Segment)>,
         column: Option<(Symbol, Segment)>,
     ) -> Option<()> {
-        let Some((symbol, s)) = row.clone().filter(|(_, s)| !s.is_single()) else {
-            return self.register_tile(body, nest, schedule, place, row, column);
-        };
-        let var = Symbol::new(&format!("{symbol}_block"));
         let mut place = place.clone();
-        place.enter(&var, &s.count);
+        let variables = block_variables(&row);
+        variables.iter().for_each(|(var, extent)| place.enter(var, extent));
         let mut inner = Vec::new();
         self.register_tile(&mut inner, nest, schedule, &place, row, column)?;
-        let (lo, hi) = (Expr::default(), s.count);
-        body.push(Stmt::For(For { var, lo, hi, step: 1, carried: vec![], body: inner }));
+        for (var, hi) in variables.into_iter().rev() {
+            inner = vec![Stmt::For(For { var, lo: Expr::default(), hi, step: 1, carried: vec![], body: inner })];
+        }
+        body.extend(inner);
         Some(())
     }
 
