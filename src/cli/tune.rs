@@ -60,7 +60,6 @@ pub struct Args {
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let path = self.shard.map_or_else(|| self.db.clone(), |(i, n)| shard_path(&self.db, i, n));
-        let mut database = Database::open(&path)?;
         let level = self.machinery.level_here()?;
         let budget = self.machinery.budget();
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
@@ -79,6 +78,8 @@ impl Args {
             let message = format!("--kernel {name}: no such kernel to tune; there are {}", there.join(", "));
             return Err(Error::Usage(message));
         }
+        // Opening makes the file: not before it is clear that there is something to tune.
+        let mut database = Database::open(&path)?;
         subjects.retain(|s| self.kernel.is_empty() || self.kernel.iter().any(|name| named(s, name)));
         if let Some((i, n)) = self.shard {
             // By hash, so that a part does not depend on what else is tuned.
