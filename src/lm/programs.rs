@@ -230,7 +230,9 @@ impl Programs {
         logits.clear();
         let mut at = past;
         for now in tokens.chunks(MOST_TOKENS) {
-            let program = if now.len() == 1 { &mut self.one } else { &mut self.many };
+            // The program of one token has the logits of that token alone.
+            let alone = now.len() == 1 && (tokens.len() == 1 || self.many.logits == Logits::Last);
+            let program = if alone { &mut self.one } else { &mut self.many };
             program.run(cache, at, now, logits)?;
             at += now.len();
         }

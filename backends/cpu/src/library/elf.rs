@@ -328,7 +328,7 @@ const MAGIC: &[u8] = b"!<arch>\n";
 /// An archive with the object as its only member, and an index of its symbols.
 ///
 /// # Errors
-/// As [`object`]; [`LibraryError::TooLarge`] where the member is larger than an archive can say.
+/// As [`object()`]; [`LibraryError::TooLarge`] where the member is larger than an archive can say.
 pub fn archive(image: &Image, prefix: &str, member: &str) -> Result<File, LibraryError> {
     let object = object(image, prefix)?;
     let too_large = || LibraryError::TooLarge("the object is larger than an archive can hold".into());

@@ -117,7 +117,7 @@ pub fn write(path: &Path, manifest: &Manifest, sections: Vec<Section<'_>>) -> Re
     Ok(bytes)
 }
 
-/// Writes a file of about `bytes` bytes to `path` as [`write`] does: complete and synced, or not at all.
+/// Writes a file of about `bytes` bytes to `path` as [`write()`] does: complete and synced, or not at all.
 ///
 /// # Errors
 /// See [`WriteError`]; `path` is as it was before.
