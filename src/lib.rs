@@ -318,6 +318,21 @@ struct Texts {
 }
 
 impl Compiled {
+    /// A plan that was made by hand with its kernels' code, for measurements: without weights, and of no model.
+    pub(crate) fn of_code(name: &str, plan: Plan, code: LevelCode) -> Compiled {
+        Compiled {
+            graph: Graph::new(name),
+            plan,
+            weights: Vec::new(),
+            code: vec![code],
+            notes: Notes::default(),
+            manifest: Manifest { compiler: VERSION.into(), ..Manifest::default() },
+            golden: None,
+            sbom: None,
+            scheduled: Scheduled::default(),
+        }
+    }
+
     fn sections<'a>(&'a self, texts: &'a Texts) -> Vec<Section<'a>> {
         let mut sections = self.program_sections("", texts);
         let weights = move |out: &mut dyn Write| write_weights(&self.weights, self.plan.weight_bytes, out);

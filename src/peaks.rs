@@ -6,15 +6,14 @@
 //! memory that is read.
 
 use crate::emit::{Emitters, LevelCode};
-use crate::{Compiled, Error, Notes, VERSION};
+use crate::{Compiled, Error};
 use kiln_cpu::wide::{self, WideLevel};
 use kiln_ir::expr::Expr;
-use kiln_ir::graph::{Graph, Origin, TensorType};
+use kiln_ir::graph::{Origin, TensorType};
 use kiln_ir::plan::{Kernel, Place, Plan, Slot, Step};
 use kiln_ir::vector::VectorProgram;
 use kiln_ir::{DType, Tensor};
-use kiln_passes::pipeline::Scheduled;
-use kiln_runtime::artifact::{KernelEntry, KernelTable, Manifest};
+use kiln_runtime::artifact::{KernelEntry, KernelTable};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, ModelOptions};
 use kiln_runtime::memory::Budget;
@@ -118,17 +117,7 @@ pub fn measure(level: CpuLevel, threads: usize, budget: &Budget) -> Result<Peaks
     }
     let floats = PROBES.iter().map(|p| p.bytes).max().unwrap_or(0) * PROGRAMS / 4;
     let plan = plan(programs.len(), floats, PROGRAMS * (sums * lanes) as i64);
-    let compiled = Compiled {
-        graph: Graph::new("peaks"),
-        plan,
-        weights: Vec::new(),
-        code: vec![code],
-        notes: Notes::default(),
-        manifest: Manifest { compiler: VERSION.into(), ..Manifest::default() },
-        golden: None,
-        sbom: None,
-        scheduled: Scheduled::default(),
-    };
+    let compiled = Compiled::of_code("peaks", plan, code);
     let model = compiled.load(&ModelOptions { levels: Some(vec![level]), ..ModelOptions::default() })?;
     let count = usize::try_from(floats).unwrap_or(0);
     // Charged to the budget by the context; written, as zeros that were never touched are one page of memory.

@@ -2,10 +2,10 @@
 
 use super::Talk;
 use super::generate::DEFAULT_CONTEXT;
-use super::options::{self, Machinery, Watching};
+use super::options::{self, Machinery, Shapes, Watching};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueEnum};
-use kiln::data::{self, From};
+use kiln::data;
 use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
@@ -64,12 +64,8 @@ pub struct Args {
     /// Keep a library's weights in a file of their own, which the program maps and hands over
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Fix all dims to those of these inputs (their values are not used)
-    #[arg(long, value_name = "F.npz", conflicts_with = "data")]
-    inputs: Option<PathBuf>,
-    /// Fix all dims to those of the input_i.pb files in a folder
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    shapes: Shapes,
     /// Tokens of prompt and continuation together that a language model is to have room for
     /// [default: what it was trained for, up to 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -107,11 +103,7 @@ impl Args {
         let onnx = source.model(&machinery.limits())?;
         let levels = self.machinery.artifact_levels();
         let budget = self.machinery.budget();
-        let from = self.inputs.clone().map(From::Npz).or_else(|| self.data.clone().map(From::Folder));
-        let mut options = match from {
-            Some(from) => options::with_inputs(&onnx, machinery, Some(from), levels, &budget)?.0,
-            None => machinery.options(levels, Default::default())?,
-        };
+        let mut options = self.shapes.options(&onnx, machinery, levels, &budget)?;
         if let Some(target) = self.target {
             if !self.tuning.is_empty() {
                 return Err(Error::Usage("--tuning is for CPUs: records are of kernels for a CPU level".into()));
@@ -149,8 +141,8 @@ impl Args {
     fn language_model(&self, talk: Talk) -> Result<(), Error> {
         let start = Instant::now();
         let onnx_only = [
-            ("--inputs", self.inputs.is_some()),
-            ("--data", self.data.is_some()),
+            ("--inputs", self.shapes.inputs.is_some()),
+            ("--data", self.shapes.data.is_some()),
             ("--golden", self.golden),
             ("--tuning", !self.tuning.is_empty()),
             ("--target", self.target.is_some()),

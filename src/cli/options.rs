@@ -323,6 +323,38 @@ pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
     }
 }
 
+/// The dims to compile for, where inputs fix them.
+#[derive(Clone, Debug, Default, Args)]
+#[group(multiple = false)]
+pub struct Shapes {
+    /// Fix all dims to those of these inputs (their values are not used)
+    #[arg(long, value_name = "F.npz")]
+    pub inputs: Option<PathBuf>,
+    /// Fix all dims to those of the input_i.pb files in a folder
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+impl Shapes {
+    /// The options of a compilation for `levels` with these dims.
+    ///
+    /// # Errors
+    /// The inputs cannot be read or are not the model's, or options do not go together.
+    pub fn options(
+        &self,
+        onnx: &OnnxModel,
+        machinery: &Machinery,
+        levels: Vec<CpuLevel>,
+        budget: &Budget,
+    ) -> Result<Options, Error> {
+        let from = self.inputs.clone().map(From::Npz).or_else(|| self.data.clone().map(From::Folder));
+        match from {
+            Some(from) => Ok(with_inputs(onnx, machinery, Some(from), levels, budget)?.0),
+            None => machinery.options(levels, BTreeMap::new()),
+        }
+    }
+}
+
 /// Inputs by name.
 pub fn by_name(onnx: &OnnxModel, inputs: &[Tensor]) -> BTreeMap<String, Tensor> {
     data::wanted(onnx).into_iter().map(|w| w.name).zip(inputs.iter().cloned()).collect()

@@ -1,16 +1,14 @@
 //! `kiln tune`: better schedules by measured trials.
 
 use super::Talk;
-use super::options::{self, Machinery, Watching};
+use super::options::{self, Machinery, Shapes, Watching};
 use super::table::{Align, table};
 use clap::Args as ClapArgs;
 use indicatif::{ProgressBar, ProgressStyle};
-use kiln::data::From;
 use kiln::tune::record::{self, Database};
 use kiln::tune::{self, Outcome, Search, Settings, Subject};
 use kiln::{Error, Source, emit};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -45,12 +43,8 @@ pub struct Args {
     /// Only this kernel (such as k3); several times for several
     #[arg(long, value_name = "K")]
     kernel: Vec<String>,
-    /// Fix all dims to those of these inputs
-    #[arg(long, value_name = "F.npz", conflicts_with = "data")]
-    inputs: Option<PathBuf>,
-    /// Fix all dims to those of the input_i.pb files in a folder
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    shapes: Shapes,
     #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
@@ -63,11 +57,7 @@ impl Args {
         let level = self.machinery.level_here()?;
         let budget = self.machinery.budget();
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
-        let from = self.inputs.clone().map(From::Npz).or_else(|| self.data.clone().map(From::Folder));
-        let options = match from {
-            Some(from) => options::with_inputs(&onnx, &self.machinery, Some(from), vec![level], &budget)?.0,
-            None => self.machinery.options(vec![level], BTreeMap::new())?,
-        };
+        let options = self.shapes.options(&onnx, &self.machinery, vec![level], &budget)?;
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         drop(onnx);
         let machine = emit::Emitter::new(level)?.machine();

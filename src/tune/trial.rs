@@ -5,7 +5,7 @@
 
 use crate::emit::Emitter;
 use crate::profile::Distribution;
-use crate::{Compiled, Error, Notes, Silent, VERSION, random};
+use crate::{Compiled, Error, Silent, random};
 use bytes::Bytes;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
@@ -16,7 +16,6 @@ use kiln_passes::group::Group;
 use kiln_passes::kernel::{Choice, preferred_layouts, tile_program};
 use kiln_passes::pipeline::Scheduled;
 use kiln_passes::plan::Weight;
-use kiln_runtime::artifact::Manifest;
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, ModelOptions};
 use kiln_runtime::memory::Budget;
@@ -103,17 +102,7 @@ impl<'a> Trials<'a> {
         let (plan, inputs) = self.plan()?;
         let code = emitter.emit(&plan, &[program], 1, &mut Silent)?;
         let hash = crate::tune::hash(&code.bytes);
-        let compiled = Compiled {
-            graph: Graph::new("trial"),
-            plan,
-            weights: Vec::new(),
-            code: vec![code],
-            notes: Notes::default(),
-            manifest: Manifest { compiler: VERSION.into(), ..Manifest::default() },
-            golden: None,
-            sbom: None,
-            scheduled: Scheduled::default(),
-        };
+        let compiled = Compiled::of_code("trial", plan, code);
         let model = compiled.load(&ModelOptions { levels: Some(vec![self.level]), ..ModelOptions::default() })?;
         let mut context = Context::new(&model, self.threads, self.budget)?;
         context.load(&inputs)?;

@@ -357,13 +357,7 @@ fn head(config: &Config, g: &Builder, encoded: &Encoded<'_>, head: Head) -> Resu
         Head::Tokens => {
             g.output("logits", Linear::new(&scope.enter("classifier"), model, classes, true)?.apply(hidden)?)?;
         }
-        Head::Answer => {
-            let both = Linear::new(&scope.enter("qa_outputs"), model, 2, true)?.apply(hidden)?;
-            let dims = [hidden.dim(0)?, hidden.dim(1)?];
-            for (n, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
-                g.output(name, both.part(-1, n, 1i64)?.reshape(dims.clone())?)?;
-            }
-        }
+        Head::Answer => span_outputs(Linear::new(&scope.enter("qa_outputs"), model, 2, true)?.apply(hidden)?)?,
         Head::Replaced => {
             let dense = Linear::new(&scope.enter("discriminator_predictions.dense"), model, model, true)?;
             let last = Linear::new(&scope.enter("discriminator_predictions.dense_prediction"), model, 1, true)?;
@@ -432,6 +426,15 @@ pub fn known_surplus(config: &Config, wanted: Head, name: &str) -> bool {
         || begins(&tied)
         || part.starts_with("pooler.")
         || known_head_parts(wanted, name)
+}
+
+/// Makes the two columns of `both`, `[B, T, 2]`, the outputs of [`Head::Answer`], each `[B, T]`.
+pub(super) fn span_outputs(both: Value<'_>) -> Result<()> {
+    let dims = [both.dim(0)?, both.dim(1)?];
+    for (n, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
+        both.builder().output(name, both.part(-1, n, 1i64)?.reshape(dims.clone())?)?;
+    }
+    Ok(())
 }
 
 /// Whether a tensor is a part of a head, where none is wanted.

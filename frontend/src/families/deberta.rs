@@ -3,7 +3,7 @@
 //! Invariant: parameters have the names of Hugging Face's `DebertaV2` models, below `deberta.` or without it.
 
 use super::Settings;
-use super::bert::{Head, Wanted, known_head_parts};
+use super::bert::{Head, Wanted, known_head_parts, span_outputs};
 use crate::builder::{BuildError, Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
@@ -171,12 +171,7 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, wanted: &Wanted) -> R
             let pooled = config.pooled.apply(linear("pooler.dense", config.model)?.apply(first)?)?;
             g.output("logits", linear("classifier", config.classes)?.apply(pooled)?)?;
         }
-        Head::Answer => {
-            let both = linear("qa_outputs", 2)?.apply(hidden)?;
-            for (n, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
-                g.output(name, both.part(-1, n, 1i64)?.reshape(dims.clone())?)?;
-            }
-        }
+        Head::Answer => span_outputs(linear("qa_outputs", 2)?.apply(hidden)?)?,
         Head::MaskedLanguage => {
             let at = "cls.predictions.transform";
             let x = config.activation.apply(linear(&format!("{at}.dense"), config.model)?.apply(hidden)?)?;

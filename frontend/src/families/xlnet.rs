@@ -3,7 +3,7 @@
 //! Invariant: parameters have the names of Hugging Face's `XLNet` models, below `transformer.` or without it.
 
 use super::Settings;
-use super::bert::{Head, Wanted, known_head_parts};
+use super::bert::{Head, Wanted, known_head_parts, span_outputs};
 use crate::builder::{BuildError, Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
@@ -139,12 +139,7 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, wanted: &Wanted) -> R
             let summary = linear("sequence_summary.summary", config.model)?.apply(last)?.tanh()?;
             g.output("logits", linear("logits_proj", config.classes)?.apply(summary)?)?;
         }
-        Head::Answer => {
-            let both = linear("qa_outputs", 2)?.apply(hidden)?;
-            for (n, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
-                g.output(name, both.part(-1, n, 1i64)?.reshape(dims.clone())?)?;
-            }
-        }
+        Head::Answer => span_outputs(linear("qa_outputs", 2)?.apply(hidden)?)?,
         Head::MaskedLanguage => {
             let bias = scope.enter("lm_loss").parameter("bias", &[config.vocabulary])?;
             g.output("logits", embedding.tied_head().apply(hidden)?.add(bias)?)?;
