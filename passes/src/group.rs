@@ -9,7 +9,7 @@ use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
 use kiln_ir::ops::{Meaning, Op};
 use kiln_ir::plan::nominal;
-use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source, UnaryOp};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
 use std::collections::{BTreeMap, HashMap};
 
 /// One kernel's worth of the graph.
@@ -186,6 +186,7 @@ pub fn group(
         };
         let mut note = |value, verdict| tried.push(Attempt { value, reader: id, verdict });
         absorb_producers(graph, &mut group, &groups, &users, &mut note);
+        write_out_constants(graph, &mut group);
         merge_into_fold(graph, &mut group, &groups, &users, &mut note);
         groups.insert(output, group);
     }
@@ -251,6 +252,38 @@ fn absorb_producers(
             note(value, Err(refusal(graph, group, k, producer, users).unwrap_or(Refusal::Computed)));
         }
     }
+}
+
+/// Replaces what an elementwise group loads of constants with one element by their values, which the lowering can then take into
+/// account (a power of 3 is two multiplications). What only moves elements stays a view.
+fn write_out_constants(graph: &Graph, group: &mut Group) {
+    if !group.is_pointwise() || group.is_view() {
+        return;
+    }
+    let single = |&v: &ValueId| {
+        let tensor = graph.constant(v).filter(|t| t.len() == 1 && crate::kernel::is_kernel_type(t.dtype()))?;
+        Constant::load(tensor.dtype(), tensor.bytes(), 0)
+    };
+    let values: Vec<Option<Constant>> = group.inputs.iter().map(single).collect();
+    if values.iter().all(Option::is_none) {
+        return;
+    }
+    for code in group.stages.iter_mut().flat_map(|s| [&mut s.body, &mut s.finish]) {
+        let mut out = Code::new();
+        let written = out.inline(code, &mut |out, node, dtype| {
+            Ok(match node {
+                Scalar::Load(Source::Input(n), _) => {
+                    values[*n].filter(|c| c.dtype == dtype).map(|c| out.constant(c))
+                }
+                _ => None,
+            })
+        });
+        if let Ok(result) = written {
+            out.set_result(result);
+            *code = out;
+        }
+    }
+    drop_unread_inputs(group);
 }
 
 /// Why a producer's code does not replace the loads of the group's k-th input.

@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The version of the text form and of what it means; a choice that another version measured may mean something else.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// In which order the register tiles of a fold are computed: what is named first changes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -302,8 +302,10 @@ impl Space {
             steps * (cycles * ragged + spilled + 1.5 / unroll) + 4.0 * sums + 20.0
         };
         let cut = |extent: i64, block: i64| [(extent / block, block), (1, extent % block)];
+        let tiles = (self.rows + rows - 1) / rows;
+        let alike = [(self.rows % tiles, self.rows / tiles + 1), (tiles - self.rows % tiles, self.rows / tiles)];
         let mut total = 0.0;
-        for (many_rows, r) in cut(self.rows, rows) {
+        for (many_rows, r) in alike {
             for (many_columns, c) in cut(self.columns, columns) {
                 total += many_rows as f64 * many_columns as f64 * tile(r, c);
             }

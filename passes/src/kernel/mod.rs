@@ -246,6 +246,18 @@ fn free_segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Se
     cut
 }
 
+/// Cuts rows into blocks of at most `block`, as many of them as that needs and as alike as they can be: no sliver is left at the end.
+/// A free extent is cut as [`segments`] does.
+fn row_segments(extent: &Expr, block: i64, dims: &Ranges) -> Vec<Segment> {
+    let Some(extent) = extent.as_const() else { return free_segments(extent, block, 1, dims) };
+    let block = block.clamp(1, extent.max(1));
+    let tiles = (extent + block - 1) / block;
+    let (least, larger) = (extent / tiles.max(1), extent % tiles.max(1));
+    let mut cut = vec![Segment::new(0, least + 1, larger), Segment::new(larger * (least + 1), least, tiles - larger)];
+    cut.retain(|s| s.block > 0 && s.count.as_const() != Some(0));
+    cut
+}
+
 /// [`segments`] that do not cross the borders of panels: a layout's blocks, which another level's tiles may have chosen wider.
 fn panel_segments(axis: &Axis, block: i64, lanes: i64, panel: Option<i64>, dims: &Ranges) -> Vec<Segment> {
     let (Some(panel), Some(extent)) = (panel.filter(|&p| p > block), axis.known()) else {
@@ -504,18 +516,18 @@ impl Builder<'_> {
         let column = schedule.column.as_ref().and_then(axis);
         let taken = |a: &Axis| [&row, &column].iter().any(|t| t.as_ref().is_some_and(|t| t.symbol == a.symbol));
         let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
-        let whole = |a: &Option<Axis>, block: i64, lanes: i64| match a {
+        let cut = |a: &Option<Axis>, cut: &dyn Fn(&Axis) -> Vec<Segment>| match a {
             None => vec![None],
-            Some(a) => panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims)
-                .into_iter()
-                .map(|s| Some((a.symbol.clone(), s)))
-                .collect(),
+            Some(a) => cut(a).into_iter().map(|s| Some((a.symbol.clone(), s))).collect(),
         };
         let column_lanes = if schedule.lanes.is_some() { 1 } else { lanes };
         // A chosen tile stays within a panel, which another level may have cut narrower.
         let panel = column.as_ref().and_then(|a| panel_of(nest, &a.symbol)).filter(|_| self.choice.columns.is_some());
         let columns = panel.map_or(schedule.columns, |p| schedule.columns.min(p));
-        for column in whole(&column, columns, column_lanes) {
+        let panels = |a: &Axis, block: i64, lanes: i64| {
+            panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims)
+        };
+        for column in cut(&column, &|a| panels(a, columns, column_lanes)) {
             // Grid axes of the columns' blocks, and of everything that is no tile axis.
             let across = block_variables(&column);
             let others: Vec<(Symbol, Expr)> = outer.iter().map(|a| (a.symbol.clone(), a.extent.clone())).collect();
@@ -525,7 +537,10 @@ impl Builder<'_> {
             let programs = across.iter().chain(&others).map(guess).fold(1i64, i64::saturating_mul);
             let many = programs >= self.machine.enough_programs;
             let order = self.choice.order.unwrap_or(if many { Order::Columns } else { Order::Tiles });
-            let rows = whole(&row, schedule.rows, 1);
+            let rows = cut(&row, &|a| match panel_of(nest, &a.symbol) {
+                Some(_) => panels(a, schedule.rows, 1),
+                None => row_segments(&a.extent, schedule.rows, &nest.dims),
+            });
             if matches!(order, Order::Columns | Order::Outer) {
                 let grid = match order {
                     // Their panel of weights stays in cache while rows stream by.

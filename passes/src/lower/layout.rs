@@ -105,10 +105,12 @@ impl Walk<'_> {
         self.offsets[id.index()] + axis
     }
 
-    /// Lets two axes share their fate, where elements of both are equally wide.
+    /// Lets two axes share their fate, where elements of both are equally wide. What has extent 1 is the same for all lanes of
+    /// whatever reads it, and ties none of its readers to each other.
     fn join(&mut self, a: (TileId, usize), b: (TileId, usize)) {
         let (wa, wb) = (self.widths[a.0.index()], self.widths[b.0.index()]);
-        if wa == wb && wa != 0 && !self.consts[a.0.index()] && !self.consts[b.0.index()] {
+        let wide = |(id, axis): (TileId, usize)| self.program.tiles[id].shape.get(axis).is_some_and(|&e| e > 1);
+        if wa == wb && wa != 0 && wide(a) && wide(b) && !self.consts[a.0.index()] && !self.consts[b.0.index()] {
             self.classes.union(self.node(a.0, a.1), self.node(b.0, b.1));
         }
     }
