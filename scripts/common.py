@@ -86,6 +86,16 @@ def fetch(package, members, out):
     return [f for f, _ in missing.values()]
 
 
+def kiln_program():
+    """The `kiln` to test, built first unless the caller names one."""
+    if given := os.environ.get("KILN"):
+        return str(Path(given).absolute())
+    if subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT).returncode:
+        fail("cargo build --release failed")
+    target = Path(os.environ.get("CARGO_TARGET_DIR", TARGET))
+    return str(ROOT / target / "release" / "kiln")
+
+
 def make_venv():
     """Makes `target/venv` where there is none and returns its Python."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

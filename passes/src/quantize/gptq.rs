@@ -1,8 +1,10 @@
 //! GPTQ (Frantar et al. 2022): columns are rounded one after another, and what each loses the columns after it make good.
 //!
 //! Columns go in the order of descending power of their inputs, with groups of columns as they are stored, whose scales are
-//! fitted before (the paper's `act-order` with static groups): the order costs nothing when the numbers are read.
+//! fitted before (the paper's `act-order` with static groups): the order costs nothing when the numbers are read. What it finds is
+//! improved by coordinate [descent](super::descent), since it never looks back at a number or at a scale.
 
+use super::descent::Objective;
 use super::linear_algebra::{inverse_factor, subtract};
 use super::{Grid, Group, Moments, Quantized, Weights, over_rows};
 
@@ -44,8 +46,9 @@ pub fn gptq(
     let mut order: Vec<usize> = (0..columns).collect();
     order.sort_by(|&a, &b| moments.power(b).total_cmp(&moments.power(a)).then(a.cmp(&b)));
     let factor = factor(moments, &order).ok_or(GptqError::Singular)?;
+    let objective = Objective { products: &moments.products, damping: (DAMPING * mean_power(moments)) as f32 };
     let made = over_rows(weights.rows().collect(), threads, |_, row: &[f32]| {
-        let groups: Vec<Group> = row
+        let mut groups: Vec<Group> = row
             .chunks(group)
             .enumerate()
             .map(|(n, values)| grid.fitted(values, |i| moments.power(n * group + i)))
@@ -60,17 +63,24 @@ pub fn gptq(
             let error = (rest[at] - grid.value(held, number)) / line[at];
             subtract(&mut rest[at + 1..], error, &line[at + 1..]);
         }
+        objective.descend(grid, group, row, &mut numbers, &mut groups);
         (numbers, groups)
     });
     let (numbers, groups): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     Ok(Quantized { grid, rows, columns, group, numbers: numbers.concat(), groups: groups.concat() })
 }
 
+/// The mean of the products' diagonal; 1 where it is 0.
+fn mean_power(moments: &Moments) -> f64 {
+    let n = moments.sums.len();
+    let mean = (0..n).map(|c| f64::from(moments.products[c * n + c])).sum::<f64>() / n.max(1) as f64;
+    if mean > 0.0 { mean } else { 1.0 }
+}
+
 /// The upper factor of the inverse of the products in that order of columns.
 fn factor(moments: &Moments, order: &[usize]) -> Option<Vec<f32>> {
     let n = order.len();
-    let mean = order.iter().map(|&c| f64::from(moments.products[c * n + c])).sum::<f64>() / n.max(1) as f64;
-    let mean = if mean > 0.0 { mean } else { 1.0 };
+    let mean = mean_power(moments);
     let mut damping = DAMPING;
     while damping <= 10.0 {
         let mut h = vec![0f64; n * n];

@@ -26,6 +26,11 @@ fn dot64(a: &[f64], b: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + a8.1.iter().zip(b8.1).map(|(x, y)| x * y).sum::<f64>()
 }
 
+/// `a += by * b`.
+pub(super) fn add(a: &mut [f32], by: f32, b: &[f32]) {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a += by * b);
+}
+
 /// `a -= by * b`.
 pub(super) fn subtract(a: &mut [f32], by: f32, b: &[f32]) {
     a.iter_mut().zip(b).for_each(|(a, b)| *a -= by * b);

@@ -5,6 +5,7 @@
 //! the method, what comes out is a [`Quantized`] whose elements are `(number - zero) * scale`.
 
 mod awq;
+mod descent;
 mod gptq;
 mod grid;
 mod hqq;

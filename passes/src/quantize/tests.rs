@@ -173,3 +173,23 @@ fn pruning_keeps_the_greatest() {
     assert_eq!(half.values, [3.0, 0.0, 0.0, 2.0, -4.0, 0.0, 0.0, 5.0, 1.0]);
     assert_eq!((half.zeros, half.packed_bytes(8)), (4, 7));
 }
+
+#[test]
+fn descent_never_loses() {
+    use super::descent::Objective;
+    let values = normal(4, ROWS * COLUMNS);
+    let (w, moments) = (weights(&values), moments());
+    let objective = Objective { products: &moments.products, damping: 0.0 };
+    for grid in [Grid::Symmetric(4), Grid::Asymmetric(3), Grid::NormalFloat4] {
+        let mut made = round_to_nearest(w, grid, 24, 1);
+        let before = relative_error(w, &made, Some(&moments));
+        let per_row = made.groups_of_row();
+        let rows = made.numbers.chunks_mut(COLUMNS).zip(made.groups.chunks_mut(per_row));
+        for (row, (numbers, groups)) in w.rows().zip(rows) {
+            objective.descend(grid, 24, row, numbers, groups);
+        }
+        let after = relative_error(w, &made, Some(&moments));
+        assert!(after < 0.7 * before, "{grid}: {after} of {before}");
+        assert!(made.groups.iter().all(|g| g.scale > 0.0));
+    }
+}
