@@ -24,6 +24,7 @@ pub mod quantize;
 pub mod random;
 pub mod reduce;
 pub mod source;
+pub mod steps;
 pub mod tune;
 
 pub use bundle::Bundle;

@@ -1,6 +1,8 @@
 //! `kiln quantize` from the command line.
 
+use super::Place;
 use super::kiln;
+use super::models::mlp;
 use std::path::PathBuf;
 
 fn fixture(name: &str) -> PathBuf {
@@ -42,4 +44,19 @@ fn a_quantized_checkpoint_is_one_and_a_budget_that_is_missed_writes_nothing() {
         assert!(!layers.is_empty() && layers.iter().all(|l| l["relative_error"].as_f64().unwrap() < 0.1), "{report:#}");
         kiln!("generate", &output, "--prompt", "the", "-n", "2", "--ignore-eos").succeeds();
     }
+}
+
+#[test]
+fn a_quantized_model_is_verified_from_one_quantized_value_to_the_next() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let (data, quantized) = (place.path("x.npz"), place.path("q.onnx"));
+    kiln!("run", &model, "--random", "0", "--save-inputs", &data).succeeds();
+    kiln!("quantize", &model, "-o", &quantized, "--activations", "u8", "--data", &data, "--group", "0").succeeds();
+    let report = kiln!("verify", &quantized, "--random", "3", "--json").succeeds().json();
+    let found = &report["quantized"];
+    assert!(found["values"].as_u64().unwrap() >= 2 && found["most_steps"].as_u64().unwrap() <= 1, "{report:#}");
+    kiln!("compile", &quantized, "-o", &place.path("a.kiln"), "--verify-each").succeeds();
+    // Nothing is quantized in the model itself.
+    assert!(kiln!("verify", &model, "--json").succeeds().json()["quantized"].is_null());
 }
