@@ -170,9 +170,10 @@ fn compile_with(
     let mut levels = options.levels.clone();
     levels.sort_unstable_by(|a, b| b.cmp(a));
     levels.dedup();
-    // Without products of bytes it would be the code of the level below once more.
-    if levels.contains(&CpuLevel::X86_64V4) && !has_byte_products(&graph) {
-        levels.retain(|&level| level != CpuLevel::X86_64V4Vnni);
+    // Without products of bytes it would be the code of the level below.
+    if !has_byte_products(&graph) {
+        levels.iter_mut().filter(|l| **l == CpuLevel::X86_64V4Vnni).for_each(|l| *l = CpuLevel::X86_64V4);
+        levels.dedup();
     }
     let mut emitters = levels.iter().copied().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
     let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
@@ -196,7 +197,7 @@ fn compile_with(
     let code = code.collect::<Result<Vec<_>, _>>()?;
     observer.plan(&plan)?;
 
-    let notes = Notes::of(&graph, &plan, &host_reasons, operators);
+    let notes = Notes::of(&graph, &plan, &host_reasons, operators).with_kernels(&scheduled, operators);
     let (mut recorded, hashes) = (provenance::record(options), provenance::hashes());
     let used = used(&options.tuning, &scheduled);
     if !used.choices.is_empty() {

@@ -1,5 +1,5 @@
-//! What the compiler decided and a plan does not say: why steps run on the host, which casts and copies it added; and what
-//! the model calls its inputs and outputs where a plan has another type for them.
+//! What the compiler decided and a plan does not say: why steps run on the host, which casts and copies it added, what was
+//! fused; and what the model calls its inputs and outputs where a plan has another type for them.
 //!
 //! Invariant: a note is about what the compiler did beyond what the model asks for. A cast or a copy is the model's own
 //! where every node that it came from is one that casts, or moves data; a graph that was built in Rust says what it wants,
@@ -7,10 +7,12 @@
 
 use crate::Error;
 use kiln_frontend::onnx::model::{self, Model};
-use kiln_ir::graph::{Graph, Origin};
+use kiln_ir::graph::{Graph, NodeId, Origin};
 use kiln_ir::ops::Op;
 use kiln_ir::plan::{Plan, Step};
 use kiln_ir::scalar::Scalar;
+use kiln_passes::group::Group;
+use kiln_passes::pipeline::Scheduled;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -29,6 +31,20 @@ pub struct Notes {
     /// The same of the outputs.
     #[serde(default)]
     pub outputs: Vec<String>,
+    /// What the plan's kernels were made of, in its order.
+    #[serde(default)]
+    pub kernels: Vec<Kernel>,
+}
+
+/// What a kernel was made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The hash by which records of tuning name it.
+    pub key: String,
+    /// The operators of the model's nodes, in order, each once.
+    pub operators: Vec<String>,
+    /// The ops that were fused, each with the model's nodes.
+    pub ops: Vec<(String, Vec<String>)>,
 }
 
 /// A step that runs on the host.
@@ -192,6 +208,25 @@ impl Notes {
             }
         }
         notes
+    }
+
+    /// Adds what the kernels were made of.
+    pub(crate) fn with_kernels(mut self, scheduled: &Scheduled, operators: &Operators) -> Notes {
+        let graph = &scheduled.graph;
+        let kernel = |group: &Group| {
+            let op = |&n: &NodeId| (graph.node(n).op.name().to_string(), names(&graph.node(n).origin));
+            let key = crate::tune::hash(kiln_passes::kernel::key(graph, group).as_bytes());
+            let ops: Vec<(String, Vec<String>)> = group.nodes.iter().map(op).collect();
+            let mut of: Vec<String> = Vec::new();
+            for operator in ops.iter().flat_map(|(_, names)| names).filter_map(|name| operators.get(name)) {
+                if !of.contains(operator) {
+                    of.push(operator.clone());
+                }
+            }
+            Kernel { key, operators: of, ops }
+        };
+        self.kernels = scheduled.groups().map(kernel).collect();
+        self
     }
 
     /// The text form.

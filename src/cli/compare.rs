@@ -11,7 +11,8 @@ use kiln::data::From;
 use kiln::ir::Tensor;
 use kiln::ir::plan::{Plan, SlotId};
 use kiln::runtime::cpu::CpuLevel;
-use kiln::runtime::engine::Context;
+use kiln::runtime::engine::{Context, Model};
+use kiln::runtime::memory::Budget;
 use kiln::{Error, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -45,10 +46,10 @@ pub struct Args {
 }
 
 /// A value of one side: when it is made, by what, and what it is.
-struct Layer {
-    step: usize,
-    by: String,
-    tensor: Tensor,
+pub(super) struct Layer {
+    pub(super) step: usize,
+    pub(super) by: String,
+    pub(super) tensor: Tensor,
 }
 
 impl Args {
@@ -101,24 +102,7 @@ impl Args {
             archive: false,
         };
         let Ready { model, inputs, budget, .. } = options::ready(request, talk)?;
-        let mut context = Context::new(&model, machinery.threads(), &budget)?;
-        context.load(&inputs)?;
-        let plan = model.plan();
-        let outputs: BTreeMap<SlotId, String> = plan.outputs.iter().map(|(n, s)| (*s, n.to_string())).collect();
-        let mut layers = BTreeMap::new();
-        context.run_inspected(&mut |context, step| {
-            let Some(of) = plan.steps.get(step) else { return };
-            for &slot in of.accesses().1 {
-                let own = plan.slots.get(slot).and_then(|s| s.name.as_deref().map(str::to_string));
-                // Strings and sequences have no bytes to look at: the outputs of both sides are compared by `kiln run`.
-                if let Some(name) = outputs.get(&slot).cloned().or(own)
-                    && let Ok(tensor) = context.slot_tensor(slot)
-                {
-                    layers.insert(name, Layer { step, by: maker(plan, step), tensor });
-                }
-            }
-        })?;
-        Ok(layers)
+        layers(&model, &inputs, machinery.threads(), &budget)
     }
 
     fn text(&self, report: &Value) -> String {
@@ -153,7 +137,34 @@ impl Args {
     }
 }
 
-fn relative(d: &Difference) -> Option<f64> {
+/// The named values that a run keeps in memory, by name.
+pub(super) fn layers(
+    model: &Model,
+    inputs: &[Tensor],
+    threads: usize,
+    budget: &Budget,
+) -> Result<BTreeMap<String, Layer>, Error> {
+    let mut context = Context::new(model, threads, budget)?;
+    context.load(inputs)?;
+    let plan = model.plan();
+    let outputs: BTreeMap<SlotId, String> = plan.outputs.iter().map(|(n, s)| (*s, n.to_string())).collect();
+    let mut layers = BTreeMap::new();
+    context.run_inspected(&mut |context, step| {
+        let Some(of) = plan.steps.get(step) else { return };
+        for &slot in of.accesses().1 {
+            let own = plan.slots.get(slot).and_then(|s| s.name.as_deref().map(str::to_string));
+            // Strings and sequences have no bytes to look at: the outputs of both sides are compared by `kiln run`.
+            if let Some(name) = outputs.get(&slot).cloned().or(own)
+                && let Ok(tensor) = context.slot_tensor(slot)
+            {
+                layers.insert(name, Layer { step, by: maker(plan, step), tensor });
+            }
+        }
+    })?;
+    Ok(layers)
+}
+
+pub(super) fn relative(d: &Difference) -> Option<f64> {
     match d {
         Difference::Relative(d) if d.is_finite() => Some(*d),
         Difference::Relative(_) | Difference::Type { .. } | Difference::Elements(_) => None,

@@ -12,6 +12,7 @@ use kiln::passes::fusion::Attempt;
 use kiln::passes::group::{Group, Work};
 use kiln::passes::kernel::{Machine, Space, preferred_layouts};
 use kiln::passes::pipeline::Scheduled;
+use kiln::runtime::cpu::CpuLevel;
 use kiln::{Compiled, Error, Source, emit};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +33,7 @@ pub struct Args {
 }
 
 /// What is known of a compilation, by kernel.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     compiled: &'a Compiled,
     machine: Machine,
     groups: Vec<&'a Group>,
@@ -47,10 +48,7 @@ impl Args {
         let options = self.machinery.options(vec![level], BTreeMap::new())?;
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         drop(onnx);
-        let machine = emit::Emitter::new(level)?.machine();
-        let groups: Vec<&Group> = compiled.scheduled.groups().collect();
-        let nodes = groups.iter().enumerate().flat_map(|(k, g)| g.nodes.iter().map(move |&n| (n, k)));
-        let reader = Reader { compiled: &compiled, machine, kernel_of: nodes.collect(), groups };
+        let reader = Reader::new(&compiled, level)?;
         let kernels: Vec<usize> = match &self.node {
             None => (0..reader.groups.len()).collect(),
             Some(name) => reader.find(name)?,
@@ -64,7 +62,15 @@ impl Args {
     }
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// Of a compilation, as the cost model of that level sees it.
+    pub(super) fn new(compiled: &'a Compiled, level: CpuLevel) -> Result<Reader<'a>, Error> {
+        let machine = emit::Emitter::new(level)?.machine();
+        let groups: Vec<&Group> = compiled.scheduled.groups().collect();
+        let nodes = groups.iter().enumerate().flat_map(|(k, g)| g.nodes.iter().map(move |&n| (n, k)));
+        Ok(Reader { compiled, machine, kernel_of: nodes.collect(), groups })
+    }
+
     fn scheduled(&self) -> &Scheduled {
         &self.compiled.scheduled
     }
@@ -153,7 +159,7 @@ impl Reader<'_> {
         last.into_values().collect()
     }
 
-    fn json(&self, k: usize) -> Option<Value> {
+    pub(super) fn json(&self, k: usize) -> Option<Value> {
         let (group, kernel) = (*self.groups.get(k)?, self.compiled.plan.kernels.get(k)?);
         let graph = self.graph();
         let names = |n: NodeId| graph.node(n).origin.names().map(str::to_string).collect::<Vec<_>>();
@@ -192,7 +198,7 @@ impl Reader<'_> {
                     "estimated_cycles": s.estimate(&s.default).round(), "choices": s.choices().len() })
         });
         let free: Vec<String> = graph.symbols.iter().map(|(s, range)| format!("{s}={}", nominal(*range))).collect();
-        let table = self.compiled.code.first().and_then(|c| c.table.0.get(k));
+        let table = self.compiled.code.last().and_then(|c| c.table.0.get(k));
         Some(json!({
             "kernel": kernel.name, "what": kernel.what, "result": graph.ty(group.output).to_string(),
             "reads": group.inputs.iter().map(|&v| graph.ty(v).to_string()).collect::<Vec<_>>(),

@@ -21,6 +21,7 @@ mod profile;
 mod quantize;
 mod rebuild;
 mod reduce;
+mod report;
 mod run;
 mod selftest;
 mod table;
@@ -68,6 +69,7 @@ enum Command {
     Selftest(selftest::Args),
     Rebuild(rebuild::Args),
     Diff(diff::Args),
+    Report(report::Args),
     Reduce(reduce::Args),
     Peer(peer::Args),
     Quantize(quantize::Args),
@@ -122,6 +124,7 @@ impl Cli {
             Command::Selftest(args) => args.run(talk),
             Command::Rebuild(args) => args.run(talk),
             Command::Diff(args) => args.run(talk),
+            Command::Report(args) => args.run(talk),
             Command::Reduce(args) => args.run(talk),
             Command::Peer(args) => args.run(talk),
             Command::Quantize(args) => args.run(talk),

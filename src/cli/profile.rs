@@ -83,16 +83,16 @@ impl Args {
     }
 }
 
-struct Setting<'a> {
-    level: &'a str,
-    threads: usize,
-    path: &'a Path,
+pub(super) struct Setting<'a> {
+    pub(super) level: &'a str,
+    pub(super) threads: usize,
+    pub(super) path: &'a Path,
 }
 
 /// Counts of a run, by step; or why there are none.
-type Counted = Result<Vec<counters::Counts>, String>;
+pub(super) type Counted = Result<Vec<counters::Counts>, String>;
 
-fn json(profile: &Profile, peaks: &Peaks, counted: &Counted, setting: &Setting<'_>) -> Value {
+pub(super) fn json(profile: &Profile, peaks: &Peaks, counted: &Counted, setting: &Setting<'_>) -> Value {
     let step = |(n, s): (usize, &kiln::profile::StepProfile)| {
         let seconds = s.time.median.max(1e-12);
         let (least, memory) = peaks.least_seconds(s.operations, s.bytes);
@@ -211,7 +211,7 @@ fn brief(origin: &[String]) -> String {
 
 /// Hardware counters, where the system has them.
 #[cfg(target_os = "linux")]
-mod counters {
+pub(super) mod counters {
     use super::{Counted, Error};
     use kiln::runtime::engine::Context;
     use perf_event::events::Hardware;
@@ -298,7 +298,7 @@ mod counters {
 
 /// Hardware counters are read through Linux' perf events.
 #[cfg(not(target_os = "linux"))]
-mod counters {
+pub(super) mod counters {
     use super::{Counted, Error};
     use kiln::runtime::engine::Context;
     use serde_json::Value;

@@ -60,6 +60,8 @@ impl Args {
         let options = self.shapes.options(&onnx, &self.machinery, vec![level], &budget)?;
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         drop(onnx);
+        // The level of the code, which may be one below what was asked for.
+        let level = compiled.code.last().map_or(level, |code| code.level);
         let machine = emit::Emitter::new(level)?.machine();
         let mut subjects = tune::subjects(&compiled, &machine);
         let named = |s: &Subject, name: &String| format!("k{}", s.first) == *name;

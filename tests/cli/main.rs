@@ -9,6 +9,7 @@ mod models;
 mod peer;
 mod provenance;
 mod quantize;
+mod report;
 mod robust;
 mod whole;
 

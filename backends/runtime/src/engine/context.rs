@@ -296,6 +296,11 @@ impl Context {
         self.model.plan()
     }
 
+    /// The values of the plan's symbols, as far as they are known, in its order.
+    pub fn dims(&self) -> &[Option<i64>] {
+        &self.dims
+    }
+
     /// The number of threads.
     pub fn threads(&self) -> usize {
         self.pool.threads()

@@ -20,7 +20,8 @@ use crate::memory::Buffer;
 /// How to load a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelOptions {
-    /// The CPU levels to choose from; nothing for all that the artifact has.
+    /// The CPU levels to choose from; nothing for all that the artifact has. Where it has none of them, the next one below the
+    /// highest of them is taken: an artifact has no code for a level that its kernels would not use.
     pub levels: Option<Vec<CpuLevel>>,
     /// Whether the weights are hashed too; see [`artifact::LoadOptions`].
     pub verify_weights: bool,
@@ -127,13 +128,20 @@ impl Model {
             return Err(LoadError::Architecture { found: found.clone() });
         }
         let machine = Machine::detect();
-        let asked = |level: &CpuLevel| options.levels.as_ref().is_none_or(|levels| levels.contains(level));
-        let level =
-            machine.choose(artifact.levels_of(&options.entry).filter(asked)).ok_or_else(|| LoadError::NoLevel {
-                asked: options.levels.clone(),
-                there: artifact.levels_of(&options.entry).collect(),
-                machine: machine.levels().collect(),
-            })?;
+        let there = || artifact.levels_of(&options.entry);
+        let level = match &options.levels {
+            None => machine.choose(there()),
+            Some(asked) => machine.choose(there().filter(|level| asked.contains(level))).or_else(|| {
+                let highest = asked.iter().copied().max().filter(|level| machine.supports(*level))?;
+                let absent = !there().any(|level| asked.contains(&level));
+                absent.then(|| machine.capped(highest).choose(there())).flatten()
+            }),
+        };
+        let level = level.ok_or_else(|| LoadError::NoLevel {
+            asked: options.levels.clone(),
+            there: there().collect(),
+            machine: machine.levels().collect(),
+        })?;
         let code_bytes = artifact.section(&part(&artifact::code_section(level)))?;
         let table: KernelTable = artifact.text(&part(&artifact::kernels_section(level)))?.parse()?;
         table.check(code_bytes.len() as u64)?;
