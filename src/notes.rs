@@ -166,7 +166,7 @@ impl Notes {
         let mut notes = Notes::default();
         for step in &plan.steps {
             match step {
-                Step::Launch { .. } => {}
+                Step::Launch { .. } | Step::If { .. } | Step::Loop(_) => {}
                 Step::Host { op, origin, .. } => {
                     let known = reasons.iter().find(|(o, _)| o == origin).map(|(_, why)| why.clone());
                     let why = known.unwrap_or_else(|| match op {
@@ -175,7 +175,7 @@ impl Notes {
                     });
                     notes.hosts.push(Host { origin: names(origin), why });
                 }
-                Step::Copy { from, .. } => {
+                Step::Copy { from, .. } | Step::Bind { from, .. } => {
                     let bytes = plan.slot_bytes(*from).saturating_mul(2);
                     let name = plan.slots[*from].name.as_deref().map(str::to_string);
                     let origin = name.into_iter().collect();

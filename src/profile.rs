@@ -113,7 +113,7 @@ pub fn profile(context: &mut Context, plan: &Plan, table: &KernelTable, effort: 
     let mut samples: Vec<Vec<f64>> = vec![Vec::new(); count];
     let mut totals: Vec<Duration> = Vec::new();
     let begin = Instant::now();
-    let mut ends: Vec<Instant> = Vec::with_capacity(count);
+    let mut ends: Vec<(usize, Instant)> = Vec::with_capacity(count);
     // All runs are kept: which one is in the middle is known at the end.
     let mut runs: Vec<Vec<(Duration, Duration)>> = Vec::new();
     let more = |done: usize| match effort.runs {
@@ -123,10 +123,18 @@ pub fn profile(context: &mut Context, plan: &Plan, table: &KernelTable, effort: 
     while more(totals.len()) {
         ends.clear();
         let start = Instant::now();
-        context.run_watched(&mut |_| ends.push(Instant::now()))?;
+        context.run_watched(&mut |n| ends.push((n, Instant::now())))?;
         totals.push(start.elapsed());
-        let starts = std::iter::once(start).chain(ends.iter().copied());
-        let run: Vec<_> = starts.zip(&ends).map(|(from, to)| (from - start, *to - from)).collect();
+        // A step of a loop has run several times: it gets their sum, from the first one's begin on. The loop itself gets what no step
+        // in it took.
+        let mut run: Vec<(Duration, Duration)> = vec![Default::default(); count];
+        let starts = std::iter::once(start).chain(ends.iter().map(|(_, end)| *end));
+        for (from, &(n, to)) in starts.zip(&ends) {
+            if let Some((begin, took)) = run.get_mut(n) {
+                *begin = if took.is_zero() { from - start } else { *begin };
+                *took += to - from;
+            }
+        }
         for (samples, (_, took)) in samples.iter_mut().zip(&run) {
             samples.push(took.as_secs_f64());
         }
@@ -186,6 +194,18 @@ fn describe(plan: &Plan, table: &KernelTable, step: &Step, time: Distribution, s
             profile.origin = names(origin);
         }
         Step::Copy { from, .. } => profile.bytes = plan.slot_bytes(*from).saturating_mul(2),
+        Step::Bind { from, origin, .. } => {
+            profile.bytes = plan.slot_bytes(*from).saturating_mul(2);
+            profile.origin = names(origin);
+        }
+        Step::If { origin, .. } => {
+            (profile.name, profile.what) = ("if".into(), "if".into());
+            profile.origin = names(origin);
+        }
+        Step::Loop(l) => {
+            (profile.name, profile.what) = ("loop".into(), "loop".into());
+            profile.origin = names(&l.origin);
+        }
     }
     profile
 }

@@ -12,5 +12,6 @@ pub mod memory;
 pub mod pipeline;
 pub mod plan;
 pub mod quantize;
+pub mod region;
 pub mod rewrite;
 pub mod warp;

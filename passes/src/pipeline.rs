@@ -7,13 +7,14 @@ use crate::group::{Group, Work, group};
 use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
+use crate::region::{Region, regions};
 use crate::rewrite;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin};
 use kiln_ir::ops::Op;
 use kiln_ir::plan::Plan;
 use kiln_ir::tile::TileProgram;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// A pass could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +135,24 @@ pub struct Target<'a> {
     pub lowers: &'a mut dyn FnMut(&TileProgram, &Ranges) -> Result<(), String>,
 }
 
+/// A graph cut into work, with the kernels of all targets.
+#[derive(Debug)]
+pub struct Cut {
+    /// The graph; constants have the layout that the first target prefers.
+    pub graph: Graph,
+    /// The work, in order.
+    pub work: Vec<Work>,
+    /// For each target the kernels of the work, in order.
+    pub kernels: Vec<Vec<TileProgram>>,
+    /// Host nodes whose bodies are cut, too.
+    pub regions: HashMap<NodeId, Region>,
+    /// The number of the first kernel among those of the plan.
+    pub first: usize,
+    before: Graph,
+    attempts: Vec<Attempt>,
+    host_reasons: Vec<(Origin, String)>,
+}
+
 /// Cuts an optimised graph into kernels and plans them, once for all targets: the weights are stored in the layout that
 /// the first target prefers.
 ///
@@ -144,6 +163,44 @@ pub struct Target<'a> {
 pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
     let graph = &with_safe_symbols(graph).map_err(fail)?;
+    let mut cut = cut(graph, targets)?;
+    let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
+    let mut host_reasons = Vec::new();
+    number(&mut cut, &mut 0, &mut kernels, &mut host_reasons);
+    let (plan, weights) = build_plan(&cut).map_err(fail)?;
+    if let Some(e) = plan.verify().into_iter().next() {
+        return Err(PassError::Plan(e.to_string()));
+    }
+    let scheduled = Scheduled { graph: cut.before, work: cut.work, attempts: cut.attempts };
+    Ok(Compiled { plan, weights, kernels, host_reasons, scheduled })
+}
+
+/// Numbers the kernels: those of a graph in their order, then those of the bodies within it.
+fn number(cut: &mut Cut, next: &mut usize, all: &mut [Vec<TileProgram>], reasons: &mut Vec<(Origin, String)>) {
+    cut.first = *next;
+    *next += groups(&cut.work).count();
+    for (all, own) in all.iter_mut().zip(&mut cut.kernels) {
+        for (n, mut program) in own.drain(..).enumerate() {
+            program.name = format!("k{}", cut.first + n);
+            all.push(program);
+        }
+    }
+    reasons.append(&mut cut.host_reasons);
+    for work in &cut.work {
+        if let Work::Host(id) = work
+            && let Some(region) = cut.regions.get_mut(id)
+        {
+            region.bodies_mut().into_iter().for_each(|body| number(&mut body.cut, next, all, reasons));
+        }
+    }
+}
+
+/// Cuts an optimised graph into kernels, and what its host nodes hold.
+///
+/// # Errors
+/// The graph is not valid.
+pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, PassError> {
+    let fail = |error| PassError::Graph { pass: "schedule", error };
     let mut host: HashSet<NodeId> = HashSet::new();
     let mut host_reasons: Vec<(Origin, String)> = Vec::new();
     for (id, node) in graph.nodes() {
@@ -199,12 +256,12 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
         if refused {
             continue;
         }
-        let (plan, weights) = build_plan(&graph, &work).map_err(fail)?;
-        if let Some(e) = plan.verify().into_iter().next() {
-            return Err(PassError::Plan(e.to_string()));
-        }
-        let scheduled = Scheduled { graph: before, work, attempts };
-        return Ok(Compiled { plan, weights, kernels, host_reasons, scheduled });
+        let hosts = work.iter().filter_map(|w| match w {
+            Work::Host(id) => Some(*id),
+            Work::Kernel(_) | Work::Alias { .. } => None,
+        });
+        let regions = regions(&before, hosts, targets)?;
+        return Ok(Cut { graph, work, kernels, regions, first: 0, before, attempts, host_reasons });
     }
 }
 

@@ -4,14 +4,16 @@
 
 use crate::group::{Group, Work};
 use crate::memory::{ALIGNMENT, plan_memory};
+use crate::pipeline::Cut;
+use crate::region::{Body, Feed, Region};
 use kiln_ir::expr::{Expr, Ranges, Symbol};
-use kiln_ir::graph::{Definition, Graph, GraphError, Origin, ValueId};
+use kiln_ir::graph::{Definition, Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::ops::Op;
-use kiln_ir::plan::{Kernel, Place, Plan, Requirement, Slot, SlotId, Step, nominal};
+use kiln_ir::plan::{Elements, Kernel, Loop, Place, Plan, Requirement, Slot, SlotId, Step, nominal};
 use kiln_ir::tensor::Tensor;
 use kiln_ir::tile::TileProgram;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A weight of the plan: where it goes, and what is stored there.
 #[derive(Clone, Debug)]
@@ -108,40 +110,35 @@ pub fn grain(kernel: &Kernel, programs: &Expr, dims: &Ranges) -> u64 {
     WORK_PER_THREAD.div_ceil(each)
 }
 
-/// Builds the plan of a graph that was cut into work; kernels are named in its order.
+/// Builds the plan of a graph that was cut into work.
 ///
 /// # Errors
 /// A constant has dims that are not constant, or a value that no step makes has dims that no input has.
-pub fn build_plan(graph: &Graph, work: &[Work]) -> Result<(Plan, Vec<Weight>), GraphError> {
+pub fn build_plan(cut: &Cut) -> Result<(Plan, Vec<Weight>), GraphError> {
+    let graph = &cut.graph;
     let mut builder = Builder {
-        graph,
+        symbols: &graph.symbols,
         plan: Plan {
             name: graph.name.clone(),
             symbols: graph.symbols.iter().map(|(symbol, &range)| (symbol.clone(), range)).collect(),
             ..Plan::default()
         },
-        slots: HashMap::new(),
+        kernels: Vec::new(),
         weights: vec![],
     };
+    let scope = &mut Scope { graph, slots: HashMap::new() };
     for (n, &v) in graph.inputs.iter().enumerate() {
-        let slot = builder.add(v, Place::Input(n))?;
+        let slot = builder.add(scope, v, Place::Input(n))?;
         let name = graph.value(v).name.clone().unwrap_or_default();
         builder.plan.inputs.push((name, slot));
     }
     // An output that a step computes is computed in place; the first output to name a value gets that.
-    let made: std::collections::HashSet<ValueId> = work
-        .iter()
-        .flat_map(|w| match w {
-            Work::Kernel(g) => vec![g.output],
-            Work::Host(n) => graph.node(*n).outputs.clone(),
-            Work::Alias { .. } => vec![],
-        })
-        .collect();
+    let made = made(cut);
     for (n, (name, v)) in graph.outputs.iter().enumerate() {
-        let slot = if made.contains(v) && !builder.slots.contains_key(v) {
-            builder.add(*v, Place::Output(n))?
+        let slot = if made.contains(v) && !scope.slots.contains_key(v) {
+            builder.add(scope, *v, Place::Output(n))?
         } else {
-            builder.fresh(*v, Place::Output(n))?
+            builder.fresh(graph, *v, Place::Output(n))?
         };
         builder.plan.outputs.push((name.clone(), slot));
     }
@@ -160,47 +157,46 @@ pub fn build_plan(graph: &Graph, work: &[Work]) -> Result<(Plan, Vec<Weight>), G
             }
         }
     }
-    for w in work {
-        match w {
-            Work::Alias { of, value } => {
-                let slot = builder.slot(*of)?;
-                builder.slots.insert(*value, slot);
-            }
-            Work::Host(id) => {
-                let node = graph.node(*id);
-                let inputs = node.inputs.iter().map(|&v| builder.slot(v)).collect::<Result<_, _>>()?;
-                let outputs = node.outputs.iter().map(|&v| builder.slot(v)).collect::<Result<_, _>>()?;
-                builder.plan.steps.push(Step::Host {
-                    op: node.op.clone(),
-                    inputs,
-                    outputs,
-                    origin: node.origin.clone(),
-                });
-            }
-            Work::Kernel(group) => builder.launch(group)?,
-        }
-    }
+    builder.work(scope, cut)?;
     for (n, (_, v)) in graph.outputs.iter().enumerate() {
-        let (from, to) = (builder.slot(*v)?, builder.plan.outputs[n].1);
+        let (from, to) = (builder.slot(scope, *v)?, builder.plan.outputs[n].1);
         if from != to {
             builder.plan.steps.push(Step::Copy { from, to });
         }
     }
-    let Builder { mut plan, weights, .. } = builder;
+    let Builder { mut plan, kernels, weights, .. } = builder;
+    plan.kernels = kernels.into_iter().flatten().collect();
     plan_memory(&mut plan);
     Ok((plan, weights))
 }
 
-struct Builder<'a> {
+/// The values that steps make.
+fn made(cut: &Cut) -> HashSet<ValueId> {
+    let of = |w: &Work| match w {
+        Work::Kernel(g) => vec![g.output],
+        Work::Host(n) => cut.graph.node(*n).outputs.clone(),
+        Work::Alias { .. } => vec![],
+    };
+    cut.work.iter().flat_map(of).collect()
+}
+
+/// A graph whose steps are being made, with the slots that its values have.
+struct Scope<'a> {
     graph: &'a Graph,
-    plan: Plan,
     slots: HashMap<ValueId, SlotId>,
+}
+
+struct Builder<'a> {
+    symbols: &'a Ranges,
+    plan: Plan,
+    /// By number.
+    kernels: Vec<Option<Kernel>>,
     weights: Vec<Weight>,
 }
 
 impl Builder<'_> {
-    fn fresh(&mut self, v: ValueId, place: Place) -> Result<SlotId, GraphError> {
-        let value = self.graph.value(v);
+    fn fresh(&mut self, graph: &Graph, v: ValueId, place: Place) -> Result<SlotId, GraphError> {
+        let value = graph.value(v);
         let mut ty = value.ty.clone();
         if matches!(place, Place::Output(_)) {
             ty.layout = Layout::row_major(ty.rank());
@@ -217,45 +213,230 @@ impl Builder<'_> {
         Ok(self.plan.slots.push(Slot { name: value.name.clone(), ty, place }))
     }
 
-    fn add(&mut self, v: ValueId, place: Place) -> Result<SlotId, GraphError> {
-        let slot = self.fresh(v, place)?;
-        self.slots.insert(v, slot);
+    fn add(&mut self, scope: &mut Scope<'_>, v: ValueId, place: Place) -> Result<SlotId, GraphError> {
+        let slot = self.fresh(scope.graph, v, place)?;
+        scope.slots.insert(v, slot);
         Ok(slot)
     }
 
-    fn slot(&mut self, v: ValueId) -> Result<SlotId, GraphError> {
-        if let Some(&slot) = self.slots.get(&v) {
+    fn slot(&mut self, scope: &mut Scope<'_>, v: ValueId) -> Result<SlotId, GraphError> {
+        if let Some(&slot) = scope.slots.get(&v) {
             return Ok(slot);
         }
-        let Definition::Constant(tensor) = &self.graph.value(v).definition else {
-            return self.add(v, Place::Arena(0));
+        let Definition::Constant(tensor) = &scope.graph.value(v).definition else {
+            return self.add(scope, v, Place::Arena(0));
         };
         let offset = self.plan.weight_bytes;
-        let slot = self.add(v, Place::Weights(offset))?;
+        let slot = self.add(scope, v, Place::Weights(offset))?;
         self.plan.weight_bytes = (offset + self.plan.slot_bytes(slot)).next_multiple_of(ALIGNMENT);
-        let layout = self.graph.ty(v).layout.clone();
+        let layout = scope.graph.ty(v).layout.clone();
         self.weights.push(Weight { offset, tensor: tensor.clone(), layout });
         Ok(slot)
     }
 
-    fn launch(&mut self, group: &Group) -> Result<(), GraphError> {
-        let mut arguments: Vec<SlotId> = Vec::new();
-        for &v in &group.inputs {
-            arguments.push(self.slot(v)?);
+    fn all(&mut self, scope: &mut Scope<'_>, values: &[ValueId]) -> Result<Vec<SlotId>, GraphError> {
+        values.iter().map(|&v| self.slot(scope, v)).collect()
+    }
+
+    /// The steps of a graph.
+    fn work(&mut self, scope: &mut Scope<'_>, cut: &Cut) -> Result<(), GraphError> {
+        let mut number = cut.first;
+        for w in &cut.work {
+            match w {
+                Work::Alias { of, value } => {
+                    let slot = self.slot(scope, *of)?;
+                    scope.slots.insert(*value, slot);
+                }
+                Work::Host(id) => match cut.regions.get(id) {
+                    Some(region) => self.region(scope, *id, region)?,
+                    None => {
+                        let node = cut.graph.node(*id);
+                        let (inputs, outputs) = (self.all(scope, &node.inputs)?, self.all(scope, &node.outputs)?);
+                        let (op, origin) = (node.op.clone(), node.origin.clone());
+                        self.plan.steps.push(Step::Host { op, inputs, outputs, origin });
+                    }
+                },
+                Work::Kernel(group) => {
+                    self.launch(scope, group, number)?;
+                    number += 1;
+                }
+            }
         }
-        arguments.push(self.slot(group.output)?);
-        let symbols = &self.graph.symbols;
-        let operations = guess(&group.operations(), symbols);
-        let bytes = arguments.iter().map(|&s| guess(&self.plan.slots[s].ty.bytes(), symbols)).sum::<u64>();
-        self.plan.kernels.push(Kernel {
-            name: format!("k{}", self.plan.kernels.len()),
+        Ok(())
+    }
+
+    fn launch(&mut self, scope: &mut Scope<'_>, group: &Group, number: usize) -> Result<(), GraphError> {
+        let mut arguments = self.all(scope, &group.inputs)?;
+        arguments.push(self.slot(scope, group.output)?);
+        let operations = guess(&group.operations(), self.symbols);
+        let bytes = arguments.iter().map(|&s| guess(&self.plan.slots[s].ty.bytes(), self.symbols)).sum::<u64>();
+        if self.kernels.len() <= number {
+            self.kernels.resize(number + 1, None);
+        }
+        self.kernels[number] = Some(Kernel {
+            name: format!("k{number}"),
             origin: group.origin.clone(),
             what: group.what.clone(),
             operations,
             bytes,
         });
-        let kernel = self.plan.kernels.len() - 1;
-        self.plan.steps.push(Step::Launch { kernel, arguments, written: 1 });
+        self.plan.steps.push(Step::Launch { kernel: number, arguments, written: 1 });
         Ok(())
     }
+
+    fn region(&mut self, scope: &mut Scope<'_>, id: NodeId, region: &Region) -> Result<(), GraphError> {
+        let node = scope.graph.node(id);
+        let (inputs, outputs, origin) = (node.inputs.clone(), node.outputs.clone(), node.origin.clone());
+        let results = self.all(scope, &outputs)?;
+        let operand = |n: usize| inputs.get(n).copied().ok_or_else(|| missing(&origin));
+        match region {
+            Region::If { then, otherwise } => {
+                let condition = self.slot(scope, operand(0)?)?;
+                let step = self.plan.steps.len();
+                self.plan.steps.push(Step::If { condition, then: 0, otherwise: 0, origin: origin.clone() });
+                let mut counts = [0; 2];
+                for (count, body) in counts.iter_mut().zip([then, otherwise]) {
+                    let first = self.plan.steps.len();
+                    self.branch(scope, body, &results, &origin)?;
+                    *count = self.plan.steps.len() - first;
+                }
+                let [then, otherwise] = counts;
+                self.plan.steps[step] = Step::If { condition, then, otherwise, origin };
+                Ok(())
+            }
+            Region::Loop { body, states } => {
+                let (times, first) = (operand(0)?, operand(1)?);
+                let always = scope.graph.constant(first).is_some_and(|t| t.bytes().first() == Some(&1));
+                let mut l = Loop { times: Some(self.slot(scope, times)?), origin, ..Loop::default() };
+                l.first = if always { None } else { Some(self.slot(scope, first)?) };
+                let initial = inputs.get(2..).unwrap_or_default();
+                let backward = vec![false; results.len() - states];
+                self.repeat(
+                    scope,
+                    body,
+                    (initial, &results[..*states]),
+                    (&[], &results[*states..]),
+                    (&[], &backward),
+                    l,
+                )
+            }
+            Region::Scan { body, states, backward, out_backward } => {
+                let scanned = inputs.get(*states..states + backward.len()).ok_or_else(|| missing(&origin))?;
+                let wholes = self.all(scope, scanned)?;
+                let (l, ends) = (Loop { origin, ..Loop::default() }, (&inputs[..*states], &results[..*states]));
+                self.repeat(scope, body, ends, (&wholes, &results[*states..]), (backward, out_backward), l)
+            }
+        }
+    }
+
+    /// The slots that a body's inputs have outside.
+    fn enter<'b>(&mut self, scope: &mut Scope<'_>, body: &'b Body) -> Result<Scope<'b>, GraphError> {
+        let mut inner = Scope { graph: &body.cut.graph, slots: HashMap::new() };
+        for (feed, &input) in body.feeds.iter().zip(&body.cut.graph.inputs) {
+            if let Feed::Outside(v) = feed {
+                let slot = self.slot(scope, *v)?;
+                inner.slots.insert(input, slot);
+            }
+        }
+        Ok(inner)
+    }
+
+    fn branch(
+        &mut self,
+        scope: &mut Scope<'_>,
+        body: &Body,
+        results: &[SlotId],
+        origin: &Origin,
+    ) -> Result<(), GraphError> {
+        let mut inner = self.enter(scope, body)?;
+        let graph = &body.cut.graph;
+        let made = made(&body.cut);
+        // What a step makes of the result's type is made in place.
+        for ((_, v), &result) in graph.outputs.iter().zip(results) {
+            if made.contains(v) && *graph.ty(*v) == self.plan.slots[result].ty {
+                inner.slots.entry(*v).or_insert(result);
+            }
+        }
+        self.work(&mut inner, &body.cut)?;
+        for ((_, v), &to) in graph.outputs.iter().zip(results) {
+            let from = self.slot(&mut inner, *v)?;
+            if from == to {
+                continue;
+            }
+            self.plan.steps.push(if self.plan.slots[from].ty == self.plan.slots[to].ty {
+                Step::Copy { from, to }
+            } else {
+                Step::Bind { from, to, origin: origin.clone() }
+            });
+        }
+        Ok(())
+    }
+
+    /// A loop: initial values and results of states, what is scanned and what is collected, and which of those from the end.
+    fn repeat(
+        &mut self,
+        scope: &mut Scope<'_>,
+        body: &Body,
+        (initial, states): (&[ValueId], &[SlotId]),
+        (scanned, collected): (&[SlotId], &[SlotId]),
+        (backward, out_backward): (&[bool], &[bool]),
+        mut l: Loop,
+    ) -> Result<(), GraphError> {
+        for (&v, &to) in initial.iter().zip(states) {
+            let from = self.slot(scope, v)?;
+            self.plan.steps.push(Step::Copy { from, to });
+        }
+        let graph = &body.cut.graph;
+        let mut inner = self.enter(scope, body)?;
+        for (feed, &input) in body.feeds.iter().zip(&graph.inputs) {
+            match *feed {
+                Feed::Known | Feed::Outside(_) => {}
+                Feed::Counter if graph.users(input).is_empty() && !graph.is_output(input) => {}
+                Feed::Counter => l.counter = Some(self.add(&mut inner, input, Place::Arena(0))?),
+                Feed::State(n) => {
+                    let state = states.get(n).ok_or_else(|| missing(&l.origin))?;
+                    inner.slots.insert(input, *state);
+                }
+                Feed::Scanned(n) => {
+                    let element = self.add(&mut inner, input, Place::Arena(0))?;
+                    let (whole, backward) = (scanned.get(n), backward.get(n));
+                    let (Some(&whole), Some(&backward)) = (whole, backward) else { return Err(missing(&l.origin)) };
+                    l.scanned.push(Elements { whole, element, backward });
+                }
+            }
+        }
+        let step = self.plan.steps.len();
+        self.plan.steps.push(Step::Loop(Box::default()));
+        self.work(&mut inner, &body.cut)?;
+        let mut outputs = graph.outputs.iter().map(|(_, v)| *v);
+        if l.times.is_some() {
+            let again = outputs.next().ok_or_else(|| missing(&l.origin))?;
+            let always = graph.constant(again).is_some_and(|t| t.bytes().first() == Some(&1));
+            l.again = if always { None } else { Some(self.slot(&mut inner, again)?) };
+        }
+        for (&state, v) in states.iter().zip(outputs.by_ref()) {
+            let mut next = self.slot(&mut inner, v)?;
+            if next == state {
+                continue;
+            }
+            if states.contains(&next) {
+                // A state that becomes another one: all of them change at once.
+                let from = next;
+                next = self.fresh(graph, v, Place::Arena(0))?;
+                self.plan.steps.push(Step::Copy { from, to: next });
+            }
+            l.carried.push((next, state));
+        }
+        for ((&whole, v), &backward) in collected.iter().zip(outputs).zip(out_backward) {
+            let element = self.slot(&mut inner, v)?;
+            l.collected.push(Elements { whole, element, backward });
+        }
+        l.body = self.plan.steps.len() - step - 1;
+        self.plan.steps[step] = Step::Loop(Box::new(l));
+        Ok(())
+    }
+}
+
+fn missing(origin: &Origin) -> GraphError {
+    GraphError::new(origin, "a loop or branch lacks an operand".into())
 }

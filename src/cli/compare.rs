@@ -179,6 +179,8 @@ fn maker(plan: &Plan, step: usize) -> String {
             plan.kernels.get(*kernel).map_or(String::new(), |k| format!("{} {} ({})", k.name, k.what, k.origin))
         }
         Some(Step::Host { op, origin, .. }) => format!("host {} ({origin})", op.name()),
-        Some(Step::Copy { .. }) | None => "copy".into(),
+        Some(Step::Loop(l)) => format!("loop ({})", l.origin),
+        Some(Step::If { origin, .. }) => format!("if ({origin})"),
+        Some(Step::Copy { .. } | Step::Bind { .. }) | None => "copy".into(),
     }
 }

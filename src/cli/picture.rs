@@ -51,6 +51,9 @@ fn label(plan: &Plan, step: &Step) -> (String, String) {
         Step::Host { op: Op::Host(host), origin, .. } => (format!("host {}", host.function()), origin.to_string()),
         Step::Host { op, origin, .. } => (format!("host {}", op.name()), origin.to_string()),
         Step::Copy { .. } => ("copy".into(), String::new()),
+        Step::Bind { origin, .. } => ("copy".into(), origin.to_string()),
+        Step::If { origin, .. } => ("if".into(), origin.to_string()),
+        Step::Loop(l) => (format!("loop over {} steps", l.body), l.origin.to_string()),
     }
 }
 
@@ -77,7 +80,8 @@ fn graph(plan: &Plan) -> String {
         let fill = match step {
             Step::Launch { .. } => "white",
             Step::Host { .. } => "orange",
-            Step::Copy { .. } => "lightgrey",
+            Step::Copy { .. } | Step::Bind { .. } => "lightgrey",
+            Step::If { .. } | Step::Loop(_) => "lightblue",
         };
         let (what, origin) = (escaped(&what), escaped(&origin));
         let _ = writeln!(text, "  s{n} [label=\"{what}\\n{origin}\", style=filled, fillcolor={fill}];");

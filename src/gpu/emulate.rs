@@ -160,6 +160,9 @@ pub fn run(
                     memory[slot.index()] = Some(full(*slot, result.bytes().to_vec()));
                 }
             }
+            Step::If { .. } | Step::Loop(_) | Step::Bind { .. } => {
+                return Err(bug("a loop or branch among the steps of a GPU".into()));
+            }
             Step::Copy { from, to } => memory[to.index()] = memory[from.index()].clone(),
         }
     }

@@ -226,7 +226,13 @@ impl Compiled {
                 Step::Host { op, origin, .. } => {
                     launches.push(json!({ "step": n, "host": op.name(), "origin": origin.to_string() }));
                 }
-                Step::Copy { from, to } => {
+                Step::If { origin, .. } => {
+                    launches.push(json!({ "step": n, "host": "if", "origin": origin.to_string() }));
+                }
+                Step::Loop(l) => {
+                    launches.push(json!({ "step": n, "host": "loop", "origin": l.origin.to_string() }));
+                }
+                Step::Copy { from, to } | Step::Bind { from, to, .. } => {
                     launches.push(json!({ "step": n, "copy": [from.index(), to.index()] }));
                 }
             }

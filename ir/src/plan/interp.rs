@@ -4,13 +4,14 @@
 //! Invariant: memory holds a pattern, not zeros, before a step writes it, so that what reads too early or over another slot shows.
 //! Host steps find the values of symbols that no input has. Nothing panics on a plan that its verifier accepts.
 
-use super::{Place, Plan, SlotId, Step};
+use super::{Loop, Place, Plan, SlotId, Step};
 use crate::expr::Symbol;
 use crate::graph::TensorType;
-use crate::interp::{Bindings, EvalError, bind_types, eval_op};
+use crate::interp::{Bindings, EvalError, bind_types, eval_op, limits};
 use crate::tensor::Tensor;
 use crate::tile::{self, TileProgram};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What memory holds that nothing has written.
 const UNWRITTEN: u8 = 0xa5;
@@ -27,9 +28,7 @@ pub fn run(plan: &Plan, programs: &[TileProgram], weights: &[u8], inputs: &[Tens
     let arena = usize::try_from(plan.arena_bytes).map_err(|_| invalid("an arena that no memory holds"))?;
     let mut memory = Memory { plan, weights, inputs, dims, bytes: HashMap::new(), tensors: HashMap::new() };
     memory.bytes.insert(Owner::Arena, vec![UNWRITTEN; arena]);
-    for step in &plan.steps {
-        memory.step(step, programs)?;
-    }
+    memory.steps(0..plan.steps.len(), programs)?;
     plan.outputs.iter().map(|(_, slot)| memory.tensor(*slot)).collect()
 }
 
@@ -137,13 +136,97 @@ impl Memory<'_> {
         Ok(Tensor::new(ty.dtype, shape, bytes)?)
     }
 
+    /// Steps one after another, each with those that belong to it.
+    fn steps(&mut self, range: Range<usize>, programs: &[TileProgram]) -> Result<(), EvalError> {
+        let plan = self.plan;
+        let mut n = range.start;
+        while let Some(step) = plan.steps.get(n).filter(|_| n < range.end) {
+            limits::check().map_err(|reached| EvalError::Invalid(reached.to_string()))?;
+            let next = n.saturating_add(1).saturating_add(step.inner());
+            match step {
+                Step::If { condition, then, .. } => {
+                    let middle = n.saturating_add(1).saturating_add(*then);
+                    let taken = if self.number(*condition)? != 0 { n + 1..middle } else { middle..next };
+                    self.steps(taken, programs)?;
+                }
+                Step::Loop(l) => self.repeat(l, n + 1..next, programs)?,
+                Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } => {
+                    self.step(step, programs)?;
+                }
+            }
+            n = next;
+        }
+        Ok(())
+    }
+
+    /// The one number that a slot holds.
+    fn number(&mut self, slot: SlotId) -> Result<i64, EvalError> {
+        let value = self.tensor(slot)?.to_i64().and_then(|v| v.first().copied());
+        value.ok_or_else(|| invalid("a slot holds no number"))
+    }
+
+    fn repeat(&mut self, l: &Loop, body: Range<usize>, programs: &[TileProgram]) -> Result<(), EvalError> {
+        let mut most = l.times.map(|slot| self.number(slot)).transpose()?;
+        for e in &l.scanned {
+            let extent = self.tensor(e.whole)?.shape().first().map(|&n| i64::try_from(n).unwrap_or(i64::MAX));
+            if most.is_some() && most != extent {
+                return Err(invalid("the scanned inputs have different lengths").at(&l.origin));
+            }
+            most = extent;
+        }
+        let mut go = l.first.map(|slot| self.number(slot)).transpose()? != Some(0);
+        let (most, mut turn) = (most.unwrap_or(0), 0i64);
+        let mut collected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); l.collected.len()];
+        while go && turn < most {
+            if let Some(slot) = l.counter {
+                self.write(slot, &turn.to_ne_bytes())?;
+            }
+            for e in &l.scanned {
+                let at = usize::try_from(if e.backward { most - 1 - turn } else { turn }).unwrap_or(usize::MAX);
+                let (whole, size) = (self.read(e.whole)?, self.size(e.element)?);
+                let part = at.checked_mul(size).and_then(|at| whole.get(at..at.checked_add(size)?));
+                self.write(e.element, part.ok_or_else(|| invalid("an element that is not there"))?)?;
+            }
+            self.steps(body.clone(), programs)?;
+            for (list, e) in collected.iter_mut().zip(&l.collected) {
+                list.push(self.read(e.element)?);
+            }
+            let states = l.carried.iter().map(|(next, _)| self.read(*next)).collect::<Result<Vec<_>, _>>()?;
+            go = l.again.map(|slot| self.number(slot)).transpose()? != Some(0);
+            for ((_, state), bytes) in l.carried.iter().zip(states) {
+                self.write(*state, &bytes)?;
+            }
+            turn += 1;
+        }
+        for (mut list, e) in collected.into_iter().zip(&l.collected) {
+            if e.backward {
+                list.reverse();
+            }
+            if let Some(symbol) = self.plan.slots[e.whole].ty.dims.first().and_then(crate::Expr::as_symbol) {
+                self.dims.entry(symbol.clone()).or_insert(turn);
+            }
+            let bytes = list.concat();
+            if bytes.len() != self.size(e.whole)? {
+                return Err(invalid("a loop had another number of turns than its results say").at(&l.origin));
+            }
+            self.write(e.whole, &bytes)?;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step, programs: &[TileProgram]) -> Result<(), EvalError> {
         let (reads, writes) = step.accesses();
         match step {
+            Step::If { .. } | Step::Loop(_) => return Err(invalid("a step that has steps of its own")),
+            Step::Bind { from, to, .. } => {
+                let tensor = self.tensor(*from)?;
+                self.learn(*to, &tensor);
+                self.write(*to, tensor.bytes())?;
+            }
             Step::Launch { kernel, .. } => {
                 let program = programs.get(*kernel).ok_or_else(|| invalid("a kernel that is not there"))?;
                 let mut buffers = reads.iter().map(|&s| self.read(s)).collect::<Result<Vec<_>, _>>()?;
-                for &slot in writes {
+                for &slot in writes.iter() {
                     buffers.push(vec![!UNWRITTEN; self.size(slot)?]);
                 }
                 let count = program.programs();

@@ -2,6 +2,8 @@
 //!
 //! Invariant: every slot is written before it is read, and two slots whose lives overlap share no byte of the arena;
 //! [`Plan::verify`] recomputes both from the steps alone, without looking at how the planner decided.
+//!
+//! Steps are one flat list: a loop or a branch says how many of the steps behind it belong to it.
 
 mod interp;
 mod parse;
@@ -14,6 +16,7 @@ use crate::expr::{Expr, Ranges, Symbol};
 use crate::graph::{Origin, TensorType};
 use crate::id::{Arena, Id};
 use crate::ops::Op;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use interp::run;
@@ -141,18 +144,100 @@ pub enum Step {
         /// Destination.
         to: SlotId,
     },
+    /// Copies a slot to another whose dims may be symbols without a value: those get the extents of the source.
+    Bind {
+        /// Source.
+        from: SlotId,
+        /// Destination.
+        to: SlotId,
+        /// What the model's nodes are called whose result it is.
+        origin: Origin,
+    },
+    /// Runs the `then` steps that follow it, or else the `otherwise` steps that follow those.
+    If {
+        /// One truth value.
+        condition: SlotId,
+        /// How many steps are run where it is true.
+        then: usize,
+        /// How many are run where it is not.
+        otherwise: usize,
+        /// What the model's nodes are called.
+        origin: Origin,
+    },
+    /// Runs the steps that follow it again and again.
+    Loop(Box<Loop>),
 }
 
+/// What a loop of a plan does besides running its steps. At the end of each turn what is collected is taken, then states get their new
+/// values, then `again` is asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loop {
+    /// The greatest number of turns (one i64); nothing where the extent of what is scanned is the number.
+    pub times: Option<SlotId>,
+    /// Whether there is a first turn (one truth value); nothing where there is.
+    pub first: Option<SlotId>,
+    /// Whether there is another turn, made by each (one truth value); nothing where only the number of turns ends the loop.
+    pub again: Option<SlotId>,
+    /// Where the number of the turn goes, from 0 on (one i64).
+    pub counter: Option<SlotId>,
+    /// Tensors of which each turn gets the next element along the first axis.
+    pub scanned: Vec<Elements>,
+    /// What a turn makes, and the state that it is in the next turn and after the loop.
+    pub carried: Vec<(SlotId, SlotId)>,
+    /// What each turn makes, one behind the other along a new first axis.
+    pub collected: Vec<Elements>,
+    /// How many of the steps that follow are a turn.
+    pub body: usize,
+    /// What the model's nodes are called.
+    pub origin: Origin,
+}
+
+/// A tensor and a slot for one of its elements along the first axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// The tensor.
+    pub whole: SlotId,
+    /// The element.
+    pub element: SlotId,
+    /// Whether the last element is the first turn's.
+    pub backward: bool,
+}
+
+/// How deep loops and branches may lie within one another.
+pub const MOST_NESTED: usize = 32;
+
 impl Step {
-    /// The slots that the step reads, and those that it writes.
-    pub fn accesses(&self) -> (&[SlotId], &[SlotId]) {
+    /// The slots that the step reads, and those that it writes. For a loop these are what it reads before its first turn and what it
+    /// writes itself; what its turns make for it is theirs.
+    pub fn accesses(&self) -> (Cow<'_, [SlotId]>, Cow<'_, [SlotId]>) {
         match self {
             Step::Launch { arguments, written, .. } => {
                 let (reads, writes) = arguments.split_at(arguments.len().saturating_sub(*written));
-                (reads, writes)
+                (reads.into(), writes.into())
             }
-            Step::Host { inputs, outputs, .. } => (inputs, outputs),
-            Step::Copy { from, to } => (std::slice::from_ref(from), std::slice::from_ref(to)),
+            Step::Host { inputs, outputs, .. } => (inputs.into(), outputs.into()),
+            Step::Copy { from, to } | Step::Bind { from, to, .. } => {
+                (std::slice::from_ref(from).into(), std::slice::from_ref(to).into())
+            }
+            Step::If { condition, .. } => (std::slice::from_ref(condition).into(), Cow::Borrowed(&[])),
+            Step::Loop(l) => {
+                let whole = l.scanned.iter().map(|e| e.whole);
+                let states = l.carried.iter().map(|(_, state)| *state);
+                let reads: Vec<SlotId> =
+                    l.times.into_iter().chain(l.first).chain(whole).chain(states.clone()).collect();
+                let elements = l.scanned.iter().map(|e| e.element);
+                let collected = l.collected.iter().map(|e| e.whole);
+                (reads.into(), l.counter.into_iter().chain(elements).chain(states).chain(collected).collect())
+            }
+        }
+    }
+
+    /// How many of the steps that follow belong to it.
+    pub fn inner(&self) -> usize {
+        match self {
+            Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } => 0,
+            Step::If { then, otherwise, .. } => then.saturating_add(*otherwise),
+            Step::Loop(l) => l.body,
         }
     }
 }
@@ -174,14 +259,42 @@ impl Plan {
         self.slots[slot].ty.bytes().as_const().and_then(|b| u64::try_from(b).ok()).unwrap_or(0)
     }
 
-    /// For each slot the first and the last step that touches it; nothing for slots that none touches.
+    /// For each slot the first and the last step between which its memory is its own; nothing for slots that no step touches. What
+    /// a turn of a loop reads and has not made itself is there for all turns.
     pub fn lives(&self) -> Vec<Option<(usize, usize)>> {
         let mut lives: Vec<Option<(usize, usize)>> = vec![None; self.slots.len()];
+        let mut touch = |slot: SlotId, n: usize| {
+            if let Some(life) = lives.get_mut(slot.index()) {
+                *life = Some(life.map_or((n, n), |(first, last)| (first.min(n), last.max(n))));
+            }
+        };
+        let mut loops = Vec::new();
         for (n, step) in self.steps.iter().enumerate() {
             let (reads, writes) = step.accesses();
-            for slot in reads.iter().chain(writes) {
-                if let Some(life) = lives.get_mut(slot.index()) {
-                    *life = Some(life.map_or((n, n), |(first, _)| (first, n)));
+            reads.iter().chain(writes.iter()).for_each(|&slot| touch(slot, n));
+            if let Step::Loop(l) = step {
+                let end = n.saturating_add(l.body).min(self.steps.len().saturating_sub(1));
+                loops.push((n, end));
+                l.again.into_iter().for_each(|slot| touch(slot, end));
+                l.carried.iter().for_each(|&(next, state)| {
+                    touch(next, end);
+                    touch(state, end);
+                });
+                l.scanned.iter().for_each(|e| touch(e.whole, end));
+                l.collected.iter().for_each(|e| {
+                    touch(e.whole, end);
+                    touch(e.element, end);
+                });
+            }
+        }
+        // Inner loops first: what they lengthen may reach into those around them.
+        for (begin, end) in loops.into_iter().rev() {
+            for (first, last) in lives.iter_mut().flatten() {
+                if *first < begin && (begin + 1..end).contains(last) {
+                    *last = end;
+                }
+                if (begin + 1..=end).contains(first) && *last > end {
+                    *first = begin;
                 }
             }
         }

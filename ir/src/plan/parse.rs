@@ -1,6 +1,6 @@
 //! Parser of the text form of plans.
 
-use super::{Kernel, Place, Plan, Requirement, Slot, SlotId, Step};
+use super::{Elements, Kernel, Loop, Place, Plan, Requirement, Slot, SlotId, Step};
 use crate::expr::{Expr, Symbol};
 use crate::graph::{Origin, TensorType};
 use crate::id::Id;
@@ -108,10 +108,65 @@ impl Plan {
                     let to = plan.slot(lexer)?;
                     plan.steps.push(Step::Copy { from, to });
                 }
+                "bind" => {
+                    let from = plan.slot(lexer)?;
+                    lexer.expect('→')?;
+                    let to = plan.slot(lexer)?;
+                    plan.steps.push(Step::Bind { from, to, origin: origin(lexer)? });
+                }
+                "if" => {
+                    let condition = plan.slot(lexer)?;
+                    lexer.expect_word("then")?;
+                    let then = lexer.size()?;
+                    lexer.expect_word("else")?;
+                    let otherwise = lexer.size()?;
+                    plan.steps.push(Step::If { condition, then, otherwise, origin: origin(lexer)? });
+                }
+                "loop" => {
+                    let repeated = plan.repeated(lexer)?;
+                    plan.steps.push(Step::Loop(Box::new(repeated)));
+                }
                 other => return Err(lexer.error(format!("`{other}` is no part of a plan"))),
             }
         }
         Ok(plan)
+    }
+
+    fn repeated(&self, lexer: &mut Lexer<'_>) -> Result<Loop, ParseError> {
+        let mut l = Loop { body: lexer.size()?, ..Loop::default() };
+        loop {
+            let slot = match lexer.word()? {
+                "times" => &mut l.times,
+                "first" => &mut l.first,
+                "again" => &mut l.again,
+                "counter" => &mut l.counter,
+                "scan" => break,
+                other => return Err(lexer.error(format!("`{other}` is no part of a loop"))),
+            };
+            *slot = Some(self.slot(lexer)?);
+        }
+        l.scanned = lexer.list('(', ')', |l| self.elements(l))?;
+        lexer.expect_word("carry")?;
+        l.carried = lexer.list('(', ')', |l| {
+            let next = self.slot(l)?;
+            l.expect('→')?;
+            Ok((next, self.slot(l)?))
+        })?;
+        lexer.expect_word("collect")?;
+        l.collected = lexer.list('(', ')', |l| self.elements(l))?;
+        l.origin = origin(lexer)?;
+        Ok(l)
+    }
+
+    fn elements(&self, lexer: &mut Lexer<'_>) -> Result<Elements, ParseError> {
+        let element = self.slot(lexer)?;
+        lexer.expect_word("of")?;
+        let whole = self.slot(lexer)?;
+        let backward = *lexer.peek() == Token::Word("backward");
+        if backward {
+            lexer.bump();
+        }
+        Ok(Elements { whole, element, backward })
     }
 
     fn slot(&self, lexer: &mut Lexer<'_>) -> Result<SlotId, ParseError> {

@@ -1,6 +1,6 @@
 //! The text form of plans.
 
-use super::{Place, Plan, Step};
+use super::{Elements, Loop, Place, Plan, Step};
 use crate::text::Commas;
 use std::fmt;
 
@@ -58,18 +58,56 @@ impl fmt::Display for Plan {
         for (name, slot) in &self.outputs {
             writeln!(f, "  output {slot} {:?}", &**name)?;
         }
-        for step in &self.steps {
+        // The last steps of the loops and branches around a step: it stands two columns further right for each.
+        let mut around: Vec<usize> = Vec::new();
+        for (n, step) in self.steps.iter().enumerate() {
+            around.retain(|&last| n <= last);
+            write!(f, "{:1$}", "", 2 + 2 * around.len())?;
             let (reads, writes) = step.accesses();
             match step {
                 Step::Launch { kernel, .. } => {
-                    writeln!(f, "  launch {kernel}({}) -> ({})", Commas(reads), Commas(writes))?
+                    writeln!(f, "launch {kernel}({}) -> ({})", Commas(reads.iter()), Commas(writes.iter()))?
                 }
-                Step::Host { op, origin, .. } => {
-                    writeln!(f, "  host ({}) -> ({}) {op} from [{}]", Commas(reads), Commas(writes), names(origin))?
+                Step::Host { op, origin, .. } => writeln!(
+                    f,
+                    "host ({}) -> ({}) {op} from [{}]",
+                    Commas(reads.iter()),
+                    Commas(writes.iter()),
+                    names(origin)
+                )?,
+                Step::Copy { from, to } => writeln!(f, "copy {from} -> {to}")?,
+                Step::Bind { from, to, origin } => writeln!(f, "bind {from} -> {to} from [{}]", names(origin))?,
+                Step::If { condition, then, otherwise, origin } => {
+                    writeln!(f, "if {condition} then {then} else {otherwise} from [{}]", names(origin))?
                 }
-                Step::Copy { from, to } => writeln!(f, "  copy {from} -> {to}")?,
+                Step::Loop(l) => writeln!(f, "{l}")?,
+            }
+            if step.inner() > 0 {
+                around.push(n.saturating_add(step.inner()));
             }
         }
         writeln!(f, "}}")
+    }
+}
+
+impl fmt::Display for Elements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}{}", self.element, self.whole, if self.backward { " backward" } else { "" })
+    }
+}
+
+impl fmt::Display for Loop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "loop {}", self.body)?;
+        let parts = [("times", self.times), ("first", self.first), ("again", self.again), ("counter", self.counter)];
+        for (word, slot) in parts {
+            if let Some(slot) = slot {
+                write!(f, " {word} {slot}")?;
+            }
+        }
+        let carried: Vec<String> = self.carried.iter().map(|(next, state)| format!("{next} -> {state}")).collect();
+        let (scanned, collected) = (Commas(&self.scanned), Commas(&self.collected));
+        write!(f, " scan ({scanned}) carry ({}) collect ({collected})", carried.join(", "))?;
+        write!(f, " from [{}]", names(&self.origin))
     }
 }

@@ -1,10 +1,11 @@
 //! The plan verifier: recomputes lives from the steps and rejects overlap.
 
-use super::{Place, Plan, SlotId, Step};
+use super::{Elements, Loop, MOST_NESTED, Place, Plan, SlotId, Step};
 use crate::graph::TensorType;
 use crate::ops::Op;
-use crate::{Expr, Symbol};
+use crate::{DType, Expr, Symbol};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Something is wrong with a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,11 +29,13 @@ impl Plan {
     fn verify_symbols(&self, fail: &mut dyn FnMut(String)) {
         let mut defined: BTreeSet<&Symbol> = BTreeSet::new();
         let inputs = self.inputs.iter().map(|(_, slot)| slot);
-        let made = self.steps.iter().filter_map(|step| match step {
-            Step::Host { outputs, .. } => Some(outputs),
-            Step::Launch { .. } | Step::Copy { .. } => None,
+        let made = self.steps.iter().flat_map(|step| match step {
+            Step::Host { outputs, .. } => outputs.clone(),
+            Step::Bind { to, .. } => vec![*to],
+            Step::Loop(l) => l.collected.iter().map(|e| e.whole).collect(),
+            Step::Launch { .. } | Step::Copy { .. } | Step::If { .. } => vec![],
         });
-        for dim in inputs.chain(made.flatten()).flat_map(|&slot| &self.slots[slot].ty.dims) {
+        for dim in inputs.copied().chain(made).flat_map(|slot| &self.slots[slot].ty.dims) {
             dim.for_each_plain_symbol(&mut |s| {
                 defined.insert(s);
             });
@@ -132,42 +135,135 @@ impl Plan {
     fn verify_order(&self, fail: &mut dyn FnMut(String)) {
         let mut written: Vec<bool> =
             self.slots.iter().map(|(_, s)| matches!(s.place, Place::Weights(_) | Place::Input(_))).collect();
-        for (n, step) in self.steps.iter().enumerate() {
-            let (reads, writes) = step.accesses();
-            if let Step::Launch { kernel, .. } = step
-                && *kernel >= self.kernels.len()
-            {
-                fail(format!("step {n} launches kernel {kernel}, there are {}", self.kernels.len()));
-            }
-            if let Step::Launch { arguments, written, .. } = step
-                && *written > arguments.len()
-            {
-                fail(format!("step {n} writes {written} of {} arguments", arguments.len()));
-            }
-            if let Step::Host { op, .. } = step {
-                self.verify_host(op, reads, writes, &mut |message| fail(format!("step {n}: {message}")));
-            }
-            if let Step::Copy { from, to } = step
-                && self.slots[*from].ty != self.slots[*to].ty
-            {
-                fail(format!("step {n} copies {} to {}", self.slots[*from].ty, self.slots[*to].ty));
-            }
-            for slot in reads {
-                if !written[slot.index()] {
-                    fail(format!("step {n} reads slot {slot} before it is written"));
-                }
-            }
-            for slot in writes {
-                if matches!(self.slots[*slot].place, Place::Weights(_) | Place::Input(_)) {
-                    fail(format!("step {n} writes slot {slot}, which is constant"));
-                }
-                written[slot.index()] = true;
-            }
-        }
+        self.verify_steps(0..self.steps.len(), &mut written, 0, fail);
         for (name, slot) in &self.outputs {
             if !written[slot.index()] {
                 fail(format!("output {name:?} is never written"));
             }
+        }
+    }
+
+    /// Steps one after another. Afterwards `written` has the slots that are written whatever the data says.
+    fn verify_steps(&self, range: Range<usize>, written: &mut Vec<bool>, depth: usize, fail: &mut dyn FnMut(String)) {
+        if depth > MOST_NESTED {
+            return fail(format!("step {}: loops and branches lie deeper than {MOST_NESTED}", range.start));
+        }
+        let mut n = range.start;
+        while let Some(step) = self.steps.get(n).filter(|_| n < range.end) {
+            let (reads, writes) = step.accesses();
+            for slot in reads.iter() {
+                // A loop's states are listed as read: they must have a value before its first turn.
+                if !written[slot.index()] {
+                    fail(format!("step {n} reads slot {slot} before it is written"));
+                }
+            }
+            for slot in writes.iter() {
+                if matches!(self.slots[*slot].place, Place::Weights(_) | Place::Input(_)) {
+                    fail(format!("step {n} writes slot {slot}, which is constant"));
+                }
+            }
+            let next = match n.checked_add(1 + step.inner().min(self.steps.len())) {
+                Some(next) if next <= range.end && step.inner() <= self.steps.len() => next,
+                Some(_) | None => {
+                    return fail(format!("step {n} has {} steps of its own, which are not there", step.inner()));
+                }
+            };
+            match step {
+                Step::Launch { kernel, arguments, written: count } => {
+                    if *kernel >= self.kernels.len() {
+                        fail(format!("step {n} launches kernel {kernel}, there are {}", self.kernels.len()));
+                    }
+                    if *count > arguments.len() {
+                        fail(format!("step {n} writes {count} of {} arguments", arguments.len()));
+                    }
+                }
+                Step::Host { op, .. } => {
+                    self.verify_host(op, &reads, &writes, &mut |message| fail(format!("step {n}: {message}")));
+                }
+                Step::Copy { from, to } => {
+                    if self.slots[*from].ty != self.slots[*to].ty {
+                        fail(format!("step {n} copies {} to {}", self.slots[*from].ty, self.slots[*to].ty));
+                    }
+                }
+                Step::Bind { from, to, .. } => {
+                    let (a, b) = (&self.slots[*from].ty, &self.slots[*to].ty);
+                    let rows = a.layout.is_row_major() && b.layout.is_row_major() && a.dtype.is_bytes();
+                    if a.dtype != b.dtype || a.rank() != b.rank() || !rows {
+                        fail(format!("step {n} binds {b} to {a}"));
+                    }
+                }
+                Step::If { condition, then, .. } => {
+                    self.verify_scalar(*condition, DType::Bool, n, fail);
+                    let middle = n + 1 + then;
+                    let mut other = written.clone();
+                    self.verify_steps(n + 1..middle, written, depth + 1, fail);
+                    self.verify_steps(middle..next, &mut other, depth + 1, fail);
+                    written.iter_mut().zip(other).for_each(|(a, b)| *a &= b);
+                }
+                Step::Loop(l) => self.verify_loop(n, l, written, depth, fail),
+            }
+            writes.iter().for_each(|slot| written[slot.index()] = true);
+            n = next;
+        }
+    }
+
+    fn verify_loop(&self, n: usize, l: &Loop, written: &[bool], depth: usize, fail: &mut dyn FnMut(String)) {
+        for (slot, dtype) in
+            [(l.times, DType::I64), (l.counter, DType::I64), (l.first, DType::Bool), (l.again, DType::Bool)]
+        {
+            if let Some(slot) = slot {
+                self.verify_scalar(slot, dtype, n, fail);
+            }
+        }
+        if l.times.is_none() && l.scanned.is_empty() {
+            fail(format!("step {n}: nothing says how often the loop is run"));
+        }
+        for Elements { whole, element, .. } in l.scanned.iter().chain(&l.collected) {
+            let (a, b) = (&self.slots[*whole].ty, &self.slots[*element].ty);
+            let rows = a.layout.is_row_major() && b.layout.is_row_major() && a.dtype.is_bytes();
+            if a.dtype != b.dtype || a.dims.get(1..) != Some(b.dims.as_slice()) || !rows {
+                fail(format!("step {n}: {b} is no element of {a}"));
+            }
+        }
+        let states: BTreeSet<SlotId> = l.carried.iter().map(|(_, state)| *state).collect();
+        for (next, state) in &l.carried {
+            if self.slots[*next].ty != self.slots[*state].ty {
+                fail(format!("step {n}: the state {} becomes {}", self.slots[*state].ty, self.slots[*next].ty));
+            }
+            if states.contains(next) {
+                fail(format!("step {n}: slot {next} is a state and what becomes of one"));
+            }
+        }
+        let elements = l.scanned.iter().map(|e| e.element);
+        let own: BTreeSet<SlotId> = l.counter.into_iter().chain(elements).chain(states.iter().copied()).collect();
+        if own.len() != l.counter.iter().len() + l.scanned.len() + l.carried.len() {
+            fail(format!("step {n} writes a slot twice"));
+        }
+        // What a turn writes may not be written at all, so it is nobody's but the turn's.
+        let mut inside = written.to_vec();
+        own.iter().for_each(|slot| inside[slot.index()] = true);
+        let collected: BTreeSet<SlotId> = l.collected.iter().map(|e| e.whole).collect();
+        for step in self.steps.iter().skip(n + 1).take(l.body) {
+            let (reads, writes) = step.accesses();
+            let kept = |slot: &SlotId| own.contains(slot) || collected.contains(slot);
+            let looked_at = reads.iter().any(|slot| collected.contains(slot));
+            if writes.iter().any(kept) || looked_at {
+                fail(format!("step {n}: a turn touches what the loop writes"));
+            }
+        }
+        self.verify_steps(n + 1..n + 1 + l.body, &mut inside, depth + 1, fail);
+        let made = l.carried.iter().map(|(next, _)| *next).chain(l.again).chain(l.collected.iter().map(|e| e.element));
+        for slot in made {
+            if !inside[slot.index()] || collected.contains(&slot) {
+                fail(format!("step {n}: a turn does not make slot {slot}"));
+            }
+        }
+    }
+
+    fn verify_scalar(&self, slot: SlotId, dtype: DType, n: usize, fail: &mut dyn FnMut(String)) {
+        let ty = &self.slots[slot].ty;
+        if ty.dtype != dtype || ty.elements().as_const() != Some(1) || !ty.layout.is_row_major() {
+            fail(format!("step {n}: slot {slot} is {ty}, not one {dtype}"));
         }
     }
 

@@ -4,6 +4,7 @@
 //! ([`Facts`]): nothing for integers and for floats that hold whatever the order of operations; only such values meet an operation
 //! that is not continuous. So a difference beyond the bound is a bug, on whatever side.
 
+mod control;
 mod elementwise;
 mod facts;
 mod patterns;
@@ -84,6 +85,10 @@ struct Build {
     kinds: Vec<Kind>,
     symbols: Vec<Expr>,
     nodes: usize,
+    /// How many graphs are around it.
+    depth: usize,
+    /// Outputs that nothing may read: their extents are the data's.
+    unread: Vec<(ValueId, Facts)>,
 }
 
 /// A step that cannot be taken with what it met: another one is tried.
@@ -183,7 +188,8 @@ impl Build {
 
     fn leaf_of(&mut self, dtype: DType, dims: &[Expr], kind: Kind) -> (ValueId, Facts) {
         match TensorType::new(dtype, dims.to_vec()).shape() {
-            Some(shape) if self.random.chance(40) => {
+            // The text of a plan has room for small constants in a body.
+            Some(shape) if self.random.chance(40) && (self.depth == 0 || shape.iter().product::<usize>() <= 16) => {
                 let tensor = kind.tensor(dtype, &shape, &mut self.random);
                 let id = self.graph.add_constant(tensor);
                 self.known(id, kind.facts(dtype))
@@ -228,6 +234,9 @@ impl Build {
     }
 
     fn step(&mut self) -> Result<(), No> {
+        if self.depth < 2 && self.random.chance(6) {
+            return self.control();
+        }
         let what = self.random.below(100);
         if what < 45 {
             self.elementwise()
@@ -251,7 +260,7 @@ pub fn sample(seed: u64) -> Sample {
             symbols.push(Expr::symbol(name));
         }
     }
-    let mut build = Build { random, graph, values: vec![], kinds: vec![], symbols, nodes: 0 };
+    let mut build = Build { random, graph, values: vec![], kinds: vec![], symbols, nodes: 0, depth: 0, unread: vec![] };
     if !build.symbols.is_empty() {
         // Symbols get their values from an input.
         let dims = build.symbols.clone();
@@ -288,6 +297,10 @@ fn finish(mut build: Build, seed: u64) -> Sample {
             build.graph.add_output(&format!("y{n}"), v);
             tolerances.push(facts.error * 2.0);
         }
+    }
+    for (n, (v, facts)) in std::mem::take(&mut build.unread).into_iter().enumerate() {
+        build.graph.add_output(&format!("z{n}"), v);
+        tolerances.push(facts.error * 2.0);
     }
     let bindings = bindings(&build.graph.symbols.clone(), &mut build.random);
     Sample { graph: build.graph, bindings, tolerances, kinds: build.kinds, seed }

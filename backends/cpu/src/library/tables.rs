@@ -116,6 +116,7 @@ fn renamed(step: &Step) -> Option<(SlotId, SlotId)> {
             _ => None,
         },
         Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
+        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
     }
 }
 
@@ -127,6 +128,9 @@ fn refuse(plan: &Plan) -> Result<(), LibraryError> {
         .filter(|step| renamed(step).is_none())
         .filter_map(|step| match step {
             Step::Host { op, origin, .. } => Some(format!("{} ({})", origin, op.name())),
+            Step::If { origin, .. } => Some(format!("{origin} (if)")),
+            Step::Loop(l) => Some(format!("{} (loop)", l.origin)),
+            Step::Bind { origin, .. } => Some(format!("{origin} (if)")),
             Step::Launch { .. } | Step::Copy { .. } => None,
         })
         .collect();
@@ -194,6 +198,8 @@ impl<'a> Tables<'a> {
                         steps.extend([-1, from.index() as i64, to.index() as i64]);
                     }
                 }
+                // Refused above.
+                Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => {}
             }
         }
         let mut kernels = Vec::new();

@@ -4,6 +4,8 @@
 //! rebuilt whenever an owner changes. No step runs before the sizes of its slots are known and its memory is there. Slots that the plan lets overlap are only reached through these raw pointers, never
 //! through two live references.
 
+mod control;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -261,7 +263,7 @@ impl Context {
                     first += arguments.len();
                     Some(launch)
                 }
-                Step::Host { .. } | Step::Copy { .. } => None,
+                Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
             });
         }
         let unknown = vec![None; plan.symbols.len()];
@@ -492,20 +494,8 @@ impl Context {
         } else if self.outputs.iter().zip(&self.lent).any(|(output, lent)| output.is_none() && lent.is_none()) {
             self.provide()?;
         }
-        let model = Arc::clone(&self.model);
         let allowed = limits::current().bytes.unwrap_or(limits::DEFAULT_BYTES).min(self.budget.limit());
-        for (n, step) in model.plan().steps.iter().enumerate() {
-            if let Err(reached) = limits::check() {
-                return Err(RunError::Stopped { origin: origin(model.plan(), step), reached, detail: None });
-            }
-            match step {
-                Step::Launch { kernel, .. } => self.launch(n, *kernel)?,
-                Step::Host { op, inputs, outputs, origin } => self.host(op, inputs, outputs, origin, allowed)?,
-                Step::Copy { from, to } => self.copy(*from, *to),
-            }
-            after(self, n);
-        }
-        Ok(())
+        self.range(0..self.launches.len(), allowed, &mut after)
     }
 
     /// Runs a host step, which may take so many bytes.
@@ -591,11 +581,22 @@ impl Context {
 
     /// Gives symbols without a value the extent that a host step's result has, and provides for what is known then.
     fn learn(&mut self, outputs: &[SlotId], results: &[Tensor], origin: &Origin) -> Result<(), RunError> {
+        let shapes: Vec<(SlotId, &[usize])> = outputs.iter().copied().zip(results.iter().map(Tensor::shape)).collect();
+        self.learn_shapes(&shapes, origin)
+    }
+
+    /// [`Context::learn`] of one slot that is found to have this shape.
+    fn learn_shape(&mut self, slot: SlotId, shape: &[usize], origin: &Origin) -> Result<(), RunError> {
+        self.learn_shapes(&[(slot, shape)], origin)
+    }
+
+    /// [`Context::learn`] of several.
+    fn learn_shapes(&mut self, found: &[(SlotId, &[usize])], origin: &Origin) -> Result<(), RunError> {
         let model = Arc::clone(&self.model);
         let plan = model.plan();
         let mut dims = self.dims.clone();
-        for (&slot, result) in outputs.iter().zip(results) {
-            for (dim, &extent) in plan.slots[slot].ty.dims.iter().zip(result.shape()) {
+        for &(slot, shape) in found {
+            for (dim, &extent) in plan.slots[slot].ty.dims.iter().zip(shape) {
                 let Some(symbol) = dim.as_symbol() else { continue };
                 let Some(n) = plan.symbols.iter().position(|(s, _)| s == symbol) else { continue };
                 let extent = i64::try_from(extent).unwrap_or(i64::MAX);
@@ -819,6 +820,8 @@ fn origin(plan: &Plan, step: &Step) -> Origin {
     match step {
         Step::Launch { kernel, .. } => plan.kernels.get(*kernel).map(|k| k.origin.clone()).unwrap_or_default(),
         Step::Host { origin, .. } => origin.clone(),
+        Step::Bind { origin, .. } | Step::If { origin, .. } => origin.clone(),
+        Step::Loop(l) => l.origin.clone(),
         Step::Copy { .. } => Origin::default(),
     }
 }

@@ -593,6 +593,20 @@ impl<'a> Context<'a> {
         self.importer.region(graph, params, &origin)
     }
 
+    /// A graph within the graph that `f` makes: it gets the inputs, which have these types, and what stands for values of this graph,
+    /// and returns the outputs. Also what the graph takes from outside, in the order of its inputs behind the params.
+    pub fn built_region(
+        &mut self,
+        params: &[TensorType],
+        outside: &[ValueId],
+        f: impl FnOnce(&mut Self, &[ValueId], &[ValueId]) -> Result<Vec<ValueId>>,
+    ) -> Result<(kiln_ir::Graph, Vec<ValueId>)> {
+        let (inputs, outside) = self.importer.open_region(params, outside);
+        let outputs = f(self, &inputs, &outside);
+        let (graph, captures) = self.importer.close_region(outputs.as_deref().unwrap_or_default());
+        outputs.map(|_| (graph, captures))
+    }
+
     /// [`Context::region`] where the result may not be wanted: with nothing, what went wrong is forgotten.
     pub fn attempt<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
         let (errors, implied) = (self.importer.errors.clone(), self.importer.implied.clone());

@@ -217,6 +217,28 @@ impl Importer {
         Ok(Region { graph: inner.graph, outputs, captures })
     }
 
+    /// Begins a graph within the current one that is not the model's: its inputs, and what stands there for values of this one.
+    pub(super) fn open_region(&mut self, params: &[TensorType], outside: &[ValueId]) -> (Vec<ValueId>, Vec<ValueId>) {
+        let mut inner = Graph::new("body");
+        inner.symbols = self.frame.graph.symbols.clone();
+        let frame = Frame { graph: inner, base: self.scopes.len(), ..Frame::default() };
+        let around = std::mem::replace(&mut self.frame, frame);
+        self.outer.push(around);
+        self.scopes.push(HashMap::new());
+        let inputs = params.iter().map(|ty| self.frame.graph.add_input("", ty.clone())).collect();
+        let level = self.outer.len();
+        (inputs, outside.iter().map(|&v| self.capture_value(level, v)).collect())
+    }
+
+    /// Ends it: the graph with these outputs, and what it takes from outside.
+    pub(super) fn close_region(&mut self, outputs: &[ValueId]) -> (Graph, Vec<ValueId>) {
+        outputs.iter().for_each(|&v| self.frame.graph.add_output("", v));
+        self.scopes.truncate(self.frame.base);
+        let around = self.outer.pop().unwrap_or_default();
+        let inner = std::mem::replace(&mut self.frame, around);
+        (inner.graph, inner.captures.into_iter().map(|(_, outside)| outside).collect())
+    }
+
     /// The value that a meaning is at run time, and its type where it is no tensor. `declared` is what the model says of it.
     pub(super) fn reify(
         &mut self,

@@ -1,13 +1,13 @@
 //! `LSTM`, `GRU` and `RNN`, and ONNX Runtime's `DynamicQuantizeLSTM`.
 
 use super::quantize::rounded;
-use super::recurrent_steps::{Layer, written_out};
+use super::recurrent_steps::{Layer, scanned, written_out};
 use super::support::{filled, real};
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
 use kiln_ir::{DType, Expr};
-use kiln_ir::ops::{Attribute, Attributes};
+use kiln_ir::ops::{Attribute, Attributes, Host, Op};
 
 const COMMON: [&str; 7] =
     ["activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "layout"];
@@ -155,12 +155,18 @@ fn layer(
         _ => false,
     };
     let quantized = a.get("rounded").is_some();
-    // Without lengths of sequences and peepholes.
-    let plain = cx.optional(4)?.is_none() && cx.optional(7)?.is_none();
+    let (lengths, peepholes) = (cx.optional(4)?, if name == "lstm" { cx.optional(7)? } else { None });
     let memory = (name == "lstm").then(|| inputs[6]);
-    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, rounded: quantized, x, w, r, b, h, c: memory };
-    let steps = if plain { written_out(cx, &layer)? } else { None };
-    let mut results = match steps {
+    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, rounded: quantized, x, w, r, b, h, c: memory, lengths, peepholes };
+    // The host op says what is wrong with operands that do not fit.
+    let types: Vec<_> = inputs.iter().map(|&v| cx.ty(v).clone()).collect();
+    let op: Op = Host::new(name, a.clone()).map_err(|e| Failure::unsupported(e.0))?.into();
+    let fits = op.infer(&types.iter().collect::<Vec<_>>()).is_ok();
+    let mut results = if fits { written_out(cx, &layer)? } else { None };
+    if results.is_none() && fits {
+        results = scanned(cx, &layer)?;
+    }
+    let mut results = match results {
         Some(results) => results,
         None => cx.host(name, a, &inputs)?,
     };

@@ -1,13 +1,14 @@
-//! Recurrent layers over a small known number of steps, written out: products and elementwise work that kernels compute.
+//! Recurrent layers as products and elementwise work that kernels compute: over a small known number of steps written out, over any
+//! other number as a `scan`, whose body is one step of all directions.
 //!
-//! Invariant: a layer that is not written out here means the same as one that is; see `kiln_ir::ops::host`, which runs the rest.
+//! Invariant: a layer means the same in every form; see `kiln_ir::ops::host` for its definition, which runs the rest.
 
 use super::quantize::rounded;
 use crate::body::{Body, S};
 use crate::onnx::import::{Context, Failure};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{Concat, Contract, Slice};
-use kiln_ir::{DType, Expr};
+use kiln_ir::ops::{Attributes, Concat, Contract, Iota, Slice};
+use kiln_ir::{DType, Expr, TensorType};
 
 /// Most steps, over both directions, that are written out: code grows with each.
 const MOST_STEPS: usize = 128;
@@ -31,50 +32,131 @@ pub(super) struct Layer {
     pub b: ValueId,
     pub h: ValueId,
     pub c: Option<ValueId>,
+    /// Lengths of the sequences, where there are any.
+    pub lengths: Option<ValueId>,
+    /// What gates see of the cell: `[directions, 3 * hidden]` (i o f).
+    pub peepholes: Option<ValueId>,
 }
 
-/// An activation that scalar code has.
+/// An activation with its parameters.
 #[derive(Clone, Copy)]
 enum Activation {
     Tanh,
     Sigmoid,
     Relu,
+    Affine(f64, f64),
+    LeakyRelu(f64),
+    ThresholdedRelu(f64),
+    ScaledTanh(f64, f64),
+    HardSigmoid(f64, f64),
+    Elu(f64),
+    Softsign,
 }
 
 impl Activation {
-    fn named(name: &str) -> Option<Activation> {
-        match name.to_ascii_lowercase().as_str() {
-            "tanh" => Some(Activation::Tanh),
-            "sigmoid" => Some(Activation::Sigmoid),
-            "relu" => Some(Activation::Relu),
-            _ => None,
-        }
+    /// A name and its parameters, as the host op reads them; nothing for what scalar code does not have.
+    fn parse(text: &str) -> Option<Activation> {
+        let mut words = text.split_whitespace();
+        let name = words.next()?.to_ascii_lowercase();
+        let mut parameter = || words.next().and_then(|w| w.parse::<f64>().ok());
+        Some(match name.as_str() {
+            "tanh" => Activation::Tanh,
+            "sigmoid" => Activation::Sigmoid,
+            "relu" => Activation::Relu,
+            "softsign" => Activation::Softsign,
+            "affine" => Activation::Affine(parameter()?, parameter()?),
+            "leakyrelu" => Activation::LeakyRelu(parameter()?),
+            "thresholdedrelu" => Activation::ThresholdedRelu(parameter()?),
+            "scaledtanh" => Activation::ScaledTanh(parameter()?, parameter()?),
+            "hardsigmoid" => Activation::HardSigmoid(parameter()?, parameter()?),
+            "elu" => Activation::Elu(parameter()?),
+            _ => return None,
+        })
     }
 
     fn of(self, b: &mut Body, x: S) -> S {
+        let number = |b: &mut Body, v: f64| b.lit(x, v);
         match self {
             Activation::Tanh => b.tanh(x),
             Activation::Sigmoid => b.sigmoid(x),
             Activation::Relu => {
-                let zero = b.lit(x, 0.0);
+                let zero = number(b, 0.0);
                 b.max(x, zero)
+            }
+            Activation::Affine(alpha, beta) => scaled(b, x, alpha, beta),
+            Activation::LeakyRelu(alpha) => {
+                let zero = number(b, 0.0);
+                let (below, low) = (b.lt(x, zero), scaled(b, x, alpha, 0.0));
+                b.select(below, low, x)
+            }
+            Activation::ThresholdedRelu(alpha) => {
+                let (alpha, zero) = (number(b, alpha), number(b, 0.0));
+                let above = b.gt(x, alpha);
+                b.select(above, x, zero)
+            }
+            Activation::ScaledTanh(alpha, beta) => {
+                let inside = scaled(b, x, beta, 0.0);
+                let inside = b.tanh(inside);
+                scaled(b, inside, alpha, 0.0)
+            }
+            Activation::HardSigmoid(alpha, beta) => {
+                let line = scaled(b, x, alpha, beta);
+                let (zero, one) = (number(b, 0.0), number(b, 1.0));
+                let line = b.max(line, zero);
+                b.min(line, one)
+            }
+            Activation::Elu(alpha) => {
+                // The exponential of what is not below 0 is not looked at.
+                let (zero, one) = (number(b, 0.0), number(b, 1.0));
+                let low = b.min(x, zero);
+                let low = b.exp(low);
+                let low = b.sub(low, one);
+                let (below, low) = (b.lt(x, zero), scaled(b, low, alpha, 0.0));
+                b.select(below, low, x)
+            }
+            Activation::Softsign => {
+                let (size, one) = (b.abs(x), number(b, 1.0));
+                let size = b.add(one, size);
+                b.div(x, size)
             }
         }
     }
 }
 
+/// `alpha x + beta`.
+fn scaled(b: &mut Body, x: S, alpha: f64, beta: f64) -> S {
+    let by = b.lit(x, alpha);
+    let line = b.mul(by, x);
+    if beta == 0.0 {
+        return line;
+    }
+    let beta = b.lit(x, beta);
+    b.add(line, beta)
+}
+
+/// The directions and activations of a layer whose types and functions kernels have.
+fn parts(cx: &Context, layer: &Layer) -> Option<(usize, Vec<Activation>)> {
+    let directions = cx.dims(layer.w).first()?.as_size()?;
+    let activations = layer.activations.split(',').map(Activation::parse).collect::<Option<Vec<Activation>>>()?;
+    let float = matches!(cx.dtype(layer.x), DType::F32 | DType::F64);
+    let wanted = match layer.name {
+        "lstm" => 3,
+        "gru" => 2,
+        _ => 1,
+    };
+    (float && activations.len() == directions * wanted).then_some((directions, activations))
+}
+
 /// The results of the host op, written out; nothing where the layer is not of the kind that is.
 pub(super) fn written_out(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<ValueId>>, Failure> {
-    let dims = cx.dims(layer.x);
-    let (time, directions) = (dims[0].as_size(), cx.dims(layer.w)[0].as_size());
-    let (Some(time), Some(directions)) = (time, directions) else { return Ok(None) };
-    let names: Option<Vec<Activation>> = layer.activations.split(',').map(Activation::named).collect();
-    let Some(activations) = names else { return Ok(None) };
-    let float = matches!(cx.dtype(layer.x), DType::F32 | DType::F64);
-    let each = activations.len().checked_div(directions).unwrap_or(0);
-    if time == 0 || time * directions > MOST_STEPS || !float || each == 0 {
+    let Some((directions, activations)) = parts(cx, layer) else { return Ok(None) };
+    let Some(time) = cx.dims(layer.x)[0].as_size().filter(|&n| n > 0 && n * directions <= MOST_STEPS) else {
+        return Ok(None);
+    };
+    if layer.lengths.is_some() {
         return Ok(None);
     }
+    let each = activations.len() / directions;
     let hidden = cx.dims(layer.r)[2].clone();
     let (mut ys, mut last_h, mut last_c) = (Vec::new(), Vec::new(), Vec::new());
     for d in 0..directions {
@@ -84,21 +166,15 @@ pub(super) fn written_out(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<
         let mut steps = vec![state.0; time];
         for n in 0..time {
             let t = if backwards { time - 1 - n } else { n };
-            state = direction.step(cx, t, state)?;
+            let x = part(cx, direction.projected, t)?;
+            state = direction.step(cx, x, state)?;
             steps[t] = state.0;
         }
-        let of = |v: ValueId, cx: &mut Context, lead: usize| {
-            let mut dims = cx.dims(v);
-            for _ in 0..lead {
-                dims.insert(0, Expr::from(1i64));
-            }
-            cx.reshape(v, dims)
-        };
-        let steps = steps.into_iter().map(|v| of(v, cx, 2)).collect::<Result<Vec<_>, _>>()?;
+        let steps = steps.into_iter().map(|v| led(cx, v, 2)).collect::<Result<Vec<_>, _>>()?;
         ys.push(joined(cx, &steps, 0)?);
-        last_h.push(of(state.0, cx, 1)?);
+        last_h.push(led(cx, state.0, 1)?);
         if let Some(c) = state.1 {
-            last_c.push(of(c, cx, 1)?);
+            last_c.push(led(cx, c, 1)?);
         }
     }
     let mut results = vec![joined(cx, &ys, 1)?, joined(cx, &last_h, 0)?];
@@ -106,6 +182,123 @@ pub(super) fn written_out(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<
         results.push(joined(cx, &last_c, 0)?);
     }
     Ok(Some(results))
+}
+
+/// The value with leading axes of extent 1.
+fn led(cx: &mut Context, v: ValueId, axes: usize) -> Result<ValueId, Failure> {
+    let mut dims = vec![Expr::from(1i64); axes];
+    dims.extend(cx.dims(v));
+    cx.reshape(v, dims)
+}
+
+/// The results of the host op as a `scan` over steps; nothing where the layer is not of the kind that is.
+///
+/// States are those of each direction. A direction that runs backwards scans from the end and stacks from the end, so that both have
+/// their results in the order of time. Beyond the end of a sequence states stay what they are, and results are 0.
+pub(super) fn scanned(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<ValueId>>, Failure> {
+    let Some((directions, activations)) = parts(cx, layer) else { return Ok(None) };
+    if layer.rounded && layer.lengths.is_some() {
+        return Ok(None);
+    }
+    let (dims, hidden) = (cx.dims(layer.x), cx.dims(layer.r)[2].clone());
+    let (time, each) = (dims[0].clone(), activations.len() / directions);
+    let (mut states, mut slices, mut outside, mut backward) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut made = Vec::new();
+    for d in 0..directions {
+        let direction = Direction::new(cx, layer, d, &hidden, &activations[d * each..][..each])?;
+        states.push(part(cx, layer.h, d)?);
+        if let Some(c) = layer.c {
+            states.push(part(cx, c, d)?);
+        }
+        slices.push(direction.projected);
+        backward.push(usize::from(d == 1 || layer.reverse));
+        outside.extend([direction.recurrent, direction.bias]);
+        outside.extend(direction.peepholes);
+        made.push(direction);
+    }
+    if let Some(lengths) = layer.lengths {
+        let numbers = cx.add(Iota { dims: vec![time.clone()], axis: 0 }, &[])?;
+        for d in 0..directions {
+            slices.push(numbers);
+            backward.push(backward[d]);
+        }
+        outside.push(cx.cast(lengths, DType::I64)?);
+    }
+    let mut params: Vec<TensorType> = states.iter().map(|&v| cx.ty(v).clone()).collect();
+    params.extend(slices.iter().map(|&v| TensorType::new(cx.dtype(v), cx.dims(v).split_off(1))));
+    let (per, slice) = (states.len() / directions, states.len());
+    let (turn, captures) = cx.built_region(&params, &outside, |cx, inputs, outside| {
+        let mut outside = outside.iter().copied();
+        let mut next = || outside.next().ok_or_else(|| Failure::invalid("a recurrent layer lacks an operand"));
+        let mut inner = Vec::new();
+        for direction in &made {
+            let (recurrent, bias) = (next()?, next()?);
+            let peepholes = direction.peepholes.map(|_| next()).transpose()?;
+            inner.push(Direction { recurrent, bias, peepholes, ..direction.clone() });
+        }
+        let lengths = layer.lengths.map(|_| next()).transpose()?;
+        let (mut kept, mut collected) = (Vec::new(), Vec::new());
+        for (d, direction) in inner.iter().enumerate() {
+            let old = (inputs[d * per], layer.c.map(|_| inputs[d * per + 1]));
+            let (mut h, mut c) = direction.step(cx, inputs[slice + d], old)?;
+            let mut y = h;
+            if let Some(lengths) = lengths {
+                let n = inputs[slice + directions + d];
+                let within = cx.map(&[n, lengths], |b, a| b.lt(a[0], a[1]))?;
+                let mut column = cx.dims(within);
+                column.push(Expr::from(1i64));
+                let within = cx.reshape(within, column)?;
+                y = cx.map(&[within, h], |b, a| {
+                    let zero = b.lit(a[1], 0.0);
+                    b.select(a[0], a[1], zero)
+                })?;
+                let stays = |cx: &mut Context, new, old| cx.map(&[within, new, old], |b, a| b.select(a[0], a[1], a[2]));
+                h = stays(cx, h, old.0)?;
+                c = match (c, old.1) {
+                    (Some(c), Some(old)) => Some(stays(cx, c, old)?),
+                    _ => c,
+                };
+            }
+            kept.push(h);
+            kept.extend(c);
+            collected.push(y);
+        }
+        kept.append(&mut collected);
+        Ok(kept)
+    })?;
+    let state = |n: usize| params[n].clone();
+    let mut types: Vec<TensorType> = (0..slice).map(state).collect();
+    for d in 0..directions {
+        let mut dims = vec![time.clone()];
+        dims.extend(params[d * per].dims.iter().cloned());
+        types.push(TensorType::new(params[d * per].dtype, dims));
+    }
+    let a = Attributes::new()
+        .with("body", turn)
+        .with("states", slice)
+        .with("axes", vec![0usize; slices.len()].as_slice())
+        .with("backward", backward.as_slice())
+        .with("out_axes", vec![0usize; directions].as_slice())
+        .with("out_backward", &backward[..directions])
+        .with("results", types);
+    let operands: Vec<ValueId> = states.into_iter().chain(slices).chain(captures).collect();
+    let results = cx.host("scan", a, &operands)?;
+    let (mut ys, mut last) = (Vec::new(), vec![Vec::new(); per]);
+    for d in 0..directions {
+        // [time, batch, hidden] becomes [time, 1, batch, hidden].
+        let y = results[slice + d];
+        let mut dims = cx.dims(y);
+        dims.insert(1, Expr::from(1i64));
+        ys.push(cx.reshape(y, dims)?);
+        for (n, last) in last.iter_mut().enumerate() {
+            last.push(led(cx, results[d * per + n], 1)?);
+        }
+    }
+    let mut all = vec![joined(cx, &ys, 1)?];
+    for last in last {
+        all.push(joined(cx, &last, 0)?);
+    }
+    Ok(Some(all))
 }
 
 fn joined(cx: &mut Context, parts: &[ValueId], axis: usize) -> Result<ValueId, Failure> {
@@ -133,6 +326,7 @@ fn part(cx: &mut Context, v: ValueId, n: usize) -> Result<ValueId, Failure> {
 }
 
 /// What one direction computes with.
+#[derive(Clone)]
 struct Direction<'a> {
     layer: &'a Layer,
     hidden: Expr,
@@ -143,6 +337,8 @@ struct Direction<'a> {
     recurrent: ValueId,
     /// The recurrent bias: `[gates * hidden]`.
     bias: ValueId,
+    /// `[3 * hidden]` (i o f).
+    peepholes: Option<ValueId>,
 }
 
 impl<'a> Direction<'a> {
@@ -160,7 +356,8 @@ impl<'a> Direction<'a> {
         let (first, bias) =
             (cut(cx, biases, 0, Expr::default(), wide.clone())?, cut(cx, biases, 0, wide.clone(), wide)?);
         let projected = cx.map(&[product, first], |b, a| b.add(a[0], a[1]))?;
-        Ok(Direction { layer, hidden: hidden.clone(), activations, projected, recurrent, bias })
+        let peepholes = layer.peepholes.map(|p| part(cx, p, d)).transpose()?;
+        Ok(Direction { layer, hidden: hidden.clone(), activations, projected, recurrent, bias, peepholes })
     }
 
     /// Gates `first..last` of a tensor whose last axis they are.
@@ -190,19 +387,31 @@ impl<'a> Direction<'a> {
         self.activations[n].of(b, held)
     }
 
+    /// A gate that sees the cell through its n-th peepholes, where there are any.
+    fn peep(&self, cx: &mut Context, gate: ValueId, n: i64, cell: ValueId) -> Result<ValueId, Failure> {
+        let Some(all) = self.peepholes else { return Ok(gate) };
+        let own = cut(cx, all, 0, self.hidden.scale(n), self.hidden.clone())?;
+        cx.map(&[gate, own, cell], |b, a| {
+            let seen = b.mul(a[1], a[2]);
+            b.add(a[0], seen)
+        })
+    }
+
     fn step(
         &self,
         cx: &mut Context,
-        t: usize,
+        x: ValueId,
         (h, c): (ValueId, Option<ValueId>),
     ) -> Result<(ValueId, Option<ValueId>), Failure> {
-        let x = part(cx, self.projected, t)?;
         match (self.layer.name, c) {
             ("lstm", Some(c)) => {
                 let recurrent = self.product(cx, h, 0, 4)?;
                 let sum = cx.map(&[x, recurrent], |b, a| b.add(a[0], a[1]))?;
                 let [i, o, f, g] = [0, 1, 2, 3].map(|n| self.gates(cx, sum, 1, n, n + 1));
-                let (i, o, f, g) = (i?, o?, f?, g?);
+                let (mut i, mut o, mut f, g) = (i?, o?, f?, g?);
+                if self.peepholes.is_some() {
+                    (i, f) = (self.peep(cx, i, 0, c)?, self.peep(cx, f, 2, c)?);
+                }
                 let c = cx.map(&[i, f, g, c], |b, a| {
                     let i = self.activate(b, 0, a[0]);
                     let f = if self.layer.flag {
@@ -215,6 +424,7 @@ impl<'a> Direction<'a> {
                     let (kept, new) = (b.mul(f, a[3]), b.mul(i, new));
                     b.add(kept, new)
                 })?;
+                o = self.peep(cx, o, 1, c)?;
                 let h = cx.map(&[o, c], |b, a| {
                     let (o, c) = (self.activate(b, 0, a[0]), self.activations[2].of(b, a[1]));
                     b.mul(o, c)

@@ -189,34 +189,45 @@ pub(super) fn scan(
     lists: &Lists<'_>,
 ) -> Result<Outputs, Failure> {
     let mut kept: Vec<Param> = inputs[..states].iter().map(|&v| Param::tensor(cx.ty(v))).collect();
-    let (mut slices, mut axes) = (Vec::new(), Vec::new());
+    let (mut slices, mut scanned) = (Vec::new(), Vec::new());
     for (&v, &axis) in inputs[states..].iter().zip(lists.axes) {
+        // Along the first axis elements lie one behind the other, as loops of a plan want them.
         let axis = cx.axis(axis, cx.rank(v))?;
+        let mut perm: Vec<usize> = (0..cx.rank(v)).filter(|&n| n != axis).collect();
+        perm.insert(0, axis);
+        let v = cx.transpose(v, &perm)?;
         let mut param = Param::tensor(cx.ty(v));
-        param.dims.remove(axis);
+        param.dims.remove(0);
         slices.push(param);
-        axes.push(axis);
+        scanned.push(v);
     }
     let region = settle(cx, body, (&[], &slices), &mut kept, 0)?;
     let (mut params, mut out_axes) = (kept, Vec::new());
     for (part, &axis) in region.outputs.into_iter().skip(states).zip(lists.out_axes) {
         let axis = cx.axis(axis, part.dims.len() + 1)?;
         let mut dims = part.dims;
-        dims.insert(axis, Some(length.clone()));
+        dims.insert(0, Some(length.clone()));
         params.push(Param { dtype: part.dtype, dims, kind: part.kind });
         out_axes.push(axis);
     }
     let types = results(cx, &params);
-    let mut operands = inputs.to_vec();
+    let mut operands = inputs[..states].to_vec();
+    operands.extend(&scanned);
     operands.extend(&region.captures);
     let flags = |list: &[i64]| list.iter().map(|&d| usize::from(d != 0)).collect::<Vec<usize>>();
     let a = Attributes::new()
         .with("body", region.graph)
         .with("states", states)
-        .with("axes", axes.as_slice())
+        .with("axes", vec![0usize; scanned.len()].as_slice())
         .with("backward", flags(lists.directions).as_slice())
-        .with("out_axes", out_axes.as_slice())
+        .with("out_axes", vec![0usize; out_axes.len()].as_slice())
         .with("out_backward", flags(lists.out_directions).as_slice())
         .with("results", types);
-    Ok(meant(cx.host("scan", a, &operands)?, params))
+    let mut made = cx.host("scan", a, &operands)?;
+    for (v, &axis) in made.iter_mut().skip(states).zip(&out_axes) {
+        let mut perm: Vec<usize> = (1..cx.rank(*v)).collect();
+        perm.insert(axis, 0);
+        *v = cx.transpose(*v, &perm)?;
+    }
+    Ok(meant(made, params))
 }
