@@ -184,3 +184,91 @@ fn every_kind_of_broken_plan_is_rejected() {
         p.steps[5] = Step::Copy { from: slot(3), to: slot(0) };
     });
 }
+
+/// Sums the rows of `x` into `s` and collects the sums, last one first, in a loop; then one of two branches.
+const LOOP: &str = "\
+plan \"loop\" {
+  arena 384 live 384 weights 64
+  symbol n in 0..64
+  kernel \"k0\" operations 4 bytes 48 what \"map\" from [\"add\"]
+  slot %0 \"x\" : f32[n, 4] in input 0
+  slot %1 \"c\" : bool[] in input 1
+  slot %2 : f32[4] in weights 0
+  slot %3 \"s\" : f32[4] in output 0
+  slot %4 \"all\" : f32[n, 4] in output 1
+  slot %5 : f32[4] in arena 0
+  slot %6 : f32[4] in arena 64
+  slot %7 : i64[] in arena 128
+  slot %8 \"y\" : f32[4] in output 2
+  slot %9 : bool[] in arena 192
+  input %0 \"x\"
+  input %1 \"c\"
+  output %3 \"s\"
+  output %4 \"all\"
+  output %8 \"y\"
+  copy %2 -> %3
+  loop 2 first %1 again %9 counter %7 scan (%5 of %0) carry (%6 -> %3) collect (%6 of %4 backward) from [\"scan\"]
+    launch 0(%3, %5) -> (%6)
+    copy %1 -> %9
+  if %1 then 1 else 2 from [\"if\"]
+    copy %3 -> %8
+    launch 0(%3, %2) -> (%6)
+    copy %6 -> %8
+}
+";
+
+#[test]
+fn loops_print_parse_and_verify() {
+    let plan = Plan::parse(LOOP).unwrap();
+    assert_eq!(plan.to_string(), LOOP);
+    assert_eq!(plan.verify(), []);
+    // What the loop reads every time is there for all of its turns, what a turn makes until it is taken.
+    assert_eq!(plan.lives()[0], Some((1, 3)));
+    assert_eq!(plan.lives()[3], Some((0, 6)));
+    assert_eq!(plan.lives()[5], Some((1, 2)));
+    for (from, to, part) in [
+        ("loop 2 ", "loop 9 ", "step 1 has 9 steps of its own, which are not there"),
+        ("then 1 else 2", "then 1 else 3", "step 4 has 4 steps of its own"),
+        ("(%6 -> %3)", "(%9 -> %3)", "the state f32[4] becomes bool[]"),
+        ("(%6 -> %3)", "(%3 -> %3)", "slot %3 is a state and what becomes of one"),
+        ("(%6 -> %3)", "(%6 -> %3, %6 -> %3)", "step 1 writes a slot twice"),
+        ("(%5 of %0)", "(%3 of %0)", "step 1 writes a slot twice"),
+        ("(%5 of %0)", "(%9 of %0)", "bool[] is no element of f32[n, 4]"),
+        ("(%5 of %0)", "()", "nothing says how often the loop is run"),
+        ("counter %7", "counter %1", "slot %1 is bool[], not one i64"),
+        ("again %9", "again %5", "slot %5 is f32[4], not one bool"),
+        ("launch 0(%3, %5) -> (%6)", "launch 0(%5, %5) -> (%3)", "a turn touches what the loop writes"),
+        ("launch 0(%3, %5)", "launch 0(%4, %5)", "a turn touches what the loop writes"),
+        ("copy %1 -> %9", "copy %1 -> %1", "a turn does not make slot %9"),
+        ("copy %1 -> %9", "copy %1 -> %1", "writes slot %1, which is constant"),
+        ("copy %2 -> %3\n", "copy %2 -> %5\n", "step 1 reads slot %3 before it is written"),
+        ("copy %6 -> %8", "copy %6 -> %5", "output \"y\" is never written"),
+        // Each turn makes %6 anew: what one leaves there is no other's.
+        ("launch 0(%3, %5) -> (%6)", "launch 0(%6, %5) -> (%6)", "step 2 reads slot %6 before it is written"),
+        ("slot %6 : f32[4] in arena 64", "slot %6 : f32[4] in arena 0", "slots %5 and %6 overlap"),
+    ] {
+        let text = LOOP.replacen(from, to, 1);
+        assert_ne!(text, LOOP, "{from}");
+        let errors: Vec<String> = Plan::parse(&text).unwrap().verify().iter().map(ToString::to_string).collect();
+        assert!(errors.iter().any(|e| e.contains(part)), "{to}: {errors:?}");
+    }
+    for (from, to, part) in [
+        ("loop 2 ", "loop -1 ", "not negative"),
+        ("first %1", "last %1", "`last` is no part of a loop"),
+        ("%5 of %0", "%5 of %99", "there is no such slot"),
+    ] {
+        let error = Plan::parse(&LOOP.replacen(from, to, 1)).unwrap_err();
+        assert!(error.message.contains(part), "{to}: {error}");
+    }
+}
+
+#[test]
+fn loops_may_not_lie_too_deep() {
+    let mut plan = Plan::parse(LOOP).unwrap();
+    let many = super::MOST_NESTED + 2;
+    let branch =
+        |inner: usize| Step::If { condition: Id::from_index(1), then: inner, otherwise: 0, origin: Default::default() };
+    plan.steps.extend((0..many).rev().map(branch));
+    let errors: Vec<String> = plan.verify().iter().map(ToString::to_string).collect();
+    assert!(errors.iter().any(|e| e.contains("lie deeper than")), "{errors:?}");
+}
