@@ -272,9 +272,7 @@ fn write_out_constants(graph: &Graph, group: &mut Group) {
         let mut out = Code::new();
         let written = out.inline(code, &mut |out, node, dtype| {
             Ok(match node {
-                Scalar::Load(Source::Input(n), _) => {
-                    values[*n].filter(|c| c.dtype == dtype).map(|c| out.constant(c))
-                }
+                Scalar::Load(Source::Input(n), _) => values[*n].filter(|c| c.dtype == dtype).map(|c| out.constant(c)),
                 _ => None,
             })
         });

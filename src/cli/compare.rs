@@ -151,7 +151,7 @@ pub(super) fn layers(
     let mut layers = BTreeMap::new();
     context.run_inspected(&mut |context, step| {
         let Some(of) = plan.steps.get(step) else { return };
-        for &slot in of.accesses().1 {
+        for &slot in of.accesses().1.iter() {
             let own = plan.slots.get(slot).and_then(|s| s.name.as_deref().map(str::to_string));
             // Strings and sequences have no bytes to look at: the outputs of both sides are compared by `kiln run`.
             if let Some(name) = outputs.get(&slot).cloned().or(own)

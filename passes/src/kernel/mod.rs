@@ -524,9 +524,8 @@ impl Builder<'_> {
         // A chosen tile stays within a panel, which another level may have cut narrower.
         let panel = column.as_ref().and_then(|a| panel_of(nest, &a.symbol)).filter(|_| self.choice.columns.is_some());
         let columns = panel.map_or(schedule.columns, |p| schedule.columns.min(p));
-        let panels = |a: &Axis, block: i64, lanes: i64| {
-            panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims)
-        };
+        let panels =
+            |a: &Axis, block: i64, lanes: i64| panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims);
         for column in cut(&column, &|a| panels(a, columns, column_lanes)) {
             // Grid axes of the columns' blocks, and of everything that is no tile axis.
             let across = block_variables(&column);

@@ -128,7 +128,9 @@ impl Contents<'_> {
                     of["kind"] = json!("host");
                     of["why"] = json!(hosts.next().map(|h| &h.why));
                 }
-                Step::Copy { .. } => of["kind"] = json!("copy"),
+                Step::Copy { .. } | Step::Bind { .. } => of["kind"] = json!("copy"),
+                Step::If { .. } => of["kind"] = json!("if"),
+                Step::Loop(_) => of["kind"] = json!("loop"),
             }
             made.extend(writes.iter().map(|slot| (*slot, n)));
             steps.push(of);
