@@ -2,6 +2,7 @@
 //!
 //! Invariant: tokens borrow from the source, and every error carries the line and column where it was noticed.
 
+use std::cell::Cell;
 use std::fmt;
 
 /// A text form could not be parsed.
@@ -58,6 +59,9 @@ pub struct Lexer<'a> {
     token: Token<'a>,
     error: Option<ParseError>,
     depth: usize,
+    /// A line that was counted to, with where it begins: readers ask for an error at each token, long before they know whether
+    /// there is one.
+    counted: Cell<(usize, usize)>,
 }
 
 /// How deeply expressions and regions may nest in a text form.
@@ -66,7 +70,8 @@ const MAX_DEPTH: usize = 200;
 impl<'a> Lexer<'a> {
     /// A cursor at the first token.
     pub fn new(source: &'a str) -> Self {
-        let mut lexer = Lexer { source, start: 0, end: 0, token: Token::End, error: None, depth: 0 };
+        let mut lexer =
+            Lexer { source, start: 0, end: 0, token: Token::End, error: None, depth: 0, counted: Cell::new((1, 0)) };
         lexer.advance();
         lexer
     }
@@ -85,13 +90,13 @@ impl<'a> Lexer<'a> {
     }
 
     fn error_at(&self, at: usize, message: impl Into<String>) -> ParseError {
-        let before = &self.source[..at.min(self.source.len())];
-        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        ParseError {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            message: message.into(),
-        }
+        let at = at.min(self.source.len());
+        let (line, line_start) = Some(self.counted.get()).filter(|c| c.1 <= at).unwrap_or((1, 0));
+        let since = &self.source[line_start..at];
+        let line = line + since.matches('\n').count();
+        let line_start = since.rfind('\n').map_or(line_start, |i| line_start + i + 1);
+        self.counted.set((line, line_start));
+        ParseError { line, column: self.source[line_start..at].chars().count() + 1, message: message.into() }
     }
 
     /// Enters a nested construct; `leave` it with [`Lexer::leave`].

@@ -232,6 +232,9 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             for (g, choices) in groups.iter().zip(&choices) {
                 let choice = choices.first().copied().unwrap_or_default();
                 for (value, layout) in preferred_layouts(&graph, g, &first.machine, &choice) {
+                    if graph.users(value).iter().any(|n| host.contains(n)) {
+                        continue;
+                    }
                     graph.set_layout(value, layout);
                 }
             }

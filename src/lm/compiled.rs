@@ -162,7 +162,25 @@ impl LanguageModel {
 /// # Errors
 /// It is damaged, or not of a language model.
 pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
-    let artifact = Artifact::open(path, &LoadOptions::default()).map_err(LoadError::Artifact)?;
+    let load = LoadOptions { verify_weights: false };
+    let artifact = Artifact::open(path, &load).map_err(LoadError::Artifact)?;
+    // The weights are hashed while the tokenizer is made; nothing of them is used before both are done.
+    let (hashed, model) = std::thread::scope(|scope| {
+        let hashing = scope.spawn(|| artifact.verify_weights());
+        let model = described(path, &artifact);
+        (hashing.join(), model)
+    });
+    match hashed {
+        Ok(verdict) => verdict.map_err(LoadError::Artifact)?,
+        Err(_) => return Err(Error::Internal("hashing the weights failed".into())),
+    }
+    let (Facts { format: _, sizes, ends, begin, template }, tokenizer) = model?;
+    let body = Body::Compiled(Compiled { sizes, artifact: artifact.into() });
+    Ok(LanguageModel { body, tokenizer, ends, begin, template }.checked()?)
+}
+
+/// What an artifact says of its decoder, and its tokenizer.
+fn described(path: &Path, artifact: &Artifact) -> Result<(Facts, Tokenizer), Error> {
     let wrong = |what: &str| LmError::Compiled { path: path.into(), what: what.into() };
     let bytes = artifact.section(FACTS).map_err(|_| LmError::NoCheckpoint(path.into()))?;
     let facts: Facts = serde_json::from_slice(bytes).map_err(|e| wrong(&e.to_string()))?;
@@ -170,7 +188,5 @@ pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
         return Err(wrong(&format!("its description has format {}, this program reads {FORMAT}", facts.format)).into());
     }
     let tokenizer = Tokenizer::from_json(artifact.section(TOKENIZER).map_err(LoadError::Artifact)?)?;
-    let Facts { format: _, sizes, ends, begin, template } = facts;
-    let body = Body::Compiled(Compiled { sizes, artifact: artifact.into() });
-    Ok(LanguageModel { body, tokenizer, ends, begin, template }.checked()?)
+    Ok((facts, tokenizer))
 }

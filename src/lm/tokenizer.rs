@@ -6,12 +6,18 @@ use super::{LmError, pieces};
 use kiln_frontend::gguf::{Array, Gguf, Value};
 use serde_json::json;
 use std::collections::BTreeMap;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 /// A tokenizer.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
 }
+
+/// A tokenizer whose model is byte pairs.
+type Pairs =
+    TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, tokenizers::DecoderWrapper>;
 
 /// Splitting of text before byte-pair encoding, by the name that GGUF has for it.
 fn pre_tokenizer(name: &str) -> Option<serde_json::Value> {
@@ -59,6 +65,10 @@ impl Tokenizer {
     /// # Errors
     /// [`LmError::Tokenizer`].
     pub fn from_json(bytes: &[u8]) -> Result<Tokenizer, LmError> {
+        // Most are of byte pairs; read as such, a vocabulary is not kept as JSON first, which takes most of the time.
+        if let Ok(inner) = serde_json::from_slice::<Pairs>(bytes) {
+            return Ok(Tokenizer { inner: inner.into() });
+        }
         let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| LmError::Tokenizer(e.to_string()))?;
         Ok(Tokenizer { inner })
     }

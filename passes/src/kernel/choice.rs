@@ -5,9 +5,10 @@
 
 use super::flat::FlatNest;
 use super::schedule::{Machine, Schedule};
-use super::{is_product_sum, panel_width, preferred_layouts};
+use super::{is_product_sum, panel_width, preferred_layouts, unpacks};
 use crate::group::Group;
-use kiln_ir::graph::{Graph, TensorType, ValueId};
+use kiln_ir::graph::{Graph, NodeId, TensorType, ValueId};
+use kiln_ir::ops::Op;
 use std::fmt;
 use std::str::FromStr;
 
@@ -128,7 +129,7 @@ impl Schedule {
 pub fn key(graph: &Graph, group: &Group) -> String {
     let mut text = String::new();
     for &v in &group.inputs {
-        text.push_str(&format!("{}{}; ", graph.ty(v), if packable(graph, v) { " packed" } else { "" }));
+        text.push_str(&format!("{}{}; ", graph.ty(v), if packable(graph, group, v) { " packed" } else { "" }));
     }
     text.push_str(&format!("-> {}", graph.ty(group.output)));
     for stage in &group.stages {
@@ -144,8 +145,12 @@ pub fn key(graph: &Graph, group: &Group) -> String {
 }
 
 /// Whether a constant is this group's own, so that it may be laid out as its loops read it. What the caller gets keeps its order.
-pub(super) fn packable(graph: &Graph, value: ValueId) -> bool {
-    let alone = graph.users(value).len() == 1 && !graph.is_output(value);
+/// A weight of few bits is also where rows are picked from it elsewhere, as from a table that is the last layer too: a few of them,
+/// in any layout.
+pub(super) fn packable(graph: &Graph, group: &Group, value: ValueId) -> bool {
+    let few_bits = matches!(group.stages.as_slice(), [only] if unpacks(&only.body));
+    let picks = |n: &NodeId| few_bits && matches!(graph.node(*n).op, Op::Gather(_));
+    let alone = graph.users(value).iter().filter(|n| !picks(n)).count() == 1 && !graph.is_output(value);
     graph.constant(value).is_some() && graph.ty(value).layout.is_row_major() && alone
 }
 
@@ -189,6 +194,7 @@ impl Space {
         if nest.folds.is_empty() || !is_product_sum(&nest) {
             return None;
         }
+        let nest = if unpacks(&nest.body) { nest.in_blocks() } else { nest };
         let schedule = Schedule::choose(&nest, machine);
         let extent = |s: &Option<kiln_ir::expr::Symbol>| {
             s.as_ref().and_then(|s| nest.axes.iter().find(|a| a.symbol == *s)).map_or(1, |a| nest.guess(a))

@@ -21,6 +21,8 @@ pub struct Emitter<'a> {
     pub program: &'a mut TileProgram,
     /// Buffer of each input.
     pub buffers: &'a [usize],
+    /// The elements of inputs that are small constants.
+    pub known: &'a [Vec<Constant>],
     /// Values of earlier stages.
     pub stages: &'a [TileId],
     /// Status that a failed index check gives.
@@ -45,6 +47,17 @@ impl Place {
     pub fn enter(&mut self, variable: &Symbol, extent: &Expr) {
         let (_, hi) = extent.bounds(&self.ranges);
         self.ranges.insert(variable.clone(), (0, if hi == i64::MAX { hi } else { (hi - 1).max(0) }));
+    }
+
+    /// The place within a step of a fold.
+    pub fn within(&self, fold: &Symbol, at: &Expr) -> Place {
+        let mut place = self.clone();
+        // The fold's symbol may itself be part of what stands for another symbol (vector folds).
+        for e in place.at.values_mut() {
+            *e = e.replace(fold, at);
+        }
+        place.at.insert(fold.clone(), at.clone());
+        place
     }
 
     /// An expression over the nest's symbols at this place.
@@ -110,6 +123,25 @@ fn clamped(code: &Code, id: Id<Scalar>) -> Option<(f64, f64)> {
     bound(inner, BinaryOp::Min).map(|(_, high)| (low, high)).filter(|(low, high)| low <= high)
 }
 
+/// How many statements back the definition of an operand is looked for: operands are emitted just before.
+const BACK: usize = 8;
+
+/// How a tile was computed a few statements ago.
+fn definition(body: &[Stmt], tile: TileId) -> Option<&TileOp> {
+    body.iter().rev().take(BACK).find_map(|s| match s {
+        Stmt::Let(id, op) if *id == tile => Some(op),
+        _ => None,
+    })
+}
+
+/// The constant that a tile is, if it was made one a few statements ago.
+fn constant(body: &[Stmt], tile: TileId) -> Option<Constant> {
+    match definition(body, tile)? {
+        TileOp::Const(c) => Some(*c),
+        _ => None,
+    }
+}
+
 /// What has been emitted: a node under that many conditions, and whether as an i32 in place of a narrow integer.
 type Done = HashMap<(Id<Scalar>, usize, bool), TileId>;
 
@@ -130,10 +162,37 @@ impl Emitter<'_> {
         self.program.tiles[t].shape.clone()
     }
 
+    /// The greatest value of a tile of i32 that is surely not negative, as far as its last operations tell.
+    fn most(&self, body: &[Stmt], tile: TileId) -> Option<i64> {
+        match definition(body, tile)? {
+            TileOp::Load { buffer, .. } if self.program.tiles[tile].dtype == DType::I32 => {
+                let dtype = self.program.buffers.get(*buffer)?.dtype;
+                matches!(dtype, DType::U8 | DType::U16).then(|| (1i64 << dtype.bits()) - 1)
+            }
+            TileOp::Binary(BinaryOp::Shr, a, by) => {
+                let by = constant(body, *by)?.as_i64().filter(|by| (0..32).contains(by))?;
+                Some(self.most(body, *a)? >> by)
+            }
+            _ => None,
+        }
+    }
+
     /// A binary operation with broadcasting.
     pub fn binary(&mut self, body: &mut Vec<Stmt>, op: BinaryOp, a: TileId, b: TileId) -> TileId {
         let dtype = if op.is_comparison() { DType::Bool } else { self.program.tiles[a].dtype };
         let shape = join(&self.shape(a), &self.shape(b));
+        let nothing = match op {
+            BinaryOp::Shr | BinaryOp::Shl => constant(body, b).is_some_and(|c| c.dtype.is_int() && c.bits == 0),
+            // A mask of all bits that there are.
+            BinaryOp::And => match (constant(body, b).and_then(Constant::as_i64), self.most(body, a)) {
+                (Some(mask), Some(most)) => mask & (mask + 1) == 0 && most <= mask,
+                _ => false,
+            },
+            _ => false,
+        };
+        if nothing && self.shape(a) == shape {
+            return a;
+        }
         self.define(body, dtype, shape, TileOp::Binary(op, a, b))
     }
 
@@ -325,6 +384,12 @@ impl Emitter<'_> {
         let Some(Coord::Index(address)) = coords.first() else { return None };
         let address = place.expr(address);
         let rank = place.shape.len();
+        if let Some(at) = address.as_size().filter(|_| coords.len() == 1)
+            && let Some(&constant) = self.known.get(*n).and_then(|known| known.get(at))
+        {
+            let constant = Constant { dtype: loaded, ..constant };
+            return Some(self.constant(body, constant, rank));
+        }
         // Beyond the ends of the result a load that depends on the element would be out of bounds.
         let inside = |e: &Expr| place.mask.iter().any(|_| (0..rank).any(|n| e.mentions(&tile_axis(n))));
         let all: Vec<Less> = if inside(&address) || coords.len() > 1 {

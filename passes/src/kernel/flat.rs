@@ -3,7 +3,7 @@
 //! Invariant: every load is `Load(source, [Index(address), (Value(v), Index(extent))*])`: an address in elements over the loop
 //! symbols, in which the symbol `vK` stands for the K-th gathered index, to be checked against its extent.
 
-use kiln_ir::expr::{Expr, Ranges, Symbol};
+use kiln_ir::expr::{Atom, Expr, Ranges, Symbol};
 use kiln_ir::graph::TensorType;
 use kiln_ir::loops::{Loops, linear};
 use kiln_ir::nest::{self, Nest};
@@ -234,6 +234,50 @@ impl FlatNest {
             next.folds.retain(|a| a.symbol != outer.symbol);
             nest = next;
         }
+    }
+
+    /// Cuts folds along which floats change in equal runs only, scales of blocks, into the runs and their steps.
+    #[must_use]
+    pub fn in_blocks(self) -> FlatNest {
+        let mut nest = self;
+        let mut n = 0;
+        while let Some(fold) = nest.folds.get(n).cloned() {
+            n += 1;
+            let Some((extent, block)) = fold.known().zip(nest.block(&fold.symbol)) else { continue };
+            if block <= 1 || extent % block != 0 || extent == block {
+                continue;
+            }
+            let runs =
+                Axis { symbol: Symbol::new(&format!("{}_block", fold.symbol)), extent: Expr::from(extent / block) };
+            let mut cut = nest.clone();
+            cut.folds.insert(n - 1, runs.clone());
+            cut.folds.iter_mut().filter(|f| f.symbol == fold.symbol).for_each(|f| f.extent = Expr::from(block));
+            let at = Expr::from(&runs.symbol).scale(block).add(&Expr::from(&fold.symbol));
+            if let Some(cut) = cut.substitute(&|s| (*s == fold.symbol).then(|| at.clone())) {
+                nest = cut;
+                n += 1;
+            }
+        }
+        nest
+    }
+
+    /// The least run of a fold after which the address of a float changes, where it does so in runs.
+    fn block(&self, fold: &Symbol) -> Option<i64> {
+        let live = self.body.live();
+        let loads = self.body.nodes().filter_map(|(id, node)| match node {
+            Scalar::Load(Source::Input(_), coords) if live[id.index()] && !self.body.dtype(id).is_int() => {
+                coords.first()
+            }
+            _ => None,
+        });
+        let runs = loads.filter_map(|c| match c {
+            Coord::Index(e) => e.terms().find_map(|(atoms, _)| match atoms {
+                [Atom::FloorDiv(x, by)] if x.as_symbol() == Some(fold) => by.as_const(),
+                _ => None,
+            }),
+            Coord::Value(_) => None,
+        });
+        runs.min()
     }
 
     /// Cuts the result into boxes in which every condition on a single result axis holds everywhere or nowhere, and resolves

@@ -173,7 +173,7 @@ impl Builder<'_> {
         let value = if nest.folds.is_empty() {
             self.emitter(&[]).code(&mut body, &nest.body, &place, None)?
         } else {
-            let tiling = super::Tiling { nest, row: None, column: None, lanes: None, unroll: 4 };
+            let tiling = super::Tiling { nest, row: None, column: None, lanes: None, unroll: 4, factors: None };
             self.folded(&mut body, &tiling, &place, &[])?
         };
         let value = self.emitter(&[]).code(&mut body, &nest.finish, &place, Some(value))?;

@@ -5,19 +5,21 @@
 
 mod choice;
 mod emit;
+mod factor;
 pub mod flat;
 mod gpu;
 mod schedule;
 
 use crate::group::Group;
 use emit::{Emitter, Place, tile_axis, widens};
+use factor::{Factors, by_loads};
 use flat::{Axis, FlatNest, Stride, stride};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
-use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
 use std::collections::BTreeMap;
 
@@ -63,7 +65,7 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
         let Scalar::Load(Source::Input(n), coords) = node else { continue };
         let value = group.inputs[*n];
         let ty = graph.ty(value);
-        let own = choice::packable(graph, value);
+        let own = choice::packable(graph, group, value);
         let index: Option<Vec<&Expr>> = coords
             .iter()
             .map(|c| match c {
@@ -101,6 +103,10 @@ fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize>
     // With free dims the rows are many: a weight's panels suit the long runs, where the work is.
     let free = stage.dims.iter().any(|d| d.as_const().is_none());
     let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
+    // However many rows there are: programs for one token and for many share the weight.
+    if unpacks(&stage.body) {
+        return Some(machine.unpacking_columns(extent));
+    }
     Some(machine.columns(if free { rows.max(16) } else { rows }, extent))
 }
 
@@ -144,7 +150,9 @@ pub fn tile_program(
         }
     }
     let program = TileProgram { name: name.into(), buffers, parts: vec![], tiles: kiln_ir::Arena::default() };
-    let mut builder = Builder { program, machine, choice, buffers: (0..types.len()).collect(), fresh: 0 };
+    let known = group.inputs.iter().map(|&v| small_constant(graph, v)).collect();
+    let buffers = (0..types.len()).collect();
+    let mut builder = Builder { program, machine, choice, buffers, known, fresh: 0 };
     if output.elements().as_const() == Some(0) {
         return Ok(builder.program);
     }
@@ -161,6 +169,19 @@ pub fn tile_program(
     };
     done.ok_or_else(|| fail("the code has a form that kernels do not have"))?;
     Ok(builder.program)
+}
+
+/// Most elements of a constant that kernels have as constants of their own, where it is known which element is read.
+const SMALL: usize = 64;
+
+/// The elements of a small constant; empty where it is none.
+fn small_constant(graph: &Graph, value: ValueId) -> Vec<Constant> {
+    let ty = graph.ty(value);
+    let Some(tensor) = graph.constant(value).filter(|_| ty.layout.is_row_major()) else { return vec![] };
+    match ty.elements().as_size() {
+        Some(n) if n <= SMALL => (0..n).map_while(|i| Constant::load(ty.dtype, tensor.bytes(), i)).collect(),
+        Some(_) | None => vec![],
+    }
 }
 
 /// The axes of every tile: rows and columns of the result, and the elements of a fold that runs along vector lanes.
@@ -311,6 +332,8 @@ struct Builder<'a> {
     machine: &'a Machine,
     choice: &'a Choice,
     buffers: Vec<usize>,
+    /// The elements of inputs that are small constants.
+    known: Vec<Vec<Constant>>,
     fresh: usize,
 }
 
@@ -322,7 +345,12 @@ struct Tiling<'a> {
     /// The fold that runs along the lanes of a vector, with how many elements at a time.
     lanes: Option<(Symbol, i64)>,
     unroll: i64,
+    /// The body as terms whose coefficients leave the innermost loop.
+    factors: Option<Factors>,
 }
+
+/// Most steps of an innermost fold that are written one after the other.
+const MOST_STEPS: i64 = 64;
 
 impl Builder<'_> {
     fn symbol(&mut self, prefix: &str) -> Symbol {
@@ -331,7 +359,7 @@ impl Builder<'_> {
     }
 
     fn emitter<'e>(&'e mut self, stages: &'e [TileId]) -> Emitter<'e> {
-        Emitter { program: &mut self.program, buffers: &self.buffers, stages, status: 1 }
+        Emitter { program: &mut self.program, buffers: &self.buffers, known: &self.known, stages, status: 1 }
     }
 
     /// One nest: boxes, each with its own schedule.
@@ -341,7 +369,13 @@ impl Builder<'_> {
             if nest.axes.iter().any(|a| a.known() == Some(0)) {
                 continue;
             }
-            if nest.folds.is_empty() { self.pointwise(&nest)? } else { self.fold(&nest)? }
+            if nest.folds.is_empty() {
+                self.pointwise(&nest)?;
+            } else if unpacks(&nest.body) {
+                self.fold(&nest.in_blocks())?;
+            } else {
+                self.fold(&nest)?;
+            }
         }
         Some(())
     }
@@ -607,7 +641,14 @@ impl Builder<'_> {
         row: Option<(Symbol, Segment)>,
         column: Option<(Symbol, Segment)>,
     ) -> Option<()> {
-        let tiling = Tiling { nest, row, column, lanes: schedule.lanes.clone(), unroll: schedule.unroll };
+        let lanes = schedule.lanes.clone();
+        let inner = lanes.as_ref().map(|(symbol, _)| symbol).or(nest.folds.last().map(|f| &f.symbol));
+        let factors = match (inner, &column) {
+            // More rows share what is unpacked.
+            (Some(inner), Some((column, _))) if row.is_none() => Factors::of(nest, inner, column),
+            _ => None,
+        };
+        let tiling = Tiling { nest, row, column, lanes, unroll: schedule.unroll, factors };
         let mut place = place.clone();
         place.shape = single();
         for (n, axis) in [(ROW, &tiling.row), (COLUMN, &tiling.column)] {
@@ -693,23 +734,30 @@ impl Builder<'_> {
             let nest = tiling.nest;
             return self.emitter(stages).accumulate(body, &nest.body, place, nest.combine, init);
         };
+        if let (Some(factors), []) = (&tiling.factors, rest) {
+            return self.factored(body, tiling, factors, place, fold, init, stages);
+        }
         let most = fold.known().unwrap_or(i64::MAX).max(1);
-        let unroll = if rest.is_empty() { tiling.unroll.clamp(1, most) } else { 1 };
+        // Where parts of bytes are unpacked it is known which part each step reads.
+        let parts = rest.is_empty() && most <= MOST_STEPS && tiling.lanes.is_none() && unpacks(&tiling.nest.body);
+        let unroll = if parts {
+            most
+        } else if rest.is_empty() {
+            tiling.unroll.clamp(1, most)
+        } else {
+            1
+        };
         let size = Expr::from(unroll);
         let dims = &tiling.nest.dims;
         let whole = fold.extent.floor_div(&size).simplify(dims);
         let left = fold.extent.modulo(&size).simplify(dims);
         let step =
             |this: &mut Self, body: &mut Vec<Stmt>, place: &Place, base: &Expr, count: i64, mut value: TileId| {
-                for u in 0..count {
-                    let mut place = place.clone();
-                    let at = base.add(&Expr::from(u));
-                    // The fold's symbol may itself be part of what stands for another symbol (vector folds).
-                    for e in place.at.values_mut() {
-                        *e = e.replace(&fold.symbol, &at);
-                    }
-                    place.at.insert(fold.symbol.clone(), at);
-                    value = this.fold_loops(body, tiling, &place, rest, value, stages)?;
+                let places: Vec<Place> =
+                    (0..count).map(|u| place.within(&fold.symbol, &base.add(&Expr::from(u)))).collect();
+                let order = if parts { by_loads(&tiling.nest.body, &places) } else { (0..places.len()).collect() };
+                for place in order.into_iter().filter_map(|n| places.get(n)) {
+                    value = this.fold_loops(body, tiling, place, rest, value, stages)?;
                 }
                 Some(value)
             };
@@ -771,7 +819,14 @@ impl Builder<'_> {
             }
             place.shape = single();
             let schedule = Schedule::row(flat, self.machine);
-            let tiling = Tiling { nest: flat, row: None, column: None, lanes: schedule.lanes, unroll: schedule.unroll };
+            let tiling = Tiling {
+                nest: flat,
+                row: None,
+                column: None,
+                lanes: schedule.lanes,
+                unroll: schedule.unroll,
+                factors: None,
+            };
             let value = self.folded(&mut body, &tiling, &place, &stages)?;
             let mut e = self.emitter(&stages);
             let value = e.code(&mut body, &flat.finish, &place, Some(value))?;
@@ -860,6 +915,18 @@ pub(crate) fn is_product_sum(nest: &FlatNest) -> bool {
 /// Whether the fold is a sum of dot products of bytes.
 pub(crate) fn is_dot_sum(nest: &FlatNest) -> bool {
     nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Dot4, ..))
+}
+
+/// Whether the code multiplies f32 with what it makes of integers of few bits.
+pub(crate) fn unpacks(code: &Code) -> bool {
+    let live = code.live();
+    let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4;
+    let reads = |(id, n): (kiln_ir::Id<Scalar>, &Scalar)| {
+        live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)) && narrow(code.dtype(id))
+    };
+    code.result_type() == DType::F32
+        && matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Mul, ..))
+        && code.nodes().any(reads)
 }
 
 /// Whether the code is its argument.

@@ -3,7 +3,7 @@
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::{addresses, is_dot_sum, is_product_sum, strides};
+use super::{addresses, is_dot_sum, is_product_sum, strides, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
@@ -67,12 +67,25 @@ impl Machine {
         if columns >= most { most } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
     }
 
+    /// How many columns a register tile of a product of one row with a weight of few bits has: each needs a sum, a sum within its
+    /// block and something to unpack in. The numbers of tiles and of vectors are even if possible: two threads share the
+    /// tiles, and tiles of many rows have half as many vectors or fewer.
+    pub fn unpacking_columns(&self, columns: usize) -> usize {
+        let most = (self.registers.saturating_sub(4) / 3).clamp(2, 8);
+        let fits = |vectors: &usize, tiles: usize| columns.is_multiple_of(tiles * vectors * self.lanes);
+        let even = || (most / 2..=most).rev().filter(|v| v.is_multiple_of(2));
+        let vectors = even().find(|v| fits(v, 2)).or_else(|| even().find(|v| fits(v, 1))).unwrap_or(most & !1);
+        let width = vectors * self.lanes;
+        if columns >= width { width } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
+    }
+
     /// How many rows a register tile with that many columns has: balanced, so that the last tile is not a sliver, where the
     /// number of rows is known.
-    fn rows(&self, rows: Option<i64>, columns: i64, halves: bool) -> i64 {
+    /// `each` is how many registers a vector of the right operand takes.
+    fn rows(&self, rows: Option<i64>, columns: i64, each: usize) -> i64 {
         let vectors = (columns as usize).div_ceil(self.lanes).max(1);
         // Accumulators, the vectors of one row of the right operand, one broadcast and one temporary.
-        let others = if halves { 2 * vectors + 4 } else { vectors + 2 };
+        let others = each * vectors + if each > 1 { 4 } else { 2 };
         let most = (self.registers.saturating_sub(others) / vectors).clamp(1, 14) as i64;
         let Some(rows) = rows else { return most };
         let tiles = (rows + most - 1) / most;
@@ -156,10 +169,22 @@ impl Schedule {
         let rows = row.map_or(Some(1), Axis::known);
         let others = nest.axes.iter().filter(|a| a.symbol != column.symbol);
         let all = others.map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
-        let columns = machine.columns(all.max(1) as usize, nest.guess(column) as usize) as i64;
+        let extent = nest.guess(column) as usize;
+        let columns = match all {
+            1 if unpacks(&nest.body) => machine.unpacking_columns(extent),
+            // Within the panels, which are made for one row.
+            _ if unpacks(&nest.body) => machine.columns(all.max(4) as usize, extent),
+            _ => machine.columns(all.max(1) as usize, extent),
+        } as i64;
+        let each = match () {
+            // What is unpacked, its scale and its offset.
+            () if unpacks(&nest.body) => 3,
+            () if is_dot_sum(nest) && !machine.dots => 2,
+            () => 1,
+        };
         Schedule {
             row: row.map(|a| a.symbol.clone()),
-            rows: machine.rows(rows, columns, is_dot_sum(nest) && !machine.dots),
+            rows: machine.rows(rows, columns, each),
             column: Some(column.symbol.clone()),
             columns,
             lanes: None,

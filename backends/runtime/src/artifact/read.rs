@@ -162,6 +162,17 @@ impl Artifact {
         Ok(Self { bytes, contents })
     }
 
+    /// Hashes the weights: for those who opened the artifact without, to do so beside other work.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Damaged`].
+    pub fn verify_weights(&self) -> Result<(), ArtifactError> {
+        match self.contents.sections.get(WEIGHTS) {
+            Some(section) => section.verify(WEIGHTS, self.bytes.as_slice()),
+            None => Ok(()),
+        }
+    }
+
     /// The version of the compiler that wrote the artifact.
     pub fn compiler(&self) -> &str {
         &self.contents.compiler
@@ -242,6 +253,13 @@ impl Artifact {
 struct SectionInfo {
     range: Range<usize>,
     hash: blake3::Hash,
+}
+
+impl SectionInfo {
+    fn verify(&self, name: &str, file: &[u8]) -> Result<(), ArtifactError> {
+        let hash = file.get(self.range.clone()).map(blake3::hash);
+        if hash == Some(self.hash) { Ok(()) } else { Err(damaged(name)) }
+    }
 }
 
 #[derive(Debug)]
@@ -369,10 +387,7 @@ impl Contents {
             if name == WEIGHTS && !options.verify_weights {
                 continue;
             }
-            let bytes = file.get(section.range.clone());
-            if bytes.map(blake3::hash) != Some(section.hash) {
-                return Err(damaged(name));
-            }
+            section.verify(name, file)?;
         }
         Ok(())
     }

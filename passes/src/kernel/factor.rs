@@ -1,0 +1,272 @@
+//! Sums of scaled products: what does not change along the innermost fold leaves its loop.
+//!
+//! Invariant: `sum x * (d * q + m)` over a block of elements that share `d` and `m` is `d * sum x * q + m * sum x`, up to the
+//! rounding of floats. A product with a weight in blocks of few bits then takes a multiply-add for each number, and two for
+//! each block; the sum of the other operand is shared by all columns of a tile.
+
+use super::emit::{Place, tile_axis};
+use super::flat::{Axis, FlatNest};
+use super::{Builder, COLUMN, LANE, MOST_STEPS, ROW, Tiling, single};
+use kiln_ir::dtype::DType;
+use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::id::Id;
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
+use kiln_ir::tile::{Carried, For, Stmt, TileId, TileOp};
+
+/// A sum over the inner fold, times what does not change along it.
+#[derive(Clone, Debug)]
+pub struct Term {
+    /// What the inner sum is multiplied by; nothing for 1.
+    pub coefficient: Option<Id<Scalar>>,
+    /// What is summed.
+    pub inner: Code,
+}
+
+/// A fold's body as terms.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// The body's code with the nodes that coefficients need.
+    pub code: Code,
+    /// The term whose inner sum differs from column to column.
+    pub own: Term,
+    /// The term whose inner sum all columns share.
+    pub shared: Option<Term>,
+}
+
+/// A product of a coefficient and something that changes along the inner fold; nothing for 1.
+type Product = (Option<Id<Scalar>>, Option<Id<Scalar>>);
+
+impl Factors {
+    /// The body as terms, for an inner fold and a column axis; nothing where a scale does not leave the inner fold.
+    pub fn of(nest: &FlatNest, inner: &Symbol, column: &Symbol) -> Option<Factors> {
+        let body = &nest.body;
+        if nest.combine != BinaryOp::Add || body.result_type() != DType::F32 {
+            return None;
+        }
+        let varies = depends(body, inner);
+        let mut code = body.clone();
+        let products = split(&mut code, body.result(), &varies)?;
+        let columns = depends(&code, column);
+        let (mut own, mut shared) = (None, None);
+        for (coefficient, inner) in products {
+            // A term without anything to sum would be the number of elements.
+            let inner = inner?;
+            let place = if columns[inner.index()] { &mut own } else { &mut shared };
+            let mut summed = code.clone();
+            summed.set_result(inner);
+            if place.replace(Term { coefficient, inner: summed }).is_some() {
+                return None;
+            }
+        }
+        let own = own?;
+        let loads = |id: Id<Scalar>| {
+            let mut part = code.clone();
+            part.set_result(id);
+            let live = part.live();
+            part.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)))
+        };
+        own.coefficient.is_some_and(loads).then_some(Factors { code, own, shared })
+    }
+}
+
+/// Which nodes depend on a symbol.
+fn depends(code: &Code, symbol: &Symbol) -> Vec<bool> {
+    let mut depends = vec![false; code.len()];
+    for (id, node) in code.nodes() {
+        let own = match node {
+            Scalar::Load(_, coords) => coords.iter().any(|c| matches!(c, Coord::Index(e) if e.mentions(symbol))),
+            Scalar::Index(e) => e.mentions(symbol),
+            Scalar::Guard(conditions, ..) => {
+                conditions.iter().any(|c| c.left.mentions(symbol) || c.right.mentions(symbol))
+            }
+            Scalar::Arg(_)
+            | Scalar::Const(_)
+            | Scalar::Unary(..)
+            | Scalar::Binary(..)
+            | Scalar::Select(..)
+            | Scalar::Cast(..) => false,
+        };
+        depends[id.index()] = own || node.operands().iter().any(|o| depends[o.index()]);
+    }
+    depends
+}
+
+/// A node as a sum of products; nothing where that gets longer than a scale and an offset.
+fn split(code: &mut Code, id: Id<Scalar>, varies: &[bool]) -> Option<Vec<Product>> {
+    if !varies.get(id.index()).copied().unwrap_or(false) {
+        return Some(vec![(Some(id), None)]);
+    }
+    let products = match code.node(id).clone() {
+        Scalar::Binary(BinaryOp::Mul, a, b) => {
+            let (a, b) = (split(code, a, varies)?, split(code, b, varies)?);
+            let mut products = Vec::new();
+            for x in &a {
+                for y in &b {
+                    products.push((times(code, x.0, y.0)?, times(code, x.1, y.1)?));
+                }
+            }
+            products
+        }
+        Scalar::Binary(op @ (BinaryOp::Add | BinaryOp::Sub), a, b) => {
+            let mut products = split(code, a, varies)?;
+            for (coefficient, inner) in split(code, b, varies)? {
+                let coefficient = match (op, coefficient) {
+                    (BinaryOp::Sub, Some(c)) => Some(code.unary(UnaryOp::Neg, c).ok()?),
+                    (BinaryOp::Sub, None) => Some(code.float(DType::F32, -1.0)),
+                    (_, coefficient) => coefficient,
+                };
+                products.push((coefficient, inner));
+            }
+            products
+        }
+        _ => vec![(None, Some(id))],
+    };
+    (products.len() <= 2).then_some(products)
+}
+
+/// The product of two factors, of which nothing is 1.
+fn times(code: &mut Code, a: Option<Id<Scalar>>, b: Option<Id<Scalar>>) -> Option<Option<Id<Scalar>>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(Some(code.binary(BinaryOp::Mul, a, b).ok()?)),
+        (one, other) => Some(one.or(other)),
+    }
+}
+
+/// Steps that are written one after the other where there are more.
+const STEPS: i64 = 32;
+
+impl Builder<'_> {
+    /// The innermost fold of a body in terms, added to `init`: inner sums, then their coefficients.
+    #[allow(clippy::too_many_arguments)] // As those of `fold_loops`.
+    pub(super) fn factored(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        tiling: &Tiling<'_>,
+        factors: &Factors,
+        place: &Place,
+        fold: &Axis,
+        init: TileId,
+        stages: &[TileId],
+    ) -> Option<TileId> {
+        let extent = fold.known();
+        let steps = extent.filter(|&n| n <= MOST_STEPS).unwrap_or(STEPS).max(1);
+        let zero = Constant::int(DType::F32, 0);
+        let mut one = place.shape.clone();
+        if tiling.lanes.is_none() {
+            one = single();
+        } else {
+            one[ROW] = 1;
+            one[COLUMN] = 1;
+        }
+        let terms: Vec<(&Term, Vec<usize>)> = [(&factors.own, place.shape.clone())]
+            .into_iter()
+            .chain(factors.shared.as_ref().map(|s| (s, one)))
+            .collect();
+        let inits: Vec<TileId> = terms
+            .iter()
+            .map(|(_, shape)| self.emitter(stages).define(body, DType::F32, shape.clone(), TileOp::Const(zero)))
+            .collect();
+        let dims = &tiling.nest.dims;
+        let size = Expr::from(steps);
+        let whole = fold.extent.floor_div(&size).simplify(dims);
+        let left = fold.extent.modulo(&size).simplify(dims);
+        // Runs of the same code, one after the other: from where, how many steps each, how many runs.
+        let mut runs = vec![(Expr::default(), steps, whole.clone())];
+        match left.as_const() {
+            Some(0) => {}
+            Some(left) => runs.push((whole.scale(steps), left, Expr::from(1i64))),
+            None => runs.push((whole.scale(steps), 1, left)),
+        }
+        let mut sums = inits;
+        for (lo, block, count) in runs {
+            if count.as_const() == Some(0) {
+                continue;
+            }
+            if count.as_const() == Some(1) {
+                sums = self.inner_sums(body, tiling, &terms, place, (fold, &lo, block), &sums, stages)?;
+                continue;
+            }
+            // The variable counts runs, so that what depends on the step within one is known to.
+            let (mut place, base) = (place.clone(), self.symbol("k"));
+            place.enter(&base, &count);
+            let types: Vec<_> = sums.iter().map(|&s| self.program.tiles[s].clone()).collect();
+            let inside: Vec<TileId> = types.iter().map(|ty| self.program.tiles.push(ty.clone())).collect();
+            let mut inner = Vec::new();
+            let at = Expr::from(&base).scale(block).add(&lo);
+            let next = self.inner_sums(&mut inner, tiling, &terms, &place, (fold, &at, block), &inside, stages)?;
+            let after: Vec<TileId> = types.iter().map(|ty| self.program.tiles.push(ty.clone())).collect();
+            let carried = sums.iter().zip(&inside).zip(next.iter().zip(&after));
+            let carried =
+                carried.map(|((&init, &inside), (&next, &after))| Carried { init, inside, next, after }).collect();
+            body.push(Stmt::For(For { var: base, lo: Expr::default(), hi: count, step: 1, carried, body: inner }));
+            sums = after;
+        }
+        let mut total = init;
+        for ((term, _), sum) in terms.iter().zip(sums) {
+            let shape = self.program.tiles[total].shape.clone();
+            let mut e = self.emitter(stages);
+            let op = match term.coefficient {
+                Some(c) => TileOp::Fma(e.part(body, &factors.code, c, place)?, sum, total),
+                None => TileOp::Binary(BinaryOp::Add, total, sum),
+            };
+            total = e.define(body, DType::F32, shape, op);
+        }
+        Some(total)
+    }
+
+    /// Adds steps of an inner fold, from one on, to the sums of terms.
+    #[allow(clippy::too_many_arguments)] // As those of `fold_loops`.
+    fn inner_sums(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        tiling: &Tiling<'_>,
+        terms: &[(&Term, Vec<usize>)],
+        place: &Place,
+        (fold, base, count): (&Axis, &Expr, i64),
+        sums: &[TileId],
+        stages: &[TileId],
+    ) -> Option<Vec<TileId>> {
+        let mut next = sums.to_vec();
+        let places: Vec<Place> = (0..count).map(|u| place.within(&fold.symbol, &base.add(&Expr::from(u)))).collect();
+        for (n, (term, _)) in terms.iter().enumerate() {
+            if n > 0 && tiling.lanes.is_none() && count > 1 {
+                // What all columns share is summed along lanes.
+                let mut wide = place.within(&fold.symbol, &base.add(&Expr::from(tile_axis(LANE))));
+                wide.shape = single();
+                wide.shape[LANE] = count as usize;
+                wide.ranges.insert(tile_axis(LANE), (0, count - 1));
+                let mut e = self.emitter(stages);
+                let values = e.code(body, &term.inner, &wide, None)?;
+                let values = e.full(body, values, &wide.shape);
+                let sum = e.define(body, DType::F32, single(), TileOp::Reduce(BinaryOp::Add, LANE, values));
+                next[n] = e.binary(body, BinaryOp::Add, next[n], sum);
+                continue;
+            }
+            for step in by_loads(&term.inner, &places) {
+                let place = places.get(step)?;
+                next[n] = self.emitter(stages).accumulate(body, &term.inner, place, BinaryOp::Add, next[n])?;
+            }
+        }
+        Some(next)
+    }
+}
+
+/// The order of steps in which those follow each other that load the same integers along the columns: parts of bytes.
+pub(super) fn by_loads(code: &Code, places: &[Place]) -> Vec<usize> {
+    let live = code.live();
+    let integer = |(id, node): (Id<Scalar>, &'_ Scalar)| match node {
+        Scalar::Load(Source::Input(_), coords) if live[id.index()] && code.dtype(id).is_int() => match coords.first() {
+            Some(Coord::Index(e)) => Some(e.clone()),
+            Some(Coord::Value(_)) | None => None,
+        },
+        _ => None,
+    };
+    let loads: Vec<Expr> = code.nodes().filter_map(integer).collect();
+    let key = |place: &Place| -> Vec<Expr> {
+        loads.iter().map(|e| place.expr(e)).filter(|e| e.mentions(&tile_axis(COLUMN))).collect()
+    };
+    let keys: Vec<Vec<Expr>> = places.iter().map(key).collect();
+    let mut order: Vec<usize> = (0..places.len()).collect();
+    order.sort_by_key(|&n| keys.iter().position(|k| Some(k) == keys.get(n)));
+    order
+}
