@@ -1,14 +1,17 @@
-//! Whole small models, built with `kiln::builder`: how long they take to compile, and to run on one thread.
+//! Whole small models, built with `kiln::builder`: how long they take to compile, and to run on one thread; and products of one row
+//! with large weights of few bits.
 //!
 //! Weights are pseudo-random, so that no pass can fold them away; the levels are those that this machine runs.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kiln::builder::{BuildError, Builder, Value};
 use kiln::ir::{DType, Graph, Tensor};
+use kiln::nn::Matrix;
 use kiln::runtime::cpu::Machine;
 use kiln::runtime::engine::{Context, ModelOptions};
 use kiln::runtime::memory::Budget;
 use kiln::{Options, Silent, compile_graph};
+use kiln_frontend::gguf::{BLOCK, Numbers};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -77,5 +80,47 @@ fn models(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, models);
+/// Rows and columns of a weight that no cache holds.
+const WIDE: usize = 8192;
+
+/// One row times a weight of few bits in blocks of 32, each with a scale; those of 4 bits also with a least value.
+fn row(form: Numbers) -> Result<Graph, BuildError> {
+    let g = Builder::new("row");
+    let x = g.input("x", DType::F32, [1.into(), WIDE.into()])?;
+    let blocks = WIDE / BLOCK;
+    let shape = vec![WIDE, blocks, form.block_bytes()];
+    let bytes: Vec<u8> =
+        (0..shape.iter().product::<usize>()).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect();
+    let dtype = if form == Numbers::Bytes { DType::I8 } else { DType::U8 };
+    let tensor = Tensor::new(dtype, shape, bytes).expect("as many bytes as the shape has");
+    let of_blocks = || g.constant(numbers(&[WIDE, blocks, 1]));
+    let least = (form == Numbers::Halves).then(of_blocks);
+    let weight = Matrix::Blocks { form, numbers: g.constant(tensor), scales: of_blocks(), least };
+    g.output("y", weight.product(x)?)?;
+    g.finish()
+}
+
+/// Weights of few bits at one row: bytes of weights a second, beside the rate at which as much memory is read at best.
+fn rows(c: &mut Criterion) {
+    let here = Machine::detect();
+    let Some(level) = kiln::default_levels().into_iter().filter(|level| here.supports(*level)).max() else { return };
+    let peaks = kiln::peaks::measure(level, 1, &Budget::unlimited()).unwrap();
+    let mut group = c.benchmark_group("one row");
+    group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for (name, form) in [("8 bits", Numbers::Bytes), ("4 bits", Numbers::Halves)] {
+        let options = Options { levels: vec![level], threads: 1, ..Options::default() };
+        let compiled = compile_graph(row(form).unwrap(), &options, &mut Silent).unwrap();
+        let bytes = compiled.plan.weight_bytes;
+        group.throughput(Throughput::Bytes(bytes));
+        let model = compiled.load(&ModelOptions { verify_weights: false, ..ModelOptions::default() }).unwrap();
+        let mut context = Context::new(&model, 1, &Budget::unlimited()).unwrap();
+        context.load(std::slice::from_ref(&numbers(&[1, WIDE]))).unwrap();
+        group.bench_function(format!("{name}, at best {:.1} GB/s", peaks.bandwidth(bytes) / 1e9), |b| {
+            b.iter(|| context.run_loaded().unwrap());
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, models, rows);
 criterion_main!(benches);
