@@ -10,6 +10,7 @@ pub mod cross;
 pub mod data;
 pub mod emit;
 mod error;
+pub mod fit;
 pub mod golden;
 pub mod gpu;
 pub mod library;
@@ -363,6 +364,16 @@ impl Compiled {
     fn texts(&self) -> Result<Texts, Error> {
         let tables = self.code.iter().map(|code| code.table.to_string()).collect();
         Ok(Texts { plan: self.plan.to_string(), notes: self.notes.to_text()?, tables })
+    }
+
+    /// Orders the steps so that less memory is needed, if that is possible; whether it was. The results stay the same.
+    pub fn save_memory(&mut self) -> bool {
+        let less = kiln_passes::memory::reorder(&mut self.plan);
+        if less {
+            // Notes on host steps and copies are in the order of the steps; a plan with host steps is not reordered.
+            self.manifest.options.insert(provenance::ORDER.into(), provenance::LEAST_MEMORY.into());
+        }
+        less
     }
 
     /// Writes the artifact and returns its size in bytes. The file appears complete or not at all.

@@ -3,6 +3,7 @@
 //! Invariant: what is recorded suffices to compile the same artifact again from the same model, and holds nothing of the
 //! machine or the moment. Options that this build does not know are an error, never left out.
 
+use crate::gpu::stored;
 use crate::{Compiled, Error, Options, VERSION};
 use kiln_frontend::onnx::model::Model;
 use kiln_runtime::artifact::{self, Artifact};
@@ -15,6 +16,11 @@ pub const SOURCES: &str = env!("KILN_SOURCES");
 /// What the hashes of an artifact are called.
 const MODEL: &str = "model";
 const COMPILER: &str = "compiler";
+
+/// The option that says in which order steps are, and its only value: see [`Compiled::save_memory`].
+pub const ORDER: &str = "order";
+/// See [`ORDER`].
+pub(crate) const LEAST_MEMORY: &str = "least memory";
 
 /// The options as an artifact states them.
 pub(crate) fn record(options: &Options) -> BTreeMap<String, String> {
@@ -57,6 +63,9 @@ pub fn recall(recorded: &BTreeMap<String, String>, threads: usize) -> Result<Opt
             "bind" => options.bind = serde_json::from_str(value).map_err(|e| broken(&e))?,
             "shapes" => options.shapes = serde_json::from_str(value).map_err(|e| broken(&e))?,
             "tuning" => options.tuning = value.parse()?,
+            // What is done to a compiled program, not options of its compilation.
+            ORDER if value == LEAST_MEMORY => {}
+            stored::OPTION => _ = stored::architectures(value)?,
             "tap" => options.taps = serde_json::from_str(value).map_err(|e| broken(&e))?,
             _ => {
                 return Err(Error::Unsupported(format!(

@@ -52,9 +52,10 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT", default_value = "", hide_default_value = true)]
     #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     output: PathBuf,
-    /// Make PTX for this GPU architecture instead, into --dump: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120
-    #[arg(long, value_name = "SM", requires = "dump", conflicts_with_all = ["output", "golden", "cpu", "emit"])]
-    target: Option<Architecture>,
+    /// Make PTX for GPU architectures too (sm_80, sm_86, sm_89, sm_90, sm_100, sm_120), into the artifact beside the code for CPUs;
+    /// without --output into the folder of --dump, for one
+    #[arg(long, value_name = "SM,...", value_delimiter = ',')]
+    target: Vec<Architecture>,
     /// What to write
     #[arg(long, value_enum, default_value_t = Emit::Kiln)]
     emit: Emit,
@@ -84,10 +85,13 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
-        if self.target.is_none() {
-            if self.output.as_os_str().is_empty() {
-                return Err(Error::Usage("give --output, or --target with --dump".into()));
-            }
+        let output = !self.output.as_os_str().is_empty();
+        let dumped = match (self.target.as_slice(), output) {
+            (_, true) => None,
+            ([target], false) if self.watching.dump.is_some() => Some(*target),
+            (_, false) => return Err(Error::Usage("give --output, or one --target with --dump".into())),
+        };
+        if output {
             data::writable(&self.output)?;
         }
         self.check_emit()?;
@@ -99,26 +103,29 @@ impl Args {
             return Err(Error::Usage("--context is for language models; this is none".into()));
         }
         let source = Source::open(&self.model)?;
-        let machinery = &Machinery { gpu: self.target.is_some(), ..self.machinery.clone() };
+        let machinery = &Machinery { gpu: dumped.is_some(), ..self.machinery.clone() };
         let onnx = source.model(&machinery.limits())?;
         let levels = self.machinery.artifact_levels();
         let budget = self.machinery.budget();
         let mut options = self.shapes.options(&onnx, machinery, levels, &budget)?;
-        if let Some(target) = self.target {
+        if let Some(target) = dumped {
             if !self.tuning.is_empty() {
                 return Err(Error::Usage("--tuning is for CPUs: records are of kernels for a CPU level".into()));
             }
             return self.for_gpu(&onnx, &options, target, start, talk);
         }
-        options.tuning = self.schedules(talk)?;
+        options.tuning = schedules(&self.tuning, talk)?;
         let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         if let Source::Model { bytes, .. } = &source {
             compiled.record_model(bytes, &onnx);
         }
-        drop(onnx);
         if self.golden {
             compiled.add_golden(0, &budget)?;
         }
+        if !self.target.is_empty() {
+            return self.with_gpus(&onnx, compiled, &options, start, talk);
+        }
+        drop(onnx);
         let library = match self.emit.form() {
             None => None,
             Some(form) => {
@@ -145,7 +152,7 @@ impl Args {
             ("--data", self.shapes.data.is_some()),
             ("--golden", self.golden),
             ("--tuning", !self.tuning.is_empty()),
-            ("--target", self.target.is_some()),
+            ("--target", !self.target.is_empty()),
             ("--emit", self.emit.form().is_some()),
             ("--bind", !self.machinery.binding.bind.is_empty()),
         ];
@@ -221,14 +228,31 @@ impl Args {
             (None, Some(option)) => {
                 Err(Error::Usage(format!("{option} is for libraries: --emit so, obj or staticlib")))
             }
-            (Some(_), _) if self.target.is_some() => {
-                Err(Error::Usage("--emit is for CPUs: --target writes PTX to the folder of --dump".into()))
+            (Some(_), _) if !self.target.is_empty() => {
+                Err(Error::Usage("--emit is for CPUs: a library holds no PTX".into()))
             }
             (Some(_), _) if self.golden => {
                 Err(Error::Usage("--golden is for artifacts: a library carries no self-test".into()))
             }
             (None, None) | (Some(_), _) => self.weights.as_deref().map_or(Ok(()), data::writable),
         }
+    }
+
+    /// An artifact with PTX beside the code for CPUs.
+    fn with_gpus(
+        &self,
+        onnx: &Model,
+        compiled: Compiled,
+        options: &Options,
+        start: Instant,
+        talk: Talk,
+    ) -> Result<(), Error> {
+        let mut observer = self.watching.observers(&self.machinery, talk)?;
+        let bundle = gpu::stored::bundle(onnx, compiled, options, &self.target, &mut observer)?;
+        drop(observer);
+        let bytes = bundle.write(&self.output)?;
+        let programs: Vec<(&str, &Compiled)> = bundle.programs().iter().map(|(name, p)| (name.as_str(), p)).collect();
+        self.report(&programs, None, (bundle.weight_bytes(), bytes), start, talk)
     }
 
     /// Kernels for a GPU, as text in a folder.
@@ -259,22 +283,22 @@ impl Args {
         }
         Ok(())
     }
+}
 
-    /// The schedules of the databases that are given. Records that cannot be used are counted, with the reasons.
-    fn schedules(&self, talk: Talk) -> Result<Tuning, Error> {
-        let mut records = Vec::new();
-        for path in &self.tuning {
-            records.extend(record::read(path)?);
-        }
-        let cpu = record::cpu_name();
-        let stale: Vec<String> = records.iter().filter_map(|r| r.stale(&cpu)).collect();
-        let why: BTreeSet<&String> = stale.iter().collect();
-        if let Some(first) = why.first() {
-            let more = if why.len() > 1 { format!(", and {} other reasons", why.len() - 1) } else { String::new() };
-            talk.say(format_args!("{} of {} records are stale: {first}{more}", stale.len(), records.len()));
-        }
-        Ok(Tuning::of(&records, &cpu))
+/// The schedules of the databases that are given. Records that cannot be used are counted, with the reasons.
+pub(super) fn schedules(paths: &[PathBuf], talk: Talk) -> Result<Tuning, Error> {
+    let mut records = Vec::new();
+    for path in paths {
+        records.extend(record::read(path)?);
     }
+    let cpu = record::cpu_name();
+    let stale: Vec<String> = records.iter().filter_map(|r| r.stale(&cpu)).collect();
+    let why: BTreeSet<&String> = stale.iter().collect();
+    if let Some(first) = why.first() {
+        let more = if why.len() > 1 { format!(", and {} other reasons", why.len() - 1) } else { String::new() };
+        talk.say(format_args!("{} of {} records are stale: {first}{more}", stale.len(), records.len()));
+    }
+    Ok(Tuning::of(&records, &cpu))
 }
 
 fn say_library(written: &Written, talk: Talk) {

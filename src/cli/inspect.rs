@@ -5,7 +5,8 @@ use super::options::{self, Machinery, Watching};
 use super::picture::{Picture, draw};
 use super::table::{Align, table};
 use clap::Args as ClapArgs;
-use kiln::gpu::{self, Architecture, Precision};
+use kiln::fit::Footprint;
+use kiln::gpu::{self, Architecture, Precision, stored};
 use kiln::ir::graph::Origin;
 use kiln::ir::ops::Op;
 use kiln::ir::plan::{Plan, Step, nominal};
@@ -59,6 +60,8 @@ pub(super) struct Contents {
     pub(super) sections: Vec<(String, u64)>,
     graph: Option<String>,
     pub(super) notes: Notes,
+    /// GPU architectures, with their launches and bytes of PTX.
+    gpus: Vec<(String, usize, usize)>,
 }
 
 impl Args {
@@ -123,6 +126,13 @@ pub(super) fn from_artifact(path: &Path) -> Result<Contents, Error> {
         identity: file.identity().to_string(),
         sections: file.sections().map(|(name, bytes)| (name.to_string(), bytes)).collect(),
         graph: None,
+        gpus: stored::launches(&file)?
+            .into_iter()
+            .map(|(name, kernels)| {
+                let all = || kernels.iter().flatten();
+                (name, all().count(), all().map(|launch| launch.text.len()).sum())
+            })
+            .collect(),
         notes: Notes::parse(file.text(artifact::NOTES).map_err(load)?)?,
     })
 }
@@ -137,6 +147,7 @@ fn from_compiled(compiled: Compiled) -> Contents {
         identity: String::new(),
         sections: Vec::new(),
         notes: compiled.notes,
+        gpus: Vec::new(),
         plan: compiled.plan,
     }
 }
@@ -187,6 +198,9 @@ impl Contents {
             "weight_bytes": self.plan.weight_bytes, "operations": operations, "bytes": bytes,
             "symbols": self.plan.symbols.iter().map(|(s, (lo, hi))| json!({ "name": s.name(), "least": lo, "greatest": hi }))
                 .collect::<Vec<_>>(),
+            "peak_bytes": number(&Footprint::of(&self.plan).formula()),
+            "gpus": self.gpus.iter().map(|(name, launches, bytes)| json!({ "name": name, "launches": launches, "ptx_bytes": bytes }))
+                .collect::<Vec<_>>(),
             "regions": self.plan.regions.iter().map(number).collect::<Vec<_>>(),
             "steps": self.plan.steps.len(),
             "kernels": self.plan.kernels.iter().enumerate().map(kernel).collect::<Vec<_>>(),
@@ -233,6 +247,18 @@ impl Contents {
         let regions: Vec<String> = self.plan.regions.iter().map(|bytes| bytes.to_string()).collect();
         if !regions.is_empty() {
             let _ = writeln!(text, "  besides the arena, bytes of run-time size: {}", regions.join("; "));
+        }
+        let formula = Footprint::of(&self.plan).formula();
+        let _ = writeln!(
+            text,
+            "  peak memory of weights and a run, in bytes: {formula}; inputs that are not aligned come on top"
+        );
+        for (name, launches, bytes) in &self.gpus {
+            let _ = writeln!(
+                text,
+                "  {name}: {launches} launches, {:.2} MB of PTX, over the same weights",
+                mega(*bytes as u64)
+            );
         }
         let (hosts, copies, casts) = (self.notes.hosts.len(), self.notes.copies.len(), self.notes.casts.len());
         let (steps, kernels) = (self.plan.steps.len(), self.plan.kernels.len());

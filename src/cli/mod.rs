@@ -11,6 +11,7 @@ mod diff;
 mod emulate;
 mod eval;
 mod explain;
+mod fit;
 mod generate;
 mod gpu;
 mod inspect;
@@ -62,6 +63,7 @@ enum Command {
     Bench(bench::Args),
     Profile(profile::Args),
     Explain(explain::Args),
+    Fit(fit::Args),
     Compare(compare::Args),
     Tune(tune::Args),
     Tuning(tuning::Args),
@@ -117,6 +119,7 @@ impl Cli {
             Command::Bench(args) => args.run(talk),
             Command::Profile(args) => args.run(talk),
             Command::Explain(args) => args.run(talk),
+            Command::Fit(args) => args.run(talk),
             Command::Compare(args) => args.run(talk),
             Command::Tune(args) => args.run(talk),
             Command::Tuning(args) => args.run(talk),

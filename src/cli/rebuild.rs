@@ -3,19 +3,22 @@
 use super::Talk;
 use super::options::{self, Progress};
 use clap::Args as ClapArgs;
+use kiln::gpu::stored;
+use kiln::lm::LanguageModel;
 use kiln::runtime::artifact::{self, Artifact, LoadOptions};
 use kiln::runtime::engine::LoadError;
 use kiln::runtime::memory::Budget;
-use kiln::{Error, Source, provenance};
+use kiln::{Error, Options, Source, provenance};
 use serde_json::json;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Compile an artifact again, from its model and the options it records, and compare byte for byte
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// An artifact
     artifact: PathBuf,
-    /// The ONNX model that it was compiled from
+    /// What it was compiled from: an ONNX model, a GGUF file, a folder with config.json
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Threads to compile on, 1 to 1024 [default: all cores]; the result does not depend on it
@@ -29,27 +32,15 @@ pub struct Args {
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let file = Artifact::open(&self.artifact, &LoadOptions::default()).map_err(LoadError::Artifact)?;
-        if file.entries().count() > 1 {
-            return Err(Error::Unsupported("artifacts of language models cannot be rebuilt by this command".into()));
-        }
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.and_then(|t| usize::try_from(t).ok()).unwrap_or_else(all);
         let mut options = provenance::recall(file.options(), threads)?;
         options.memory_limit = self.memory_limit.unwrap_or(u64::MAX);
-        let source = Source::open(&self.model)?;
-        let onnx = source.model(&Default::default())?;
-        let Source::Model { bytes, .. } = &source else {
-            return Err(Error::Internal("an artifact was read as a model".into()));
+        let rebuilt = if LanguageModel::is_at(&self.model) {
+            self.language_model(&options, talk)?
+        } else {
+            self.onnx(&file, &options, talk)?
         };
-        provenance::check_model(&file, bytes)?;
-        let mut compiled = kiln::compile(&onnx, &options, &mut Progress::new(talk))?;
-        compiled.record_model(bytes, &onnx);
-        drop(onnx);
-        if file.section(artifact::GOLDEN).is_ok() {
-            let budget = self.memory_limit.map_or_else(Budget::unlimited, Budget::new);
-            compiled.add_golden(0, &budget)?;
-        }
-        let rebuilt = compiled.to_artifact()?;
         // The identity is the hash of the header, which has the hashes of all sections.
         let same = file.identity() == rebuilt.identity();
         let differences = if same { Vec::new() } else { provenance::differences(&file, &rebuilt) };
@@ -61,5 +52,38 @@ impl Args {
         let report = json!({ "same": same, "identity": file.identity(), "rebuilt": rebuilt.identity(), "differences": differences });
         talk.report(&report, &text)?;
         if same { Ok(()) } else { Err(Error::Mismatch("the rebuilt artifact differs".into())) }
+    }
+
+    /// A decoder with the room that the artifact has.
+    fn language_model(&self, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {
+        let context = LanguageModel::open(&self.artifact)?.context();
+        let model = LanguageModel::open(&self.model)?;
+        model.compile(context, options, &mut Progress::new(talk))?.into_artifact()
+    }
+
+    fn onnx(&self, file: &Artifact, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {
+        let source = Source::open(&self.model)?;
+        let onnx = source.model(&Default::default())?;
+        let Source::Model { bytes, .. } = &source else {
+            return Err(Error::Internal("an artifact was read as a model".into()));
+        };
+        provenance::check_model(file, bytes)?;
+        let mut observer = Progress::new(talk);
+        let mut compiled = kiln::compile(&onnx, options, &mut observer)?;
+        compiled.record_model(bytes, &onnx);
+        if file.options().contains_key(provenance::ORDER) {
+            compiled.save_memory();
+        }
+        if file.section(artifact::GOLDEN).is_ok() {
+            let budget = self.memory_limit.map_or_else(Budget::unlimited, Budget::new);
+            compiled.add_golden(0, &budget)?;
+        }
+        match file.options().get(stored::OPTION) {
+            None => Ok(Arc::new(compiled.to_artifact()?)),
+            Some(gpus) => {
+                let targets = stored::architectures(gpus)?;
+                stored::bundle(&onnx, compiled, options, &targets, &mut observer)?.into_artifact()
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod emulate;
 pub mod estimate;
+pub mod stored;
 
 use crate::notes::{self, Notes, Operators};
 use crate::{Error, Observer, Options, import_graph, optimised, within};

@@ -62,6 +62,8 @@ fn an_artifact_says_what_its_checkpoint_says() {
             assert_eq!(loss(&artifact), loss(&model));
         }
     }
+    let again = kiln!("rebuild", &artifact, "--model", &model, "--threads", "1", "--json").succeeds().json();
+    assert_eq!(again["same"], true, "{again:#}");
     kiln!("generate", &artifact, "-p", "a", "--context", "49").fails(6, "compiled for 48 positions");
     kiln!("compile", &artifact, "-o", &place.path("again.kiln")).fails(2, "compiled already");
     kiln!("compile", &model, "-o", &artifact, "--bind", "a=1").fails(2, "not for language models");

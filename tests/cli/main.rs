@@ -2,6 +2,7 @@
 
 mod errors;
 mod experiments;
+mod fit;
 mod gpu;
 mod language;
 mod library;
