@@ -60,9 +60,11 @@ pub fn plan_memory(plan: &mut Plan) {
 /// Puts the steps into an order in which less lives at once, and plans again; whether the arena became smaller, without which
 /// nothing is changed. Greedy: of the steps that could come next the one after which the fewest bytes are live, then the first.
 ///
-/// Steps on the host stay where they are, as they may give dims their values: a plan that has one is left alone.
+/// Steps on the host may give dims their values, and branches and loops run the steps behind them: a plan that has any of these is
+/// left alone.
 pub fn reorder(plan: &mut Plan) -> bool {
-    if plan.steps.iter().any(|step| matches!(step, Step::Host { .. })) {
+    let plain = |step: &Step| matches!(step, Step::Launch { .. } | Step::Copy { .. });
+    if !plan.steps.iter().all(plain) {
         return false;
     }
     let Some(order) = least_live(plan) else { return false };
@@ -121,8 +123,8 @@ fn least_live(plan: &Plan) -> Option<Vec<usize>> {
         let growth = |n: usize| {
             let (reads, writes) = plan.steps[n].accesses();
             let new: i64 = writes.iter().filter(|s| !made[s.index()]).map(|&s| bytes(s)).sum();
-            let mut all: Vec<SlotId> = reads.iter().chain(writes).copied().collect();
-            let each = |slot: SlotId| reads.iter().chain(writes).filter(|s| **s == slot).count();
+            let mut all: Vec<SlotId> = reads.iter().chain(writes.iter()).copied().collect();
+            let each = |slot: SlotId| reads.iter().chain(writes.iter()).filter(|s| **s == slot).count();
             all.sort_unstable();
             all.dedup();
             new - all.into_iter().filter(|&s| uses[s.index()] == each(s)).map(bytes).sum::<i64>()
@@ -130,7 +132,7 @@ fn least_live(plan: &Plan) -> Option<Vec<usize>> {
         let (at, &n) = ready.iter().enumerate().min_by_key(|(_, n)| (growth(**n), **n))?;
         ready.swap_remove(at);
         let (reads, writes) = plan.steps[n].accesses();
-        reads.iter().chain(writes).for_each(|slot| uses[slot.index()] -= 1);
+        reads.iter().chain(writes.iter()).for_each(|slot| uses[slot.index()] -= 1);
         writes.iter().for_each(|slot| made[slot.index()] = true);
         for &later in &next[n] {
             waits[later] -= 1;
