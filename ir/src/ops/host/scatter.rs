@@ -2,10 +2,12 @@
 
 use super::Function;
 use super::element::{assemble, binary, constants, ints, position, same, strides, tensor, tensors};
+use crate::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
 use crate::ops::{Attributes, OpError, check_axes, operands};
 use crate::scalar::BinaryOp;
+use crate::semantics;
 use crate::tensor::Tensor;
 
 /// `out = data; out[.., indices[i], ..] = updates[i]`, the index at `axis`. Attributes: `axis`, `combine` (`replace`, add, mul,
@@ -71,6 +73,9 @@ fn apply(a: &Attributes, data: &Tensor, updates: &Tensor, places: &[usize]) -> R
         }
         return Ok(vec![assemble(data, updates, &picks)?]);
     };
+    if data.dtype() == DType::F32 {
+        return apply_f32(op, data, updates, places);
+    }
     let (mut result, new) = (constants(data)?, constants(updates)?);
     for (&update, &place) in new.iter().zip(places) {
         result[place] = binary(op, result[place], update);
@@ -78,24 +83,39 @@ fn apply(a: &Attributes, data: &Tensor, updates: &Tensor, places: &[usize]) -> R
     Ok(vec![tensor(data.dtype(), data.shape(), &result)?])
 }
 
+/// [`apply`] of the type that graph networks sum up in, without a scalar of any type for each element.
+fn apply_f32(op: BinaryOp, data: &Tensor, updates: &Tensor, places: &[usize]) -> Result<Vec<Tensor>, OpError> {
+    let mut result = data.bytes().to_vec();
+    let (elements, _) = result.as_chunks_mut::<4>();
+    let (updates, _) = updates.bytes().as_chunks::<4>();
+    for (update, &place) in updates.iter().zip(places) {
+        let element = elements.get_mut(place).ok_or_else(|| OpError::new("a place outside of the data"))?;
+        *element = semantics::binary_f32(op, f32::from_ne_bytes(*element), f32::from_ne_bytes(*update)).to_ne_bytes();
+    }
+    Ok(vec![Tensor::new(data.dtype(), data.shape().to_vec(), result)?])
+}
+
 fn eval_elements(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let [data, indices, updates] = tensors(inputs)?;
     let axis = a.size("axis")?;
     let stride = strides(data.shape());
-    let mut at = vec![0usize; data.shape().len()];
-    let mut places = Vec::with_capacity(indices.len());
-    for index in ints(indices)? {
-        let mut place = position(index, data.shape()[axis])? * stride[axis];
-        for n in 0..at.len() {
-            if n != axis {
-                if at[n] >= data.shape()[n] {
-                    return Err(OpError::new(format!("axis {n} of the indices is longer than that of the data")));
-                }
-                place += at[n] * stride[n];
-            }
+    for (n, (i, d)) in indices.shape().iter().zip(data.shape()).enumerate() {
+        if n != axis && i > d && !indices.is_empty() {
+            return Err(OpError::new(format!("axis {n} of the indices is longer than that of the data")));
         }
-        places.push(place);
-        super::element::advance(&mut at, indices.shape());
+    }
+    let flat = ints(indices)?;
+    let mut places = Vec::with_capacity(flat.len());
+    // Rows of the indices: within one only the last axis moves.
+    let Some((&row, outer)) = indices.shape().split_last() else { return Err(OpError::new("wants an axis")) };
+    let mut at = vec![0usize; outer.len()];
+    let step = if axis == outer.len() { 0 } else { 1 };
+    for row in flat.chunks(row.max(1)) {
+        let base: usize = (0..at.len()).filter(|&n| n != axis).map(|n| at[n] * stride[n]).sum();
+        for (n, &index) in row.iter().enumerate() {
+            places.push(base + n * step + position(index, data.shape()[axis])? * stride[axis]);
+        }
+        super::element::advance(&mut at, outer);
     }
     apply(a, data, updates, &places)
 }
