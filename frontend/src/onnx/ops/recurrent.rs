@@ -6,7 +6,7 @@ use super::support::{filled, real};
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
-use kiln_ir::{DType, Expr};
+use kiln_ir::{DType, Expr, Tensor};
 use kiln_ir::ops::{Attribute, Attributes, Host, Op};
 
 const COMMON: [&str; 7] =
@@ -39,6 +39,9 @@ fn dynamic_quantize_lstm(cx: &mut Context) -> Result<Outputs, Failure> {
         if cx.rank(w) != 3 {
             return Err(Failure::invalid(format!("the weights are {}, not of 3 axes", cx.ty(w))));
         }
+        if let Some(real) = dequantized(cx, w, cx.input(scale)?, cx.input(scale + 1)?)? {
+            return Ok(cx.constant(real));
+        }
         let mut inputs = vec![w];
         for parameter in [cx.input(scale)?, cx.input(scale + 1)?] {
             let (mut dims, one) = (cx.dims(parameter), Expr::from(1i64));
@@ -55,6 +58,32 @@ fn dynamic_quantize_lstm(cx: &mut Context) -> Result<Outputs, Failure> {
     };
     let (w, r) = (weights(1, 8)?, weights(2, 10)?);
     layer(cx, [x, w, r], "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])
+}
+
+/// Constant weights `[directions, rows, columns]` as floats, transposed to `[directions, columns, rows]`: what would be done in every run
+/// if it were left to the passes, which keep weights of bytes as they are.
+fn dequantized(cx: &Context, w: ValueId, scale: ValueId, zero: ValueId) -> Result<Option<Tensor>, Failure> {
+    let (Some(w), Some(scale), Some(zero)) = (cx.constant_of(w), cx.constant_of(scale), cx.constant_of(zero)) else {
+        return Ok(None);
+    };
+    let &[directions, rows, columns] = w.shape() else { return Ok(None) };
+    let (Some(values), Some(scales), Some(zeros)) = (w.to_i64(), scale.to_f32(), zero.to_i64()) else { return Ok(None) };
+    // One parameter for each direction, or for each column of each.
+    let each = scales.len().checked_div(directions).unwrap_or(0);
+    if !(each == 1 || each == columns) || scales.len() != each * directions || zeros.len() != scales.len() {
+        return Ok(None);
+    }
+    let mut real = Vec::with_capacity(values.len());
+    for d in 0..directions {
+        for column in 0..columns {
+            let at = d * each + if each == 1 { 0 } else { column };
+            for row in 0..rows {
+                let steps = values[(d * rows + row) * columns + column] - zeros[at];
+                real.push(steps as f32 * scales[at]);
+            }
+        }
+    }
+    Ok(Some(Tensor::from_f32(&[directions, columns, rows], &real)?))
 }
 
 /// The functions with their parameters as the host op reads them. Parameters are handed out in order, to those functions that
