@@ -93,6 +93,9 @@ pub enum Error {
     /// A language model cannot be read, or used as asked.
     #[error(transparent)]
     Lm(#[from] LmError),
+    /// A GPU or its driver fails.
+    #[error("{0}")]
+    Device(String),
     /// Something is not supported.
     #[error("{0}")]
     Unsupported(String),
@@ -117,7 +120,7 @@ impl Error {
             Error::Import(e) => problem(e.kind()),
             Error::Unsupported(_) => Kind::Unsupported,
             Error::Pass(PassError::Graph { .. } | PassError::Plan(_)) => Kind::Internal,
-            Error::Code { .. } | Error::Internal(_) => Kind::Internal,
+            Error::Code { .. } | Error::Internal(_) | Error::Device(_) => Kind::Internal,
             Error::Artifact(e) => match e {
                 WriteError::NotWritable { .. } | WriteError::NotAFile { .. } => Kind::Usage,
                 WriteError::NoSpace { .. } | WriteError::TooLarge | WriteError::Memory(_) => Kind::Limit,

@@ -1,6 +1,8 @@
 //! `kiln bench`: how long a run takes.
 
 use super::Talk;
+use super::cuda;
+use super::gpu::OnDevice;
 use super::options::{self, Inputs, Machinery, Patience, Ready, Request, Watching};
 use clap::Args as ClapArgs;
 use kiln::Error;
@@ -23,6 +25,9 @@ pub struct Args {
     /// Time to measure for
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     seconds: f64,
+    /// Time this machine's GPU instead of its CPU, and each kernel there: cuda (models of fixed dims only)
+    #[arg(long, value_name = "cuda", conflicts_with = "cpu")]
+    target: Option<OnDevice>,
     #[command(flatten)]
     patience: Patience,
     #[command(flatten)]
@@ -41,6 +46,10 @@ impl Args {
             .map_err(|_| Error::Usage(format!("--seconds {} is no time", self.seconds)))?;
         // Speed hardly depends on values, so random ones will do where none are given.
         let from = self.inputs.from().unwrap_or(From::Seed(0));
+        if let Some(OnDevice::Cuda) = self.target {
+            let ready = cuda::ready(&self.model, &self.machinery, &self.watching, Some(from), &[], talk)?;
+            return cuda::bench(ready, self.runs.unwrap_or(20), talk);
+        }
         let request = Request {
             path: &self.model,
             machinery: &self.machinery,

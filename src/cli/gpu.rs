@@ -3,10 +3,47 @@
 use super::Talk;
 use super::table::{Align, table};
 use kiln::Error;
-use kiln::gpu::Compiled;
 use kiln::gpu::estimate::{self, GPUS};
+use kiln::gpu::{Architecture, Compiled};
 use serde_json::json;
 use std::fmt::Write;
+
+/// This machine's GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDevice {
+    /// Through the NVIDIA driver.
+    Cuda,
+}
+
+impl std::str::FromStr for OnDevice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<OnDevice, String> {
+        match name {
+            "cuda" => Ok(OnDevice::Cuda),
+            _ => Err("models run on `cuda`, or on the CPU without this option".into()),
+        }
+    }
+}
+
+/// Where PTX is run to verify it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// In the interpreter, made for an architecture.
+    Interpreter(Architecture),
+    /// On this machine's GPU.
+    Device(OnDevice),
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Target, String> {
+        let architecture =
+            |e| name.parse().map(Target::Interpreter).map_err(|a: String| if name.starts_with("sm_") { a } else { e });
+        name.parse().map(Target::Device).or_else(architecture)
+    }
+}
 
 /// Kernels with their launches, registers where NVIDIA's assembler is there, and estimates.
 pub fn report(compiled: &Compiled, talk: Talk) -> Result<(), Error> {

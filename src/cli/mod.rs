@@ -7,6 +7,8 @@ mod check;
 mod compare;
 mod compile;
 mod completions;
+#[cfg_attr(not(feature = "cuda"), path = "no_cuda.rs")]
+mod cuda;
 mod diff;
 mod emulate;
 mod eval;

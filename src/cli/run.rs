@@ -1,14 +1,18 @@
 //! `kiln run`: a model or an artifact on inputs.
 
 use super::Talk;
+use super::cuda;
+use super::gpu::OnDevice;
 use super::options::{self, Inputs, Machinery, Patience, Ready, Request, Watching};
 use clap::Args as ClapArgs;
 use kiln::ir::Tensor;
+use kiln::ir::plan::Plan;
+use kiln::onnx::model::ValueType;
 use kiln::runtime::engine::Context;
 use kiln::{Error, data, npz};
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Run a model or an artifact
@@ -27,12 +31,29 @@ pub struct Args {
     /// Add the results of a node, or a value, to the outputs (models only)
     #[arg(long, value_name = "NODE")]
     tap: Vec<String>,
+    /// Run on this machine's GPU instead of its CPU: cuda (models of fixed dims only)
+    #[arg(long, value_name = "cuda", conflicts_with = "cpu")]
+    target: Option<OnDevice>,
     #[command(flatten)]
     patience: Patience,
     #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
     watching: Watching,
+}
+
+/// What a run gave.
+struct Outcome {
+    /// The CPU level or the device.
+    place: Value,
+    outputs: Vec<(String, Tensor)>,
+    declared: Vec<Option<ValueType>>,
+}
+
+/// Keeps inputs in an archive.
+pub fn save(path: &Path, plan: &Plan, inputs: &[Tensor]) -> Result<(), Error> {
+    let named = plan.inputs.iter().map(|(n, _)| n.to_string()).zip(inputs.iter().cloned());
+    npz::write(path, &named.collect::<Vec<_>>())
 }
 
 /// Where outputs go.
@@ -62,26 +83,15 @@ impl Args {
         for path in self.save_inputs.iter().chain(output.archive()) {
             data::writable(path)?;
         }
-        let request = Request {
-            path: &self.model,
-            machinery: &self.machinery,
-            watching: &self.watching,
-            inputs: self.inputs.from(),
-            taps: &self.tap,
-            archive: output.archive().is_some(),
+        let Outcome { place, outputs, declared } = match self.target {
+            None => self.on_cpu(output.archive().is_some(), talk)?,
+            Some(OnDevice::Cuda) => {
+                let from = self.inputs.from();
+                let ready = cuda::ready(&self.model, &self.machinery, &self.watching, from, &self.tap, talk)?;
+                let cuda::Outcome { device, outputs, declared } = cuda::run(ready, self.save_inputs.as_deref())?;
+                Outcome { place: json!({ "device": device }), outputs, declared }
+            }
         };
-        let Ready { model, inputs, declared, budget } = options::ready(request, talk)?;
-        let plan = model.plan();
-        if let Some(path) = &self.save_inputs {
-            let named = plan.inputs.iter().map(|(n, _)| n.to_string()).zip(inputs.iter().cloned());
-            npz::write(path, &named.collect::<Vec<_>>())?;
-        }
-        let mut context = Context::new(&model, self.machinery.threads(), &budget)?;
-        let start = Instant::now();
-        let results = context.run(&inputs)?;
-        tracing::info!("run: {:.3} ms on {}", start.elapsed().as_secs_f64() * 1e3, model.level());
-        let outputs: Vec<(String, Tensor)> =
-            plan.outputs.iter().map(|(name, _)| name.to_string()).zip(results).collect();
         match output {
             Output::Archive(path) => npz::write(&path, &outputs)?,
             Output::Folder(path) => {
@@ -101,9 +111,33 @@ impl Args {
                 let _ = writeln!(text, "{name}: {}", Summary(tensor));
             }
             let list: Vec<Value> = outputs.iter().map(|(name, t)| summary_json(name, t)).collect();
-            talk.report(&json!({ "level": model.level().name(), "outputs": list }), &text)?;
+            let mut report = place;
+            report["outputs"] = list.into();
+            talk.report(&report, &text)?;
         }
         Ok(())
+    }
+
+    fn on_cpu(&self, archive: bool, talk: Talk) -> Result<Outcome, Error> {
+        let request = Request {
+            path: &self.model,
+            machinery: &self.machinery,
+            watching: &self.watching,
+            inputs: self.inputs.from(),
+            taps: &self.tap,
+            archive,
+        };
+        let Ready { model, inputs, declared, budget } = options::ready(request, talk)?;
+        let plan = model.plan();
+        if let Some(path) = &self.save_inputs {
+            save(path, plan, &inputs)?;
+        }
+        let mut context = Context::new(&model, self.machinery.threads(), &budget)?;
+        let start = Instant::now();
+        let results = context.run(&inputs)?;
+        tracing::info!("run: {:.3} ms on {}", start.elapsed().as_secs_f64() * 1e3, model.level());
+        let outputs = plan.outputs.iter().map(|(name, _)| name.to_string()).zip(results).collect();
+        Ok(Outcome { place: json!({ "level": model.level().name() }), outputs, declared })
     }
 
     fn output(&self) -> Result<Output, Error> {

@@ -1,6 +1,8 @@
 //! `kiln verify`: compiled code against the graph interpreter.
 
 use super::Talk;
+use super::cuda;
+use super::gpu::{OnDevice, Target};
 use super::options::{self, Inputs, Machinery, Watching};
 use clap::Args as ClapArgs;
 use kiln::compare::{self, Difference, TOLERANCE};
@@ -27,9 +29,10 @@ use std::path::PathBuf;
 pub struct Args {
     /// An ONNX model
     model: PathBuf,
-    /// Run the kernels for this GPU architecture in the PTX interpreter instead: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120
-    #[arg(long, value_name = "SM", conflicts_with = "cpu")]
-    target: Option<Architecture>,
+    /// Run the kernels for a GPU instead, in the PTX interpreter (sm_80, sm_86, sm_89, sm_90, sm_100, sm_120) or on this
+    /// machine's GPU (cuda)
+    #[arg(long, value_name = "SM|cuda", conflicts_with = "cpu")]
+    target: Option<Target>,
     /// Order of warps and errors of approximate instructions, with --target
     #[arg(long, value_name = "N", default_value_t = 0, requires = "target")]
     seed: u64,
@@ -49,6 +52,9 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
+        if let Some(Target::Device(OnDevice::Cuda)) = self.target {
+            cuda::probe()?;
+        }
         let budget = self.machinery.budget();
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
         let machinery = &Machinery { gpu: self.target.is_some(), ..self.machinery.clone() };
@@ -69,8 +75,17 @@ impl Args {
         };
         let interpreted = interp::Options { taps: &[], budget: self.machinery.binding.memory_limit };
         let expected = eval_graph(&graph, &inputs, &interpreted).map_err(interpreter_error)?;
-        if let Some(target) = self.target {
-            return self.for_gpu(&onnx, &options, target, &inputs, &expected, talk);
+        match self.target {
+            None => {}
+            Some(Target::Interpreter(target)) => {
+                return self.for_gpu(&onnx, &options, target, &inputs, &expected, talk);
+            }
+            Some(Target::Device(OnDevice::Cuda)) => {
+                let tolerance = Precision::parse(&self.machinery.precision)?.tolerance();
+                let from = Some(self.inputs.from().unwrap_or(From::Seed(0)));
+                let ready = cuda::ready(&self.model, &self.machinery, &self.watching, from, &[], talk)?;
+                return cuda::verify(ready, &expected, tolerance, self.each, talk);
+            }
         }
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         let mut text = String::new();

@@ -3,8 +3,8 @@
 //! Invariant: what is run is the PTX text and the plan, nothing else: kernels see only the slots that the plan gives
 //! them, and a slot that no step has written to counts as not initialised.
 
-use super::Compiled;
-use crate::{Error, compare};
+use super::{Compiled, apart};
+use crate::Error;
 use kiln_ir::expr::Symbol;
 use kiln_ir::interp::eval_op;
 use kiln_ir::plan::{Place, SlotId, Step};
@@ -141,7 +141,7 @@ pub fn run(
                 }
                 if let Some(mut want) = before {
                     tile::run(&made.tile, &mut want, &none, 0..i64::MAX).map_err(|e| bug(e.to_string()))?;
-                    let difference = apart(&made.tile, &want, &buffers);
+                    let difference = apart(&made.tile, &want, buffers.iter().map(|b| b.bytes.as_slice()));
                     if let Some(k) = outcome.kernels.last_mut() {
                         k.difference = Some(difference);
                     }
@@ -188,20 +188,4 @@ fn tensor(compiled: &Compiled, memory: &[Option<Buffer>], slot: SlotId) -> Resul
     let held = memory.get(slot.index()).and_then(Option::as_ref);
     let held = held.ok_or_else(|| Error::Internal(format!("nothing was written to {}", name())))?;
     Tensor::new(ty.dtype, shape, held.bytes.clone()).map_err(|e| Error::Internal(e.to_string()))
-}
-
-/// How far the written buffers are apart, relative to the largest element.
-fn apart(program: &tile::TileProgram, want: &[Vec<u8>], found: &[Buffer]) -> f64 {
-    let mut most = 0f64;
-    for ((b, want), found) in program.buffers.iter().zip(want).zip(found).filter(|((b, _), _)| b.written) {
-        let len = want.len() / b.dtype.size().max(1);
-        let of = |bytes: &[u8]| Tensor::new(b.dtype, vec![len], bytes.to_vec());
-        let (Ok(want), Ok(found)) = (of(want), of(&found.bytes)) else { continue };
-        most = most.max(match compare::difference(&want, &found) {
-            compare::Difference::Relative(d) => d,
-            compare::Difference::Elements(n) => n as f64,
-            compare::Difference::Type { .. } => f64::INFINITY,
-        });
-    }
-    most
 }

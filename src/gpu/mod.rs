@@ -5,17 +5,19 @@
 
 pub mod emulate;
 pub mod estimate;
+#[cfg(feature = "cuda")]
+pub mod launch;
 pub mod stored;
 
 use crate::notes::{self, Notes, Operators};
-use crate::{Error, Observer, Options, import_graph, optimised, within};
+use crate::{Error, Observer, Options, compare, import_graph, optimised, within};
 use kiln_frontend::onnx::model::Model;
-use kiln_ir::DType;
 use kiln_ir::expr::Ranges;
 use kiln_ir::graph::Graph;
 use kiln_ir::plan::{Plan, Step};
 use kiln_ir::tile::TileProgram;
 use kiln_ir::warp::WarpProgram;
+use kiln_ir::{DType, Tensor};
 use kiln_passes::kernel::{Gpu, Machine};
 use kiln_passes::pipeline::{self, schedule};
 use kiln_passes::plan::Weight;
@@ -189,6 +191,22 @@ fn compile_with(
     observer.plan(&plan)?;
     let notes = Notes::of(&graph, &plan, &host_reasons, operators);
     Ok(Compiled { graph, plan, weights, kernels, notes, architecture })
+}
+
+/// How far the buffers that a program writes are apart, relative to the largest element.
+pub fn apart<'a>(program: &TileProgram, want: &[Vec<u8>], found: impl IntoIterator<Item = &'a [u8]>) -> f64 {
+    let mut most = 0f64;
+    for ((b, want), found) in program.buffers.iter().zip(want).zip(found).filter(|((b, _), _)| b.written) {
+        let len = want.len() / b.dtype.size().max(1);
+        let of = |bytes: &[u8]| Tensor::new(b.dtype, vec![len], bytes.to_vec());
+        let (Ok(want), Ok(found)) = (of(want), of(found)) else { continue };
+        most = most.max(match compare::difference(&want, &found) {
+            compare::Difference::Relative(d) => d,
+            compare::Difference::Elements(n) => n as f64,
+            compare::Difference::Type { .. } => f64::INFINITY,
+        });
+    }
+    most
 }
 
 /// What an argument of a launch is.

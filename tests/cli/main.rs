@@ -1,5 +1,6 @@
 //! The command line as a contract: what each command does, and the exit code of everything that can go wrong.
 
+mod cuda;
 mod errors;
 mod experiments;
 mod fit;
@@ -100,8 +101,14 @@ impl Word for &PathBuf {
 
 /// Runs `kiln` with these words.
 fn run(words: &[&dyn Word]) -> Done {
-    let Output { status, stdout, stderr } =
-        Command::new(env!("CARGO_BIN_EXE_kiln")).args(words.iter().map(|w| w.word())).output().unwrap();
+    run_with(&[], words)
+}
+
+/// Runs `kiln` with these words and variables of the environment.
+fn run_with(variables: &[(&str, &std::ffi::OsStr)], words: &[&dyn Word]) -> Done {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    let command = command.envs(variables.iter().copied()).args(words.iter().map(|w| w.word()));
+    let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Done { code: status.code().unwrap_or(-1), out: text(stdout), err: text(stderr) }
 }

@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &str, &[&str])] = &[
     ("backends/ptx", "kiln-ptx", &["kiln-ir"]),
     ("backends/runtime", "kiln-runtime", &["kiln-ir"]),
     (".", "kiln", &["kiln-ir", "kiln-frontend", "kiln-passes", "kiln-cpu", "kiln-ptx", "kiln-runtime"]),
+    ("tests/driver", "kiln-stand-in", &["kiln-ptx"]),
     (
         "tests",
         "kiln-tests",
@@ -25,6 +26,7 @@ const KEPT: &[(&str, &[&str])] = &[
     ("iced-x86", &["kiln-cpu"]),
     ("prost", &["kiln-frontend", "kiln"]),
     ("memmap2", &["kiln-runtime"]),
+    ("cudarc", &["kiln-runtime"]),
     ("miette", &["kiln"]),
 ];
 

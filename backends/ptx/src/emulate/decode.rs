@@ -271,6 +271,11 @@ impl Kernel {
         self.parameters.len()
     }
 
+    /// Bytes of each parameter.
+    pub fn parameter_bytes(&self) -> impl Iterator<Item = usize> + '_ {
+        self.parameters.iter().map(|(_, bytes)| *bytes)
+    }
+
     /// Bytes of the variables in shared memory.
     pub fn static_shared(&self) -> usize {
         self.shared

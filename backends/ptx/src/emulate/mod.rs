@@ -127,6 +127,11 @@ impl Default for Options {
     }
 }
 
+/// Where the n-th buffer of a launch begins: what a kernel sees as the pointer to it. Buffers may be huge and lie far apart.
+pub fn address(n: usize) -> u64 {
+    base(n)
+}
+
 /// A kind of mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {

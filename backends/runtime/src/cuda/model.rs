@@ -1,0 +1,351 @@
+//! A plan on a device.
+//!
+//! Invariant: a run does the plan's steps in their order on one stream. What lies between two host steps is one CUDA graph,
+//! made when the model is loaded; results are read only after the stream was waited for.
+
+use super::memory::{Layout, Memory};
+use super::{Argument, CudaError, Device, Kernel, meaning};
+use cudarc::driver::sys::{
+    CUevent_flags, CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
+};
+use cudarc::driver::{CudaFunction, CudaGraph, DriverError, LaunchConfig, PushKernelArg};
+use cudarc::nvrtc::Ptx;
+use kiln_ir::Tensor;
+use kiln_ir::interp::eval_op;
+use kiln_ir::plan::{Plan, SlotId, Step};
+use std::collections::HashMap;
+
+/// A model that is loaded to a device. One run at a time.
+pub struct Model {
+    device: Device,
+    plan: Plan,
+    layout: Layout,
+    memory: Memory,
+    /// For each kernel of the plan its launches.
+    kernels: Vec<Vec<Loaded>>,
+    segments: Vec<Segment>,
+}
+
+/// A launch whose code the driver has.
+struct Loaded {
+    kernel: Kernel,
+    function: CudaFunction,
+}
+
+enum Segment {
+    /// Steps of the device, as a graph.
+    Graph(CudaGraph),
+    /// The number of a step that the host does.
+    Host(usize),
+}
+
+/// What [`Model::visit`] is told of a launch: contents of the step's arguments before it and after it.
+pub struct Visit<'a> {
+    /// Number of the kernel in the plan.
+    pub kernel: usize,
+    /// What is written holds what nobody has written yet.
+    pub before: &'a [Vec<u8>],
+    /// After the last part of the kernel.
+    pub after: &'a [Vec<u8>],
+}
+
+impl Model {
+    /// Loads a plan of fixed dims with the launches of each of its kernels, and its weights: byte in the weights section,
+    /// and contents.
+    ///
+    /// # Errors
+    /// The plan and the kernels do not fit together, the device has too little memory, or the driver refuses a kernel.
+    pub fn load<W: AsRef<[u8]>>(
+        device: Device,
+        plan: Plan,
+        kernels: Vec<Vec<Kernel>>,
+        weights: impl IntoIterator<Item = (u64, W)>,
+    ) -> Result<Model, CudaError> {
+        let wrong = plan.verify();
+        if !wrong.is_empty() {
+            return Err(CudaError::Plan(wrong));
+        }
+        if plan.is_symbolic() {
+            return Err(CudaError::Symbolic);
+        }
+        let layout = Layout::of(&plan)?;
+        let memory = Memory::new(&device, layout.bytes)?;
+        for (at, bytes) in weights {
+            let bytes = bytes.as_ref();
+            if at.checked_add(bytes.len() as u64).is_none_or(|end| end > plan.weight_bytes) {
+                return Err(CudaError::Inconsistent(format!("a weight at {at} is outside of the weights section")));
+            }
+            memory.upload(layout.weights + at, bytes)?;
+        }
+        let load = |kernel: Kernel| -> Result<Loaded, CudaError> {
+            let refused = |what: String| CudaError::Kernel { entry: kernel.entry.clone(), what };
+            if kernel.text.contains('\0') || kernel.entry.contains('\0') {
+                return Err(refused("its text has a zero byte".into()));
+            }
+            let fails = |e: DriverError| match e.0 {
+                CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => CudaError::Newer { entry: kernel.entry.clone() },
+                _ => refused(meaning(e)),
+            };
+            let module = device.context.load_module(Ptx::from_src(kernel.text.clone())).map_err(fails)?;
+            let function = module.load_function(&kernel.entry).map_err(fails)?;
+            if kernel.dynamic_shared > 0 {
+                let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let bytes = i32::try_from(kernel.dynamic_shared).unwrap_or(i32::MAX);
+                function.set_attribute(most, bytes).map_err(fails)?;
+            }
+            Ok(Loaded { kernel, function })
+        };
+        let kernels: Vec<Vec<Loaded>> = kernels
+            .into_iter()
+            .map(|parts| parts.into_iter().map(load).collect::<Result<_, _>>())
+            .collect::<Result<_, _>>()?;
+        let mut model = Model { device, plan, layout, memory, kernels, segments: Vec::new() };
+        model.segments = model.graphs()?;
+        Ok(model)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.layout.bytes
+    }
+
+    /// The CUDA graphs of a run.
+    pub fn graph_count(&self) -> usize {
+        self.segments.iter().filter(|s| matches!(s, Segment::Graph(_))).count()
+    }
+
+    /// Captures what lies between host steps.
+    fn graphs(&self) -> Result<Vec<Segment>, CudaError> {
+        let fails = |e| CudaError::Driver { doing: "makes a graph", what: meaning(e) };
+        let mut segments = Vec::new();
+        let mut next = 0;
+        while next < self.plan.steps.len() {
+            if matches!(self.plan.steps[next], Step::Host { .. }) {
+                segments.push(Segment::Host(next));
+                next += 1;
+                continue;
+            }
+            self.device
+                .stream
+                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+                .map_err(fails)?;
+            // A capture that was begun has to be ended, whatever happens within.
+            let done = self.begin_steps(&mut next);
+            let graph = self.device.stream.end_capture(CUgraphInstantiate_flags(0));
+            done?;
+            if let Some(graph) = graph.map_err(fails)? {
+                segments.push(Segment::Graph(graph));
+            }
+        }
+        Ok(segments)
+    }
+
+    /// Begins steps up to the next host step.
+    fn begin_steps(&self, next: &mut usize) -> Result<(), CudaError> {
+        let first = *next;
+        let rest = self.plan.steps.iter().skip(first).take_while(|s| !matches!(s, Step::Host { .. }));
+        let count = rest.count();
+        self.memory.clear(self.layout.status + 4 * first as u64, 4 * count)?;
+        for n in first..first + count {
+            self.begin(n)?;
+        }
+        *next = first + count;
+        Ok(())
+    }
+
+    /// Begins a step of the device.
+    fn begin(&self, n: usize) -> Result<(), CudaError> {
+        let on_device = |slot: SlotId| {
+            let wrong = || CudaError::Inconsistent(format!("step {n} reads on the GPU what the host holds"));
+            self.layout.slot(slot).ok_or_else(wrong)
+        };
+        match self.plan.steps.get(n) {
+            Some(Step::Launch { kernel, arguments, .. }) => {
+                let none = || CudaError::Inconsistent(format!("there is no code for kernel {kernel}"));
+                for part in self.kernels.get(*kernel).ok_or_else(none)? {
+                    let mut pointers = Vec::with_capacity(part.kernel.arguments.len());
+                    for argument in &part.kernel.arguments {
+                        pointers.push(match argument {
+                            Argument::Status => self.memory.address(self.layout.status + 4 * n as u64),
+                            Argument::Slot(k) => {
+                                let none = || CudaError::Inconsistent(format!("step {n} has no argument {k}"));
+                                let slot = arguments.get(*k).ok_or_else(none)?;
+                                self.memory.address(on_device(*slot)?.0)
+                            }
+                        });
+                    }
+                    self.launch(part, &pointers)?;
+                }
+            }
+            Some(Step::Copy { from, to }) => {
+                let ((from, bytes), (to, room)) = (on_device(*from)?, on_device(*to)?);
+                self.memory.copy(from, to, bytes.min(room))?;
+            }
+            Some(Step::Host { .. }) | None => {}
+        }
+        Ok(())
+    }
+
+    fn launch(&self, part: &Loaded, pointers: &[u64]) -> Result<(), CudaError> {
+        let Kernel { entry, blocks, threads, dynamic_shared, .. } = &part.kernel;
+        if *blocks == 0 {
+            return Ok(());
+        }
+        let mut launch = self.device.stream.launch_builder(&part.function);
+        for pointer in pointers {
+            launch.arg(pointer);
+        }
+        let shape =
+            LaunchConfig { grid_dim: (*blocks, 1, 1), block_dim: (*threads, 1, 1), shared_mem_bytes: *dynamic_shared };
+        // SAFETY: the arguments are addresses of the slots that the plan gives this kernel, inside of the model's allocation,
+        // and the compiler made the kernel for just those slots.
+        let begun = unsafe { launch.launch(shape) };
+        begun.map(|_| ()).map_err(|e| CudaError::Kernel { entry: entry.clone(), what: meaning(e) })
+    }
+
+    /// Runs the model.
+    ///
+    /// # Errors
+    /// An input does not fit, a kernel or a host step fails.
+    pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, CudaError> {
+        let mut held = self.begin_run(inputs)?;
+        let fails = |e| CudaError::Driver { doing: "starts a graph", what: meaning(e) };
+        for segment in &self.segments {
+            match segment {
+                Segment::Graph(graph) => graph.launch().map_err(fails)?,
+                Segment::Host(n) => self.host(*n, &mut held)?,
+            }
+        }
+        self.finish(&held)
+    }
+
+    /// Runs the model step by step, waiting after each, and tells `seen` what every kernel read and wrote.
+    ///
+    /// # Errors
+    /// Those of [`Model::run`].
+    pub fn visit(&mut self, inputs: &[Tensor], seen: &mut dyn FnMut(&Visit<'_>)) -> Result<Vec<Tensor>, CudaError> {
+        let mut held = self.begin_run(inputs)?;
+        self.memory.clear(self.layout.status, 4 * self.plan.steps.len())?;
+        for (n, step) in self.plan.steps.iter().enumerate() {
+            match step {
+                Step::Host { .. } => self.host(n, &mut held)?,
+                Step::Copy { .. } => self.begin(n)?,
+                Step::Launch { kernel, arguments, .. } => {
+                    let contents = || arguments.iter().map(|slot| self.contents(*slot)).collect::<Result<Vec<_>, _>>();
+                    let before = contents()?;
+                    self.begin(n)?;
+                    seen(&Visit { kernel: *kernel, before: &before, after: &contents()? });
+                }
+            }
+        }
+        self.finish(&held)
+    }
+
+    /// Seconds that the launches of each kernel step take, by the device's clock: the step's number, its kernel and the
+    /// least of `rounds` times, each of which is the mean of `times` in a row. To be called after a run, whose values the
+    /// kernels then read again.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn time(&mut self, rounds: usize, times: usize) -> Result<Vec<(usize, usize, f64)>, CudaError> {
+        let fails = |e| CudaError::Driver { doing: "takes times", what: meaning(e) };
+        let stamp = || self.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(fails);
+        let mut all = Vec::new();
+        for (n, step) in self.plan.steps.iter().enumerate() {
+            let Step::Launch { kernel, .. } = step else { continue };
+            let mut least = f64::INFINITY;
+            for _ in 0..rounds.max(1) {
+                let start = stamp()?;
+                for _ in 0..times.max(1) {
+                    self.begin(n)?;
+                }
+                let end = stamp()?;
+                let milliseconds = f64::from(start.elapsed_ms(&end).map_err(fails)?);
+                least = least.min(milliseconds * 1e-3 / times.max(1) as f64);
+            }
+            all.push((n, *kernel, least));
+        }
+        Ok(all)
+    }
+
+    /// Copies the inputs to the device; gives what the host holds.
+    fn begin_run(&self, inputs: &[Tensor]) -> Result<HashMap<SlotId, Tensor>, CudaError> {
+        if inputs.len() != self.plan.inputs.len() {
+            let what = format!("{} inputs; the model has {}", inputs.len(), self.plan.inputs.len());
+            return Err(CudaError::Inconsistent(what));
+        }
+        let mut held = HashMap::new();
+        for ((name, slot), input) in self.plan.inputs.iter().zip(inputs) {
+            let ty = &self.plan.slots[*slot].ty;
+            if ty.dtype != input.dtype() || ty.shape().as_deref() != Some(input.shape()) {
+                let what = format!("{}{:?} was given, and the model wants {ty}", input.dtype(), input.shape());
+                return Err(CudaError::Input { name: name.to_string(), what });
+            }
+            match self.layout.slot(*slot) {
+                Some((at, _)) => self.memory.upload(at, input.bytes())?,
+                None => _ = held.insert(*slot, input.clone()),
+            }
+        }
+        Ok(held)
+    }
+
+    /// Does a step of the host.
+    fn host(&self, n: usize, held: &mut HashMap<SlotId, Tensor>) -> Result<(), CudaError> {
+        let Some(Step::Host { op, inputs, outputs, origin }) = self.plan.steps.get(n) else { return Ok(()) };
+        let operands = inputs.iter().map(|s| self.tensor(*s, held)).collect::<Result<Vec<_>, _>>()?;
+        let fails = |what: String| CudaError::Host { origin: origin.to_string(), what };
+        let results = eval_op(op, &operands).map_err(|e| fails(e.to_string()))?;
+        for (slot, result) in outputs.iter().zip(results) {
+            match self.layout.slot(*slot) {
+                Some((at, bytes)) if bytes == result.bytes().len() => self.memory.upload(at, result.bytes())?,
+                Some((_, bytes)) => {
+                    return Err(fails(format!("{} bytes came out; {bytes} were planned", result.bytes().len())));
+                }
+                None => _ = held.insert(*slot, result),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, looks whether a check failed, and takes the outputs.
+    fn finish(&self, held: &HashMap<SlotId, Tensor>) -> Result<Vec<Tensor>, CudaError> {
+        let mut status = vec![0u8; 4 * self.plan.steps.len()];
+        self.memory.download(self.layout.status, &mut status)?;
+        for (step, status) in self.plan.steps.iter().zip(status.chunks(4)) {
+            if let Step::Launch { kernel, .. } = step
+                && status.iter().any(|b| *b != 0)
+            {
+                let origin = self.plan.kernels.get(*kernel).map(|k| k.origin.to_string()).unwrap_or_default();
+                return Err(CudaError::Check { origin });
+            }
+        }
+        self.plan.outputs.iter().map(|(_, slot)| self.tensor(*slot, held)).collect()
+    }
+
+    /// What is in a slot of the device.
+    fn contents(&self, slot: SlotId) -> Result<Vec<u8>, CudaError> {
+        let Some((at, bytes)) = self.layout.slot(slot) else { return Ok(Vec::new()) };
+        let mut contents = vec![0; bytes];
+        self.memory.download(at, &mut contents)?;
+        Ok(contents)
+    }
+
+    fn tensor(&self, slot: SlotId, held: &HashMap<SlotId, Tensor>) -> Result<Tensor, CudaError> {
+        if let Some(tensor) = held.get(&slot) {
+            return Ok(tensor.clone());
+        }
+        let ty = &self.plan.slots[slot].ty;
+        let shape = ty.shape().ok_or(CudaError::Symbolic)?;
+        Tensor::new(ty.dtype, shape, self.contents(slot)?).map_err(|e| CudaError::Inconsistent(e.to_string()))
+    }
+}

@@ -1,0 +1,87 @@
+//! A compiled model on this machine's GPU.
+//!
+//! Invariant: what is launched is the text that [`super::Compiled`] holds, with the plan's slots as arguments; nothing is
+//! compiled here.
+
+use super::{ARCHITECTURES, Architecture, Compiled};
+use crate::Error;
+use kiln_ptx::Argument as OfText;
+use kiln_runtime::cuda::{Argument, CudaError, Device, Kernel, Model, Unavailable};
+
+impl From<Unavailable> for Error {
+    fn from(e: Unavailable) -> Error {
+        Error::Unsupported(e.to_string())
+    }
+}
+
+impl From<CudaError> for Error {
+    fn from(e: CudaError) -> Error {
+        let text = e.to_string();
+        match e {
+            CudaError::Memory { .. } => Error::Limit(text),
+            CudaError::Symbolic | CudaError::Newer { .. } => Error::Unsupported(text),
+            CudaError::Check { origin } => Error::data(origin, "an index is out of range"),
+            CudaError::Host { origin, what } => Error::data(origin, what),
+            CudaError::Input { name, what } => Error::data(format!("input {name:?}"), what),
+            CudaError::Plan(_) | CudaError::Inconsistent(_) => Error::Internal(text),
+            CudaError::Kernel { .. } | CudaError::Driver { .. } => Error::Device(text),
+        }
+    }
+}
+
+/// The latest architecture that a device runs code for.
+pub fn architecture(device: &Device) -> Architecture {
+    let (major, minor) = device.properties().capability;
+    let known =
+        |a: &&Architecture| a.name.trim_start_matches("sm_").parse().is_ok_and(|n: i32| n <= 10 * major + minor);
+    ARCHITECTURES.iter().rfind(known).copied().unwrap_or(ARCHITECTURES[0])
+}
+
+/// The launches of every kernel of the plan.
+///
+/// # Errors
+/// A kernel has free dims, or a grid that no GPU takes.
+pub fn kernels(compiled: &Compiled) -> Result<Vec<Vec<Kernel>>, Error> {
+    let mut all = Vec::with_capacity(compiled.kernels.len());
+    for kernel in &compiled.kernels {
+        let mut parts = Vec::with_capacity(kernel.modules.len());
+        for module in &kernel.modules {
+            let launch = &module.launch;
+            let blocks = launch.blocks.as_const().and_then(|b| u32::try_from(b.max(0)).ok());
+            // The first dimension of a grid has 31 bits.
+            let blocks = blocks.filter(|b| i32::try_from(*b).is_ok());
+            let blocks = blocks.ok_or_else(|| Error::Limit(format!("{} blocks of {}", launch.blocks, launch.entry)))?;
+            let mut arguments = Vec::with_capacity(launch.arguments.len());
+            let mut slots = 0;
+            for argument in &launch.arguments {
+                arguments.push(match argument {
+                    OfText::Buffer { .. } => {
+                        slots += 1;
+                        Argument::Slot(slots - 1)
+                    }
+                    OfText::Status => Argument::Status,
+                    OfText::Dim(d) => return Err(Error::Unsupported(format!("{} has the free dim {d}", launch.entry))),
+                });
+            }
+            parts.push(Kernel {
+                entry: launch.entry.clone(),
+                text: module.text.clone(),
+                blocks,
+                threads: launch.threads,
+                dynamic_shared: u32::try_from(launch.dynamic_shared).unwrap_or(u32::MAX),
+                arguments,
+            });
+        }
+        all.push(parts);
+    }
+    Ok(all)
+}
+
+/// Loads a model to a device.
+///
+/// # Errors
+/// The device has too little memory, or its driver refuses a kernel.
+pub fn load(compiled: &Compiled, device: Device) -> Result<Model, Error> {
+    let weights = compiled.weights.iter().map(|w| (w.offset, w.bytes()));
+    Ok(Model::load(device, compiled.plan.clone(), kernels(compiled)?, weights)?)
+}

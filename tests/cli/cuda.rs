@@ -1,0 +1,77 @@
+//! `--target cuda`, with a stand-in for the driver: a library with its functions over the interpreter of PTX.
+
+use super::models::mlp;
+use super::{Done, Place, Word, kiln, run_with};
+use std::path::{Path, PathBuf};
+
+/// A folder with a library that is opened as the driver's.
+fn driver(place: &Place, library: &Path) -> PathBuf {
+    let folder = place.path("driver");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(library, folder.join("libcuda.so")).unwrap();
+    folder
+}
+
+/// The stand-in, which Cargo leaves beside the tests.
+fn stand_in() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let library = tests.parent().unwrap().join("libkiln_stand_in.so");
+    assert!(library.is_file(), "{} was not built", library.display());
+    library
+}
+
+/// Runs `kiln` where the folder's library is the driver, which is made worse by `how`.
+fn with(folder: &Path, how: &str, words: &[&dyn Word]) -> Done {
+    run_with(&[("LD_LIBRARY_PATH", folder.as_os_str()), ("KILN_STAND_IN", how.as_ref())], words)
+}
+
+#[test]
+fn models_run_through_the_driver() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let folder = driver(&place, &stand_in());
+    let (cpu, gpu) = (place.path("cpu.npz"), place.path("gpu.npz"));
+    kiln!("run", &model, "--random", "3", "--output", &cpu).succeeds();
+    let words: [&dyn Word; 8] = [&"run", &model, &"--random", &"3", &"--target", &"cuda", &"--output", &gpu];
+    with(&folder, "checks", &words).succeeds();
+    let values = |path: &Path| {
+        let of = kiln::npz::read(path, &kiln::runtime::memory::Budget::unlimited()).unwrap();
+        of.into_iter().map(|(name, tensor)| (name, tensor.to_f64().unwrap())).collect::<Vec<_>>()
+    };
+    let (cpu, gpu) = (values(&cpu), values(&gpu));
+    assert_eq!(cpu.len(), gpu.len());
+    for ((name, want), (other, found)) in cpu.iter().zip(&gpu) {
+        assert_eq!((name, want.len()), (other, found.len()));
+        assert!(want.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0)), "{name}");
+    }
+    let report = with(&folder, "", &[&"verify", &model, &"--target", &"cuda", &"--each", &"--json"]).succeeds().json();
+    assert_eq!(report["agrees"], true);
+    assert!(report["device"].as_str().unwrap().contains("no GPU"), "{report}");
+    assert!(!report["kernels"].as_array().unwrap().is_empty());
+    let report = with(&folder, "", &[&"bench", &model, &"--target", &"cuda", &"--runs", &"2", &"--json"]).succeeds();
+    assert!(report.json()["kernels_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn drivers_that_will_not_do_are_named() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let folder = driver(&place, &stand_in());
+    let run: [&dyn Word; 6] = [&"run", &model, &"--random", &"0", &"--target", &"cuda"];
+    with(&place.path("nothing"), "", &run).fails(4, "no NVIDIA driver");
+    with(&place.path("nothing"), "", &[&"bench", &model, &"--target", &"cuda"]).fails(4, "no NVIDIA driver");
+    with(&place.path("nothing"), "", &[&"verify", &model, &"--target", &"cuda"]).fails(4, "no NVIDIA driver");
+    with(&folder, "version=10020", &run).fails(4, "for CUDA 10.2, and 11.4 or later");
+    with(&folder, "devices=0", &run).fails(4, "finds no GPU");
+    with(&folder, "capability=75", &run).fails(4, "sm_75");
+    with(&folder, "memory=1000", &run).fails(6, "bytes on the GPU");
+    with(&folder, "refuse", &run).fails(4, "update the driver");
+    kiln!("run", &model, "--random", "0", "--target", "rocm").fails(2, "cuda");
+    // A library without a single function of the driver.
+    let other = place.path("other.so");
+    if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        kiln!("compile", &model, "--emit", "so", "-o", &other).succeeds();
+        let folder = driver(&place, &other);
+        with(&folder, "", &run).fails(4, "cuInit, cuDriverGetVersion");
+    }
+}
