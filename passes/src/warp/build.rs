@@ -241,7 +241,9 @@ fn fold(op: BinaryOp, ty: DType, a: ValueId, b: ValueId, x: Option<Constant>, y:
         BinaryOp::And | BinaryOp::Mul if is(x, 0) || is(y, 0) => Folded::Constant(zero),
         BinaryOp::Add if !bool && is(x, 0) => Folded::Same(b),
         BinaryOp::Mul if !bool && is(x, 1) => Folded::Same(b),
-        BinaryOp::Add | BinaryOp::Sub | BinaryOp::Shl | BinaryOp::Shr if !bool && is(y, 0) => Folded::Same(a),
+        BinaryOp::Add | BinaryOp::Sub | BinaryOp::Xor | BinaryOp::Shl | BinaryOp::Shr if !bool && is(y, 0) => {
+            Folded::Same(a)
+        }
         BinaryOp::Mul | BinaryOp::Div if !bool && is(y, 1) => Folded::Same(a),
         BinaryOp::Rem | BinaryOp::Mod if !bool && is(y, 1) => Folded::Constant(zero),
         _ => return None,

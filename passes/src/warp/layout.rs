@@ -9,8 +9,12 @@
 //! reduction ever moves an element to another thread. All-constant tiles and tiles of one element fit every layout and
 //! join no classes.
 
+use super::index::{common, divisor};
+use super::memory::aligned;
+use kiln_ir::scalar::Less;
 use kiln_ir::tile::{For, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis};
 use kiln_ir::{DType, Expr};
+use std::collections::HashMap;
 
 /// What gives one bit of a position along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +126,15 @@ fn product(a: &TileType, b: &TileType, c: &TileType) -> Product {
     if halves && m >= 16 && n >= 8 && k.is_multiple_of(16) { Product::Mma } else { Product::Fma }
 }
 
+/// How an operand of a product lies in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Staging {
+    /// The axis along which elements are neighbours, as they are in global memory.
+    pub along: usize,
+    /// Whether lanes of a warp read several of its rows at once, so that they have to lie in different banks.
+    pub swizzled: bool,
+}
+
 /// The layouts of all tiles of a part.
 pub(super) struct Layouts<'a> {
     program: &'a TileProgram,
@@ -131,6 +144,8 @@ pub(super) struct Layouts<'a> {
     bits: Vec<Vec<Vec<Bit>>>,
     /// For each class, how its products are computed.
     products: Vec<Option<Product>>,
+    /// Of the operands of products.
+    stagings: HashMap<TileId, Staging>,
     /// Threads of a block, as a power of two.
     pub threads: u32,
 }
@@ -143,11 +158,13 @@ impl<'a> Layouts<'a> {
             parent: (0..program.tiles.len()).collect(),
             bits: vec![Vec::new(); program.tiles.len()],
             products: Vec::new(),
+            stagings: HashMap::new(),
             threads: 0,
         };
         let mut facts = vec![Facts::default(); program.tiles.len()];
         layouts.classes(&part.body);
         layouts.gather(&part.body, &mut facts);
+        layouts.operands(&part.body, &mut facts);
         layouts.threads = threads.unwrap_or_else(|| facts.iter().map(Facts::threads).max().unwrap_or(0).clamp(5, 8));
         layouts.products = facts.iter().map(|f| f.product).collect();
         for (class, facts) in facts.into_iter().enumerate() {
@@ -172,6 +189,34 @@ impl<'a> Layouts<'a> {
     /// How the product that gives a tile is computed.
     pub fn product(&self, id: TileId) -> Product {
         self.products[self.class(id)].unwrap_or(Product::Fma)
+    }
+
+    /// How an operand of a product lies in shared memory.
+    pub fn staging(&self, id: TileId) -> Option<Staging> {
+        self.stagings.get(&id).copied()
+    }
+
+    /// Decides how the operands of products lie in shared memory, and what that means for the products.
+    fn operands(&mut self, body: &[Stmt], facts: &mut [Facts]) {
+        let mut found = Vec::new();
+        each(body, &mut |stmt| {
+            if let Stmt::Let(id, TileOp::Dot(a, b, _)) = stmt {
+                found.push((*id, *a, *b));
+            }
+        });
+        for (id, a, b) in found {
+            let along = |id: TileId| facts[self.class(id)].contiguous.map_or(1, |(axis, ..)| axis.min(1));
+            let (of_a, of_b) = (along(a), along(b));
+            let class = self.class(id);
+            let matrix = facts[class].product == Some(Product::Mma);
+            facts[class].by_depth |= of_b == DEPTH_OF_RIGHT;
+            // Without matrix instructions the lanes read the left operand's rows nearly all at one place, and the right
+            // one's along a row; but where its rows are columns of the product, each lane reads another.
+            for (id, along, rows) in [(a, of_a, matrix), (b, of_b, matrix || of_b == DEPTH_OF_RIGHT)] {
+                let swizzled = rows || self.stagings.get(&id).is_some_and(|s| s.swizzled);
+                self.stagings.insert(id, Staging { along, swizzled });
+            }
+        }
     }
 
     fn class(&self, id: TileId) -> usize {
@@ -229,21 +274,35 @@ impl<'a> Layouts<'a> {
             of_class.iter_mut().zip(shape).for_each(|(most, &e)| *most = e.max(*most));
             class
         };
-        let memory = |facts: &mut [Facts], id: TileId, address: &Expr, dtype: DType| {
+        // Numbers that divide the loops' variables, as far as one can say before code is made.
+        let mut multiples = HashMap::new();
+        each(body, &mut |stmt| {
+            if let Stmt::For(For { var, lo, step, .. }) = stmt {
+                multiples.insert(var.clone(), common(*step, divisor(lo, &multiples)));
+            }
+        });
+        let memory = |facts: &mut [Facts], id: TileId, address: &Expr, mask: &[Less], dtype: DType| {
             let class = see(facts, id);
             let shape = &tiles[id].shape;
             let contiguous = (0..shape.len()).find(|&k| shape[k] > 1 && address.coefficient(&axis(k)) == Some(1));
             let elements = tiles[id].elements();
-            if let Some(k) = contiguous
-                && facts[class].contiguous.is_none_or(|(_, most, _)| elements > most)
-            {
-                facts[class].contiguous = Some((k, elements, dtype.size().max(1)));
-            }
+            let Some(k) = contiguous else { return };
+            let wide = aligned((shape, k), dtype, address, mask, &multiples);
+            let held = &mut facts[class].contiguous;
+            *held = match *held {
+                // Accesses that are narrower than a thread's share would leave gaps between those of neighbours.
+                Some((axis, most, other)) if axis == k && most == elements => Some((k, elements, wide.min(other))),
+                Some((_, most, _)) if elements <= most => *held,
+                Some(_) | None => Some((k, elements, wide)),
+            };
         };
         each(body, &mut |stmt| match stmt {
             Stmt::Let(id, op) => match op {
-                TileOp::Load { buffer, address, .. } => {
-                    memory(facts, *id, address, self.program.buffers[*buffer].dtype);
+                TileOp::Load { buffer, address, mask, gathered, .. } if gathered.is_empty() => {
+                    memory(facts, *id, address, mask, self.program.buffers[*buffer].dtype);
+                }
+                TileOp::Load { .. } => {
+                    see(facts, *id);
                 }
                 TileOp::Dot(a, b, _) => {
                     let class = see(facts, *id);
@@ -269,8 +328,8 @@ impl<'a> Layouts<'a> {
                     });
                 }
             }
-            Stmt::Store { buffer, address, value, .. } => {
-                memory(facts, *value, address, self.program.buffers[*buffer].dtype);
+            Stmt::Store { buffer, address, mask, value } => {
+                memory(facts, *value, address, mask, self.program.buffers[*buffer].dtype);
             }
         });
     }
@@ -291,11 +350,17 @@ pub(super) fn each<'s>(body: &'s [Stmt], f: &mut impl FnMut(&'s Stmt)) {
 struct Facts {
     /// The greatest extents of its tiles.
     shape: Vec<usize>,
-    /// The axis along which its largest access is contiguous, the elements of that tile, and bytes of an element.
+    /// The axis along which its largest access is contiguous, the elements of that tile, and how many neighbours can be
+    /// accessed at once.
     contiguous: Option<(usize, usize, usize)>,
     /// How it is accumulated into, where it is.
     product: Option<Product>,
+    /// Whether a right operand of its products has neighbours along the fold.
+    by_depth: bool,
 }
+
+/// The axis of a product's right operand that is folded.
+const DEPTH_OF_RIGHT: usize = 0;
 
 impl Facts {
     fn total(&self) -> usize {
@@ -311,7 +376,7 @@ impl Facts {
         let extents: Vec<usize> = self.shape.iter().map(|&e| bits_for(e)).collect();
         match (self.product, extents.as_slice()) {
             (Some(Product::Mma), &[m, n]) => matrix(m, n, threads),
-            (Some(Product::Fma), &[m, n]) => outer_product(m, n, threads),
+            (Some(Product::Fma), &[m, n]) => outer_product(m, n, threads, self.by_depth),
             (Some(_), _) | (None, _) => self.blocked(&extents, threads),
         }
     }
@@ -319,14 +384,14 @@ impl Facts {
     /// Wide accesses along the contiguous axis, lanes beside one another along it, then along the axes before it.
     fn blocked(&self, extents: &[usize], threads: usize) -> Vec<Vec<Bit>> {
         let last = extents.iter().rposition(|&e| e > 0).unwrap_or(0);
-        let (contiguous, _, size) = self.contiguous.unwrap_or((last, 0, 4));
+        let (contiguous, _, wide) = self.contiguous.unwrap_or((last, 0, 4));
         let total: usize = extents.iter().sum();
         let mut order: Vec<usize> = (0..extents.len()).rev().filter(|&k| k != contiguous).collect();
         if contiguous < extents.len() {
             order.insert(0, contiguous);
         }
         let mut bits: Vec<Vec<Bit>> = vec![Vec::new(); extents.len()];
-        let wide = (16 / size).max(1).ilog2() as usize;
+        let wide = wide.max(1).ilog2() as usize;
         let mut next = 0;
         for &k in &order {
             if k == contiguous {
@@ -342,9 +407,10 @@ impl Facts {
     }
 }
 
-/// A square of threads, each with four neighbouring columns and rows, then more of both.
-fn outer_product(m: usize, n: usize, threads: usize) -> Vec<Vec<Bit>> {
-    let columns = n.min(2);
+/// A square of threads, each with four neighbouring columns and rows, then more of both. Where the right operand's
+/// neighbours are along the fold, neighbouring threads have neighbouring columns, so that they read neighbouring rows.
+fn outer_product(m: usize, n: usize, threads: usize, by_depth: bool) -> Vec<Vec<Bit>> {
+    let columns = if by_depth { 0 } else { n.min(2) };
     let rows = m.min(2).min((m + n).saturating_sub(threads + columns));
     let across = (n - columns).min(threads.div_ceil(2));
     let down = (m - rows).min(threads - across);
@@ -395,10 +461,11 @@ mod tests {
 
     #[test]
     fn products_are_spread_over_threads() {
-        assert_eq!(text(&outer_product(7, 7, 8)), "r r t4 t5 t6 t7 r | r r t0 t1 t2 t3 r");
-        assert_eq!(text(&outer_product(6, 6, 7)), "r r t4 t5 t6 r | r r t0 t1 t2 t3");
-        assert_eq!(text(&outer_product(0, 10, 7)), " | r r t0 t1 t2 t3 t4 t5 t6 r");
-        assert_eq!(text(&outer_product(2, 2, 5)), "t0 t1 | r r");
+        assert_eq!(text(&outer_product(7, 7, 8, false)), "r r t4 t5 t6 t7 r | r r t0 t1 t2 t3 r");
+        assert_eq!(text(&outer_product(6, 6, 7, false)), "r r t4 t5 t6 r | r r t0 t1 t2 t3");
+        assert_eq!(text(&outer_product(0, 10, 7, false)), " | r r t0 t1 t2 t3 t4 t5 t6 r");
+        assert_eq!(text(&outer_product(7, 7, 8, true)), "r r t4 t5 t6 t7 r | t0 t1 t2 t3 r r r");
+        assert_eq!(text(&outer_product(2, 2, 5, false)), "t0 t1 | r r");
         assert_eq!(text(&matrix(7, 7, 7)), "t2 t3 t4 r r r t5 | r t0 t1 r r r t6");
         assert_eq!(text(&matrix(4, 7, 7)), "t2 t3 t4 r | r t0 t1 r r t5 t6");
         assert_eq!(text(&matrix(4, 3, 7)), "t2 t3 t4 r | r t0 t1");
@@ -406,10 +473,10 @@ mod tests {
 
     #[test]
     fn rows_are_spread_along_the_contiguous_axis() {
-        let facts = |contiguous, shape: &[usize]| Facts { shape: shape.to_vec(), contiguous, product: None };
+        let facts = |contiguous, shape: &[usize]| Facts { shape: shape.to_vec(), contiguous, ..Facts::default() };
         let bits = |f: Facts, threads| text(&f.bits(threads));
         assert_eq!(bits(facts(Some((1, 0, 4)), &[2, 1000]), 7), "r | r r t0 t1 t2 t3 t4 t5 t6 r");
-        assert_eq!(bits(facts(Some((1, 0, 2)), &[64, 32]), 7), "t2 t3 t4 t5 t6 r | r r r t0 t1");
+        assert_eq!(bits(facts(Some((1, 0, 8)), &[64, 32]), 7), "t2 t3 t4 t5 t6 r | r r r t0 t1");
         assert_eq!(bits(facts(Some((0, 0, 4)), &[64, 4]), 5), "r r t0 t1 t2 t3 | t4 r");
         assert_eq!(bits(facts(None, &[4, 8]), 7), "t3 t4 | t0 t1 t2");
     }

@@ -9,9 +9,11 @@ use super::layout::Layout;
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::DType;
 use kiln_ir::Expr;
+use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::{BinaryOp, Constant, Less};
 use kiln_ir::tile::{TileId, axis, gathered as gathered_symbol};
 use kiln_ir::warp::{Address, BUFFER_ALIGNMENT, Place, Stmt, ValueId};
+use std::collections::HashMap;
 
 /// The axis along which accesses are wide, and of how many elements each is.
 #[derive(Clone, Copy)]
@@ -45,35 +47,47 @@ pub(super) fn groups(layout: &Layout, width: Width) -> Vec<Vec<usize>> {
     groups
 }
 
+/// How many neighbours along an axis of a tile can be accessed at once, whoever holds them: as many as the address, the
+/// mask and the tile's end allow for certain.
+pub(super) fn aligned(
+    (shape, k): (&[usize], usize),
+    dtype: DType,
+    address: &Expr,
+    mask: &[Less],
+    multiples: &HashMap<Symbol, i64>,
+) -> usize {
+    let symbol = axis(k);
+    if dtype == DType::Bool || is_narrow(dtype) || address.coefficient(&symbol) != Some(1) {
+        return 1;
+    }
+    let divides = |n: i64, e: &Expr| divisor(&e.replace(&symbol, &Expr::default()), multiples) % n == 0;
+    let extent = shape.get(k).copied().unwrap_or(1);
+    let fits = |n: i64| {
+        let even = |less: &Less| {
+            let difference = less.left.sub(&less.right);
+            match difference.coefficient(&symbol) {
+                Some(0) => true,
+                // A multiple of the width plus 0, 1, ... below the width: below zero for all of them or none.
+                Some(1) => divides(n, &difference),
+                Some(_) | None => false,
+            }
+        };
+        divides(n, address) && mask.iter().all(even) && (extent.is_power_of_two() || (extent as i64) % n == 0)
+    };
+    let mut elements = (BUFFER_ALIGNMENT / dtype.size().max(1)).min(8);
+    while elements > 1 && !fits(elements as i64) {
+        elements /= 2;
+    }
+    elements
+}
+
 impl Lowering<'_> {
     /// How wide the accesses of a tile at an address under a mask can be.
     pub(super) fn width(&self, layout: &Layout, dtype: DType, address: &Expr, mask: &[Less]) -> Width {
-        let most = BUFFER_ALIGNMENT / dtype.size().max(1);
         let mut best = Width::ONE;
         for k in 0..layout.shape.len() {
-            let symbol = axis(k);
-            if dtype == DType::Bool || is_narrow(dtype) || address.coefficient(&symbol) != Some(1) {
-                continue;
-            }
-            let divides = |n: i64, e: &Expr| divisor(&e.replace(&symbol, &Expr::default()), &self.multiples) % n == 0;
-            let fits = |n: i64| {
-                let even = |less: &Less| {
-                    let difference = less.left.sub(&less.right);
-                    match difference.coefficient(&symbol) {
-                        Some(0) => true,
-                        // A multiple of the width plus 0, 1, ... below the width: below zero for all of them or none.
-                        Some(1) => divides(n, &difference),
-                        Some(_) | None => false,
-                    }
-                };
-                divides(n, address)
-                    && mask.iter().all(even)
-                    && (!layout.is_padded(k) || (layout.shape[k] as i64) % n == 0)
-            };
-            let mut elements = (1usize << layout.run(k)).min(most).min(8);
-            while elements > 1 && !fits(elements as i64) {
-                elements /= 2;
-            }
+            let aligned = aligned((&layout.shape, k), dtype, address, mask, &self.multiples);
+            let elements = (1usize << layout.run(k)).min(aligned);
             if elements > best.elements {
                 best = Width { axis: k, elements };
             }

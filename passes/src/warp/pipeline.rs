@@ -36,7 +36,7 @@ impl Lowering<'_> {
             let (layout, dtype) = (self.layouts.of(*id), self.program.tiles[*id].dtype);
             let width = self.width(&layout, dtype, address, mask);
             let everyone = (1u32 << self.layouts.threads) - 1 == layout.used();
-            let along_rows = width.elements == 1 || width.axis + 1 == layout.shape.len();
+            let along_rows = width.elements == 1 || self.layouts.staging(*id).is_some_and(|s| s.along == width.axis);
             let fits = matches!(width.elements * dtype.size(), 4 | 8 | 16) && in_shared(dtype) == dtype && along_rows;
             let zero = other.bits == 0 || mask.is_empty() && (0..layout.shape.len()).all(|k| !layout.is_padded(k));
             if gathered.is_empty() && everyone && fits && zero && self.only_for_products(*id, &counted.body) {
@@ -67,10 +67,9 @@ impl Lowering<'_> {
         let slot = Symbol::numbered("slot.", self.code.shared.len());
         let mut slots = Vec::new();
         for a in &ahead {
-            let plain = self.program.tiles[a.id].dtype.size() == 4 && a.width.elements == 4;
-            let (strides, size) = self.shared_shape(a.id, !plain)?;
+            let (strides, size, swizzle) = self.shared_shape(a.id)?;
             let place = self.code.shared(self.program.tiles[a.id].dtype, size.saturating_mul(stages));
-            slots.push((Staged { place, base: Expr::default(), strides }, size as i64));
+            slots.push((Staged { place, base: Expr::default(), strides, swizzle }, size as i64));
         }
         if self.code.depth() > 0 {
             // Threads may still read what the loop that is around this one copied here before.

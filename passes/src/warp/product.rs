@@ -1,26 +1,45 @@
 //! Matrix products by way of shared memory.
 //!
-//! Invariant: the rows of a staged tile are 16 bytes longer than the tile, so that they stay aligned for wide accesses
-//! and eight successive rows of a tile with a multiple of 16 elements of 2 bytes lie in different banks; but not those of
-//! 4-byte elements that copies of 16 bytes write, of which two rows of 16 elements fill all banks. Without matrix
-//! instructions the sum runs by rising `k`, as in the tile program.
+//! Invariant: an operand lies in shared memory as in global memory, with the elements of a row (of the axis along which
+//! they are neighbours) beside one another, so that copies and reads of 16 bytes are possible; and no two lanes that
+//! access it together meet in a bank. For that the 16-byte pieces of a row change places with one another where lanes
+//! read several rows at once: piece `p` of row `r` is at `p ^ (r / rows in 128 bytes)`, cut to the pieces of a row.
+//! Without matrix instructions the sum runs by rising `k`, as in the tile program.
 
 use super::arith::register_type;
 use super::layout::{Bit, Layout, Product};
 use super::memory::{Width, groups};
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::expr::Symbol;
-use kiln_ir::tile::{TileId, axis};
-use kiln_ir::warp::{Op, Place, Stmt, ValueId};
+use kiln_ir::scalar::BinaryOp;
+use kiln_ir::tile::TileId;
+use kiln_ir::warp::{Address, Op, Place, Stmt, ValueId};
 use kiln_ir::{DType, Expr};
 
-/// A tile in shared memory: element `[i, j, ..]` is at `base + i * strides[0] + j * strides[1] + ..`.
+/// A tile in shared memory: element `[i, j, ..]` is at `base + i * strides[0] + j * strides[1] + ..`, but for the swizzle.
 #[derive(Clone)]
 pub(super) struct Staged {
     pub place: Place,
     pub base: Expr,
     pub strides: Vec<i64>,
+    pub swizzle: Option<Swizzle>,
 }
+
+/// Which pieces of a row change places.
+#[derive(Clone, Copy)]
+pub(super) struct Swizzle {
+    /// The axis of rows; the other one is along them.
+    rows: usize,
+    /// `log2` of the elements of a piece.
+    piece: u32,
+    /// `log2` of the rows that lie in 128 bytes.
+    together: u32,
+    /// The pieces of a row, up to 8, less one.
+    mask: i64,
+}
+
+/// A position along an axis: what threads and loops give, and a constant.
+type Position = (Expr, i64);
 
 /// The type in shared memory of elements of a type.
 pub(super) fn in_shared(dtype: DType) -> DType {
@@ -28,37 +47,86 @@ pub(super) fn in_shared(dtype: DType) -> DType {
 }
 
 impl Lowering<'_> {
-    /// The strides of a tile in shared memory, with its elements there; whether its rows are longer is given.
-    pub(super) fn shared_shape(&self, id: TileId, longer: bool) -> Result<(Vec<i64>, usize), LowerError> {
+    /// How a tile lies in shared memory: its strides, its elements there, and its swizzle. Positions up to the next power
+    /// of two are there, so that storing them needs no condition.
+    pub(super) fn shared_shape(&self, id: TileId) -> Result<(Vec<i64>, usize, Option<Swizzle>), LowerError> {
         let ty = &self.program.tiles[id];
-        let wide = 16 / in_shared(ty.dtype).size().max(1);
-        let mut strides = vec![1i64; ty.shape.len()];
-        let mut size = 1usize;
-        for (k, &extent) in ty.shape.iter().enumerate().rev() {
-            strides[k] = size as i64;
-            // Positions up to the next power of two are there, so that storing them needs no condition.
-            size = size.saturating_mul(extent.max(1).next_power_of_two());
-            if k + 1 == ty.shape.len() && k > 0 {
-                size = size.max(wide).saturating_add(if longer { wide } else { 0 });
+        let size = in_shared(ty.dtype).size().max(1);
+        let wide = 16 / size;
+        let extents: Vec<usize> = ty.shape.iter().map(|e| (*e).max(1).next_power_of_two()).collect();
+        let mut strides = vec![1i64; extents.len()];
+        let (elements, swizzle) = match (self.layouts.staging(id), extents.as_slice()) {
+            (Some(staging), &[_, _]) => {
+                let rows = 1 - staging.along;
+                let row = extents[staging.along].max(wide);
+                strides[rows] = row as i64;
+                let pieces = row / wide;
+                let swizzle = (staging.swizzled && pieces > 1).then(|| Swizzle {
+                    rows,
+                    piece: wide.ilog2(),
+                    together: (8 / pieces).max(1).ilog2(),
+                    mask: pieces.min(8) as i64 - 1,
+                });
+                (row.saturating_mul(extents[rows]), swizzle)
             }
+            _ => {
+                let mut elements = 1usize;
+                for (k, &extent) in extents.iter().enumerate().rev() {
+                    strides[k] = elements as i64;
+                    elements = elements.saturating_mul(extent);
+                    // Of a tile that is read along another axis than it is written, each row begins in another bank.
+                    if k + 1 == extents.len() && k > 0 {
+                        elements += 1;
+                    }
+                }
+                (elements, None)
+            }
+        };
+        if elements > self.options.shared {
+            return Err(self.unsupported(format!("a tile of {elements} elements in shared memory")));
         }
-        if size > self.options.shared {
-            return Err(self.unsupported(format!("a tile of {size} elements in shared memory")));
-        }
-        Ok((strides, size.max(wide)))
+        Ok((strides, elements.next_multiple_of(wide), swizzle))
     }
 
-    /// The address of an element as an expression over the axes.
-    fn element(staged: &Staged) -> Expr {
-        let strides = staged.strides.iter().enumerate();
-        strides.fold(staged.base.clone(), |sum, (k, &stride)| sum.add(&Expr::from(axis(k)).scale(stride)))
+    /// The address of an element of a staged tile.
+    pub(super) fn element(&mut self, staged: &Staged, at: &[Position]) -> Result<Address, LowerError> {
+        let Some(Swizzle { rows, piece, together, mask }) = staged.swizzle else {
+            let parts = at.iter().zip(&staged.strides);
+            let e = parts.fold(staged.base.clone(), |sum, ((e, constant), stride)| {
+                sum.add(&e.add(&super::number(*constant)).scale(*stride))
+            });
+            return self.place(staged.place, &e);
+        };
+        let (Some((row, down)), Some((column, across))) = (at.get(rows), at.get(1 - rows)) else {
+            return Err(self.unsupported("a swizzled tile that has not two axes"));
+        };
+        // Rows that differ by a whole turn have their pieces in the same places.
+        let turn = (mask + 1) << together;
+        let number = self.expr(&row.add(&super::number(down.rem_euclid(turn))))?;
+        let turned = self.code.with(BinaryOp::Shr, number, i64::from(together));
+        let turned = self.code.with(BinaryOp::And, turned, mask);
+        let turned = self.code.with(BinaryOp::Shl, turned, i64::from(piece));
+        let column = self.expr(&column.add(&super::number(*across)))?;
+        let turned = self.code.cast(self.code.ty(column), turned);
+        let column = self.code.binary(BinaryOp::Xor, column, turned);
+        let first = self.expr(&row.scale(staged.strides[rows]).add(&staged.base))?;
+        let first = self.code.cast(self.code.ty(column), first);
+        let index = self.code.add(first, column);
+        Ok(Address { place: staged.place, index: Some(index), offset: down * staged.strides[rows] })
     }
 
-    /// How wide the thread's accesses of a staged tile can be.
-    pub(super) fn staged_width(layout: &Layout, dtype: DType) -> Width {
-        let Some(axis) = layout.shape.len().checked_sub(1) else { return Width { axis: 0, elements: 1 } };
-        let most = (16 / in_shared(dtype).size().max(1)).min(8);
-        Width { axis, elements: (1usize << layout.run(axis)).min(most) }
+    /// Where the thread's element is along each axis, given what its register adds.
+    fn positions(&mut self, layout: &Layout, offsets: &[i64]) -> Vec<Position> {
+        (0..layout.shape.len())
+            .map(|k| (self.thread_position(layout, k), offsets.get(k).copied().unwrap_or(0)))
+            .collect()
+    }
+
+    /// How wide the thread's stores to a staged tile can be.
+    fn staged_width(&self, id: TileId, layout: &Layout) -> Width {
+        let Some(staging) = self.layouts.staging(id) else { return Width { axis: 0, elements: 1 } };
+        let most = (16 / in_shared(self.program.tiles[id].dtype).size().max(1)).min(8);
+        Width { axis: staging.along, elements: (1usize << layout.run(staging.along)).min(most) }
     }
 
     /// Writes tiles to shared memory, where all threads can then read them.
@@ -69,14 +137,15 @@ impl Lowering<'_> {
         }
         let mut all = Vec::new();
         for &id in ids {
-            let (strides, size) = self.shared_shape(id, true)?;
+            let (strides, size, swizzle) = self.shared_shape(id)?;
             let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
             let place = self.code.shared(in_shared(dtype), size);
-            let staged = Staged { place, base: Expr::default(), strides };
+            let staged = Staged { place, base: Expr::default(), strides, swizzle };
             let condition = self.owner(&layout);
-            for group in groups(&layout, Self::staged_width(&layout, dtype)) {
+            for group in groups(&layout, self.staged_width(id, &layout)) {
                 let Some(&first) = group.first() else { continue };
-                let address = self.address(place, &Self::element(&staged), &layout, &layout.offsets(first))?;
+                let at = self.positions(&layout, &layout.offsets(first));
+                let address = self.element(&staged, &at)?;
                 let mut values = Vec::new();
                 for r in group {
                     let value = self.operand(id, &layout.coordinates(r))?;
@@ -110,7 +179,8 @@ impl Lowering<'_> {
                 super::index::Condition::Where(value) => Some(value),
             };
             let from = self.address(Place::Global(buffer), address, &layout, &offsets)?;
-            let to = self.address(staged.place, &Self::element(staged), &layout, &offsets)?;
+            let at = self.positions(&layout, &offsets);
+            let to = self.element(staged, &at)?;
             self.code.push(Stmt::Copy { to, from, count: group.len(), condition });
         }
         Ok(())
@@ -156,32 +226,21 @@ impl Lowering<'_> {
     fn multiply(&mut self, o: &Operands, k: &Expr, step: usize, sums: &[ValueId]) -> Result<Vec<ValueId>, LowerError> {
         let Operands { a, b, left, right, layout } = o;
         let ty = sums.first().map_or(DType::F32, |&s| self.code.ty(s));
-        let (of_a, of_b) = (self.program.tiles[*a].dtype, self.program.tiles[*b].dtype);
-        let (lda, ldb) = (left.strides[0], right.strides[0]);
-        let row = self.thread_position(layout, 0);
-        let column = self.thread_position(layout, 1);
-        let mut rows = Vec::new();
-        for i in 0..layout.along(0) {
-            let at = row.add(&super::number(layout.offset(0, i))).scale(lda).add(k).add(&left.base);
-            let address = self.place(left.place, &at)?;
-            let values = self.code.load(in_shared(of_a), step, address, None);
-            rows.push(values.into_iter().map(|v| self.convert(ty, v)).collect::<Vec<_>>());
-        }
+        // `rows[j][i]` is row `i` at `k + j`, `columns[j][n]` column `n`.
+        let rows = self.slices(*a, left, (layout, 0), (k, step), ty)?;
         let mut sums = sums.to_vec();
-        let most = (16 / in_shared(of_b).size()).min(8);
-        let width = (1usize << layout.run(1)).min(most);
-        for j in 0..step {
-            let mut columns = Vec::new();
-            for n in (0..layout.along(1)).step_by(width) {
-                let down = k.add(&super::number(j as i64)).scale(ldb);
-                let at = column.add(&super::number(layout.offset(1, n))).add(&down).add(&right.base);
-                let address = self.place(right.place, &at)?;
-                for value in self.code.load(in_shared(of_b), width, address, None) {
-                    columns.push(self.convert(ty, value));
+        // Where columns are read for one `k` at a time, that is done just before they are needed.
+        let together = self.is_by_depth(*b, 1);
+        let all = if together { self.slices(*b, right, (layout, 1), (k, step), ty)? } else { Vec::new() };
+        for (j, rows) in rows.iter().enumerate() {
+            let columns = match all.get(j) {
+                Some(columns) => columns.clone(),
+                None => {
+                    let k = k.add(&super::number(j as i64));
+                    self.slices(*b, right, (layout, 1), (&k, 1), ty)?.into_iter().next().unwrap_or_default()
                 }
-            }
-            for (i, values) in rows.iter().enumerate() {
-                let Some(&x) = values.get(j) else { continue };
+            };
+            for (i, &x) in rows.iter().enumerate() {
                 for (n, &y) in columns.iter().enumerate() {
                     let r = layout.register(&[i, n]);
                     if let Some(slot) = sums.get_mut(r) {
@@ -193,12 +252,52 @@ impl Lowering<'_> {
         Ok(sums)
     }
 
-    /// Adds 16 products to each accumulator with `mma.m16n8k16`, from fragments that `ldmatrix` loads: `a` by rows, `b`
-    /// transposed, two columns of fragments at a time.
+    /// Whether an operand that gives axis `free` of the product has neighbours along the fold.
+    fn is_by_depth(&self, id: TileId, free: usize) -> bool {
+        self.layouts.staging(id).is_some_and(|s| s.along != free)
+    }
+
+    /// An operand's elements for `step` places of the fold from `k` on, for each the thread's positions along axis `free` of
+    /// the product, which is the operand's too.
+    fn slices(
+        &mut self,
+        id: TileId,
+        staged: &Staged,
+        (layout, free): (&Layout, usize),
+        (k, step): (&Expr, usize),
+        ty: DType,
+    ) -> Result<Vec<Vec<ValueId>>, LowerError> {
+        let dtype = in_shared(self.program.tiles[id].dtype);
+        let own = self.thread_position(layout, free);
+        let by_depth = self.is_by_depth(id, free);
+        let most = (16 / dtype.size()).min(8);
+        let width = if by_depth { 1 } else { (1usize << layout.run(free)).min(most) };
+        let mut slices = vec![Vec::new(); step];
+        let deep = if by_depth { step } else { 1 };
+        for j in (0..step).step_by(deep) {
+            for i in (0..layout.along(free)).step_by(width) {
+                let position = (own.clone(), layout.offset(free, i));
+                let depth = (k.clone(), j as i64);
+                let at = if free == 0 { [position, depth] } else { [depth, position] };
+                let address = self.element(staged, &at)?;
+                let values = self.code.load(dtype, width * deep, address, None);
+                for (n, value) in values.into_iter().enumerate() {
+                    let value = self.convert(ty, value);
+                    if let Some(slice) = slices.get_mut(if by_depth { n } else { j }) {
+                        slice.push(value);
+                    }
+                }
+            }
+        }
+        Ok(slices)
+    }
+
+    /// Adds 16 products to each accumulator with `mma.m16n8k16`, from fragments that `ldmatrix` loads, two columns of
+    /// fragments at a time. Four matrices of 8 by 8 are loaded at once, each from the rows that eight lanes point to; an
+    /// operand whose rows are not those of the fragment is transposed on the way.
     fn matrix_multiply(&mut self, o: &Operands, k: &Expr, sums: &[ValueId]) -> Result<Vec<ValueId>, LowerError> {
-        let Operands { a, left, right, layout, .. } = o;
+        let Operands { a, b, left, right, layout } = o;
         let dtype = self.program.tiles[*a].dtype;
-        let (lda, ldb) = (left.strides[0], right.strides[0]);
         // The warps' part of a position is what the lanes do not give.
         let mut warps = layout.clone();
         warps.axes.iter_mut().flatten().for_each(|bit| {
@@ -207,24 +306,35 @@ impl Lowering<'_> {
             }
         });
         let (row, column) = (self.thread_position(&warps, 0), self.thread_position(&warps, 1));
-        let mut lane = |bits: Vec<Bit>| self.thread_position(&Layout { shape: vec![16], axes: vec![bits] }, 0);
-        let sixteenth = lane((0..4).map(Bit::Thread).collect());
-        let eight = lane(vec![Bit::Register, Bit::Register, Bit::Register, Bit::Thread(4)]);
+        let mut lane = |bits: &[Bit]| self.thread_position(&Layout { shape: vec![16], axes: vec![bits.to_vec()] }, 0);
+        let (r, t) = (Bit::Register, Bit::Thread);
+        // Within 16 positions: the first half of the lanes and the second one go along the rows, or each half has both.
+        let sixteen = lane(&[t(0), t(1), t(2), t(3)]);
+        let upper = lane(&[r, r, r, t(4)]);
+        let alternate = lane(&[t(0), t(1), t(2), t(4)]);
+        let second = lane(&[r, r, r, t(3)]);
+        let (eight, none) = (lane(&[t(0), t(1), t(2)]), Expr::default());
         let mut fragments = Vec::new();
+        let transposed = !self.is_by_depth(*a, 0);
+        let (of_row, of_depth) = if transposed { (&second, &alternate) } else { (&sixteen, &upper) };
         for i in (0..layout.along(0)).step_by(2) {
-            let down = row.add(&sixteenth).add(&super::number(layout.offset(0, i))).scale(lda);
-            let address = self.place(left.place, &down.add(&eight).add(k).add(&left.base))?;
-            let op = Op::Matrix { address, transposed: false };
-            fragments.push(self.code.several(DType::U32, 4, op));
+            let at = [(row.add(of_row), layout.offset(0, i)), (k.add(of_depth), 0)];
+            let address = self.element(left, &at)?;
+            fragments.push(self.code.several(DType::U32, 4, Op::Matrix { address, transposed }));
         }
+        let transposed = !self.is_by_depth(*b, 1);
         let mut sums = sums.to_vec();
         let across = if layout.along(1) >= 4 { 4 } else { 2 };
         for n in (0..layout.along(1)).step_by(across) {
-            let down = k.add(&sixteenth).scale(ldb);
-            let right_of = column.add(&super::number(layout.offset(1, n)));
-            let right_of = if across == 4 { right_of.add(&eight) } else { right_of };
-            let address = self.place(right.place, &down.add(&right_of).add(&right.base))?;
-            let op = Op::Matrix { address, transposed: true };
+            let (of_depth, of_column) = match (transposed, across) {
+                (true, 4) => (&sixteen, &upper),
+                (true, _) => (&sixteen, &none),
+                (false, 4) => (&second, &alternate),
+                (false, _) => (&second, &eight),
+            };
+            let at = [(k.add(of_depth), 0), (column.add(of_column), layout.offset(1, n))];
+            let address = self.element(right, &at)?;
+            let op = Op::Matrix { address, transposed };
             let b = self.code.several(DType::U32, across, op);
             for (i, a) in fragments.iter().enumerate() {
                 let &[a0, a1, a2, a3] = a.as_slice() else { continue };

@@ -5,7 +5,24 @@ use kiln_ir::scalar::Constant;
 use kiln_ir::{tile, warp};
 
 /// A matrix product with ragged edges: `y = act(x · w + b)`.
-fn matmul(m: usize, n: usize, k: usize, (bm, bn, bk): (usize, usize, usize), dtype: &str, act: &str) -> String {
+fn matmul(m: usize, n: usize, k: usize, tile: (usize, usize, usize), dtype: &str, act: &str) -> String {
+    turned(m, n, k, tile, dtype, act, [false; 2])
+}
+
+/// The same with `x`, `w` or both the other way round in memory.
+fn turned(
+    m: usize,
+    n: usize,
+    k: usize,
+    (bm, bn, bk): (usize, usize, usize),
+    dtype: &str,
+    act: &str,
+    turned: [bool; 2],
+) -> String {
+    let from_x =
+        if turned[0] { format!("{m}*a1 + a0 + {bm}*i + {m}*k") } else { format!("a1 + {k}*a0 + {bm}*{k}*i + k") };
+    let from_w =
+        if turned[1] { format!("{k}*a1 + a0 + {bn}*{k}*j + k") } else { format!("a1 + {n}*a0 + {bn}*j + {n}*k") };
     let (gm, gn, kk) = (m.div_ceil(bm), n.div_ceil(bn), k.next_multiple_of(bk));
     let mask = |conditions: &[(bool, String)]| {
         let kept: Vec<&str> = conditions.iter().filter(|(ragged, _)| *ragged).map(|(_, c)| c.as_str()).collect();
@@ -24,8 +41,8 @@ kernel @mm(x: {dtype}[{xs}], w: {dtype}[{ws}], b: f32[{n}], y: f32[{ys}] written
   part grid(i = {gm}, j = {gn}) {{
     %0: f32[{bm},{bn}] = const 0.0f32
     for k in 0..{kk} step {bk} carry(%1: f32[{bm},{bn}] = %0) {{
-      %2: {dtype}[{bm},{bk}] = load x[a1 + {k}*a0 + {bm}*{k}*i + k]{x}
-      %3: {dtype}[{bk},{bn}] = load w[a1 + {n}*a0 + {bn}*j + {n}*k]{w}
+      %2: {dtype}[{bm},{bk}] = load x[{from_x}]{x}
+      %3: {dtype}[{bk},{bn}] = load w[{from_w}]{w}
       %4: f32[{bm},{bn}] = dot %2, %3, %1
     }} next(%4) as(%5)
     %6: f32[1,{bn}] = load b[a1 + {bn}*j]{b}
@@ -137,6 +154,10 @@ fn products_of_f32_are_those_of_the_tile_program_bit_by_bit() {
         for ahead in [1, 2, 3, 4] {
             check(&matmul(m, n, k, tile, "f32", "neg"), &stages(ahead), 0.0);
         }
+        for around in [[false, true], [true, false], [true, true]] {
+            check(&turned(m, n, k, tile, "f32", "neg", around), &stages(1), 0.0);
+            check(&turned(m, n, k, tile, "f32", "neg", around), &stages(3), 0.0);
+        }
     }
 }
 
@@ -150,19 +171,36 @@ fn products_of_halves_use_matrix_instructions() {
             (30, 16, 40, (16, 8, 16)),
             (128, 64, 64, (128, 64, 32)),
         ] {
-            for ahead in [1, 3] {
-                let runs = check(&matmul(m, n, k, tile, dtype, "abs"), &stages(ahead), 1e-5);
+            for (ahead, around) in
+                [(1, [false; 2]), (3, [false; 2]), (3, [false, true]), (1, [true, false]), (3, [true; 2])]
+            {
+                let runs = check(&turned(m, n, k, tile, dtype, "abs", around), &stages(ahead), 1e-5);
                 // Every warp's share of every step: 16 * 8 * 16 products an instruction.
                 let (bm, bn, bk) = tile;
                 let blocks = m.div_ceil(bm) * n.div_ceil(bn) * k.div_ceil(bk);
                 let least = blocks * (bm * bn * bk) / (16 * 8 * 16);
-                let mma = runs[0].1.mma as usize;
-                assert!(mma >= least, "{mma} matrix products, wants {least}");
-                // Fragments of 16 columns and more are read without conflicts, and eight lanes write two rows of 64
-                // bytes and the gap between them, which is a little more than all banks once.
                 let counts = runs[0].1;
-                let even = bn >= 16 && n % 8 == 0 && k % 8 == 0;
-                assert!(!even || counts.wavefronts * 3 <= counts.least_wavefronts * 4, "bank conflicts: {counts:?}");
+                let mma = counts.mma as usize;
+                assert!(mma >= least, "{mma} matrix products, wants {least}");
+                // Rows of an odd number of halves can only be copied one by one, of which two are in each bank.
+                let even = m % 8 == 0 && n % 8 == 0 && k % 8 == 0;
+                assert!(!even || counts.wavefronts == counts.least_wavefronts, "{tile:?} {around:?} {counts:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_lie_in_shared_memory_without_bank_conflicts() {
+    for dtype in ["f32", "f16"] {
+        for around in [[false, false], [false, true], [true, false], [true, true]] {
+            for tile in [(128, 128, 16), (64, 64, 32), (64, 32, 16), (32, 128, 8)] {
+                if dtype == "f16" && tile.2 < 16 {
+                    continue;
+                }
+                let counts = check(&turned(128, 128, 64, tile, dtype, "abs", around), &stages(3), 1e-5)[0].1;
+                assert_eq!(counts.wavefronts, counts.least_wavefronts, "{dtype} {tile:?} {around:?}");
+                assert_eq!(counts.sectors, counts.least_sectors, "{dtype} {tile:?} {around:?}");
             }
         }
     }
