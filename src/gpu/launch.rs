@@ -19,7 +19,7 @@ impl From<CudaError> for Error {
         let text = e.to_string();
         match e {
             CudaError::Memory { .. } => Error::Limit(text),
-            CudaError::Symbolic | CudaError::Newer { .. } => Error::Unsupported(text),
+            CudaError::Symbolic | CudaError::Control { .. } | CudaError::Newer { .. } => Error::Unsupported(text),
             CudaError::Check { origin } => Error::data(origin, "an index is out of range"),
             CudaError::Host { origin, what } => Error::data(origin, what),
             CudaError::Input { name, what } => Error::data(format!("input {name:?}"), what),

@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &str, &[&str])] = &[
 /// Crates of others that only some of ours may use.
 const KEPT: &[(&str, &[&str])] = &[
     ("cranelift-codegen", &["kiln-cpu"]),
-    ("iced-x86", &["kiln-cpu"]),
+    ("iced-x86", &["kiln-cpu", "kiln"]),
     ("prost", &["kiln-frontend", "kiln"]),
     ("memmap2", &["kiln-runtime"]),
     ("cudarc", &["kiln-runtime"]),

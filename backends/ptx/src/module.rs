@@ -79,7 +79,8 @@ impl<'a> Emitter<'a> {
             let comma = if i + 1 < kinds.len() { "," } else { "" };
             let _ = writeln!(text, "\t.param .{kind} {name}_{i}{comma}\t// {what}");
         }
-        let _ = writeln!(text, ")\n.reqntid {threads}, 1, 1\n{{");
+        // Without the last line ptxas spills registers where that lets a few more blocks in.
+        let _ = writeln!(text, ")\n.reqntid {threads}, 1, 1\n.minnctapersm 1\n{{");
         if shared > 0 && dynamic_shared == 0 {
             let _ = writeln!(text, "\t.shared .align 16 .b8 shared[{shared}];");
         }

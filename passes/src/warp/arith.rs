@@ -28,6 +28,9 @@ fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::F16 | DType::BF16)
 }
 
+/// The greatest power that is computed by products.
+const MOST_POWER: f64 = 8.0;
+
 impl Lowering<'_> {
     /// A constant of any type.
     pub(super) fn constant(&mut self, c: Constant) -> ValueId {
@@ -123,11 +126,35 @@ impl Lowering<'_> {
         if op == Dot4 {
             return Ok(self.dot_of_bytes(x, y));
         }
+        let whole = self.code.known(y).filter(|_| ty == DType::F32 && op == Pow).map(Constant::as_f64);
+        if let Some(n) = whole.filter(|n| n.fract() == 0.0 && n.abs() <= MOST_POWER) {
+            return Ok(self.power(x, n));
+        }
         let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { op == Pow };
         if missing {
             return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
         }
         Ok(self.code.binary(op, x, y))
+    }
+
+    /// A float to the power of a small whole number, by products.
+    fn power(&mut self, x: ValueId, n: f64) -> ValueId {
+        let one = self.code.float(1.0);
+        let (mut rest, mut square, mut result) = (n.abs() as u32, x, None);
+        while rest > 0 {
+            if rest & 1 != 0 {
+                result = Some(result.map_or(square, |r| self.code.binary(BinaryOp::Mul, r, square)));
+            }
+            rest >>= 1;
+            if rest > 0 {
+                square = self.code.binary(BinaryOp::Mul, square, square);
+            }
+        }
+        match result {
+            None => one,
+            Some(result) if n < 0.0 => self.code.binary(BinaryOp::Div, one, result),
+            Some(result) => result,
+        }
     }
 
     /// The dot product of four bytes, unsigned those of `x`: byte by byte.

@@ -172,6 +172,7 @@ impl<'a> Layouts<'a> {
                 layouts.bits[class] = facts.bits(layouts.threads as usize);
             }
         }
+        layouts.spread_rows(&part.body);
         layouts
     }
 
@@ -194,6 +195,27 @@ impl<'a> Layouts<'a> {
     /// How an operand of a product lies in shared memory.
     pub fn staging(&self, id: TileId) -> Option<Staging> {
         self.stagings.get(&id).copied()
+    }
+
+    /// The left operand of a product without matrix instructions is swizzled where the product is so narrow that lanes which
+    /// are served together read different rows of it.
+    fn spread_rows(&mut self, body: &[Stmt]) {
+        let mut found = Vec::new();
+        each(body, &mut |stmt| {
+            if let Stmt::Let(id, TileOp::Dot(a, ..)) = stmt {
+                found.push((*id, *a));
+            }
+        });
+        for (id, a) in found {
+            let rows = self.bits[self.class(id)].first();
+            let apart = rows.is_some_and(|bits| bits.iter().any(|b| matches!(b, Bit::Thread(0..3))));
+            if let Some(staging) = self.stagings.get_mut(&a)
+                && apart
+                && staging.along == DEPTH_OF_LEFT
+            {
+                staging.swizzled = true;
+            }
+        }
     }
 
     /// Decides how the operands of products lie in shared memory, and what that means for the products.
@@ -359,7 +381,8 @@ struct Facts {
     by_depth: bool,
 }
 
-/// The axis of a product's right operand that is folded.
+/// The axis of a product's left operand that is folded, and that of its right one.
+const DEPTH_OF_LEFT: usize = 1;
 const DEPTH_OF_RIGHT: usize = 0;
 
 impl Facts {
@@ -384,7 +407,8 @@ impl Facts {
     /// Wide accesses along the contiguous axis, lanes beside one another along it, then along the axes before it.
     fn blocked(&self, extents: &[usize], threads: usize) -> Vec<Vec<Bit>> {
         let last = extents.iter().rposition(|&e| e > 0).unwrap_or(0);
-        let (contiguous, _, wide) = self.contiguous.unwrap_or((last, 0, 4));
+        // Where nothing is known to be beside anything, neighbours are in neighbouring lanes.
+        let (contiguous, _, wide) = self.contiguous.unwrap_or((last, 0, 1));
         let total: usize = extents.iter().sum();
         let mut order: Vec<usize> = (0..extents.len()).rev().filter(|&k| k != contiguous).collect();
         if contiguous < extents.len() {

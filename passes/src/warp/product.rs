@@ -41,6 +41,9 @@ pub(super) struct Swizzle {
 /// A position along an axis: what threads and loops give, and a constant.
 type Position = (Expr, i64);
 
+/// Depth of a tile up to which its matrix instructions are written out.
+const MOST_DEPTH: usize = 128;
+
 /// The type in shared memory of elements of a type.
 pub(super) fn in_shared(dtype: DType) -> DType {
     if dtype == DType::Bool { DType::I32 } else { register_type(dtype) }
@@ -213,8 +216,13 @@ impl Lowering<'_> {
             Product::Fma => lowering.multiply(&operands, k, step, sums),
             Product::Mma => lowering.matrix_multiply(&operands, k, sums),
         };
-        if depth <= step {
-            return Ok(Tile::Registers(add(self, &Expr::default(), &init)?));
+        // Matrix instructions are few enough to be written out, and then where they read is computed before the loop around.
+        if depth <= step || product == Product::Mma && depth <= MOST_DEPTH {
+            let mut sums = init;
+            for first in (0..depth).step_by(step) {
+                sums = add(self, &super::number(first as i64), &sums)?;
+            }
+            return Ok(Tile::Registers(sums));
         }
         let sums = self.looped(DType::I32, (lo, hi, step as i64), &init, |lowering, variable, sums| {
             lowering.with_symbol(&k, variable, (0, depth as i64), |lowering| add(lowering, &Expr::from(&k), sums))

@@ -194,7 +194,7 @@ fn products_of_halves_use_matrix_instructions() {
 fn operands_lie_in_shared_memory_without_bank_conflicts() {
     for dtype in ["f32", "f16"] {
         for around in [[false, false], [false, true], [true, false], [true, true]] {
-            for tile in [(128, 128, 16), (64, 64, 32), (64, 32, 16), (32, 128, 8)] {
+            for tile in [(128, 128, 16), (64, 64, 32), (64, 32, 16), (32, 128, 8), (64, 16, 16), (64, 16, 8)] {
                 if dtype == "f16" && tile.2 < 16 {
                     continue;
                 }
@@ -319,6 +319,26 @@ kernel @turn(x: f32[960], y: f32[960] written) {
       %1: f32[8,8] = transpose [1, 0], %0
       store y[a1 + 40*a0 + 320*i + k] = %1
     }
+  }
+}
+",
+        // Powers of whole numbers.
+        "\
+kernel @powers(x: f32[64], y: f32[256] written) {
+  part grid() {
+    %0: f32[64] = load x[a0]
+    %1: f32[1] = const 3.0f32
+    %2: f32[64] = pow %0, %1
+    store y[a0] = %2
+    %3: f32[1] = const -2.0f32
+    %4: f32[64] = pow %0, %3
+    store y[a0 + 64] = %4
+    %5: f32[1] = const 0.0f32
+    %6: f32[64] = pow %0, %5
+    store y[a0 + 128] = %6
+    %7: f32[1] = const 7.0f32
+    %8: f32[64] = pow %0, %7
+    store y[a0 + 192] = %8
   }
 }
 ",

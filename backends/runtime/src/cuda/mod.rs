@@ -99,6 +99,12 @@ pub enum CudaError {
     /// Dims that only inputs decide.
     #[error("code for GPUs needs fixed dims")]
     Symbolic,
+    /// Steps that only the CPU's engine takes.
+    #[error("control flow does not run on GPUs yet: {origin}")]
+    Control {
+        /// The nodes.
+        origin: String,
+    },
     /// The device has too little memory.
     #[error("the model needs {needed} bytes on the GPU, of whose {total} bytes {free} are free")]
     Memory {

@@ -68,6 +68,14 @@ impl Model {
         if plan.is_symbolic() {
             return Err(CudaError::Symbolic);
         }
+        let control = plan.steps.iter().find_map(|step| match step {
+            Step::If { origin, .. } | Step::Bind { origin, .. } => Some(origin),
+            Step::Loop(l) => Some(&l.origin),
+            Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } => None,
+        });
+        if let Some(origin) = control {
+            return Err(CudaError::Control { origin: origin.to_string() });
+        }
         let layout = Layout::of(&plan)?;
         let memory = Memory::new(&device, layout.bytes)?;
         for (at, bytes) in weights {
@@ -191,7 +199,8 @@ impl Model {
                 let ((from, bytes), (to, room)) = (on_device(*from)?, on_device(*to)?);
                 self.memory.copy(from, to, bytes.min(room))?;
             }
-            Some(Step::Host { .. }) | None => {}
+            // The host does the one, and a plan with any of the others was not loaded.
+            Some(Step::Host { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_)) | None => {}
         }
         Ok(())
     }
@@ -239,7 +248,7 @@ impl Model {
         for (n, step) in self.plan.steps.iter().enumerate() {
             match step {
                 Step::Host { .. } => self.host(n, &mut held)?,
-                Step::Copy { .. } => self.begin(n)?,
+                Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => self.begin(n)?,
                 Step::Launch { kernel, arguments, .. } => {
                     let contents = || arguments.iter().map(|slot| self.contents(*slot)).collect::<Result<Vec<_>, _>>();
                     let before = contents()?;

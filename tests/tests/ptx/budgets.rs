@@ -1,0 +1,150 @@
+//! What NVIDIA's assembler makes of kernels of fixed shapes: registers, the instructions of the hot loop, and what one block
+//! executes in the interpreter, so that a loop that was rolled up does not look cheaper than it is.
+//!
+//! `golden/ptx/budgets.txt` holds the figures; a change of any of them has to be blessed, which makes it a line of a diff.
+//! They are those of one version of the assembler and are not looked at with another.
+
+use super::{compile, golden, ptxas};
+use kiln_passes::warp::Options;
+use kiln_ptx::emulate::{self, Buffer, Launch};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The assembler whose figures are checked in.
+const VERSION: &str = "V13.5.37";
+
+/// The disassembler: `KILN_NVDISASM`, on the PATH, or where `scripts/ptxas.py` puts it.
+fn nvdisasm() -> Option<PathBuf> {
+    if let Some(program) = std::env::var_os("KILN_NVDISASM") {
+        return Some(program.into());
+    }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ptxas/nvdisasm");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join("nvdisasm")).chain([here]).find(|program| program.is_file())
+}
+
+/// A matrix product of f16, its loop over `k` and nothing after it but the store.
+fn product(n: usize, (bm, bn, bk): (usize, usize, usize)) -> String {
+    let size = n * n;
+    format!(
+        "\
+kernel @product(x: f16[{size}], w: f16[{size}], y: f32[{size}] written) {{
+  part grid(i = {}, j = {}) {{
+    %0: f32[{bm},{bn}] = const 0.0f32
+    for k in 0..{n} step {bk} carry(%1: f32[{bm},{bn}] = %0) {{
+      %2: f16[{bm},{bk}] = load x[a1 + {n}*a0 + {bm}*{n}*i + k]
+      %3: f16[{bk},{bn}] = load w[a1 + {n}*a0 + {bn}*j + {n}*k]
+      %4: f32[{bm},{bn}] = dot %2, %3, %1
+    }} next(%4) as(%5)
+    store y[a1 + {n}*a0 + {bm}*{n}*i + {bn}*j] = %5
+  }}
+}}
+",
+        n / bm,
+        n / bn
+    )
+}
+
+/// Opcodes of a kernel in order, and those of its innermost largest loop.
+fn opcodes(sass: &str) -> (Vec<String>, Vec<String>) {
+    let (mut all, mut labels, mut hot) = (Vec::new(), BTreeMap::new(), 0..0);
+    for line in sass.lines().map(str::trim) {
+        if let Some(label) = line.strip_suffix(':').filter(|l| l.starts_with(".L_")) {
+            labels.insert(label.to_string(), all.len());
+        }
+        let Some((_, code)) = line.strip_prefix("/*").and_then(|l| l.split_once("*/")) else { continue };
+        let mut words = code.split_whitespace().skip_while(|w| w.starts_with('@') || *w == "{");
+        let Some(opcode) = words.next() else { continue };
+        all.push(opcode.trim_end_matches(';').to_string());
+        let back = code.split_once("`(").and_then(|(_, l)| labels.get(l.split(')').next()?));
+        if let Some(&first) = back
+            && opcode == "BRA"
+            && all.len() - first > hot.len()
+        {
+            hot = first..all.len();
+        }
+    }
+    let hot = all.get(hot).unwrap_or_default().to_vec();
+    // What follows an exit fills the text up.
+    let end = all.iter().rposition(|o| o == "EXIT").map_or(all.len(), |n| n + 1);
+    all.truncate(end);
+    (all, hot)
+}
+
+fn count(all: &[String], what: &str) -> usize {
+    all.iter().filter(|o| o.starts_with(what)).count()
+}
+
+#[test]
+fn kernels_of_fixed_shapes_keep_their_budgets() {
+    let (Some(ptxas), Some(nvdisasm)) = (ptxas(), nvdisasm()) else {
+        eprintln!("SKIPPED: budgets were not looked at: no ptxas or nvdisasm; `scripts/ptxas.py` fetches both");
+        return;
+    };
+    let version = Command::new(&ptxas).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
+    if !String::from_utf8_lossy(&version).contains(VERSION) {
+        eprintln!("SKIPPED: budgets are those of ptxas {VERSION}");
+        return;
+    }
+    let options = |threads, stages| Options { threads: Some(threads), stages, shared: 100 << 10 };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut text = String::new();
+    for (name, arch, tile, options) in [
+        ("f16 product 128x128x64, 4 warps, 3 stages", "sm_80", product(256, (128, 128, 64)), options(128, 3)),
+        ("f16 product 128x128x32, 8 warps, 4 stages", "sm_80", product(256, (128, 128, 32)), options(256, 4)),
+        ("softmax of 4096, 4 warps", "sm_90", super::softmax(4096), options(128, 1)),
+    ] {
+        let (_, module) = compile(&tile, &options);
+        let (source, cubin) = (folder.path().join("k.ptx"), folder.path().join("k.cubin"));
+        std::fs::write(&source, &module.text).expect("a file in the temporary folder");
+        let mut command = Command::new(&ptxas);
+        let log = command.args(["-arch", arch, "-v"]).arg(&source).arg("-o").arg(&cubin).output().expect("ptxas");
+        let log = String::from_utf8_lossy(&log.stderr).into_owned() + &String::from_utf8_lossy(&log.stdout);
+        let registers = log.split("Used ").nth(1).and_then(|l| l.split(' ').next()).unwrap_or("?").to_string();
+        let sass = Command::new(&nvdisasm).arg("-c").arg(&cubin).output().expect("nvdisasm").stdout;
+        let (all, hot) = opcodes(&String::from_utf8_lossy(&sass));
+        // One block in the interpreter.
+        let parsed = emulate::Module::parse(&module.text).expect("our own PTX");
+        let kernel = parsed.kernel(&module.launch.entry).expect("the entry");
+        let mut buffers: Vec<Buffer> = (0..module.launch.arguments.len())
+            .map(|_| Buffer { bytes: vec![0; 4 << 20], written: true, initialised: true, granule: 4 })
+            .collect();
+        let launch = Launch {
+            grid: [1, 1, 1],
+            block: [module.launch.threads, 1, 1],
+            shared: module.launch.dynamic_shared,
+            arguments: (0..buffers.len()).map(emulate::Argument::Buffer).collect(),
+        };
+        let report = emulate::run(&parsed, kernel, &launch, &mut buffers, &emulate::Options::default()).expect("a run");
+        assert_eq!(report.findings, [], "{name}");
+        assert_eq!(report.counts.conflicts(), 0, "{name}");
+        let warps = u64::from(module.launch.threads / 32);
+        let _ = writeln!(
+            text,
+            "{name}, {arch}: registers {registers}, instructions {}, PTX instructions of a warp {}",
+            all.len(),
+            report.counts.instructions / warps
+        );
+        for (what, list) in [("loop", &hot), ("all", &all)] {
+            // What follows an exit is a loop of one jump.
+            if list.len() < 2 {
+                continue;
+            }
+            let of = |what: &str| format!("{what} {}", count(list, what));
+            let kinds = ["HMMA", "LDSM", "LDGSTS", "LDG.E", "STG", "LDS.", "STS", "MUFU", "SHFL", "BAR", "PRMT", "F2F"];
+            let kinds: Vec<String> = kinds.iter().filter(|k| count(list, k) > 0).map(|k| of(k)).collect();
+            let _ = writeln!(text, "  {what}: {} instructions, {}", list.len(), kinds.join(", "));
+        }
+        if name.starts_with("f16") {
+            let wide = |what: &str, end: &str| all.iter().filter(|o| o.starts_with(what)).all(|o| o.ends_with(end));
+            assert!(count(&hot, "HMMA.16816.F32") > 0 && wide("LDGSTS", "128") && wide("LDSM", "4"), "{name}: {hot:?}");
+            for none in ["PRMT", "F2F", "F2FP", "I2F", "LDL", "STL"] {
+                assert_eq!(count(&hot, none), 0, "{name}: {none} in the loop");
+            }
+        }
+    }
+    eprintln!("{text}");
+    golden("budgets.txt", &text);
+}
