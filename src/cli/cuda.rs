@@ -58,7 +58,7 @@ pub fn ready(
     let onnx = match Source::open(path)? {
         Source::Artifact(path) => {
             let path = path.display();
-            return Err(Error::Unsupported(format!("{path} holds no code for GPUs; give the model")));
+            return Err(Error::Unsupported(format!("{path}: artifacts do not run on GPUs yet; give the model")));
         }
         source @ Source::Model { .. } => source.model(&machinery.limits())?,
     };
