@@ -1,8 +1,8 @@
 """A small convolutional classifier of scikit-learn's handwritten digits, trained here and written as ONNX.
 
-    digits.py FOLDER        writes digits.onnx, spread.onnx, calibration.npz, test.npz (with `labels`); needs scikit-learn, numpy, onnx
+    digits.py FOLDER        writes digits.onnx, spread.onnx, calibration.npz, test.npz (with `labels`)
 
-Three convolutions and a linear layer, trained with numpy alone from a fixed seed: the arithmetic is small enough, and no framework
+The images are those of the pinned scikit-learn package, which is not installed for them.  Three convolutions and a linear layer, trained with numpy alone from a fixed seed: the arithmetic is small enough, and no framework
 has to be installed for it.  In spread.onnx the channels of the first layer are scaled apart (and back in the second), which changes
 nothing in f32 but is what real networks have after batch normalization was folded in: one scale for all activations then costs
 accuracy, and a budget has something to catch.
@@ -10,7 +10,12 @@ accuracy, and a budget has something to catch.
 import sys
 from pathlib import Path
 
-import numpy as np
+import common
+
+common.enter_venv()
+import numpy as np  # noqa: E402
+
+IMAGES = ("scikit-learn==1.9.1", {"sklearn/datasets/data/digits.csv.gz": ("digits.csv.gz", "b47c8ad258c5ae282333c9f3b4afdca9")})
 
 
 def patches(x):
@@ -126,13 +131,12 @@ def write(params, path):
 
 
 def main(folder):
-    from sklearn.datasets import load_digits
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    digits = load_digits()
-    x = (digits.images[:, None] / 16).astype(np.float32)
-    labels = digits.target
+    common.fetch(*IMAGES, folder)
+    # A row an image: 8 x 8 greys from 0 to 16, and which digit it is.
+    rows = np.loadtxt(folder / "digits.csv.gz", delimiter=",")
+    x = (rows[:, :64].reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    labels = rows[:, 64].astype(np.int64)
     order = np.random.default_rng(1).permutation(len(x))
     train_at, test_at = order[:1000], order[1000:]
     params = train(x[train_at], labels[train_at])
