@@ -5,6 +5,7 @@
 
 pub mod fusion;
 pub mod group;
+mod hoist;
 pub mod kernel;
 pub mod layout;
 pub mod lower;

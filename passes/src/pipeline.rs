@@ -4,6 +4,7 @@
 
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
+use crate::hoist::hoist_constants;
 use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
@@ -163,6 +164,7 @@ pub struct Cut {
 pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
     let graph = &with_safe_symbols(graph).map_err(fail)?;
+    let graph = &hoist_constants(graph, &|graph, id| host_reason(graph, id).is_some()).map_err(fail)?;
     let mut cut = cut(graph, targets)?;
     let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
     let mut host_reasons = Vec::new();

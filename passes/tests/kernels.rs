@@ -553,3 +553,30 @@ fn a_state_that_grows_stays_in_the_interpreter() {
     );
     assert_eq!(steps(&c), "h");
 }
+
+/// The numbers and scales of a table, and what they stand for.
+const TABLE: &str = "const %1 : u8[600, 16, 32] = data 4\n const %2 : f32[600, 16, 1] = data 5
+    %3 = map(%1, %2) body = { mul(sub(to_f32(a0), 8.0f32), a1) } : f32[600, 16, 32]";
+
+#[test]
+fn what_is_picked_from_a_table_is_all_that_is_unpacked() {
+    for (axis, most, dims) in [(0, 255, "2, 3, 16, 32"), (2, 31, "600, 16, 2, 3")] {
+        let c = check(&format!(
+            "input %0 : u8[2, 3]\n {TABLE}\n %4 = map(%0) body = {{ min(a0, {most}u8) }} : u8[2, 3]
+             %5 = gather(%3, %4) axis = {axis} : f32[{dims}]\n output %5 \"y\""
+        ));
+        let unpacked = 4 * 600 * 16 * 32;
+        assert!(c.plan.arena_bytes < unpacked, "axis {axis}: {} bytes\n{}", c.plan.arena_bytes, c.plan);
+    }
+}
+
+#[test]
+fn what_constants_alone_make_is_made_once() {
+    let c = check(&format!(
+        "input %0 : f32[5, 600]\n {TABLE}
+         %4 = reduce(%3) combine = max, axes = [1, 2], keep = false : f32[600]
+         %5 = contract(%0, %4) lhs = \"mk\", rhs = \"k\", out = \"m\" : f32[5]\n output %5 \"y\""
+    ));
+    assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
+    assert!(c.weights.iter().all(|w| w.tensor.shape() == [600]), "{}", c.plan);
+}
