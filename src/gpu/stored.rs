@@ -36,6 +36,9 @@ pub struct Launch {
     pub text: String,
 }
 
+/// The launches of a plan: for each of its kernels those that it takes, in order.
+pub type Launches = Vec<Vec<Launch>>;
+
 /// An argument of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -123,7 +126,7 @@ pub fn bundle(
 ///
 /// # Errors
 /// [`Error::Data`] where a section is no list of launches.
-pub fn launches(artifact: &Artifact) -> Result<Vec<(String, Vec<Vec<Launch>>)>, Error> {
+pub fn launches(artifact: &Artifact) -> Result<Vec<(String, Launches)>, Error> {
     let mut all = Vec::new();
     for entry in artifact.entries().filter(|entry| !entry.is_empty()) {
         let section = artifact::of_entry(entry, PTX);
