@@ -297,7 +297,7 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
         return Some(Refusal::Size(MOST_CODE));
     }
     if producer.is_view() {
-        return None;
+        return scatters_columns(graph, group, k, producer).then_some(Refusal::Product);
     }
     if !users.all_in(value, &group.nodes) {
         return Some(Refusal::Readers(users.count(value)));
@@ -318,6 +318,27 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
         Some(Refusal::Product)
     }
 }
+
+/// Whether the group is a product whose columns lie side by side in its k-th operand, and would be far apart in what the view
+/// reads: a copy in the right order then costs less than sums across vector lanes. Constants are laid out for their product anyway.
+fn scatters_columns(graph: &Graph, group: &Group, k: usize, view: &Group) -> bool {
+    let ([stage], [copy]) = (group.stages.as_slice(), view.stages.as_slice()) else { return false };
+    if stage.folds.is_empty() || view.inputs.iter().any(|&v| graph.constant(v).is_some()) {
+        return false;
+    }
+    let is = |e: Option<&Coord>, axis: Symbol| matches!(e, Some(Coord::Index(e)) if e.as_symbol() == Some(&axis));
+    let Some(column) = stage.dims.len().checked_sub(1).map(nest::axis) else { return false };
+    let Some(innermost) = copy.dims.len().checked_sub(1).map(nest::axis) else { return false };
+    let mut beside = false;
+    stage
+        .for_each_load(&mut |source, coords| beside |= source == Source::Input(k) && is(coords.last(), column.clone()));
+    let mut stays = true;
+    copy.for_each_load(&mut |_, coords| stays &= is(coords.last(), innermost.clone()));
+    beside && !stays && reuse(graph, group, k) >= LEAST_REUSE
+}
+
+/// How often a product must read each element of an operand for a copy of it to be worth while.
+pub(crate) const LEAST_REUSE: i64 = 16;
 
 /// Most scalar operations of a kernel that grows by fusion. A chain of thousands of nodes is cut into kernels of this size: code that
 /// is copied into ever longer code takes the square of the chain's length, and no register holds what it computes.

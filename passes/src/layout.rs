@@ -6,10 +6,14 @@
 //! A convolution reads all channels of a pixel for each output channel: with channels innermost the outputs are a contiguous
 //! vector and the inputs broadcasts of neighbouring elements, whatever the stride of the window.
 
+use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::ops::Op;
 use std::collections::HashSet;
+
+/// Fewer channels than this are copied faster plane by plane.
+const FEW_CHANNELS: i64 = 8;
 
 /// Gives channels-last layout to the results of convolutions and of what flows from and into them.
 ///
@@ -55,8 +59,10 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
         let node = graph.node(id);
         let feeds = |v: ValueId| {
             let users = graph.users(v);
+            // A picture's few channels are no vector: they are copied row by row and read element by element.
+            let channels = graph.ty(v).dims.get(1).and_then(Expr::as_const).unwrap_or(i64::MAX);
             users.iter().all(|&u| match &graph.node(u).op {
-                Op::Conv(_) => true,
+                Op::Conv(_) => channels >= FEW_CHANNELS || last.contains(&node.inputs[0]),
                 // Few planes are packed plane by plane.
                 Op::Pack(p) => graph.ty(graph.node(u).outputs[0]).dims[p.axis].as_const() != Some(1),
                 _ => false,

@@ -203,6 +203,13 @@ fn number(cut: &mut Cut, next: &mut usize, all: &mut [Vec<TileProgram>], reasons
 /// The graph is not valid.
 pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
+    let columns_last = if targets.iter().all(|t| t.machine.gpu.is_none()) {
+        Some(rewrite::columns_last(graph).map_err(fail)?)
+    } else {
+        // Blocks of threads turn operands round in shared memory.
+        None
+    };
+    let graph = columns_last.as_ref().unwrap_or(graph);
     let mut host: HashSet<NodeId> = HashSet::new();
     let mut host_reasons: Vec<(Origin, String)> = Vec::new();
     for (id, node) in graph.nodes() {

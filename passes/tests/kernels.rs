@@ -580,3 +580,18 @@ fn what_constants_alone_make_is_made_once() {
     assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
     assert!(c.weights.iter().all(|w| w.tensor.shape() == [600]), "{}", c.plan);
 }
+
+/// Queries times keys: the keys are copied with the columns last, so that no sum runs along lanes; where each key is read a few times
+/// only it is not.
+#[test]
+fn operands_that_are_read_often_have_their_columns_side_by_side() {
+    for (rows, kernels) in [(40, 2), (5, 1)] {
+        let c = check(&format!(
+            "input %0 : f32[1, {rows}, 2, 24]\n input %1 : f32[1, 19, 2, 24]
+             %2 = contract(%0, %1) lhs = \"aybz\", rhs = \"axbz\", out = \"abyx\" : f32[1, 2, {rows}, 19]
+             %3 = map(%2) body = {{ mul(a0, 0.125f32) }} : f32[1, 2, {rows}, 19]
+             output %3 \"y\""
+        ));
+        assert_eq!(c.kernels[0].len(), kernels, "{}", c.plan);
+    }
+}

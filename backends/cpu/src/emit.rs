@@ -172,6 +172,8 @@ impl<'a> Emitter<'a, '_> {
                 Ok(())
             }
             Stmt::Store(address, value) => self.store(address, *value),
+            // Cranelift has no such instruction, and results do not depend on it.
+            Stmt::Prefetch(_) => Ok(()),
             Stmt::Fail { condition, status } => {
                 let failed = self.builder.create_block();
                 let on = self.builder.create_block();

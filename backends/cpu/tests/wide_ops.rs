@@ -284,3 +284,27 @@ fn folds_and_lanes() {
         run.done(10 * 2 * 12);
     }
 }
+
+/// Memory that is asked for may lie anywhere, before or beyond a buffer that ends where a page begins that must not be touched.
+#[test]
+fn asking_for_memory_changes_nothing() {
+    for (level, bytes) in SIZES {
+        let lanes = bytes / 4;
+        let text = format!(
+            "vector @ask(b0: f32, b1: f32 written, dims 0) {{
+               %0: i64 = 0i64
+               %1: i64 = 64i64
+               for %2 in %0..%1 step {lanes} {{
+                 prefetch b0[%2 + 1000000]
+                 prefetch b0[-70000]
+                 %3: f32x{lanes} = load b0[%2]
+                 store b1[%2], %3
+               }}
+             }}"
+        );
+        let program = VectorProgram::parse(&text).expect("a program");
+        assert_eq!(VectorProgram::parse(&program.to_string()).as_ref(), Ok(&program));
+        let numbers: Vec<u8> = (0..64).flat_map(|n| (n as f32).to_le_bytes()).collect();
+        assert_eq!(check(&program, level, &[numbers, vec![0; 256]], &[], (0, 1)), Ok(()));
+    }
+}

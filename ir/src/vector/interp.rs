@@ -218,6 +218,7 @@ impl Frame<'_, '_> {
                 }
                 Ok(())
             }
+            Stmt::Prefetch(_) => Ok(()),
             Stmt::If { condition, then, otherwise } => {
                 let holds = self.scalar(*condition) != 0;
                 self.region(if holds { then } else { otherwise })

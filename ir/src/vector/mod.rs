@@ -104,6 +104,8 @@ pub enum Stmt {
     For(For),
     /// Stores all lanes to consecutive elements; of i32 lanes a buffer of 8- or 16-bit integers gets the low bits.
     Store(Address, ValueId),
+    /// Asks for the memory at an address, which may lie beyond the buffer: it changes how long later loads take and nothing else.
+    Prefetch(Address),
     /// A two-way branch without results.
     If {
         /// Scalar bool.

@@ -116,13 +116,15 @@ impl Parser<'_> {
             self.lexer.expect('=')?;
             return Ok(Stmt::Let(id, self.op()?));
         }
-        let error = self.lexer.error("expected a statement: `%3: type = ...`, `for`, `if`, `store` or `fail`");
+        let error =
+            self.lexer.error("expected a statement: `%3: type = ...`, `for`, `if`, `store`, `prefetch` or `fail`");
         match self.lexer.word().map_err(|_| error.clone())? {
             "store" => {
                 let address = self.address()?;
                 self.lexer.expect(',')?;
                 Ok(Stmt::Store(address, self.value()?))
             }
+            "prefetch" => Ok(Stmt::Prefetch(self.address()?)),
             "fail" => {
                 let error = self.lexer.error("a status is a number below 2^32");
                 let status = u32::try_from(self.lexer.integer()?).map_err(|_| error)?;

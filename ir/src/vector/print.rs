@@ -87,6 +87,7 @@ impl VectorProgram {
         fmt::from_fn(move |f| match stmt {
             Stmt::Let(id, op) => write!(f, "{} = {op}", self.typed(*id)),
             Stmt::Store(address, value) => write!(f, "store {address}, {value}"),
+            Stmt::Prefetch(address) => write!(f, "prefetch {address}"),
             Stmt::Fail { condition, status } => write!(f, "fail {status} if {condition}"),
             Stmt::If { condition, .. } => write!(f, "if {condition} {{"),
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {
@@ -105,7 +106,7 @@ impl VectorProgram {
         for stmt in body {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
-                Stmt::Let(..) | Stmt::Store(..) | Stmt::Fail { .. } => {}
+                Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Fail { .. } => {}
                 Stmt::If { then, otherwise, .. } => {
                     self.write_region(f, then, depth + 1)?;
                     if !otherwise.is_empty() {

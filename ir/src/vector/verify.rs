@@ -172,6 +172,7 @@ impl Verifier<'_> {
                     self.report(Some(stmt), format!("b{} is not declared `written`", address.buffer));
                 }
             }
+            Stmt::Prefetch(address) => self.memory(stmt, address, None),
             Stmt::If { condition, then, otherwise } => {
                 self.want(stmt, *condition, bool);
                 self.region(then, &[], |_| {});

@@ -127,6 +127,7 @@ impl<'a> Lowering<'a> {
             }
             _ => {
                 let (lo, hi) = (self.outer(&f.lo)?, self.outer(&f.hi)?);
+                let around = std::mem::replace(&mut self.folding, (!f.carried.is_empty()).then(|| f.var.clone()));
                 self.builder.open();
                 let var = self.builder.fresh(depth + 1, I64);
                 self.symbols.insert(f.var.clone(), var);
@@ -147,6 +148,7 @@ impl<'a> Lowering<'a> {
                     self.set(c.after, c.inside, depth, after);
                 }
                 self.symbols.remove(&f.var);
+                self.folding = around;
                 let body = self.builder.close();
                 self.builder.push(depth, vector::Stmt::For(vector::For { var, lo, hi, step: f.step, carried, body }));
             }

@@ -31,6 +31,8 @@ pub(super) struct Lowering<'a> {
     pub(super) builder: Builder,
     /// Loop and grid variables, and gathered values.
     pub(super) symbols: HashMap<Symbol, ValueId>,
+    /// The variable of the innermost loop, where that is a fold.
+    pub(super) folding: Option<Symbol>,
     /// Variables with only one value in their scope.
     pub(super) fixed: HashMap<Symbol, Expr>,
     /// How each tile is computed; nothing for those that loops define.
@@ -77,6 +79,7 @@ impl<'a> Lowering<'a> {
             ranges,
             builder: Builder::new(program.buffers.iter().map(|b| b.written).collect()),
             symbols: HashMap::new(),
+            folding: None,
             fixed: HashMap::new(),
             ops: vec![None; program.tiles.len()],
             depths: vec![0; program.tiles.len()],

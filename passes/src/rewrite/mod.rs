@@ -5,12 +5,14 @@
 
 mod bytes;
 mod canonicalise;
+mod columns;
 mod common;
 mod fold;
 mod recognise;
 
 pub use bytes::{has_byte_products, products_of_bytes};
 pub use canonicalise::canonicalise;
+pub use columns::columns_last;
 pub use common::eliminate_common;
 pub use fold::fold_constants;
 pub use recognise::recognise;

@@ -140,6 +140,7 @@ impl<'a> Emitter<'a> {
                     address.index.iter().for_each(|&i| used(i));
                     used(*value);
                 }
+                Stmt::Prefetch(address) => address.index.iter().for_each(|&i| used(i)),
                 Stmt::Fail { condition, .. } => used(*condition),
                 Stmt::If { condition, then, otherwise } => {
                     used(*condition);
@@ -277,6 +278,11 @@ impl<'a> Emitter<'a> {
                 let value = self.stored(*value)?;
                 self.settle()?;
                 self.store(address, value)
+            }
+            Stmt::Prefetch(address) => {
+                let place = Arg::Memory(self.place(address, 0)?);
+                self.ins(Code::Prefetcht0_m8, &[place]);
+                Ok(())
             }
             Stmt::Fail { condition, status } => {
                 self.truth(*condition)?;

@@ -137,3 +137,62 @@ fn long_chains_are_computed_piece_by_piece() {
     let buffers = vec![random.elements(DType::I32, 4, -4, 4), vec![0; 16]];
     agree(&program, &Setting { buffers, dims: Vec::new() }, &Ranges::new(), 0.0);
 }
+
+/// The maximum is taken of four vectors at a time and the sum of one: they meet in a tile of one element, which ties neither.
+#[test]
+fn folds_of_different_widths_in_one_program_both_are_vectors() {
+    let text = "kernel @softmax(x: f32[64], y: f32[64] written) { part grid() {
+        %0: f32[1,16] = const minus_inf_f32
+        for k in 0..4 step 1 carry(%1: f32[1,16] = %0) {
+          %2: f32[1,16] = load x[a1 + 16*k]
+          %3: f32[1,16] = max %1, %2
+        } next(%3) as(%4)
+        %5: f32[1,1] = reduce max 1, %4
+        %6: f32[1,4] = const 0.0f32
+        for j in 0..16 step 1 carry(%7: f32[1,4] = %6) {
+          %8: f32[1,4] = load x[a1 + 4*j]
+          %9: f32[1,4] = sub %8, %5
+          %10: f32[1,4] = exp %9
+          %11: f32[1,4] = add %7, %10
+        } next(%11) as(%12)
+        %13: f32[1,1] = reduce add 1, %12
+        for i in 0..64 step 4 {
+          %14: f32[1,4] = load x[a1 + i]
+          %15: f32[1,4] = sub %14, %5
+          %16: f32[1,4] = exp %15
+          %17: f32[1,4] = div %16, %13
+          store y[a1 + i] = %17
+        } } }";
+    let program = TileProgram::parse(text).expect("a program");
+    let buffers = vec![Random(2).elements(DType::F32, 64, -4, 4), vec![0; 256]];
+    let lowered = agree(&program, &Setting { buffers, dims: Vec::new() }, &Ranges::new(), 1e-6).to_string();
+    assert_eq!(lowered.matches(": f32x4 = max(").count(), 4 + 3 + 2, "{lowered}");
+    assert!(!lowered.contains(": f32 = max("), "{lowered}");
+}
+
+#[test]
+fn streams_from_large_buffers_are_asked_for_ahead() {
+    let program = |rows: usize, step: usize| {
+        let text = format!(
+            "kernel @product(x: f32[{rows}], w: f32[{}], y: f32[16] written) {{ part grid() {{
+               %0: f32[1,16] = const 0.0f32
+               for k in 0..{rows} step 1 carry(%1: f32[1,16] = %0) {{
+                 %2: f32[1,1] = load x[k]
+                 %3: f32[1,16] = load w[a1 + {step}*k]
+                 %4: f32[1,16] = fma %2, %3, %1
+               }} next(%4) as(%5)
+               store y[a1] = %5 }} }}",
+            rows * step
+        );
+        TileProgram::parse(&text).expect("a program")
+    };
+    let asks = |rows, step, bytes| {
+        let lowered = lower(&program(rows, step), VectorTarget { bytes }, &[], &Ranges::new()).expect("lowers");
+        assert_eq!(lowered.verify(), Ok(()));
+        lowered.to_string().matches("prefetch b1[").count()
+    };
+    assert_eq!((asks(8192, 16, 64), asks(8192, 16, 32)), (1, 1), "one for each line of 64 bytes");
+    assert_eq!(asks(8192, 16, 16), 0, "Cranelift cannot ask");
+    assert_eq!(asks(256, 16, 64), 0, "what is small stays in cache");
+    assert_eq!(asks(256, 4096, 64), 0, "rows far apart are no stream");
+}
