@@ -2,7 +2,7 @@
 //! and does what the tile interpreter does.
 
 use super::{Random, Setting, TARGET, agree, lower};
-use crate::lower::LowerError;
+use crate::lower::{LowerError, VectorTarget};
 use kiln_ir::DType;
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::tile::TileProgram;
