@@ -40,21 +40,21 @@ pub enum Region {
     /// `if`: both branches.
     If {
         /// Where the condition holds.
-        then: Body,
+        then: Box<Body>,
         /// Where it does not.
-        otherwise: Body,
+        otherwise: Box<Body>,
     },
     /// `loop`: operands are the number of turns, whether there is a first one, and the states.
     Loop {
         /// A turn: gives whether there is another one, the states, and what is collected.
-        body: Body,
+        body: Box<Body>,
         /// Number of states.
         states: usize,
     },
     /// `scan`: operands are states and what is scanned along the first axis.
     Scan {
         /// A turn: gives the states and what is collected.
-        body: Body,
+        body: Box<Body>,
         /// Number of states.
         states: usize,
         /// For each scanned operand whether the last element is first.
@@ -68,8 +68,8 @@ impl Region {
     /// Its bodies.
     pub fn bodies_mut(&mut self) -> Vec<&mut Body> {
         match self {
-            Region::If { then, otherwise } => vec![then, otherwise],
-            Region::Loop { body, .. } | Region::Scan { body, .. } => vec![body],
+            Region::If { then, otherwise } => vec![&mut **then, &mut **otherwise],
+            Region::Loop { body, .. } | Region::Scan { body, .. } => vec![&mut **body],
         }
     }
 }
@@ -199,7 +199,7 @@ fn body(
     body: &Graph,
     mut feeds: Vec<Feed>,
     targets: &mut [Target<'_>],
-) -> Result<Option<Body>, PassError> {
+) -> Result<Option<Box<Body>>, PassError> {
     let fail = |error| PassError::Graph { pass: "region", error };
     if feeds.len() != body.inputs.len() || !known_types(around, body) {
         return Ok(None);
@@ -235,7 +235,7 @@ fn body(
     if assumes {
         return Ok(None);
     }
-    Ok(Some(Body { cut: cut(&inner, targets)?, feeds }))
+    Ok(Some(Box::new(Body { cut: cut(&inner, targets)?, feeds })))
 }
 
 /// Whether all dims in a graph are over symbols of the graph around it.

@@ -11,6 +11,9 @@ use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
 /// Most turns of a loop.
 const MOST_TURNS: i64 = 4;
 
+/// The type of a value and what is known of it.
+type Known = (TensorType, Facts);
+
 /// What is known of a state.
 fn state_facts(dtype: DType) -> Facts {
     if dtype == DType::Bool { Facts::exact(1.0, 0) } else { Facts::integers(f64::INFINITY) }
@@ -141,7 +144,7 @@ impl Build {
     }
 
     /// Notes what a body makes of states and what is collected of its turns; types and facts of both.
-    fn turn(&mut self, states: &[ValueId]) -> (Vec<(TensorType, Facts)>, Vec<(TensorType, Facts)>) {
+    fn turn(&mut self, states: &[ValueId]) -> (Vec<Known>, Vec<Known>) {
         let mut kept = Vec::new();
         for &own in states {
             let ty = self.ty(own);

@@ -265,6 +265,9 @@ fn levels_are_chosen_or_missed() {
     let options = |levels: &[CpuLevel]| ModelOptions { levels: Some(levels.to_vec()), ..ModelOptions::default() };
     let level = |o| Model::from_buffer(file(), &o).map(|m| m.level());
     assert_eq!(level(options(&[CpuLevel::Amx, CpuLevel::Portable])).unwrap(), CpuLevel::Portable);
-    let error = level(options(&[CpuLevel::X86_64V3])).unwrap_err().to_string();
-    assert!(error.starts_with("the artifact has code for portable, but x86-64-v3 was asked for"), "{error}");
+    // A level that the artifact has no code for means the next lower one.
+    assert_eq!(level(options(&[CpuLevel::X86_64V3])).unwrap(), CpuLevel::Portable);
+    let file = artifact(&plan(), [0, 1], &[CpuLevel::X86_64V3]);
+    let error = Model::from_buffer(file, &options(&[CpuLevel::Portable])).unwrap_err().to_string();
+    assert!(error.starts_with("the artifact has code for x86-64-v3, but portable was asked for"), "{error}");
 }
