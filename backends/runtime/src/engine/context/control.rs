@@ -179,13 +179,18 @@ impl Context {
                 let needed = used.saturating_add(bytes);
                 let there = buffer.as_ref().map_or(0, |b| b.len() as u64);
                 if needed > there || buffer.is_none() {
-                    if needed > allowed {
-                        let detail = format!("what the turns of the loop give takes more than {allowed} bytes");
+                    let stopped = |detail: String| {
                         let (origin, reached) = (origin.clone(), Reached::Memory);
-                        return Err(RunError::Stopped { origin, reached, detail: Some(detail) });
+                        RunError::Stopped { origin, reached, detail: Some(detail) }
+                    };
+                    if needed > allowed {
+                        return Err(stopped(format!(
+                            "what the turns of the loop give takes more than {allowed} bytes"
+                        )));
                     }
                     let ample = there.saturating_mul(2).clamp(needed, allowed.max(needed));
-                    let mut larger = Buffer::zeroed(&self.budget, ample, "what the turns of a loop give")?;
+                    let larger = Buffer::zeroed(&self.budget, ample, "what the turns of a loop give");
+                    let mut larger = larger.map_err(|e| stopped(e.to_string()))?;
                     if let (Some(old), Some(new)) = (&buffer, larger.as_mut_slice().get_mut(..there as usize)) {
                         new.copy_from_slice(old.as_slice());
                     }
