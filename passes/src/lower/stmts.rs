@@ -127,7 +127,8 @@ impl<'a> Lowering<'a> {
             }
             _ => {
                 let (lo, hi) = (self.outer(&f.lo)?, self.outer(&f.hi)?);
-                let around = std::mem::replace(&mut self.folding, (!f.carried.is_empty()).then(|| f.var.clone()));
+                let carried = f.carried.iter().map(|c| self.ty(c.inside).shape.iter().product()).max();
+                let around = std::mem::replace(&mut self.folding, carried.map(|elements| (f.var.clone(), elements)));
                 self.builder.open();
                 let var = self.builder.fresh(depth + 1, I64);
                 self.symbols.insert(f.var.clone(), var);

@@ -31,8 +31,8 @@ pub(super) struct Lowering<'a> {
     pub(super) builder: Builder,
     /// Loop and grid variables, and gathered values.
     pub(super) symbols: HashMap<Symbol, ValueId>,
-    /// The variable of the innermost loop, where that is a fold.
-    pub(super) folding: Option<Symbol>,
+    /// The variable of the innermost loop, where that is a fold, and the elements of the largest tile that it carries.
+    pub(super) folding: Option<(Symbol, usize)>,
     /// Variables with only one value in their scope.
     pub(super) fixed: HashMap<Symbol, Expr>,
     /// How each tile is computed; nothing for those that loops define.

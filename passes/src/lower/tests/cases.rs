@@ -172,22 +172,24 @@ fn folds_of_different_widths_in_one_program_both_are_vectors() {
 
 #[test]
 fn streams_from_large_buffers_are_asked_for_ahead() {
-    let program = |rows: usize, step: usize| {
+    let program = |m: usize, rows: usize, step: usize| {
         let text = format!(
-            "kernel @product(x: f32[{rows}], w: f32[{}], y: f32[16] written) {{ part grid() {{
-               %0: f32[1,16] = const 0.0f32
-               for k in 0..{rows} step 1 carry(%1: f32[1,16] = %0) {{
-                 %2: f32[1,1] = load x[k]
+            "kernel @product(x: f32[{}], w: f32[{}], y: f32[{}] written) {{ part grid() {{
+               %0: f32[{m},16] = const 0.0f32
+               for k in 0..{rows} step 1 carry(%1: f32[{m},16] = %0) {{
+                 %2: f32[{m},1] = load x[{rows}*a0 + k]
                  %3: f32[1,16] = load w[a1 + {step}*k]
-                 %4: f32[1,16] = fma %2, %3, %1
+                 %4: f32[{m},16] = fma %2, %3, %1
                }} next(%4) as(%5)
-               store y[a1] = %5 }} }}",
-            rows * step
+               store y[16*a0 + a1] = %5 }} }}",
+            m * rows,
+            rows * step,
+            m * 16
         );
         TileProgram::parse(&text).expect("a program")
     };
     let asks = |rows, step, bytes| {
-        let lowered = lower(&program(rows, step), VectorTarget { bytes }, &[], &Ranges::new()).expect("lowers");
+        let lowered = lower(&program(2, rows, step), VectorTarget { bytes }, &[], &Ranges::new()).expect("lowers");
         assert_eq!(lowered.verify(), Ok(()));
         lowered.to_string().matches("prefetch b1[").count()
     };
@@ -195,4 +197,6 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
     assert_eq!(asks(8192, 16, 16), 0, "Cranelift cannot ask");
     assert_eq!(asks(256, 16, 64), 0, "what is small stays in cache");
     assert_eq!(asks(256, 4096, 64), 0, "rows far apart are no stream");
+    let one = lower(&program(1, 8192, 16), VectorTarget { bytes: 64 }, &[], &Ranges::new()).expect("lowers");
+    assert!(!one.to_string().contains("prefetch"), "a single row reads as fast as it can: {one}");
 }
