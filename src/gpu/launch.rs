@@ -3,9 +3,9 @@
 //! Invariant: what is launched is the text that [`super::Compiled`] holds, with the plan's slots as arguments; nothing is
 //! compiled here.
 
+use super::stored::{Handed, Launch, Launches};
 use super::{ARCHITECTURES, Architecture, Compiled};
 use crate::Error;
-use kiln_ptx::Argument as OfText;
 use kiln_runtime::cuda::{Argument, CudaError, Device, Kernel, Model, Unavailable};
 
 impl From<Unavailable> for Error {
@@ -37,44 +37,29 @@ pub fn architecture(device: &Device) -> Architecture {
     ARCHITECTURES.iter().rfind(known).copied().unwrap_or(ARCHITECTURES[0])
 }
 
-/// The launches of every kernel of the plan.
+/// Launches as a device takes them.
 ///
 /// # Errors
-/// A kernel has free dims, or a grid that no GPU takes.
-pub fn kernels(compiled: &Compiled) -> Result<Vec<Vec<Kernel>>, Error> {
-    let mut all = Vec::with_capacity(compiled.kernels.len());
-    for kernel in &compiled.kernels {
-        let mut parts = Vec::with_capacity(kernel.modules.len());
-        for module in &kernel.modules {
-            let launch = &module.launch;
-            let blocks = launch.blocks.as_const().and_then(|b| u32::try_from(b.max(0)).ok());
-            // The first dimension of a grid has 31 bits.
-            let blocks = blocks.filter(|b| i32::try_from(*b).is_ok());
-            let blocks = blocks.ok_or_else(|| Error::Limit(format!("{} blocks of {}", launch.blocks, launch.entry)))?;
-            let mut arguments = Vec::with_capacity(launch.arguments.len());
-            let mut slots = 0;
-            for argument in &launch.arguments {
-                arguments.push(match argument {
-                    OfText::Buffer { .. } => {
-                        slots += 1;
-                        Argument::Slot(slots - 1)
-                    }
-                    OfText::Status => Argument::Status,
-                    OfText::Dim(d) => return Err(Error::Unsupported(format!("{} has the free dim {d}", launch.entry))),
-                });
-            }
-            parts.push(Kernel {
-                entry: launch.entry.clone(),
-                text: module.text.clone(),
-                blocks,
-                threads: launch.threads,
-                dynamic_shared: u32::try_from(launch.dynamic_shared).unwrap_or(u32::MAX),
-                arguments,
-            });
-        }
-        all.push(parts);
-    }
-    Ok(all)
+/// [`Error::Limit`] for a grid that no GPU takes.
+pub fn kernels(launches: Launches) -> Result<Vec<Vec<Kernel>>, Error> {
+    let kernel = |launch: Launch| {
+        // The first dimension of a grid has 31 bits.
+        let blocks = u32::try_from(launch.blocks).ok().filter(|b| i32::try_from(*b).is_ok());
+        let blocks = blocks.ok_or_else(|| Error::Limit(format!("{} blocks of {}", launch.blocks, launch.entry)))?;
+        let argument = |handed: &Handed| match *handed {
+            Handed::Slot(n) => Argument::Slot(n),
+            Handed::Status => Argument::Status,
+        };
+        Ok(Kernel {
+            blocks,
+            threads: launch.threads,
+            dynamic_shared: u32::try_from(launch.shared).unwrap_or(u32::MAX),
+            arguments: launch.arguments.iter().map(argument).collect(),
+            entry: launch.entry,
+            text: launch.text,
+        })
+    };
+    launches.into_iter().map(|parts| parts.into_iter().map(kernel).collect()).collect()
 }
 
 /// Loads a model to a device.
@@ -83,5 +68,5 @@ pub fn kernels(compiled: &Compiled) -> Result<Vec<Vec<Kernel>>, Error> {
 /// The device has too little memory, or its driver refuses a kernel.
 pub fn load(compiled: &Compiled, device: Device) -> Result<Model, Error> {
     let weights = compiled.weights.iter().map(|w| (w.offset, w.bytes()));
-    Ok(Model::load(device, compiled.plan.clone(), kernels(compiled)?, weights)?)
+    Ok(Model::load(device, compiled.plan.clone(), kernels(compiled.stored()?)?, weights)?)
 }

@@ -54,7 +54,7 @@ impl Compiled {
     ///
     /// # Errors
     /// [`Error::Unsupported`] where a launch depends on free dims.
-    pub fn stored(&self) -> Result<Vec<Vec<Launch>>, Error> {
+    pub fn stored(&self) -> Result<Launches, Error> {
         let launch = |module: &kiln_ptx::Module| {
             let of = &module.launch;
             let free = |what: &dyn std::fmt::Display| Error::Unsupported(format!("{}: {what} is a free dim", of.entry));

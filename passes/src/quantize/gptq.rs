@@ -24,10 +24,12 @@ pub enum GptqError {
     Singular,
 }
 
-/// What is added to the diagonal, of its mean; ten times as much with each try that fails. The paper's hundredth trusts the
-/// calibration set more than one of a few samples for each column deserves, the more since [`descent`](super::descent) follows it
-/// further: with a fifth SmolLM2 loses a sixth less on other texts (`scripts/quantize-table`).
-const DAMPING: f64 = 0.2;
+/// What is added to the diagonal, of its mean; ten times as much with each try that fails.
+const DAMPING: f64 = 0.01;
+
+/// The same for [`descent`](super::descent), which follows the calibration set further than a few samples for each column deserve:
+/// with a hundredth SmolLM2 loses a fifth more on other texts (`scripts/quantize-table`).
+const DESCENT_DAMPING: f64 = 0.2;
 
 /// Rounds a matrix by the moments of its inputs.
 ///
@@ -48,7 +50,7 @@ pub fn gptq(
     let mut order: Vec<usize> = (0..columns).collect();
     order.sort_by(|&a, &b| moments.power(b).total_cmp(&moments.power(a)).then(a.cmp(&b)));
     let factor = factor(moments, &order).ok_or(GptqError::Singular)?;
-    let objective = Objective { products: &moments.products, damping: (DAMPING * mean_power(moments)) as f32 };
+    let objective = Objective { products: &moments.products, damping: (DESCENT_DAMPING * mean_power(moments)) as f32 };
     let made = over_rows(weights.rows().collect(), threads, |_, row: &[f32]| {
         let mut groups: Vec<Group> = row
             .chunks(group)
