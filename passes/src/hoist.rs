@@ -26,6 +26,8 @@ const MOST_EXPANDED: usize = 8;
 /// The graph has a cycle.
 pub fn hoist_constants(graph: &Graph, on_host: &dyn Fn(&Graph, NodeId) -> bool) -> Result<Graph, GraphError> {
     let mut graph = graph.clone();
+    // What may still be added, told from the types: nothing is computed that would not be kept.
+    let mut allowed = ALLOWED_GROWTH.max(graph.constant_bytes() / 4);
     for _ in 0..MOST_ROUNDS {
         let constant = |v: &ValueId| graph.constant(*v).is_some();
         let order = graph.live_order()?;
@@ -38,9 +40,14 @@ pub fn hoist_constants(graph: &Graph, on_host: &dyn Fn(&Graph, NodeId) -> bool) 
         }
         let place: HashMap<NodeId, usize> = order.into_iter().enumerate().map(|(n, id)| (id, n)).collect();
         let work = group(&graph, &|id| on_host(&graph, id), &mut Vec::new())?;
-        let found: Vec<(ValueId, Tensor)> = work.iter().filter_map(|w| computed(&graph, w, &place)).collect();
-        let growth: usize = found.iter().map(|(_, t)| t.bytes().len()).sum();
-        if found.is_empty() || growth > ALLOWED_GROWTH.max(graph.constant_bytes() / 4) {
+        let groups: Vec<(&Group, usize)> = work.iter().filter_map(|w| expansion(&graph, w)).collect();
+        let growth = groups.iter().fold(0usize, |sum, (_, made)| sum.saturating_add(*made));
+        if growth > allowed {
+            break;
+        }
+        allowed -= growth;
+        let found: Vec<(ValueId, Tensor)> = groups.iter().filter_map(|(g, _)| computed(&graph, g, &place)).collect();
+        if found.is_empty() {
             break;
         }
         for (old, value) in found {
@@ -52,16 +59,20 @@ pub fn hoist_constants(graph: &Graph, on_host: &dyn Fn(&Graph, NodeId) -> bool) 
     Ok(graph)
 }
 
-/// What a group makes of constants; nothing where it reads anything else, cannot be computed or is no expansion.
-fn computed(graph: &Graph, work: &Work, place: &HashMap<NodeId, usize>) -> Option<(ValueId, Tensor)> {
-    let Work::Kernel(Group { inputs, output, nodes, .. }) = work else { return None };
-    let ty = graph.ty(*output);
+/// A group that reads nothing but constants and expands them, with the bytes that it makes.
+fn expansion<'a>(graph: &Graph, work: &'a Work) -> Option<(&'a Group, usize)> {
+    let Work::Kernel(group) = work else { return None };
+    let Group { inputs, output, .. } = group;
     let read: usize = inputs.iter().map(|&v| graph.constant(v).map(|t| t.bytes().len())).sum::<Option<usize>>()?;
-    let made = ty.bytes().as_const().and_then(|n| usize::try_from(n).ok())?;
+    let made = graph.ty(*output).bytes().as_const().and_then(|n| usize::try_from(n).ok())?;
     // Outputs of the model have memory of their own.
-    if inputs.is_empty() || graph.is_output(*output) || made > read.saturating_mul(MOST_EXPANDED) {
-        return None;
-    }
+    let kept = !inputs.is_empty() && !graph.is_output(*output) && made <= read.saturating_mul(MOST_EXPANDED);
+    kept.then_some((group, made))
+}
+
+/// What such a group makes; nothing where it cannot be computed.
+fn computed(graph: &Graph, group: &Group, place: &HashMap<NodeId, usize>) -> Option<(ValueId, Tensor)> {
+    let Group { output, nodes, .. } = group;
     let mut nodes = nodes.clone();
     nodes.sort_by_key(|id| place.get(id));
     nodes.dedup();

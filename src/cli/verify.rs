@@ -74,17 +74,17 @@ impl Args {
             }
         };
         let interpreted = interp::Options { taps: &[], budget: self.machinery.binding.memory_limit };
-        let expected = eval_graph(&graph, &inputs, &interpreted).map_err(interpreter_error)?;
+        let evaluated = |graph| eval_graph(graph, &inputs, &interpreted).map_err(interpreter_error);
         match self.target {
             None => {}
             Some(Target::Interpreter(target)) => {
-                return self.for_gpu(&onnx, &options, target, &inputs, &expected, talk);
+                return self.for_gpu(&onnx, &options, target, &inputs, &evaluated(&graph)?, talk);
             }
             Some(Target::Device(OnDevice::Cuda)) => {
                 let tolerance = Precision::parse(&self.machinery.precision)?.tolerance();
                 let from = Some(self.inputs.from().unwrap_or(From::Seed(0)));
                 let ready = cuda::ready(&self.model, &self.machinery, &self.watching, from, &[], talk)?;
-                return cuda::verify(ready, &expected, tolerance, self.each, talk);
+                return cuda::verify(ready, &evaluated(&graph)?, tolerance, self.each, talk);
             }
         }
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
@@ -96,11 +96,11 @@ impl Args {
             false => None,
         };
         let expected = match &stepwise {
-            None => expected,
+            None => evaluated(&graph)?,
             Some(found) => {
                 let _ = writeln!(text, "optimised graph against the model, {found}");
                 wrong.extend(found.wrong().into_iter().map(|w| format!("the optimised graph against the model: {w}")));
-                eval_graph(&compiled.graph, &inputs, &interpreted).map_err(interpreter_error)?
+                evaluated(&compiled.graph)?
             }
         };
         // Levels whose code would be another one's again are not there.

@@ -4,25 +4,19 @@
 //! `golden/ptx/budgets.txt` holds the figures; a change of any of them has to be blessed, which makes it a line of a diff.
 //! They are those of one version of the assembler and are not looked at with another.
 
-use super::{compile, golden, ptxas};
+use super::{compile, golden, ptxas, tool};
 use kiln_passes::warp::Options;
 use kiln_ptx::emulate::{self, Buffer, Launch};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The assembler whose figures are checked in.
 const VERSION: &str = "V13.5.37";
 
-/// The disassembler: `KILN_NVDISASM`, on the PATH, or where `scripts/ptxas.py` puts it.
 fn nvdisasm() -> Option<PathBuf> {
-    if let Some(program) = std::env::var_os("KILN_NVDISASM") {
-        return Some(program.into());
-    }
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ptxas/nvdisasm");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|folder| folder.join("nvdisasm")).chain([here]).find(|program| program.is_file())
+    tool("nvdisasm", "KILN_NVDISASM")
 }
 
 /// A matrix product of f16, its loop over `k` and nothing after it but the store.

@@ -81,13 +81,18 @@ fn execute(
     report
 }
 
-fn ptxas() -> Option<PathBuf> {
-    if let Some(program) = std::env::var_os("KILN_PTXAS") {
+/// A program of NVIDIA's tools: what the variable names, or on the PATH, or where `scripts/ptxas.py` puts it.
+fn tool(name: &str, variable: &str) -> Option<PathBuf> {
+    if let Some(program) = std::env::var_os(variable) {
         return Some(program.into());
     }
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ptxas/ptxas");
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ptxas").join(name);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|folder| folder.join("ptxas")).chain([here]).find(|program| program.is_file())
+    std::env::split_paths(&path).map(|folder| folder.join(name)).chain([here]).find(|program| program.is_file())
+}
+
+fn ptxas() -> Option<PathBuf> {
+    tool("ptxas", "KILN_PTXAS")
 }
 
 /// What the assembler says of a kernel: registers of a thread and bytes of static shared memory, for each GPU.
