@@ -3,11 +3,21 @@
 //! Invariant: floats are compared relative to the largest finite value of the expected tensor; everything else must be
 //! equal. A NaN equals a NaN, an infinity the same infinity.
 
-use kiln_ir::Tensor;
+use kiln_ir::{DType, Tensor};
 use std::fmt;
 
 /// What two ways of computing the same f32 model may differ by, relative to the largest output.
 pub const TOLERANCE: f64 = 1e-4;
+
+/// What two ways of computing values of these types may differ by, relative to the largest output: of halves, which are rounded after
+/// each operation, one that lies near the middle between two takes either.
+pub fn tolerance(types: impl IntoIterator<Item = DType>) -> f64 {
+    types.into_iter().fold(TOLERANCE, |most, dtype| match dtype {
+        DType::F16 => most.max(1e-2),
+        DType::BF16 => most.max(8e-2),
+        _ => most,
+    })
+}
 
 /// The outcome of a comparison.
 #[derive(Clone, Debug, PartialEq)]

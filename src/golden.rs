@@ -84,6 +84,8 @@ pub fn read(section: &[u8], plan: &Plan) -> Result<(Vec<Tensor>, Vec<Tensor>), E
 pub struct SelfTest {
     /// Whether the expected outputs are the artifact's own, rather than those of its lowest level here.
     pub golden: bool,
+    /// What a difference may be.
+    pub tolerance: f64,
     /// For each level that runs here and each output: the difference from what is expected.
     pub levels: Vec<(CpuLevel, Vec<(String, compare::Difference)>)>,
 }
@@ -118,5 +120,6 @@ pub fn self_test(load: &dyn Fn(&ModelOptions) -> Result<Model, Error>, budget: &
         let compared = expected.iter().zip(&one).map(|(want, found)| compare::difference(want, found));
         results.push((level, names.zip(compared).collect()));
     }
-    Ok(SelfTest { golden, levels: results })
+    let tolerance = compare::tolerance(plan.slots.iter().map(|(_, slot)| slot.ty.dtype));
+    Ok(SelfTest { golden, tolerance, levels: results })
 }

@@ -141,9 +141,10 @@ impl Observer for VerifyEach {
         };
         let (want, found) = (run(before)?, run(after)?);
         let mut stepwise = None;
+        let tolerance = compare::tolerance(before.values().map(|(_, v)| v.ty.dtype));
         for ((name, _), (want, found)) in before.outputs.iter().zip(want.iter().zip(&found)) {
             let difference = compare::difference(want, found);
-            if difference.within(compare::TOLERANCE) {
+            if difference.within(tolerance) {
                 continue;
             }
             // Rounding that quantized layers have spread is no fault of the pass.

@@ -48,6 +48,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "fold", run: rewrite::fold_constants },
     Pass { name: "canonicalise", run: rewrite::canonicalise },
     Pass { name: "recognise", run: rewrite::recognise },
+    Pass { name: "halves", run: rewrite::products_of_halves },
     Pass { name: "fold-again", run: rewrite::fold_constants },
     Pass { name: "common", run: rewrite::eliminate_common },
     Pass {

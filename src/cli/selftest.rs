@@ -3,7 +3,6 @@
 use super::Talk;
 use super::options;
 use clap::Args as ClapArgs;
-use kiln::compare::TOLERANCE;
 use kiln::golden::self_test;
 use kiln::runtime::engine::Model;
 use kiln::runtime::memory::Budget;
@@ -36,7 +35,7 @@ impl Args {
         let mut wrong = Vec::new();
         for (level, outputs) in &found.levels {
             for (name, difference) in outputs {
-                let ok = difference.within(TOLERANCE);
+                let ok = difference.within(found.tolerance);
                 let verdict = if ok { "as expected" } else { "WRONG" };
                 // Writing to a string cannot fail.
                 let _ = writeln!(text, "{level} {name}: {verdict}; {difference}");

@@ -88,6 +88,7 @@ impl Args {
             }
         }
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
+        let tolerance = compare::tolerance(graph.values().map(|(_, v)| v.ty.dtype));
         let mut text = String::new();
         let mut list = Vec::new();
         let mut wrong = Vec::new();
@@ -113,7 +114,7 @@ impl Args {
             let found = Context::new(&model, self.machinery.threads(), &budget)?.run(&inputs)?;
             for ((name, _), (want, found)) in model.plan().outputs.iter().zip(expected.iter().zip(&found)) {
                 let difference = compare::difference(want, found);
-                let ok = difference.within(TOLERANCE);
+                let ok = difference.within(tolerance);
                 let verdict = if ok { "agrees" } else { "DIFFERS" };
                 // Writing to a string cannot fail.
                 let _ = writeln!(text, "{name} ({level}): {verdict}; {difference}");
@@ -133,7 +134,7 @@ impl Args {
             json!({ "values": s.values.len(), "elements": total.elements, "off": total.off, "most_steps": total.most })
         });
         let report =
-            json!({ "agrees": wrong.is_empty(), "tolerance": TOLERANCE, "outputs": list, "quantized": quantized });
+            json!({ "agrees": wrong.is_empty(), "tolerance": tolerance, "outputs": list, "quantized": quantized });
         talk.report(&report, &text)?;
         if wrong.is_empty() { Ok(()) } else { Err(Error::Mismatch(wrong.join("; "))) }
     }

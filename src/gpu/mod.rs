@@ -75,11 +75,7 @@ impl Precision {
 
     /// What outputs may differ by from those of f32, relative to the largest: some roundings of operands in a row.
     pub fn tolerance(self) -> f64 {
-        match self {
-            Precision::F32 => crate::compare::TOLERANCE,
-            Precision::F16 => 1e-2,
-            Precision::BF16 => 8e-2,
-        }
+        crate::compare::tolerance(self.operands())
     }
 
     fn operands(self) -> Option<DType> {

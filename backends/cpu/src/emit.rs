@@ -283,6 +283,7 @@ impl<'a> Emitter<'a, '_> {
                 Ok(if result.is_scalar() { self.builder.ins().select(a, b, c) } else { self.select_lanes(ty, a, b, c) })
             }
             Op::Cast(_, a) => self.cast(self.ty(*a), result, self.value(*a)),
+            Op::RoundHalf(_) => Err(self.unsupported("a conversion to f16")),
             Op::Bitcast(_, a) => Ok(self.bitcast(ty, self.value(*a))),
             Op::Fold(op, a) => self.fold(*op, self.ty(*a), *a),
         }

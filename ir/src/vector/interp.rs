@@ -7,6 +7,7 @@ use super::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType, VerifyEr
 use crate::dtype::{Class, DType};
 use crate::scalar::{BinaryOp, UnaryOp};
 use crate::semantics;
+use half::f16;
 
 /// A vector program could not be interpreted to its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +107,7 @@ fn lane_of(x: f32) -> Lane {
 
 fn load(dtype: DType, bytes: &[u8], element: usize) -> Lane {
     match dtype.class() {
+        Class::Float if dtype == DType::F16 => semantics::load_i64(DType::U16, bytes, element) as u64,
         // Not through a float: the bits of a signalling NaN stay.
         Class::Float => semantics::load_i64(DType::U32, bytes, element) as u64,
         Class::Double => semantics::load_i64(DType::U64, bytes, element) as u64,
@@ -212,9 +214,12 @@ impl Frame<'_, '_> {
                 let from = self.at(*value);
                 for lane in 0..lanes {
                     let element = self.element(stmt, address, lane as i128)?;
-                    let bytes = &self.lanes[from + lane].to_le_bytes()[..dtype.size()];
+                    let lane = self.lanes[from + lane];
+                    let lane =
+                        if dtype == DType::F16 { Lane::from(f16::from_f32(f32_of(lane)).to_bits()) } else { lane };
                     let begin = element * dtype.size();
-                    self.buffers[address.buffer][begin..begin + dtype.size()].copy_from_slice(bytes);
+                    self.buffers[address.buffer][begin..begin + dtype.size()]
+                        .copy_from_slice(&lane.to_le_bytes()[..dtype.size()]);
                 }
                 Ok(())
             }
@@ -299,7 +304,10 @@ impl Frame<'_, '_> {
                 self.load_lanes(stmt, a, narrow, to, count, 1)?;
                 for lane in &mut self.lanes[to..to + count] {
                     let c = crate::Constant { dtype: narrow, bits: *lane };
-                    *lane = crate::Constant::int(DType::I32, c.as_i64().unwrap_or(0)).bits;
+                    *lane = match narrow {
+                        DType::F16 => lane_of(f16::from_bits(*lane as u16).to_f32()),
+                        _ => crate::Constant::int(DType::I32, c.as_i64().unwrap_or(0)).bits,
+                    };
                 }
             }
             Op::LoadStrided(a, stride) => self.load_lanes(stmt, a, dtype, to, count, *stride)?,
@@ -349,6 +357,12 @@ impl Frame<'_, '_> {
                 let a = self.at(*a);
                 for l in 0..count {
                     self.lanes[to + l] = cast(from, dtype, self.lanes[a + l]);
+                }
+            }
+            Op::RoundHalf(a) => {
+                let a = self.at(*a);
+                for l in 0..count {
+                    self.lanes[to + l] = lane_of(semantics::round_to(DType::F16, f32_of(self.lanes[a + l])));
                 }
             }
             Op::Bitcast(_, a) => {

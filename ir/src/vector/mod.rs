@@ -84,6 +84,15 @@ impl VectorType {
     }
 }
 
+/// The type of the lanes that elements of a narrow type are widened to when they are loaded and narrowed from when they are stored.
+pub fn widened(narrow: DType) -> Option<DType> {
+    match narrow {
+        DType::F16 => Some(DType::F32),
+        DType::U8 | DType::I8 | DType::U16 | DType::I16 => Some(DType::I32),
+        _ => None,
+    }
+}
+
 /// A place in a buffer: element `index + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
@@ -102,7 +111,8 @@ pub enum Stmt {
     Let(ValueId, Op),
     /// A counted loop: `for var in lo..hi step step`.
     For(For),
-    /// Stores all lanes to consecutive elements; of i32 lanes a buffer of 8- or 16-bit integers gets the low bits.
+    /// Stores all lanes to consecutive elements; of i32 lanes a buffer of 8- or 16-bit integers gets the low bits, of f32 lanes a
+    /// buffer of f16 the nearest numbers.
     Store(Address, ValueId),
     /// Asks for the memory at an address, which may lie beyond the buffer: it changes how long later loads take and nothing else.
     Prefetch(Address),
@@ -167,7 +177,7 @@ pub enum Op {
     Hi,
     /// Consecutive elements, as many as the result has lanes; a bool is true where its byte is not 0.
     Load(Address),
-    /// Consecutive elements of a buffer of 8- or 16-bit integers, each widened to i32.
+    /// Consecutive elements of a buffer of 8- or 16-bit integers, each widened to i32, or of f16, each widened to f32.
     LoadWide(Address),
     /// Every lane is the one element there.
     LoadSplat(Address),
@@ -193,6 +203,8 @@ pub enum Op {
     Select(ValueId, ValueId, ValueId),
     /// Lanewise conversion by the rules of [`crate::semantics`]; each rounds at most once.
     Cast(DType, ValueId),
+    /// Each f32 rounded to the nearest f16, ties to even, and kept as f32.
+    RoundHalf(ValueId),
     /// The bytes of the value, lanes in memory order, as another type of the same total size.
     Bitcast(DType, ValueId),
     /// All lanes folded to a scalar with add, mul, min, max, and, or — pairwise: lanes i and i + n/2 first.
@@ -213,6 +225,7 @@ impl Op {
             | Op::Extract(a, _)
             | Op::Unary(_, a)
             | Op::Cast(_, a)
+            | Op::RoundHalf(a)
             | Op::Bitcast(_, a)
             | Op::Fold(_, a) => f(*a),
             Op::Binary(_, a, b) => {

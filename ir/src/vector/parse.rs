@@ -256,6 +256,7 @@ impl Parser<'_> {
                 self.lexer.expect(')')?;
                 Op::Extract(vector, lane)
             }
+            "round_f16" => Op::RoundHalf(self.operands::<1>()?[0]),
             "fma" => {
                 let [a, b, c] = self.operands()?;
                 Op::Fma(a, b, c)

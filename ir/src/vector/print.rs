@@ -46,6 +46,7 @@ impl Display for Op {
             Op::Fma(a, b, c) => write!(f, "fma({a}, {b}, {c})"),
             Op::Select(a, b, c) => write!(f, "select({a}, {b}, {c})"),
             Op::Cast(to, a) => write!(f, "to_{to}({a})"),
+            Op::RoundHalf(a) => write!(f, "round_f16({a})"),
             Op::Bitcast(to, a) => write!(f, "bits_{to}({a})"),
             Op::Fold(op, a) => write!(f, "fold_{}({a})", op.name()),
         }

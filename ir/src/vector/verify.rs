@@ -39,7 +39,7 @@ impl VectorProgram {
             verifier.report(None, "the name is not made of letters, digits and `_`");
         }
         for (i, (dtype, _)) in self.buffers.iter().enumerate() {
-            if !computable(*dtype) {
+            if !computable(*dtype) && *dtype != DType::F16 {
                 verifier.report(None, format!("buffer b{i}: vector programs do not compute with {dtype}"));
             }
         }
@@ -164,7 +164,7 @@ impl Verifier<'_> {
             Stmt::Store(address, value) => {
                 let buffer = self.program.buffers.get(address.buffer).map(|b| b.0);
                 let stored = self.used(stmt, *value).map(|ty| match buffer {
-                    Some(dtype) if crate::tile::stores_to(ty.dtype, dtype) => VectorType { dtype, ..ty },
+                    Some(dtype) if super::widened(dtype) == Some(ty.dtype) => VectorType { dtype, ..ty },
                     Some(_) | None => ty,
                 });
                 self.memory(stmt, address, stored);
@@ -261,11 +261,14 @@ impl Verifier<'_> {
             }
             Op::LoadWide(a) => {
                 let narrow = self.program.buffers.get(a.buffer).map(|b| b.0);
-                match narrow.filter(|&n| n != DType::I32 && crate::tile::loads_from(DType::I32, n)) {
+                let wide = narrow.and_then(super::widened);
+                match narrow.filter(|_| wide.is_some()) {
                     Some(dtype) => self.memory(stmt, a, Some(VectorType { dtype, ..result })),
-                    None => self.report(Some(stmt), "only buffers of 8- and 16-bit integers are loaded wide"),
+                    None => {
+                        self.report(Some(stmt), "only buffers of 8- and 16-bit integers and of f16 are loaded wide")
+                    }
                 }
-                Some(VectorType { dtype: DType::I32, ..result })
+                Some(VectorType { dtype: wide.unwrap_or(result.dtype), ..result })
             }
             Op::LoadSplat(a) => {
                 self.memory(stmt, a, Some(scalar));
@@ -330,6 +333,10 @@ impl Verifier<'_> {
                 None
             }
             Op::Cast(to, a) => self.used(stmt, *a).map(|ty| VectorType { dtype: *to, ..ty }),
+            Op::RoundHalf(a) => {
+                self.want(stmt, *a, VectorType { dtype: DType::F32, ..result });
+                Some(VectorType { dtype: DType::F32, ..result })
+            }
             Op::Bitcast(to, a) => {
                 if let Some(ty) = self.used(stmt, *a) {
                     let bytes = |ty: VectorType| ty.dtype.size() * ty.lanes as usize;

@@ -76,6 +76,11 @@ fn join(a: &[usize], b: &[usize]) -> Vec<usize> {
     a.iter().zip(b).map(|(a, b)| *a.max(b)).collect()
 }
 
+/// The type that values of a type are folded in: halves would lose in each step what they cannot hold.
+pub fn accumulator(dtype: DType) -> DType {
+    if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
+}
+
 /// Whether the type is an integer narrower than the lanes that everything else is computed in.
 fn is_narrow(dtype: DType) -> bool {
     dtype != DType::I32 && kiln_ir::tile::loads_from(DType::I32, dtype)
@@ -156,6 +161,15 @@ impl Emitter<'_> {
     /// A constant of extent 1.
     pub fn constant(&mut self, body: &mut Vec<Stmt>, c: Constant, rank: usize) -> TileId {
         self.define(body, c.dtype, vec![1; rank], TileOp::Const(c))
+    }
+
+    /// The tile converted to a type, where it has another one.
+    pub fn cast(&mut self, body: &mut Vec<Stmt>, to: DType, a: TileId) -> TileId {
+        if self.program.tiles[a].dtype == to {
+            return a;
+        }
+        let shape = self.shape(a);
+        self.define(body, to, shape, TileOp::Cast(to, a))
     }
 
     fn shape(&self, t: TileId) -> Vec<usize> {
@@ -273,9 +287,11 @@ impl Emitter<'_> {
             let mut done = HashMap::new();
             let a = self.node(body, code, *a, place, None, &[], &mut done)?;
             let b = self.node(body, code, *b, place, None, &[], &mut done)?;
+            let (a, b) = (self.cast(body, dtype, a), self.cast(body, dtype, b));
             return Some(self.define(body, dtype, shape, TileOp::Fma(a, b, accumulator)));
         }
         let value = self.code(body, code, place, None)?;
+        let value = self.cast(body, dtype, value);
         Some(self.define(body, dtype, shape, TileOp::Binary(combine, accumulator, value)))
     }
 
@@ -301,13 +317,8 @@ impl Emitter<'_> {
         let tile = match code.node(id) {
             Scalar::Arg(_) => {
                 let argument = argument?;
-                if self.program.tiles[argument].dtype == dtype {
-                    argument
-                } else {
-                    // It was computed as i32.
-                    let shape = self.shape(argument);
-                    self.define(body, dtype, shape, TileOp::Cast(dtype, argument))
-                }
+                // What was computed as i32 may be of a narrower type.
+                self.cast(body, dtype, argument)
             }
             Scalar::Const(c) => self.constant(body, *c, rank),
             Scalar::Index(e) => {

@@ -44,6 +44,8 @@ pub fn is_kernel_type(dtype: DType) -> bool {
             | DType::U16
             | DType::U32
             | DType::U64
+            | DType::F16
+            | DType::BF16
             | DType::F32
             | DType::F64
     )
@@ -132,7 +134,7 @@ pub fn tile_program(
     let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.ty(group.output);
     for (n, ty) in types.iter().chain([&output]).enumerate() {
-        if !is_kernel_type(ty.dtype) {
+        if !is_kernel_type(ty.dtype) || machine.gpu.is_some() && emit::accumulator(ty.dtype) != ty.dtype {
             return Err(fail(&format!("{} is no type for kernels", ty.dtype)));
         }
         let written = n == types.len();
@@ -679,13 +681,14 @@ impl Builder<'_> {
         stages: &[TileId],
     ) -> Option<TileId> {
         let nest = tiling.nest;
-        let dtype = nest.body.result_type();
+        let dtype = emit::accumulator(nest.body.result_type());
         let neutral = kiln_ir::nest::neutral(nest.combine, dtype);
         let mut folds = nest.folds.clone();
         let Some((symbol, lanes)) = &tiling.lanes else {
             let shape = place.shape.clone();
             let init = self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral));
-            return self.fold_loops(body, tiling, place, &folds, init, stages);
+            let total = self.fold_loops(body, tiling, place, &folds, init, stages)?;
+            return Some(self.emitter(stages).cast(body, nest.body.result_type(), total));
         };
         // The lanes' fold becomes the innermost one; the accumulator gets an axis of its own, folded at the end.
         let at = folds.iter().position(|f| f.symbol == *symbol)?;
@@ -716,7 +719,7 @@ impl Builder<'_> {
             folds.push(var);
             total = self.fold_loops(body, tiling, &place, &folds, total, stages)?;
         }
-        Some(total)
+        Some(self.emitter(stages).cast(body, nest.body.result_type(), total))
     }
 
     /// Loops over folds, outermost first, around one accumulation step; the last loop is unrolled.

@@ -6,6 +6,7 @@
 
 use super::LowerError;
 use super::address::{Condition, lane};
+use super::half;
 use super::layout::Home;
 use super::tiles::{Lowering, positions};
 use kiln_ir::DType;
@@ -44,6 +45,13 @@ pub(super) enum Lanes {
 impl<'a> Lowering<'a> {
     /// The register of a loaded tile whose first element is at a position.
     pub(super) fn load(&mut self, id: TileId, op: &'a TileOp, at: &[usize]) -> Result<ValueId, LowerError> {
+        let (depth, dtype) = (self.depths[id.index()], self.ty(id).dtype);
+        let loaded = self.load_encoded(id, op, at)?;
+        Ok(if half::is_half(dtype) { self.decoded(depth, dtype, loaded) } else { loaded })
+    }
+
+    /// The register as its lanes are in memory.
+    fn load_encoded(&mut self, id: TileId, op: &'a TileOp, at: &[usize]) -> Result<ValueId, LowerError> {
         let home = self.home(id);
         if let Some(whole) = self.load_lanes(id, op, at, home)? {
             return Ok(whole);
@@ -70,7 +78,10 @@ impl<'a> Lowering<'a> {
     ) -> Result<Option<ValueId>, LowerError> {
         let TileOp::Load { buffer, address, gathered, mask, other } = op else { return Ok(None) };
         let depth = self.depths[id.index()];
-        let ty = VectorType { dtype: self.ty(id).dtype, lanes: home.map_or(1, |h| h.lanes) };
+        let narrow = self.program.buffers[*buffer].dtype;
+        let loaded = self.loaded(self.ty(id).dtype, narrow);
+        let ty = VectorType { dtype: loaded, lanes: home.map_or(1, |h| h.lanes) };
+        let other = &self.encoded_constant(*other);
         let along = home.map(|h| (h.axis, h.lanes));
         let holds = match self.mask(mask, at, along)? {
             Ok(holds) => holds,
@@ -96,7 +107,7 @@ impl<'a> Lowering<'a> {
             let splat = scalar.map(|s| self.builder.emit(depth, VectorType { lanes: h.lanes, ..ty }, Op::Splat(s)));
             return Ok(splat);
         }
-        let wide = ty.dtype != self.program.buffers[*buffer].dtype;
+        let wide = ty.dtype != narrow;
         if wide && let (Pattern::Same, Some(h)) = (pattern, home) {
             let scalar = self.load_lanes(id, op, at, None)?;
             let splat = scalar.map(|s| self.builder.emit(depth, VectorType { lanes: h.lanes, ..ty }, Op::Splat(s)));
@@ -174,6 +185,7 @@ impl<'a> Lowering<'a> {
         let Some(home) = home.filter(|_| gathered.is_empty()) else { return Ok(None) };
         let (depth, along) = (self.depths[id.index()], Some((home.axis, home.lanes)));
         let ty = self.register_type(id);
+        let other = &self.encoded_constant(*other);
         let e = self.placed(address, at, along, &[]);
         let Some(stride) = e.coefficient(&lane()).filter(|&s| s >= 0 && ty.dtype != DType::Bool) else {
             return Ok(None);
@@ -341,6 +353,7 @@ impl<'a> Lowering<'a> {
         let place = self.address(buffer, &e.replace(&lane(), &Expr::default()))?;
         let register = self.value(value, at, home)?;
         let depth = self.builder.depth();
+        let register = self.encoded(depth, self.program.buffers[buffer].dtype, register);
         let store = Stmt::Store(place, register);
         let stmt = match holds {
             Some(condition) => Stmt::If { condition, then: vec![store], otherwise: Vec::new() },

@@ -10,10 +10,12 @@
 //! - [`layout`] decides which axis of each tile becomes the lanes of vectors;
 //! - [`tiles`] computes tiles, one register at a time, on demand; [`memory`] their loads and stores;
 //! - [`address`] turns index expressions into i64 code, each part in the outermost loop where it is known;
+//! - [`half`] is how f16 and bf16, which are f32 in registers, are in memory;
 //! - [`ops`] are the elementwise operations, [`math`] the functions that no target has as an instruction.
 
 mod address;
 mod build;
+mod half;
 mod layout;
 pub mod math;
 mod memory;
@@ -62,7 +64,7 @@ pub enum LowerError {
 /// bound them, a dim without bounds is at least 0. Programs keep their numbers.
 ///
 /// # Errors
-/// The program does not verify, uses types that vector programs do not compute with (floats narrower than f32,
+/// The program does not verify, uses types that vector programs do not compute with (floats narrower than 16 bits,
 /// integers narrower than a byte) or functions that [`math`] does not have for the type, or is too large.
 pub fn lower(
     program: &TileProgram,
@@ -89,7 +91,7 @@ pub fn lower(
     let (values, body) = lowering.builder.finish();
     Ok(VectorProgram {
         name: program.name.clone(),
-        buffers: program.buffers.iter().map(|b| (b.dtype, b.written)).collect(),
+        buffers: program.buffers.iter().map(|b| (half::in_memory(b.dtype, target.bytes), b.written)).collect(),
         dims: dims.len(),
         values,
         body,
@@ -101,7 +103,7 @@ fn computable(dtype: DType) -> bool {
     match dtype.class() {
         Class::Bool | Class::Double => true,
         Class::Signed | Class::Unsigned => dtype.bits() >= 8,
-        Class::Float => dtype == DType::F32,
+        Class::Float => dtype == DType::F32 || half::is_half(dtype),
         Class::Complex | Class::Str => false,
     }
 }

@@ -5,6 +5,7 @@
 
 use super::LowerError;
 use super::build::Builder;
+use super::half::{self, held};
 use super::layout::Home;
 use super::memory::Lanes;
 use kiln_ir::DType;
@@ -103,7 +104,7 @@ impl<'a> Lowering<'a> {
 
     /// The type of a tile's registers.
     pub(super) fn register_type(&self, id: TileId) -> VectorType {
-        VectorType { dtype: self.ty(id).dtype, lanes: self.home(id).map_or(1, |h| h.lanes) }
+        VectorType { dtype: held(self.ty(id).dtype), lanes: self.home(id).map_or(1, |h| h.lanes) }
     }
 
     /// Notes how a tile is computed; computes it at once where that must not wait.
@@ -159,8 +160,9 @@ impl<'a> Lowering<'a> {
         let Some(home) = want else { return self.scalar(id, &at) };
         let depth = self.depths[id.index()];
         if let Some(TileOp::Const(c)) = self.ops[id.index()] {
+            let c = half::held_constant(*c);
             let ty = VectorType { dtype: c.dtype, lanes: home.lanes };
-            return Ok(self.builder.emit(depth, ty, Op::Const(*c)));
+            return Ok(self.builder.emit(depth, ty, Op::Const(c)));
         }
         if self.ty(id).shape[home.axis] == 1 {
             return self.splat(id, &at, home.lanes);
@@ -237,7 +239,7 @@ impl<'a> Lowering<'a> {
 
     /// One element in all lanes.
     pub(super) fn splat(&mut self, id: TileId, at: &[usize], lanes: u32) -> Result<ValueId, LowerError> {
-        let ty = VectorType { dtype: self.ty(id).dtype, lanes };
+        let ty = VectorType { dtype: held(self.ty(id).dtype), lanes };
         if let Some(TileOp::Load { buffer, address, gathered, mask, .. }) = self.ops[id.index()]
             && gathered.is_empty()
             && mask.is_empty()
@@ -281,6 +283,7 @@ impl<'a> Lowering<'a> {
             return self.registers.get(&key).copied().ok_or_else(|| self.unsupported("a product out of shape"));
         }
         let value = self.compute(id, op, at)?;
+        let value = self.rounded(id, op, value);
         self.registers.insert(key, value);
         Ok(value)
     }
@@ -288,7 +291,7 @@ impl<'a> Lowering<'a> {
     fn compute(&mut self, id: TileId, op: &'a TileOp, at: &[usize]) -> Result<ValueId, LowerError> {
         let (home, depth, ty) = (self.home(id), self.depths[id.index()], self.register_type(id));
         Ok(match op {
-            TileOp::Const(c) => self.builder.emit(depth, ty, Op::Const(*c)),
+            TileOp::Const(c) => self.builder.emit(depth, ty, Op::Const(half::held_constant(*c))),
             TileOp::Index(e) => {
                 let mut lanes = Vec::new();
                 for lane in 0..ty.lanes as usize {
@@ -354,7 +357,7 @@ impl<'a> Lowering<'a> {
         to: DType,
     ) -> Result<ValueId, LowerError> {
         let from = self.ty(id).dtype;
-        let narrow = |d: DType| if d == DType::Bool { 0 } else { d.size() };
+        let narrow = |d: DType| if d == DType::Bool { 0 } else { held(d).size() };
         let same_width = narrow(from) == narrow(to) || narrow(from) == 0 || narrow(to) == 0;
         match want {
             Some(home) if !same_width && self.ty(id).shape[home.axis] > 1 => {
@@ -387,6 +390,9 @@ impl<'a> Lowering<'a> {
         a: TileId,
         at: &[usize],
     ) -> Result<ValueId, LowerError> {
+        if half::is_half(self.ty(id).dtype) {
+            return Err(self.unsupported("a reduction that keeps halves"));
+        }
         let (home, depth) = (self.home(id), self.depths[id.index()]);
         let folded = self.home(a).filter(|h| h.axis == axis && home.is_none());
         let step = folded.map_or(1, |h| h.lanes as usize);
@@ -413,6 +419,9 @@ impl<'a> Lowering<'a> {
     /// Computes all of a matrix product, as a sum of outer products.
     fn dot(&mut self, id: TileId, a: TileId, b: TileId, c: TileId) -> Result<(), LowerError> {
         let (home, depth, ty) = (self.home(id), self.depths[id.index()], self.ty(id));
+        if half::is_half(ty.dtype) {
+            return Err(self.unsupported("a product that keeps halves"));
+        }
         let all = positions(ty, home);
         let mut sums = all.iter().map(|at| self.value(c, at, home)).collect::<Result<Vec<_>, _>>()?;
         for k in 0..self.ty(b).shape[0] {

@@ -1,13 +1,14 @@
 //! Constant folding: nodes whose operands are all constant are computed now, by the interpreter.
 
 use super::Graph;
+use super::halves::is_half;
 use kiln_ir::DType;
 use kiln_ir::graph::GraphError;
 use kiln_ir::interp::eval_op;
 use kiln_ir::ops::Op;
 use kiln_ir::tensor::element_count;
 
-/// Constants of bytes that are longer than this are weights: making wider numbers of them is left to what reads them.
+/// Constants of bytes and halves that are longer than this are weights: making wider numbers of them is left to what reads them.
 const MOST_WIDENED: usize = 1 << 12;
 
 /// Results larger than this many bytes are not folded unless they are no larger than their operands: a broadcast weight
@@ -30,7 +31,8 @@ pub fn fold_constants(graph: &Graph) -> Result<Graph, GraphError> {
             node.outputs.iter().map(|&v| graph.ty(v).shape().and_then(|s| size(&s, graph.ty(v).dtype).ok())).sum();
         // Sequences are no constants.
         let never = node.outputs.iter().any(|&v| graph.ty(v).dtype == DType::Seq) || is_left(&node.op);
-        let weights = operands.iter().any(|t| t.dtype().size() == 1 && t.bytes().len() > MOST_WIDENED);
+        let small = |dtype: DType| dtype.size() == 1 || is_half(dtype);
+        let weights = operands.iter().any(|t| small(t.dtype()) && t.bytes().len() > MOST_WIDENED);
         if made.is_none_or(|m| m > read.max(if weights { 0 } else { MOST_GROWTH })) || never {
             continue;
         }

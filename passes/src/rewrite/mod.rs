@@ -8,6 +8,7 @@ mod canonicalise;
 mod columns;
 mod common;
 mod fold;
+mod halves;
 mod recognise;
 
 pub use bytes::{has_byte_products, products_of_bytes};
@@ -15,6 +16,7 @@ pub use canonicalise::canonicalise;
 pub use columns::columns_last;
 pub use common::eliminate_common;
 pub use fold::fold_constants;
+pub use halves::products_of_halves;
 pub use recognise::recognise;
 
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};

@@ -4,7 +4,7 @@
 
 use super::listing::Listings;
 use crate::cli::compare::{Layer, relative};
-use kiln::compare::{TOLERANCE, difference};
+use kiln::compare::{difference, tolerance};
 use kiln::ir::expr::{Expr, Symbol};
 use kiln::ir::plan::{Place, Plan, SlotId, Step};
 use kiln::notes::Notes;
@@ -174,6 +174,7 @@ impl Contents<'_> {
             Accuracy::None(why) => return json!({ "why": why }),
             Accuracy::Compared { with, own, other } => (with, own, other),
         };
+        let tolerance = tolerance(self.plan().slots.iter().map(|(_, slot)| slot.ty.dtype));
         let mut layers: Vec<(usize, Value)> = Vec::new();
         for (name, a) in own {
             let Some(b) = other.get(name) else { continue };
@@ -182,13 +183,13 @@ impl Contents<'_> {
                 a.step,
                 json!({
                     "value": name, "step": a.step, "type": format!("{}{:?}", a.tensor.dtype(), a.tensor.shape()),
-                    "difference": d.to_string(), "relative": relative(&d), "agrees": d.within(TOLERANCE),
+                    "difference": d.to_string(), "relative": relative(&d), "agrees": d.within(tolerance),
                 }),
             ));
         }
         layers.sort_by_key(|(step, _)| *step);
         let layers: Vec<Value> = layers.into_iter().map(|(_, layer)| layer).collect();
-        json!({ "with": with, "tolerance": TOLERANCE, "alone": own.len() - layers.len(), "layers": layers })
+        json!({ "with": with, "tolerance": tolerance, "alone": own.len() - layers.len(), "layers": layers })
     }
 
     /// For each kernel that has records its trials, in the order in which they were made.

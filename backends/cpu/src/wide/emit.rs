@@ -693,6 +693,7 @@ impl<'a> Emitter<'a> {
             Op::Fma(a, b, c) => self.fma(ty, *a, *b, *c)?,
             Op::Select(c, a, b) => self.select(id, ty, *c, *a, *b)?,
             Op::Cast(_, a) => self.cast(id, ty, *a)?,
+            Op::RoundHalf(a) => self.round_half(ty, *a)?,
             Op::Bitcast(_, a) => self.bitcast(ty, *a)?,
             Op::Fold(op, a) => self.fold(*op, *a)?,
         };

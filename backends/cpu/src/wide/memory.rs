@@ -88,9 +88,12 @@ impl Emitter<'_> {
         self.unary(row, width, place)
     }
 
-    /// Narrow integers as i32.
+    /// Narrow integers as i32, f16 as f32.
     pub fn load_wide(&mut self, ty: VectorType, address: &Address) -> Result<VReg, Error> {
         let narrow = self.program.buffers[address.buffer].0;
+        if narrow == DType::F16 {
+            return self.load_halves(ty, address);
+        }
         if ty.is_scalar() {
             return self.load_integer(narrow, address, 0);
         }
@@ -167,8 +170,17 @@ impl Emitter<'_> {
 
     pub fn store(&mut self, address: &Address, value: Stored) -> Result<(), Error> {
         let Stored { ty, register } = value;
-        // Of 32-bit lanes narrower elements are the low bits.
-        let size = self.program.buffers[address.buffer].0.size();
+        // Of 32-bit lanes narrower elements are the low bits, or the nearest f16.
+        let narrow = self.program.buffers[address.buffer].0;
+        let size = narrow.size();
+        if narrow == DType::F16 && ty.is_scalar() {
+            let half = self.to_halves(register, Width::X)?;
+            let (code, bits) = (self.code(codes::VMOVD_GPR, Width::X)?, self.general());
+            self.ins(code, &[Arg::Def(bits, Width::D), Arg::Use(half, Width::X)]);
+            let place = Arg::Memory(self.place(address, 0)?);
+            self.ins(Code::Mov_rm16_r16, &[place, Arg::Use(bits, Width::W)]);
+            return Ok(());
+        }
         let place = Arg::Memory(self.place(address, 0)?);
         if ty.is_scalar() && !ty.dtype.is_float() {
             let (code, width) = match size {
@@ -189,7 +201,10 @@ impl Emitter<'_> {
             _ => return Err(self.unsupported(format!("a store of {ty}"))),
         };
         if size < ty.dtype.size() {
-            register = self.narrowed(register, width, size)?;
+            register = match narrow {
+                DType::F16 => self.to_halves(register, width)?,
+                _ => self.narrowed(register, width, size)?,
+            };
             width = if size * ty.lanes as usize == 32 { Width::Y } else { Width::X };
         }
         let code = self.code(row, width)?;
