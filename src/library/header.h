@@ -75,6 +75,32 @@ typedef struct kiln_context {
 } kiln_context;
 #endif /* KILN_ABI */
 
+#ifndef KILN_HOST_STEPS
+#define KILN_HOST_STEPS
+
+typedef struct kiln_operand { /* what a step of the host reads or makes: row-major */
+    void *data;
+    const char *type;
+    const int64_t *extents;
+    uint32_t rank;
+    uint32_t element_bytes;
+    uint64_t bytes;
+} kiln_operand;
+
+typedef struct kiln_step { /* a step that the host does */
+    const char *op;             /* its name and attributes, such as "determinant" */
+    const char *nodes;          /* what the model calls it */
+    uint32_t number;            /* of the host's steps, in the order of "host_steps" in the metadata */
+    uint32_t inputs, outputs;
+    uint32_t reserved;
+    const kiln_operand *operands; /* the inputs, which are only read, then the outputs, which the host fills */
+    const int64_t *dims;        /* the free dims, which attributes may name */
+} kiln_step;
+
+/* The host's: does a step and gives 0, or another status and a message. */
+typedef int32_t (*kiln_host_step)(void *host, const kiln_step *step, char *message, uint64_t message_bytes);
+#endif /* KILN_HOST_STEPS */
+
 /* The version of these functions: KILN_ABI. */
 uint32_t @P@_abi(void);
 
@@ -91,6 +117,9 @@ int32_t @P@_level(void);
 
 /* Makes a context. `options` may be NULL: the best level, one thread. */
 int32_t @P@_init(kiln_context *context, const kiln_options *options, char *message, uint64_t message_bytes);
+
+/* Gives a context the function that does the steps of the host, for a model that has any ("host_steps" in the metadata). */
+int32_t @P@_host(kiln_context *context, kiln_host_step function, void *host);
 
 /* Finds the values of the free dims, in the order of @P@_dim, from the shapes of all inputs. */
 int32_t @P@_solve(const int64_t *const *shapes, int64_t *dims, char *message, uint64_t message_bytes);

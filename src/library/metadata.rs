@@ -4,7 +4,7 @@
 
 use super::ABI;
 use crate::{Compiled, Error};
-use kiln_ir::plan::SlotId;
+use kiln_ir::plan::{SlotId, Step};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -31,6 +31,13 @@ pub(super) fn text(compiled: &Compiled, weights: &blake3::Hash, embedded: bool) 
             "kernels": { "wide": emitters("wide"), "cranelift": emitters("cranelift") },
         })
     });
+    let host_steps = plan.steps.iter().filter_map(|step| match step {
+        Step::Host { op, origin, .. } if step.renames().is_none() => {
+            Some(json!({ "op": op.name(), "text": op.to_string(), "nodes": origin.to_string() }))
+        }
+        Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
+        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+    });
     let regions: Vec<String> = plan.regions.iter().map(ToString::to_string).collect();
     let report = json!({
         "abi": ABI,
@@ -41,6 +48,7 @@ pub(super) fn text(compiled: &Compiled, weights: &blake3::Hash, embedded: bool) 
         "inputs": ends(&plan.inputs),
         "outputs": ends(&plan.outputs),
         "dims": dims.collect::<Vec<_>>(),
+        "host_steps": host_steps.collect::<Vec<_>>(),
         "precision": compiled.manifest.options.get("precision"),
         "levels": levels.collect::<Vec<_>>(),
         "weights": { "bytes": plan.weight_bytes, "blake3": weights.to_string(), "embedded": embedded },

@@ -64,7 +64,7 @@ fn needs(level: CpuLevel) -> Result<Needs, Error> {
 
 fn failed(error: LibraryError) -> Error {
     match error {
-        LibraryError::HostOps(_) | LibraryError::NotBytes(..) => Error::Unsupported(error.to_string()),
+        LibraryError::FoundByRun(_) | LibraryError::NotBytes(..) => Error::Unsupported(error.to_string()),
         LibraryError::TooLarge(_) => Error::Limit(error.to_string()),
         LibraryError::Codegen { .. } => Error::Internal(error.to_string()),
     }

@@ -232,6 +232,18 @@ impl Step {
         }
     }
 
+    /// The two ends of a host step that moves no element: what is left of a reshape where no kernel could take it.
+    pub fn renames(&self) -> Option<(SlotId, SlotId)> {
+        match self {
+            Step::Host { op: Op::Reshape(_), inputs, outputs, .. } => match (inputs.as_slice(), outputs.as_slice()) {
+                (&[from], &[to]) => Some((from, to)),
+                _ => None,
+            },
+            Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
+            Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+        }
+    }
+
     /// How many of the steps that follow belong to it.
     pub fn inner(&self) -> usize {
         match self {

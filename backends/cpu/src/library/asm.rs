@@ -51,6 +51,8 @@ pub(super) enum Routine {
     OutputBytes,
     /// `output_dims(n, dims, extents) -> status`
     OutputDims,
+    /// `host(context, function, host) -> status`
+    Host,
     /// `run(context, inputs, outputs, dims, arena, bytes, message, bytes) -> status`
     Run,
     /// `append(message, bytes, at, text, length) -> at`
@@ -61,6 +63,10 @@ pub(super) enum Routine {
     Check,
     /// `formulas(dims, values) -> whether a size is out of bounds`
     Formulas,
+    /// `steps(run, first, last, message, bytes) -> status`: launches and copies, one after another
+    Steps,
+    /// `move(from, to, bytes)`
+    Move,
     /// `body(task, lo, hi) -> status`, what a host's `parallel_for` calls
     Body,
     /// `cpuid(leaf, subleaf, out)`
@@ -71,7 +77,7 @@ pub(super) enum Routine {
 
 impl Routine {
     /// In the order of the code; those that are exported first.
-    pub const ALL: [Routine; 20] = [
+    pub const ALL: [Routine; 23] = [
         Routine::Abi,
         Routine::Model,
         Routine::Input,
@@ -84,11 +90,14 @@ impl Routine {
         Routine::InputBytes,
         Routine::OutputBytes,
         Routine::OutputDims,
+        Routine::Host,
         Routine::Run,
         Routine::Append,
         Routine::AppendNumber,
         Routine::Check,
         Routine::Formulas,
+        Routine::Steps,
+        Routine::Move,
         Routine::Body,
         Routine::CpuId,
         Routine::XGetBv,
@@ -109,11 +118,14 @@ impl Routine {
             Routine::InputBytes => Some("input_bytes"),
             Routine::OutputBytes => Some("output_bytes"),
             Routine::OutputDims => Some("output_dims"),
+            Routine::Host => Some("host"),
             Routine::Run => Some("run"),
             Routine::Append
             | Routine::AppendNumber
             | Routine::Check
             | Routine::Formulas
+            | Routine::Steps
+            | Routine::Move
             | Routine::Body
             | Routine::CpuId
             | Routine::XGetBv => None,
@@ -129,11 +141,14 @@ impl Routine {
             Routine::ArenaBytes => (&[I64], Some(I64)),
             Routine::InputBytes | Routine::OutputBytes => (&[I32, I64], Some(I64)),
             Routine::OutputDims => (&[I32, I64, I64], Some(I32)),
+            Routine::Host => (&[I64; 3], Some(I32)),
             Routine::Run => (&[I64; 8], Some(I32)),
             Routine::Append => (&[I64; 5], Some(I64)),
             Routine::AppendNumber => (&[I64; 4], Some(I64)),
             Routine::Check => (&[I64; 3], Some(I32)),
             Routine::Formulas => (&[I64; 2], Some(I64)),
+            Routine::Steps => (&[I64; 5], Some(I32)),
+            Routine::Move => (&[I64; 3], None),
             Routine::Body => (&[I64; 3], Some(I32)),
             Routine::CpuId => (&[I64; 3], None),
             Routine::XGetBv => (&[], Some(I64)),

@@ -7,13 +7,16 @@
 //! The functions are those that docs/abi.md states. [`build`] makes the bytes; [`elf`] puts them into files.
 
 mod asm;
+mod control;
 mod cpuid;
 mod data;
 mod describe;
 pub mod elf;
 mod formulas;
+mod host;
 mod run;
 mod sizes;
+mod steps;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -157,13 +160,13 @@ pub struct Image {
 /// Why there is no library.
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
-    /// Steps of the plan run Rust code of the runtime, which a library does not hold.
+    /// Steps find extents or make strings, for which no caller can have memory ready.
     #[error(
-        "a library holds compiled code only, but {} on the host: {}; a .kiln artifact can do that",
-        if .0.len() == 1 { "a step of the model runs" } else { "steps of the model run" },
+        "a library's caller provides all memory, but sizes that only a run finds, or strings, are made or read by {}; a .kiln \
+         artifact can do that",
         .0.join(", ")
     )]
-    HostOps(Vec<String>),
+    FoundByRun(Vec<String>),
     /// An input or output has elements that are not bytes.
     #[error("{0} is {1}, which has no form in C; a .kiln artifact can run it")]
     NotBytes(String, String),
@@ -270,12 +273,15 @@ fn routine_code(routine: Routine, t: &Tables<'_>, data: &mut Data) -> Result<Com
         Routine::InputBytes => asm::compile(routine, data, |c, p| sizes::end_bytes(c, t, &t.plan.inputs, p)),
         Routine::OutputBytes => asm::compile(routine, data, |c, p| sizes::end_bytes(c, t, &t.plan.outputs, p)),
         Routine::OutputDims => asm::compile(routine, data, |c, p| sizes::output_dims(c, t, p)),
+        Routine::Host => asm::compile(routine, data, host::host),
         Routine::Run => asm::compile(routine, data, |c, p| run::run(c, t, p)),
         Routine::Append => asm::compile(routine, data, describe::append),
         Routine::AppendNumber => asm::compile(routine, data, describe::append_number),
         Routine::Check => asm::compile(routine, data, |c, p| sizes::check(c, t, p)),
         Routine::Formulas => asm::compile(routine, data, |c, p| sizes::formulas(c, t, p)),
-        Routine::Body => asm::compile(routine, data, run::body),
+        Routine::Steps => asm::compile(routine, data, |c, p| steps::steps(c, t, p)),
+        Routine::Move => asm::compile(routine, data, steps::move_bytes),
+        Routine::Body => asm::compile(routine, data, steps::body),
         Routine::CpuId => Ok(cpuid::cpuid()),
         Routine::XGetBv => Ok(cpuid::xgetbv()),
     }

@@ -7,16 +7,20 @@ use super::Part;
 use super::asm::{Code, I64, Piece, Routine};
 use super::describe::fail_end;
 use super::sizes::aligned;
-use super::tables::{ALIGNMENT, BASE_ARENA, BASE_REGIONS, BASE_WEIGHTS, Ends, KERNEL_ROW, SLOT_ROW, STEP_ROW, Tables};
+use super::steps::{Run, number};
+use super::tables::{BASE_ARENA, BASE_REGIONS, BASE_WEIGHTS, Ends, SLOT_ROW, Tables};
+use super::{control, host};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 /// Words of a context, see `kiln_context` in the header.
 const CONTEXT_MAGIC: i32 = 0;
-const CONTEXT_LEVEL: i32 = 8;
+pub(super) const CONTEXT_LEVEL: i32 = 8;
 const CONTEXT_WEIGHTS: i32 = 16;
-const CONTEXT_PARALLEL: i32 = 24;
-const CONTEXT_HOST: i32 = 32;
+pub(super) const CONTEXT_PARALLEL: i32 = 24;
+pub(super) const CONTEXT_HOST: i32 = 32;
+pub(super) const CONTEXT_STEP: i32 = 40;
+pub(super) const CONTEXT_STEP_HOST: i32 = 48;
 
 /// Offsets in `kiln_options`.
 const OPTION_ABI: i32 = 0;
@@ -25,10 +29,6 @@ const OPTION_WEIGHTS: i32 = 8;
 const OPTION_WEIGHTS_BYTES: i32 = 16;
 const OPTION_PARALLEL: i32 = 24;
 const OPTION_HOST: i32 = 32;
-
-/// Words of a task: kernel, arguments, dims.
-const TASK_ARGUMENTS: i32 = 8;
-const TASK_DIMS: i32 = 16;
 
 /// Bytes of a file of weights: the section, then its hash, which tells the weights of one model from those of another.
 pub(super) fn weights_file_bytes(t: &Tables<'_>) -> i64 {
@@ -95,6 +95,8 @@ pub(super) fn init(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     let (parallel, host) = (c.b.use_var(parallel), c.b.use_var(host));
     c.store(parallel, context, CONTEXT_PARALLEL);
     c.store(host, context, CONTEXT_HOST);
+    c.store(zero, context, CONTEXT_STEP);
+    c.store(zero, context, CONTEXT_STEP_HOST);
     let magic = c.int(magic(t));
     c.store(magic, context, CONTEXT_MAGIC);
     let ok = c.int32(0);
@@ -163,27 +165,6 @@ fn outside_weights(
     pointer
 }
 
-/// `body(task, lo, hi)`: programs of the kernel that a run has got to.
-pub(super) fn body(c: &mut Code<'_, '_>, p: &[Value]) {
-    let &[task, lo, hi] = p else { return };
-    let (kernel, arguments, dims) = (c.load(task, 0), c.load(task, TASK_ARGUMENTS), c.load(task, TASK_DIMS));
-    let scratch = c.int(0);
-    let status = c.call_at(kernel, &[arguments, dims, lo, hi, scratch]);
-    c.ret(status);
-}
-
-/// A number of a table: itself, or a value that the run has computed.
-fn number(c: &mut Code<'_, '_>, raw: Value, values: Value) -> Value {
-    let index = c.b.ins().bnot(raw);
-    let symbolic = c.icmp_imm(IntCC::SignedLessThan, raw, 0);
-    let zero = c.int(0);
-    // There always is a value 0 to read.
-    let index = c.b.ins().select(symbolic, index, zero);
-    let place = c.element(values, index, 8);
-    let value = c.load(place, 0);
-    c.b.ins().select(symbolic, value, raw)
-}
-
 /// `run(context, inputs, outputs, dims, arena, arena_bytes, message, bytes)`
 pub(super) fn run(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     let &[context, inputs, outputs, dims, arena, arena_bytes, message, bytes] = p else { return };
@@ -194,6 +175,7 @@ pub(super) fn run(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     let (found, wanted) = (c.load(context, CONTEXT_MAGIC), c.int(magic(t)));
     let other = c.icmp(IntCC::NotEqual, found, wanted);
     c.guard(other, |c| c.fail(2, &[Piece::Text("the context was not initialised for this model")]));
+    host::check(c, t, context);
     let status = c.get(Routine::Check, &[dims, message, bytes]);
     c.guard(status, |c| c.ret(status));
     let needed = c.get(Routine::ArenaBytes, &[dims]);
@@ -220,10 +202,7 @@ pub(super) fn run(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     let mut next = c.add_imm(start, frame.regions);
     for (n, region) in t.plan.regions.iter().enumerate() {
         c.store(next, bases, (BASE_REGIONS as i32 + n as i32) * 8);
-        let bytes = match t.formulas.iter().position(|f| f == region) {
-            Some(n) => c.load(values, (n * 8) as i32),
-            None => c.int(region.as_const().unwrap_or(0)),
-        };
+        let bytes = Run(start).value(c, t, region);
         let bytes = aligned(c, bytes);
         next = c.b.ins().iadd(next, bytes);
     }
@@ -237,7 +216,10 @@ pub(super) fn run(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     point(c, t, values, bases, pointers, start);
     ends_there(c, t, ("the input `", t.inputs, &t.plan.inputs), of_inputs, values);
     ends_there(c, t, ("the output `", t.outputs, &t.plan.outputs), of_outputs, values);
-    steps(c, t, Run { context, dims, values, pointers, start });
+    c.store(context, start, frame.context as i32);
+    c.store(dims, start, frame.dims as i32);
+    let run = Run(start);
+    control::range(c, t, run, 0..t.plan.steps.len());
     let ok = c.int32(0);
     c.ret(ok);
 }
@@ -306,122 +288,5 @@ fn point(c: &mut Code<'_, '_>, t: &Tables<'_>, values: Value, bases: Value, poin
         let pointer = c.b.ins().select(empty, nothing, pointer);
         let place = c.element(pointers, n, 8);
         c.store(pointer, place, 0);
-    });
-}
-
-/// What the steps of a run need.
-#[derive(Clone, Copy)]
-struct Run {
-    context: Value,
-    dims: Value,
-    values: Value,
-    pointers: Value,
-    start: Value,
-}
-
-fn steps(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run) {
-    let level = c.load(run.context, CONTEXT_LEVEL);
-    let kernels = c.address(Part::Data, t.kernels);
-    let kernels = c.element(kernels, level, t.plan.kernels.len() as i64 * KERNEL_ROW * 8);
-    let count = c.int(t.step_count);
-    c.repeat(count, |c, n| {
-        let table = c.address(Part::Data, t.steps);
-        let row = c.element(table, n, STEP_ROW * 8);
-        let (kernel, second, third) = (c.load(row, 0), c.load(row, 8), c.load(row, 16));
-        let copies = c.icmp_imm(IntCC::SignedLessThan, kernel, 0);
-        c.branch(copies, |c| copy(c, t, run, second, third), |c| launch(c, t, run, kernels, kernel, second, third));
-    });
-}
-
-fn launch(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, kernels: Value, kernel: Value, first: Value, count: Value) {
-    let arguments = c.add_imm(run.start, t.frame.arguments);
-    let list = c.address(Part::Data, t.arguments);
-    let list = c.element(list, first, 4);
-    c.repeat(count, |c, n| {
-        let place = c.element(list, n, 4);
-        let slot = c.load32(place, 0);
-        let pointer = c.element(run.pointers, slot, 8);
-        let pointer = c.load(pointer, 0);
-        let place = c.element(arguments, n, 8);
-        c.store(pointer, place, 0);
-    });
-    let row = c.element(kernels, kernel, KERNEL_ROW * 8);
-    let (offset, grain, programs) = (c.load(row, 0), c.load(row, 8), c.load(row, 16));
-    let programs = number(c, programs, run.values);
-    let code = c.address(Part::Code, 0);
-    let entry = c.b.ins().iadd(code, offset);
-    let zero = c.int32(0);
-    let status = c.variable(zero);
-    let parallel = c.load(run.context, CONTEXT_PARALLEL);
-    let (some, large) = (
-        c.icmp_imm(IntCC::NotEqual, parallel, 0),
-        // Less than two grains are not worth a second thread.
-        c.icmp(IntCC::SignedGreaterThan, programs, grain),
-    );
-    let shared = c.b.ins().band(some, large);
-    let none = c.icmp_imm(IntCC::Equal, programs, 0);
-    c.branch(
-        none,
-        |_| {},
-        |c| {
-            c.branch(
-                shared,
-                |c| {
-                    let task = c.add_imm(run.start, t.frame.task);
-                    c.store(entry, task, 0);
-                    c.store(arguments, task, TASK_ARGUMENTS);
-                    c.store(run.dims, task, TASK_DIMS);
-                    let (body, host) = (c.routine(Routine::Body), c.load(run.context, CONTEXT_HOST));
-                    let found = c.call_at(parallel, &[host, programs, grain, body, task]);
-                    c.b.def_var(status, found);
-                },
-                |c| {
-                    let (lo, scratch) = (c.int(0), c.int(0));
-                    let found = c.call_at(entry, &[arguments, run.dims, lo, programs, scratch]);
-                    c.b.def_var(status, found);
-                },
-            );
-        },
-    );
-    let status = c.b.use_var(status);
-    c.guard(status, |c| {
-        let table = c.address(Part::Data, t.messages);
-        let row = c.element(table, kernel, 16);
-        let (offset, length, data) = (c.load(row, 0), c.load(row, 8), c.address(Part::Data, 0));
-        let text = c.b.ins().iadd(data, offset);
-        let status = c.b.ins().uextend(I64, status);
-        c.fail(3, &[Piece::At(text, length), Piece::Number(status), Piece::Text(")")]);
-    });
-}
-
-/// Copies a slot to another of the same size; both are the same or apart.
-fn copy(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, from: Value, to: Value) {
-    let table = c.address(Part::Data, t.slots);
-    let row = c.element(table, from, SLOT_ROW * 8);
-    let raw = c.load(row, 16);
-    let bytes = number(c, raw, run.values);
-    let (from, to) = (c.element(run.pointers, from, 8), c.element(run.pointers, to, 8));
-    let (from, to) = (c.load(from, 0), c.load(to, 0));
-    let shift = c.int(ALIGNMENT.ilog2().into());
-    let blocks = c.b.ins().ushr(bytes, shift);
-    c.repeat(blocks, |c, n| {
-        let (source, target) = (c.element(from, n, ALIGNMENT), c.element(to, n, ALIGNMENT));
-        let loaded: Vec<Value> = (0..4)
-            .map(|k| {
-                let at = c.add_imm(source, k * 16);
-                c.load_of(types::I8X16, at)
-            })
-            .collect();
-        for (k, value) in loaded.into_iter().enumerate() {
-            c.store(value, target, k as i32 * 16);
-        }
-    });
-    let done = c.b.ins().ishl(blocks, shift);
-    let left = c.b.ins().isub(bytes, done);
-    let (from, to) = (c.b.ins().iadd(from, done), c.b.ins().iadd(to, done));
-    c.repeat(left, |c, n| {
-        let (source, target) = (c.b.ins().iadd(from, n), c.b.ins().iadd(to, n));
-        let byte = c.load_of(types::I8, source);
-        c.store(byte, target, 0);
     });
 }

@@ -4,12 +4,11 @@
 //! values a run computes first. Nothing in a table depends on where the library lies.
 
 use super::data::Data;
-use super::{LibraryError, Source};
+use super::{LibraryError, Source, host};
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::Origin;
-use kiln_ir::ops::Op;
 use kiln_ir::plan::{Place, Plan, SlotId, Step};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// No tensor has this many bytes; the engine refuses them, too.
 pub(super) const MOST_BYTES: i64 = 1 << 48;
@@ -46,6 +45,13 @@ pub(super) struct Frame {
     pub pointers: i64,
     pub arguments: i64,
     pub task: i64,
+    /// The caller's context and dims.
+    pub context: i64,
+    pub dims: i64,
+    /// What a host's function gets: the step, its operands, their extents.
+    pub step: i64,
+    pub operands: i64,
+    pub extents: i64,
     /// Where slots without bytes point.
     pub nothing: i64,
     pub arena: i64,
@@ -61,8 +67,10 @@ pub(super) struct Tables<'a> {
     pub sizes: Vec<bool>,
     pub slots: u64,
     pub steps: u64,
-    /// How many steps there are.
-    pub step_count: i64,
+    /// For each step of the plan the row it has, or the next one where it has none; the number of rows at the end.
+    pub rows: Vec<i64>,
+    /// Steps of the host.
+    pub host: HostSteps,
     pub arguments: u64,
     /// Rows of all kernels, level by level.
     pub kernels: u64,
@@ -108,39 +116,87 @@ fn round_up(n: i64) -> i64 {
     n.saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
-/// The two ends of a host step that moves no element: what is left of a reshape where no kernel could take it.
-fn renamed(step: &Step) -> Option<(SlotId, SlotId)> {
+/// Steps that the host does.
+#[derive(Debug, Default)]
+pub(super) struct HostSteps {
+    /// Their numbers in the plan.
+    pub steps: Vec<usize>,
+    /// The most operands and results of one, and the most extents of these.
+    operands: i64,
+    extents: i64,
+}
+
+impl HostSteps {
+    fn of(plan: &Plan) -> HostSteps {
+        let mut all = HostSteps::default();
+        for (n, step) in plan.steps.iter().enumerate() {
+            if let Step::Host { inputs, outputs, .. } = step
+                && step.renames().is_none()
+            {
+                all.steps.push(n);
+                let ranks = inputs.iter().chain(outputs).map(|&slot| plan.slots[slot].ty.rank() as i64);
+                all.operands = all.operands.max((inputs.len() + outputs.len()) as i64);
+                all.extents = all.extents.max(ranks.sum());
+            }
+        }
+        all
+    }
+
+    /// The names of their ops, each once.
+    pub fn names(&self, plan: &Plan) -> Vec<&'static str> {
+        let mut names: Vec<&str> = self.steps.iter().filter_map(|&n| host_op(plan.steps.get(n)?)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+/// The name of the op of a host step.
+fn host_op(step: &Step) -> Option<&'static str> {
     match step {
-        Step::Host { op: Op::Reshape(_), inputs, outputs, .. } => match (inputs.as_slice(), outputs.as_slice()) {
-            (&[from], &[to]) => Some((from, to)),
-            _ => None,
-        },
-        Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
-        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+        Step::Host { op, .. } => Some(op.name()),
+        Step::Launch { .. } | Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
     }
 }
 
 /// Why a library of a plan is not to be had, if so.
 fn refuse(plan: &Plan) -> Result<(), LibraryError> {
-    let hosts: Vec<String> = plan
-        .steps
-        .iter()
-        .filter(|step| renamed(step).is_none())
-        .filter_map(|step| match step {
-            Step::Host { op, origin, .. } => Some(format!("{} ({})", origin, op.name())),
-            Step::If { origin, .. } => Some(format!("{origin} (if)")),
-            Step::Loop(l) => Some(format!("{} (loop)", l.origin)),
-            Step::Bind { origin, .. } => Some(format!("{origin} (if)")),
-            Step::Launch { .. } | Step::Copy { .. } => None,
-        })
-        .collect();
     for (name, slot) in plan.inputs.iter().chain(&plan.outputs) {
         let ty = &plan.slots[*slot].ty;
         if !ty.dtype.is_bytes() {
             return Err(LibraryError::NotBytes(format!("{name:?}"), ty.to_string()));
         }
     }
-    if hosts.is_empty() { Ok(()) } else { Err(LibraryError::HostOps(hosts)) }
+    let mut given: BTreeSet<&Symbol> = BTreeSet::new();
+    for dim in plan.inputs.iter().flat_map(|(_, slot)| &plan.slots[*slot].ty.dims) {
+        dim.for_each_plain_symbol(&mut |s| {
+            given.insert(s);
+        });
+    }
+    // What only a run finds: the sizes of the caller's memory could not be said before it.
+    let found = |slot: &SlotId| {
+        let ty = &plan.slots[*slot].ty;
+        let mut unknown = false;
+        ty.dims.iter().for_each(|d| d.for_each_symbol(&mut |s| unknown |= !given.contains(s)));
+        unknown || !ty.dtype.is_bytes()
+    };
+    let hosts = plan.steps.iter().filter_map(|step| {
+        let (reads, writes) = step.accesses();
+        let (origin, what) = match step {
+            Step::Host { op, origin, .. } => (origin, op.name()),
+            Step::Bind { origin, .. } | Step::If { origin, .. } => (origin, "if"),
+            Step::Loop(l) => (&l.origin, "loop"),
+            Step::Launch { .. } | Step::Copy { .. } => return None,
+        };
+        (reads.iter().chain(writes.iter()).any(found)).then(|| format!("{origin} ({what})"))
+    });
+    let hosts: Vec<String> = hosts.collect();
+    let unknown = plan.symbols.iter().find(|(s, _)| !given.contains(s));
+    match unknown {
+        Some((s, _)) if hosts.is_empty() => Err(LibraryError::FoundByRun(vec![s.to_string()])),
+        Some(_) | None if hosts.is_empty() => Ok(()),
+        Some(_) | None => Err(LibraryError::FoundByRun(hosts)),
+    }
 }
 
 /// The beginning of what is said where a kernel finds that the data breaks a rule; the status and a bracket end it.
@@ -185,7 +241,9 @@ impl<'a> Tables<'a> {
             slots.extend([base, offset, bytes, most]);
         }
         let (mut steps, mut arguments, mut longest) = (Vec::new(), Vec::new(), 0);
+        let mut rows = Vec::with_capacity(plan.steps.len() + 1);
         for step in &plan.steps {
+            rows.push(steps.len() as i64 / STEP_ROW);
             match step {
                 Step::Launch { kernel, arguments: of, .. } => {
                     steps.extend([*kernel as i64, arguments.len() as i64, of.len() as i64]);
@@ -194,14 +252,15 @@ impl<'a> Tables<'a> {
                 }
                 Step::Copy { from, to } => steps.extend([-1, from.index() as i64, to.index() as i64]),
                 Step::Host { .. } => {
-                    if let Some((from, to)) = renamed(step) {
+                    if let Some((from, to)) = step.renames() {
                         steps.extend([-1, from.index() as i64, to.index() as i64]);
                     }
                 }
-                // Refused above.
+                // Code of their own.
                 Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => {}
             }
         }
+        rows.push(steps.len() as i64 / STEP_ROW);
         let mut kernels = Vec::new();
         for (level, start) in source.levels.iter().zip(starts) {
             for (kernel, of) in level.kernels.iter().zip(&plan.kernels) {
@@ -219,7 +278,8 @@ impl<'a> Tables<'a> {
         let symbols: Vec<i64> = symbols.collect();
         let (inputs, outputs) = (ends(plan, &plan.inputs, data), ends(plan, &plan.outputs, data));
         let arena = i64::try_from(plan.arena_bytes).unwrap_or(i64::MAX);
-        let frame = Frame::new(&numbers, bases, plan.slots.len() as i64, longest, arena);
+        let host = HostSteps::of(plan);
+        let frame = Frame::new(&numbers, &host, (bases, plan.slots.len() as i64, longest), arena);
         let hash = data.bytes.len() as u64;
         data.bytes.extend_from_slice(&source.weights_hash);
         Ok(Tables {
@@ -227,7 +287,8 @@ impl<'a> Tables<'a> {
             source,
             slots: data.words(&slots),
             steps: data.words(&steps),
-            step_count: steps.len() as i64 / STEP_ROW,
+            rows,
+            host,
             arguments: data.halves(&arguments),
             kernels: data.words(&kernels),
             messages: data.words(&messages),
@@ -255,7 +316,7 @@ impl<'a> Tables<'a> {
 }
 
 impl Frame {
-    fn new(numbers: &Numbers, bases: i64, slots: i64, arguments: i64, arena: i64) -> Frame {
+    fn new(numbers: &Numbers, host: &HostSteps, (bases, slots, arguments): (i64, i64, i64), arena: i64) -> Frame {
         let mut end = 0i64;
         let mut take = |words: i64| {
             let at = end;
@@ -267,6 +328,10 @@ impl Frame {
         let pointers = take(slots);
         let arguments = take(arguments);
         let task = take(3);
+        let (context, dims) = (take(1), take(1));
+        let some = i64::from(!host.steps.is_empty());
+        let (step, operands, extents) =
+            (take(some * host::STEP), take(host.operands * host::OPERAND), take(host.extents));
         let nothing = round_up(end);
         let start = nothing + ALIGNMENT;
         Frame {
@@ -275,6 +340,11 @@ impl Frame {
             pointers,
             arguments,
             task,
+            context,
+            dims,
+            step,
+            operands,
+            extents,
             nothing,
             arena: start,
             regions: round_up(start.saturating_add(arena)),
