@@ -215,6 +215,8 @@ impl Args {
                 report["files"] = files.collect();
                 report["code"] = code.collect();
                 report["driver_bytes"] = json!(written.driver);
+                let steps = written.host_steps.iter().map(|(op, nodes)| json!({ "op": op, "nodes": nodes }));
+                report["host_steps"] = steps.collect();
             }
             talk.report(&report, &"")?;
         }
@@ -309,4 +311,9 @@ fn say_library(written: &Written, talk: Talk) {
     let code: Vec<String> = code.collect();
     let (prefix, driver) = (&written.prefix, written.driver);
     talk.say(format_args!("  functions {prefix}_*; code: {}, driver {driver} bytes", code.join(", ")));
+    for (op, nodes) in &written.host_steps {
+        talk.say(format_args!(
+            "  the program that loads it must do {op} for {nodes}: {prefix}_host takes the function"
+        ));
+    }
 }

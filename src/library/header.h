@@ -88,7 +88,8 @@ typedef struct kiln_operand { /* what a step of the host reads or makes: row-maj
 } kiln_operand;
 
 typedef struct kiln_step { /* a step that the host does */
-    const char *op;             /* its name and attributes, such as "determinant" */
+    const char *op;             /* its name, such as "determinant" */
+    const char *text;           /* the same with its attributes */
     const char *nodes;          /* what the model calls it */
     uint32_t number;            /* of the host's steps, in the order of "host_steps" in the metadata */
     uint32_t inputs, outputs;

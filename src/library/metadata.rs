@@ -4,9 +4,20 @@
 
 use super::ABI;
 use crate::{Compiled, Error};
-use kiln_ir::plan::{SlotId, Step};
+use kiln_ir::graph::Origin;
+use kiln_ir::ops::Op;
+use kiln_ir::plan::{Plan, SlotId, Step};
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+/// The steps that a library leaves to its host, in the plan's order.
+pub(super) fn host_steps(plan: &Plan) -> impl Iterator<Item = (&Op, &Origin)> {
+    plan.steps.iter().filter_map(|step| match step {
+        Step::Host { op, origin, .. } if step.renames().is_none() => Some((op, origin)),
+        Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
+        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+    })
+}
 
 /// The text, without line breaks.
 ///
@@ -31,13 +42,8 @@ pub(super) fn text(compiled: &Compiled, weights: &blake3::Hash, embedded: bool) 
             "kernels": { "wide": emitters("wide"), "cranelift": emitters("cranelift") },
         })
     });
-    let host_steps = plan.steps.iter().filter_map(|step| match step {
-        Step::Host { op, origin, .. } if step.renames().is_none() => {
-            Some(json!({ "op": op.name(), "text": op.to_string(), "nodes": origin.to_string() }))
-        }
-        Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
-        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
-    });
+    let host_steps = host_steps(plan)
+        .map(|(op, nodes)| json!({ "op": op.what(), "text": op.to_string(), "nodes": nodes.to_string() }));
     let regions: Vec<String> = plan.regions.iter().map(ToString::to_string).collect();
     let report = json!({
         "abi": ABI,

@@ -48,6 +48,8 @@ pub struct Written {
     pub code: Vec<(CpuLevel, u64)>,
     /// Bytes of the code that is not kernels.
     pub driver: u64,
+    /// Steps that the program that loads the library must do: what the op is called, and the model's nodes.
+    pub host_steps: Vec<(String, String)>,
 }
 
 fn needs(level: CpuLevel) -> Result<Needs, Error> {
@@ -128,7 +130,9 @@ impl Compiled {
         })?;
         written.insert(0, (path.to_path_buf(), file.bytes()));
         let code = self.code.iter().map(|code| (code.level, code.bytes.len() as u64)).collect();
-        Ok(Written { files: written, prefix: names.prefix, code, driver })
+        let host_steps = metadata::host_steps(&self.plan).map(|(op, nodes)| (op.what().to_string(), nodes.to_string()));
+        let host_steps = host_steps.collect();
+        Ok(Written { files: written, prefix: names.prefix, code, driver, host_steps })
     }
 
     fn stream_weights(&self, out: &mut dyn Write) -> io::Result<()> {

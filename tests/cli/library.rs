@@ -279,6 +279,43 @@ fn libraries_are_the_same_in_another_folder_and_on_more_threads() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
+fn the_host_does_the_steps_that_have_no_code() {
+    let place = Place::new();
+    let nodes = vec![
+        node("twice", "Add", &["x", "x"], &["d"]),
+        node("volume", "Det", &["d"], &["v"]),
+        node("half", "Mul", &["v", "h"], &["y"]),
+    ];
+    let graph = graph(nodes, vec![floats("x", &[6, 4, 4])], vec![floats("y", &[6])], vec![weight("h", &[6])]);
+    let model = place.write("m.onnx", &super::models::model(graph));
+    let (artifact, library) = (place.path("a.kiln"), place.path("libnet.so"));
+    kiln!("compile", &model, "-o", &artifact).succeeds();
+    let said = kiln!("compile", &model, "-o", &library, "--emit", "so").succeeds().err;
+    assert!(said.contains("determinant"), "what the host must supply is said: {said}");
+    let undefined = program(Path::new("nm"), &[&"-u", &&library]).succeeds().out;
+    assert!(!undefined.contains(" U "), "{undefined}");
+    let x = floats_of(&[6, 4, 4], 3);
+    let (level, want) = (levels().last().unwrap().0, place.write("input", x.bytes()));
+    let want = (engine(&artifact, level, std::slice::from_ref(&x)).remove(0), want);
+    let run = |source: &str| {
+        let (source, run) = (format!("{}/examples/library/{source}", env!("CARGO_MANIFEST_DIR")), place.path("run"));
+        let folder = place.path("");
+        cc(&[&"-Wall", &"-Werror", &"-I", &&folder, &source.as_str(), &&library, &"-o", &&run, &"-lm"]);
+        let feed = std::fs::File::open(&want.1).unwrap();
+        Command::new(&run).env("LD_LIBRARY_PATH", &folder).stdin(feed).output().unwrap()
+    };
+    let done = run("host_step.c");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(done.stdout == want.0, "the host's determinants are Kiln's, computed alike");
+    // A host that does not know of it.
+    let done = run("run.c");
+    assert_eq!(done.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("the host must supply a step of the model (determinant)"), "{said}");
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
 fn what_no_library_can_hold_is_refused_by_name() {
     let place = Place::new();
     let words = |emit: &'static str| ["--emit", emit];

@@ -161,6 +161,14 @@ impl Op {
         self.operator().name()
     }
 
+    /// What it does in a word: the name, and of a host op that of its function.
+    pub fn what(&self) -> &str {
+        match self {
+            Op::Host(host) => host.function(),
+            other => other.name(),
+        }
+    }
+
     /// Types of the results; see [`Operator::infer`].
     ///
     /// # Errors

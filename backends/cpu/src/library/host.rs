@@ -13,7 +13,7 @@ use kiln_ir::plan::Step;
 
 /// Words of `kiln_operand` and `kiln_step` in the header.
 pub(super) const OPERAND: i64 = 5;
-pub(super) const STEP: i64 = 6;
+pub(super) const STEP: i64 = 7;
 
 /// Two numbers of 32 bits in one word, the first at the lower address.
 fn pair(c: &mut Code<'_, '_>, low: usize, high: usize) -> Value {
@@ -69,10 +69,10 @@ pub(super) fn call(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, n: usize) {
     }
     let number = t.host.steps.iter().position(|&k| k == n).unwrap_or_default();
     let step = c.add_imm(run.0, t.frame.step);
-    let (text, nodes) = (c.text(&op.to_string()), c.text(&origin.to_string()));
+    let (name, text, nodes) = (c.text(op.what()), c.text(&op.to_string()), c.text(&origin.to_string()));
     let (first, second) = (pair(c, number, inputs.len()), pair(c, outputs.len(), 0));
     let dims = c.load(run.0, t.frame.dims as i32);
-    for (word, value) in [text, nodes, first, second, operands, dims].into_iter().enumerate() {
+    for (word, value) in [name, text, nodes, first, second, operands, dims].into_iter().enumerate() {
         c.store(value, step, word as i32 * 8);
     }
     let context = c.load(run.0, t.frame.context as i32);

@@ -143,7 +143,7 @@ impl HostSteps {
     }
 
     /// The names of their ops, each once.
-    pub fn names(&self, plan: &Plan) -> Vec<&'static str> {
+    pub fn names<'a>(&self, plan: &'a Plan) -> Vec<&'a str> {
         let mut names: Vec<&str> = self.steps.iter().filter_map(|&n| host_op(plan.steps.get(n)?)).collect();
         names.sort_unstable();
         names.dedup();
@@ -152,9 +152,9 @@ impl HostSteps {
 }
 
 /// The name of the op of a host step.
-fn host_op(step: &Step) -> Option<&'static str> {
+fn host_op(step: &Step) -> Option<&str> {
     match step {
-        Step::Host { op, .. } => Some(op.name()),
+        Step::Host { op, .. } => Some(op.what()),
         Step::Launch { .. } | Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
     }
 }
@@ -183,7 +183,7 @@ fn refuse(plan: &Plan) -> Result<(), LibraryError> {
     let hosts = plan.steps.iter().filter_map(|step| {
         let (reads, writes) = step.accesses();
         let (origin, what) = match step {
-            Step::Host { op, origin, .. } => (origin, op.name()),
+            Step::Host { op, origin, .. } => (origin, op.what()),
             Step::Bind { origin, .. } | Step::If { origin, .. } => (origin, "if"),
             Step::Loop(l) => (&l.origin, "loop"),
             Step::Launch { .. } | Step::Copy { .. } => return None,
