@@ -61,6 +61,11 @@ impl Emitter<'_> {
                 let bits = if bits == "f32" { "b32" } else { bits };
                 self.out.line(format!("mov.{bits} \t{target}, {a}"));
             }
+            // The first operand of the instruction becomes the high half.
+            Op::Pack(to, low, high) => {
+                let (low, high) = (self.operand(*low), self.operand(*high));
+                self.out.line(format!("cvt.rn.{}x2.f32 \t{target}, {high}, {low}", number(*to)));
+            }
             Op::Shuffle(a, mask) => self.shuffle(&target, *a, *mask),
             Op::Const(_) | Op::Thread | Op::Block | Op::Dim(_) | Op::Load(..) | Op::Matrix { .. } | Op::Mma { .. } => {}
         }

@@ -220,6 +220,7 @@ impl<'a> Emitter<'a> {
             | Op::Select(..)
             | Op::Cast(..)
             | Op::Bitcast(..)
+            | Op::Pack(..)
             | Op::Shuffle(..) => self.compute(id, op),
         }
         Ok(())

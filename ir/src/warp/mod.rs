@@ -32,7 +32,7 @@
 //! ```
 //!
 //! The other operations: `add(%1, %2)`, `neg(%1)`, `exp2(%1)`, `fma(%1, %2, %3)`, `select(%1, %2, %3)`,
-//! `to_i64(%1)`, `bits_u32(%1)`, `matrix_transposed s1[%0]`.
+//! `to_i64(%1)`, `bits_u32(%1)`, `pack_f16(%1, %2)`, `matrix_transposed s1[%0]`.
 
 mod interp;
 mod parse;
@@ -247,6 +247,8 @@ pub enum Op {
     Cast(DType, ValueId),
     /// The bits as another type of the same size.
     Bitcast(DType, ValueId),
+    /// Two f32 rounded to f16 or bf16, as a u32 with the first in its low half.
+    Pack(DType, ValueId, ValueId),
     /// The value that the lane holds whose number differs from this one's in exactly the bits of the mask (1..32);
     /// of a type of 4 or 8 bytes.
     Shuffle(ValueId, u32),
@@ -286,7 +288,7 @@ impl Op {
             Op::Unary(_, a) | Op::Exp2(a) | Op::Cast(_, a) | Op::Bitcast(_, a) | Op::Shuffle(a, _) => {
                 f(*a);
             }
-            Op::Binary(_, a, b) => [*a, *b].into_iter().for_each(f),
+            Op::Binary(_, a, b) | Op::Pack(_, a, b) => [*a, *b].into_iter().for_each(f),
             Op::Fma(a, b, c) | Op::Select(a, b, c) => [*a, *b, *c].into_iter().for_each(f),
             Op::Mma { a, b, c, .. } => a.iter().chain(b).chain(c).copied().for_each(f),
         }

@@ -302,6 +302,9 @@ impl Parser<'_> {
                     Op::Cast(to, self.operands::<1>()?[0])
                 } else if let Some(to) = named("bits_") {
                     Op::Bitcast(to, self.operands::<1>()?[0])
+                } else if let Some(to) = named("pack_") {
+                    let [a, b] = self.operands()?;
+                    Op::Pack(to, a, b)
                 } else if let Some(dtype) = named("mma_") {
                     let [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3] = self.operands()?;
                     Op::Mma { dtype, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] }

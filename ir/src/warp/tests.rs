@@ -83,7 +83,7 @@ warp @rest(b0 x: bf16[floordiv(n, 2) + 1], b1 y: i64[4] written, dims(n, m)) gri
   %12: f32 = select(%11, %10, %9)
   %13: bf16 = to_bf16(%12)
   %14: u32 = bits_u32(%12)
-  %15: f32 = neg(%12)
+  %15: u32 = pack_bf16(%12, %9)
   copy s0[%0], b0[0], 2 if %11
   wait 3
   fail 7 if %11
@@ -145,6 +145,7 @@ warp @k(b0 x: f32[n], b1 x: f64[4] written, dims()) grid(1) threads 33 shared(s0
   %16: bool = lt(%2, %2)
   %17: f32 = select(%16, %2, %8)
   %18: i32 = 1i64
+  %19: u32 = pack_f32(%2, %10)
   fail 0 if %2
 }
 ",
@@ -185,6 +186,8 @@ warp @k(b0 x: f32[n], b1 x: f64[4] written, dims()) grid(1) threads 33 shared(s0
         "%15: f16 = bits_f16(%2) | the bits of f32 are no f16",
         "%17: f32 = select(%16, %2, %8) | %8 is f16, wants f32",
         "%18: i32 = 1i64 | a result is i64, declared as i32",
+        "%19: u32 = pack_f32(%2, %10) | %10 is u32, wants f32",
+        "%19: u32 = pack_f32(%2, %10) | no pairs of f32",
         "fail 0 if %2 | %2 is f32, wants bool",
         "fail 0 if %2 | status 0 means success",
     ];

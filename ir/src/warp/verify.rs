@@ -212,7 +212,7 @@ impl Verifier<'_> {
                     Op::Thread | Op::Load(..) | Op::Shuffle(..) | Op::Matrix { .. } | Op::Mma { .. } => false,
                     Op::Const(_) | Op::Block | Op::Dim(_) => true,
                     Op::Unary(..) | Op::Exp2(_) | Op::Binary(..) | Op::Fma(..) => true,
-                    Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) => true,
+                    Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) | Op::Pack(..) => true,
                 };
                 op.for_each_operand(|v| uniform &= self.is_uniform(v));
                 for &id in ids {
@@ -403,6 +403,13 @@ impl Verifier<'_> {
                     self.report(Some(stmt), format!("the bits of {from} are no {to}"));
                 }
                 Some(*to)
+            }
+            Op::Pack(to, a, b) => {
+                [a, b].into_iter().for_each(|v| self.want(stmt, *v, DType::F32));
+                if !is_half(*to) {
+                    self.report(Some(stmt), format!("no pairs of {to}"));
+                }
+                Some(DType::U32)
             }
             Op::Shuffle(a, mask) => {
                 let ty = self.used(stmt, *a);

@@ -192,6 +192,16 @@ impl<'a> Layouts<'a> {
         self.products[self.class(id)].unwrap_or(Product::Fma)
     }
 
+    /// Whether a product's left operand lies in the registers of the product's own layout, so that fragments of matrix
+    /// instructions are made of it without shared memory.
+    pub fn is_in_registers(&self, product: TileId, left: TileId) -> bool {
+        let rows = self.of(left).axes.get(ACROSS).is_some_and(|bits| {
+            let lanes = [Bit::Register, Bit::Thread(0), Bit::Thread(1), Bit::Register];
+            bits.starts_with(&lanes) && bits.iter().skip(lanes.len()).all(|b| *b == Bit::Register)
+        });
+        self.product(product) == Product::Mma && self.class(product) == self.class(left) && rows
+    }
+
     /// How an operand of a product lies in shared memory.
     pub fn staging(&self, id: TileId) -> Option<Staging> {
         self.stagings.get(&id).copied()
@@ -336,7 +346,11 @@ impl<'a> Layouts<'a> {
                 TileOp::Const(_) | TileOp::Index(_) | TileOp::Unary(..) | TileOp::Binary(..) | TileOp::Fma(..) => {
                     see(facts, *id);
                 }
-                TileOp::Select(..) | TileOp::Cast(..) | TileOp::Reduce(..) | TileOp::Transpose(..) => {
+                TileOp::Reduce(_, axis, _) => {
+                    let class = see(facts, *id);
+                    facts[class].folded |= *axis == ACROSS;
+                }
+                TileOp::Select(..) | TileOp::Cast(..) | TileOp::Transpose(..) => {
                     see(facts, *id);
                 }
                 TileOp::CheckIndex { .. } => {
@@ -379,11 +393,16 @@ struct Facts {
     product: Option<Product>,
     /// Whether a right operand of its products has neighbours along the fold.
     by_depth: bool,
+    /// Whether a tile of it is folded along its rows.
+    folded: bool,
 }
 
 /// The axis of a product's left operand that is folded, and that of its right one.
 const DEPTH_OF_LEFT: usize = 1;
 const DEPTH_OF_RIGHT: usize = 0;
+
+/// The axis of the columns of a product.
+const ACROSS: usize = 1;
 
 impl Facts {
     fn total(&self) -> usize {
@@ -398,7 +417,7 @@ impl Facts {
     fn bits(&self, threads: usize) -> Vec<Vec<Bit>> {
         let extents: Vec<usize> = self.shape.iter().map(|&e| bits_for(e)).collect();
         match (self.product, extents.as_slice()) {
-            (Some(Product::Mma), &[m, n]) => matrix(m, n, threads),
+            (Some(Product::Mma), &[m, n]) => matrix(m, n, threads, self.folded),
             (Some(Product::Fma), &[m, n]) => outer_product(m, n, threads, self.by_depth),
             (Some(_), _) | (None, _) => self.blocked(&extents, threads),
         }
@@ -449,14 +468,14 @@ fn outer_product(m: usize, n: usize, threads: usize, by_depth: bool) -> Vec<Vec<
 }
 
 /// The accumulators of `mma.m16n8k16`: a lane holds rows `lane / 4` and 8 below, columns `2 * (lane % 4)` and the next.
-/// The warps divide what is longer, so that their shares are nearly square.
-fn matrix(m: usize, n: usize, threads: usize) -> Vec<Vec<Bit>> {
+/// The warps divide what is longer, so that their shares are nearly square; where rows are folded, only the rows.
+fn matrix(m: usize, n: usize, threads: usize, folded: bool) -> Vec<Vec<Bit>> {
     let (mut down, mut across) = (Vec::new(), Vec::new());
     for warp in 5..threads {
         let (rows, columns) = (m - down.len(), n - across.len());
-        if rows > 4 && (rows >= columns || columns <= 3) {
+        if rows > 4 && (rows >= columns || columns <= 3 || folded) {
             down.push(Bit::Thread(warp as u32));
-        } else if columns > 3 {
+        } else if columns > 3 && !folded {
             across.push(Bit::Thread(warp as u32));
         }
     }
@@ -490,9 +509,11 @@ mod tests {
         assert_eq!(text(&outer_product(0, 10, 7, false)), " | r r t0 t1 t2 t3 t4 t5 t6 r");
         assert_eq!(text(&outer_product(7, 7, 8, true)), "r r t4 t5 t6 t7 r | t0 t1 t2 t3 r r r");
         assert_eq!(text(&outer_product(2, 2, 5, false)), "t0 t1 | r r");
-        assert_eq!(text(&matrix(7, 7, 7)), "t2 t3 t4 r r r t5 | r t0 t1 r r r t6");
-        assert_eq!(text(&matrix(4, 7, 7)), "t2 t3 t4 r | r t0 t1 r r t5 t6");
-        assert_eq!(text(&matrix(4, 3, 7)), "t2 t3 t4 r | r t0 t1");
+        assert_eq!(text(&matrix(7, 7, 7, false)), "t2 t3 t4 r r r t5 | r t0 t1 r r r t6");
+        assert_eq!(text(&matrix(4, 7, 7, false)), "t2 t3 t4 r | r t0 t1 r r t5 t6");
+        assert_eq!(text(&matrix(4, 3, 7, false)), "t2 t3 t4 r | r t0 t1");
+        assert_eq!(text(&matrix(7, 6, 7, true)), "t2 t3 t4 r r t5 t6 | r t0 t1 r r r");
+        assert_eq!(text(&matrix(5, 6, 7, true)), "t2 t3 t4 r t5 | r t0 t1 r r r");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod memory;
 mod pipeline;
 mod product;
 mod reduce;
+mod softmax;
 mod tiles;
 
 #[cfg(test)]
@@ -24,7 +25,7 @@ mod tests;
 use build::Builder;
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::scalar::BinaryOp;
-use kiln_ir::tile::{Part, TileId, TileProgram};
+use kiln_ir::tile::{Part, Stmt as TileStmt, TileId, TileOp, TileProgram};
 use kiln_ir::warp::{Op, Stmt, ValueId, WarpProgram};
 use kiln_ir::{DType, Expr};
 use layout::Layouts;
@@ -93,6 +94,8 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
             multiples: HashMap::new(),
             tiles: HashMap::new(),
             staged: HashMap::new(),
+            fragments: HashMap::new(),
+            definitions: definitions(part),
         };
         kernels.push(lowering.part(name, part, dims)?);
     }
@@ -122,6 +125,21 @@ struct Lowering<'a> {
     tiles: HashMap<TileId, Tile>,
     /// Product operands that are in shared memory already.
     staged: HashMap<TileId, product::Staged>,
+    /// Fragments of left operands that loops around their products have in registers, by the first place of the fold.
+    fragments: HashMap<(TileId, i64), Vec<Vec<ValueId>>>,
+    /// How the part's tiles are computed.
+    definitions: HashMap<TileId, &'a TileOp>,
+}
+
+/// How the tiles of a part are computed.
+fn definitions(part: &Part) -> HashMap<TileId, &TileOp> {
+    let mut found = HashMap::new();
+    layout::each(&part.body, &mut |stmt| {
+        if let TileStmt::Let(id, op) = stmt {
+            found.insert(*id, op);
+        }
+    });
+    found
 }
 
 impl Lowering<'_> {

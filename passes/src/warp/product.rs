@@ -7,12 +7,12 @@
 //! Without matrix instructions the sum runs by rising `k`, as in the tile program.
 
 use super::arith::register_type;
-use super::layout::{Bit, Layout, Product};
+use super::layout::{Bit, Layout, Product, each};
 use super::memory::{Width, groups};
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::BinaryOp;
-use kiln_ir::tile::TileId;
+use kiln_ir::tile::{Stmt as TileStmt, TileId, TileOp};
 use kiln_ir::warp::{Address, Op, Place, Stmt, ValueId};
 use kiln_ir::{DType, Expr};
 
@@ -40,6 +40,9 @@ pub(super) struct Swizzle {
 
 /// A position along an axis: what threads and loops give, and a constant.
 type Position = (Expr, i64);
+
+/// Registers of a thread that the fragments of a left operand may take for the time of a loop.
+const MOST_FRAGMENTS: usize = 64;
 
 /// Depth of a tile up to which its matrix instructions are written out.
 const MOST_DEPTH: usize = 128;
@@ -190,10 +193,16 @@ impl Lowering<'_> {
     }
 
     pub(super) fn product(&mut self, id: TileId, a: TileId, b: TileId, acc: TileId) -> Result<Tile, LowerError> {
-        let fresh: Vec<TileId> = [a, b].into_iter().filter(|o| !self.staged.contains_key(o)).collect();
+        let rounded = self.rounded(id, a);
+        let fresh = [Some(a).filter(|_| rounded.is_none()), Some(b)].into_iter().flatten();
+        let fresh: Vec<TileId> = fresh.filter(|o| !self.staged.contains_key(o)).collect();
         let mut staged = if fresh.is_empty() { Vec::new() } else { self.stage(&fresh)? }.into_iter();
         let mut place = |o: TileId| self.staged.get(&o).cloned().or_else(|| staged.next());
-        let (Some(left), Some(right)) = (place(a), place(b)) else {
+        let left = match rounded {
+            Some(tile) => Some(Left::Registers(tile)),
+            None => place(a).map(Left::Staged),
+        };
+        let (Some(left), Some(right)) = (left, place(b)) else {
             return Err(self.unsupported("a product without operands"));
         };
         let layout = self.layouts.of(id);
@@ -235,6 +244,7 @@ impl Lowering<'_> {
         let Operands { a, b, left, right, layout } = o;
         let ty = sums.first().map_or(DType::F32, |&s| self.code.ty(s));
         // `rows[j][i]` is row `i` at `k + j`, `columns[j][n]` column `n`.
+        let Left::Staged(left) = left else { return Err(self.unsupported("a left operand in registers")) };
         let rows = self.slices(*a, left, (layout, 0), (k, step), ty)?;
         let mut sums = sums.to_vec();
         // Where columns are read for one `k` at a time, that is done just before they are needed.
@@ -300,45 +310,141 @@ impl Lowering<'_> {
         Ok(slices)
     }
 
-    /// Adds 16 products to each accumulator with `mma.m16n8k16`, from fragments that `ldmatrix` loads, two columns of
-    /// fragments at a time. Four matrices of 8 by 8 are loaded at once, each from the rows that eight lanes point to; an
-    /// operand whose rows are not those of the fragment is transposed on the way.
-    fn matrix_multiply(&mut self, o: &Operands, k: &Expr, sums: &[ValueId]) -> Result<Vec<ValueId>, LowerError> {
-        let Operands { a, b, left, right, layout } = o;
-        let dtype = self.program.tiles[*a].dtype;
-        // The warps' part of a position is what the lanes do not give.
+    /// The tile of f32 that a product's left operand is rounded from, where both lie in the registers of the product's
+    /// own layout.
+    fn rounded(&self, product: TileId, left: TileId) -> Option<TileId> {
+        let Some(TileOp::Cast(_, from)) = self.definitions.get(&left) else { return None };
+        let depth = self.program.tiles[left].shape.get(1).copied().unwrap_or(1);
+        let fits = self.program.tiles[*from].dtype == DType::F32
+            && self.program.tiles[*from].shape == self.program.tiles[left].shape
+            && depth <= MOST_DEPTH;
+        (fits && self.layouts.is_in_registers(product, left)).then_some(*from)
+    }
+
+    /// Puts the operands of a loop's products that the loop does not change where the products want them: in shared
+    /// memory, and left ones of matrix instructions in registers, if they are not too many. Gives these operands.
+    pub(super) fn before_loop(&mut self, body: &[TileStmt]) -> Result<Vec<TileId>, LowerError> {
+        let mut products = Vec::new();
+        each(body, &mut |stmt| {
+            if let TileStmt::Let(id, TileOp::Dot(a, b, _)) = stmt {
+                products.push((*id, *a, *b));
+            }
+        });
+        let mut ready = Vec::new();
+        for o in products.iter().flat_map(|(_, a, b)| [*a, *b]) {
+            let known = matches!(self.tiles.get(&o), Some(Tile::Registers(_)));
+            if known && !self.staged.contains_key(&o) && !ready.contains(&o) {
+                ready.push(o);
+            }
+        }
+        if ready.is_empty() {
+            return Ok(ready);
+        }
+        let staged = self.stage(&ready)?;
+        self.staged.extend(ready.iter().copied().zip(staged));
+        for (id, a, _) in products.into_iter().filter(|(_, a, _)| ready.contains(a)) {
+            let (layout, depth) = (self.layouts.of(id), self.program.tiles[a].shape.get(1).copied().unwrap_or(1));
+            let few = layout.along(0) * depth / 8 <= MOST_FRAGMENTS && depth <= MOST_DEPTH;
+            let Some(left) = self.staged.get(&a).cloned().filter(|_| few) else { continue };
+            if self.layouts.product(id) == Product::Mma {
+                for k in (0..depth as i64).step_by(16) {
+                    let fragments = self.load_fragments(a, &left, &layout, &super::number(k))?;
+                    self.fragments.insert((a, k), fragments);
+                }
+            }
+        }
+        Ok(ready)
+    }
+
+    /// The part of a position along an axis that the thread's warp gives, not its lane.
+    fn warp_position(&mut self, layout: &Layout, axis: usize) -> Expr {
         let mut warps = layout.clone();
         warps.axes.iter_mut().flatten().for_each(|bit| {
             if matches!(bit, Bit::Thread(0..5)) {
                 *bit = Bit::Register;
             }
         });
-        let (row, column) = (self.thread_position(&warps, 0), self.thread_position(&warps, 1));
+        self.thread_position(&warps, axis)
+    }
+
+    /// Where a lane points to within the 16 rows and 16 columns of four matrices: the first half of the lanes and the second
+    /// one go along the rows, or each half has both.
+    fn lanes(&mut self) -> Lanes {
         let mut lane = |bits: &[Bit]| self.thread_position(&Layout { shape: vec![16], axes: vec![bits.to_vec()] }, 0);
         let (r, t) = (Bit::Register, Bit::Thread);
-        // Within 16 positions: the first half of the lanes and the second one go along the rows, or each half has both.
-        let sixteen = lane(&[t(0), t(1), t(2), t(3)]);
-        let upper = lane(&[r, r, r, t(4)]);
-        let alternate = lane(&[t(0), t(1), t(2), t(4)]);
-        let second = lane(&[r, r, r, t(3)]);
-        let (eight, none) = (lane(&[t(0), t(1), t(2)]), Expr::default());
+        Lanes {
+            sixteen: lane(&[t(0), t(1), t(2), t(3)]),
+            upper: lane(&[r, r, r, t(4)]),
+            alternate: lane(&[t(0), t(1), t(2), t(4)]),
+            second: lane(&[r, r, r, t(3)]),
+            eight: lane(&[t(0), t(1), t(2)]),
+        }
+    }
+
+    /// The fragments of a left operand in shared memory for 16 places of the fold: four registers for each 16 rows.
+    fn load_fragments(
+        &mut self,
+        a: TileId,
+        left: &Staged,
+        layout: &Layout,
+        k: &Expr,
+    ) -> Result<Vec<Vec<ValueId>>, LowerError> {
+        let row = self.warp_position(layout, 0);
+        let lanes = self.lanes();
+        let transposed = !self.is_by_depth(a, 0);
+        let (of_row, of_depth) =
+            if transposed { (&lanes.second, &lanes.alternate) } else { (&lanes.sixteen, &lanes.upper) };
         let mut fragments = Vec::new();
-        let transposed = !self.is_by_depth(*a, 0);
-        let (of_row, of_depth) = if transposed { (&second, &alternate) } else { (&sixteen, &upper) };
         for i in (0..layout.along(0)).step_by(2) {
             let at = [(row.add(of_row), layout.offset(0, i)), (k.add(of_depth), 0)];
             let address = self.element(left, &at)?;
             fragments.push(self.code.several(DType::U32, 4, Op::Matrix { address, transposed }));
         }
+        Ok(fragments)
+    }
+
+    /// The fragments of a left operand in the accumulators' registers: two neighbouring columns are a pair already, and
+    /// the two 8 columns of a fragment are neighbouring registers.
+    fn round_fragments(&mut self, o: &Operands, from: TileId, k: i64) -> Result<Vec<Vec<ValueId>>, LowerError> {
+        let dtype = self.program.tiles[o.a].dtype;
+        let first = usize::try_from(k / 4).unwrap_or(0);
+        let mut fragments = Vec::new();
+        for i in (0..o.layout.along(0)).step_by(2) {
+            let mut fragment = Vec::new();
+            for (i, n) in [(i, first), (i + 1, first), (i, first + 2), (i + 1, first + 2)] {
+                let (low, high) = (self.operand(from, &[i, n])?, self.operand(from, &[i, n + 1])?);
+                fragment.push(self.code.op(DType::U32, Op::Pack(dtype, low, high)));
+            }
+            fragments.push(fragment);
+        }
+        Ok(fragments)
+    }
+
+    /// Adds 16 products to each accumulator with `mma.m16n8k16`, from fragments that `ldmatrix` loads, two columns of
+    /// fragments at a time. Four matrices of 8 by 8 are loaded at once, each from the rows that eight lanes point to; an
+    /// operand whose rows are not those of the fragment is transposed on the way.
+    fn matrix_multiply(&mut self, o: &Operands, k: &Expr, sums: &[ValueId]) -> Result<Vec<ValueId>, LowerError> {
+        let Operands { a, b, left, right, layout } = o;
+        let dtype = self.program.tiles[*a].dtype;
+        let place = k.as_const();
+        let known = place.and_then(|k| self.fragments.get(&(*a, k)).cloned());
+        let fragments = match (known, left) {
+            (Some(fragments), _) => fragments,
+            (None, Left::Staged(left)) => self.load_fragments(*a, left, layout, k)?,
+            (None, Left::Registers(from)) => self.round_fragments(o, *from, place.unwrap_or(0))?,
+        };
+        let column = self.warp_position(layout, 1);
+        let lanes = self.lanes();
         let transposed = !self.is_by_depth(*b, 1);
         let mut sums = sums.to_vec();
+        let none = Expr::default();
         let across = if layout.along(1) >= 4 { 4 } else { 2 };
         for n in (0..layout.along(1)).step_by(across) {
             let (of_depth, of_column) = match (transposed, across) {
-                (true, 4) => (&sixteen, &upper),
-                (true, _) => (&sixteen, &none),
-                (false, 4) => (&second, &alternate),
-                (false, _) => (&second, &eight),
+                (true, 4) => (&lanes.sixteen, &lanes.upper),
+                (true, _) => (&lanes.sixteen, &none),
+                (false, 4) => (&lanes.second, &lanes.alternate),
+                (false, _) => (&lanes.second, &lanes.eight),
             };
             let at = [(k.add(of_depth), 0), (column.add(of_column), layout.offset(1, n))];
             let address = self.element(right, &at)?;
@@ -364,10 +470,26 @@ impl Lowering<'_> {
     }
 }
 
+/// What lanes add to the places that they point `ldmatrix` to; see [`Lowering::lanes`].
+struct Lanes {
+    sixteen: Expr,
+    upper: Expr,
+    alternate: Expr,
+    second: Expr,
+    eight: Expr,
+}
+
+/// Where a left operand is.
+enum Left {
+    Staged(Staged),
+    /// In the registers of this tile of f32, which are rounded as they are read.
+    Registers(TileId),
+}
+
 struct Operands {
     a: TileId,
     b: TileId,
-    left: Staged,
+    left: Left,
     right: Staged,
     /// Of the accumulators.
     layout: Layout,

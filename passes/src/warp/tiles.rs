@@ -29,12 +29,15 @@ impl Lowering<'_> {
             Stmt::For(counted) => {
                 let multiple = common(counted.step, divisor(&counted.lo, &self.multiples));
                 self.multiples.insert(counted.var.clone(), multiple);
+                let ready = self.before_loop(&counted.body)?;
                 let ahead = self.ahead(counted);
                 if ahead.is_empty() {
                     self.counted_loop(counted)?
                 } else {
                     self.pipeline(counted, ahead)?
                 }
+                self.staged.retain(|id, _| !ready.contains(id));
+                self.fragments.retain(|(id, _), _| !ready.contains(id));
                 self.multiples.remove(&counted.var);
                 Ok(())
             }
@@ -55,8 +58,14 @@ impl Lowering<'_> {
             TileOp::Load { buffer, address, gathered, mask, other } => {
                 self.load(id, *buffer, address, gathered, mask, *other)
             }
-            TileOp::Unary(op, a) => self.map(id, [*a], |s, [a]| s.unary(*op, a)),
-            TileOp::Binary(op, a, b) => self.map(id, [*a, *b], |s, [a, b]| s.binary(*op, a, b)),
+            TileOp::Unary(op, a) => match self.exponential(id) {
+                Some(tile) => tile,
+                None => self.map(id, [*a], |s, [a]| s.unary(*op, a)),
+            },
+            TileOp::Binary(op, a, b) => match if *op == BinaryOp::Div { self.share(id, *a, *b) } else { None } {
+                Some(tile) => tile,
+                None => self.map(id, [*a, *b], |s, [a, b]| s.binary(*op, a, b)),
+            },
             TileOp::Fma(a, b, c) => self.map(id, [*a, *b, *c], |s, [a, b, c]| s.multiply_add(a, b, c)),
             TileOp::Select(c, a, b) => self.map(id, [*c, *a, *b], |s, [c, a, b]| Ok(s.code.select(c, a, b))),
             TileOp::Cast(to, a) => self.map(id, [*a], |s, [a]| Ok(s.convert(*to, a))),
@@ -96,7 +105,7 @@ impl Lowering<'_> {
     }
 
     /// An elementwise operation.
-    fn map<const N: usize>(
+    pub(super) fn map<const N: usize>(
         &mut self,
         id: TileId,
         operands: [TileId; N],

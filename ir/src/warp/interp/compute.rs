@@ -51,6 +51,13 @@ pub(super) fn cast(to: DType, from: Constant) -> u64 {
     }
 }
 
+/// Two f32 as a pair of a narrower type.
+pub(super) fn pack(to: DType, low: u64, high: u64) -> u64 {
+    let mut bytes = Vec::with_capacity(4);
+    [low, high].into_iter().for_each(|v| semantics::store_f32(to, float(v), &mut bytes));
+    bytes.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b))
+}
+
 /// `a · b + c` of all warps; the operands are 4 registers of `a`, 2 of `b` and 4 of `c`, over all threads.
 pub(super) fn mma(dtype: DType, operands: &[&[u64]], threads: usize) -> Vec<Vec<u64>> {
     let register = |n: usize, t: usize| operands.get(n).and_then(|o| o.get(t)).copied().unwrap_or(0);

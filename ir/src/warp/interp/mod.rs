@@ -12,7 +12,7 @@ use super::{Address, For, LANES, Op, Place, Stmt, ValueId, VerifyError, WarpProg
 use crate::dtype::DType;
 use crate::expr::Symbol;
 use crate::scalar::Constant;
-use compute::{binary, bits, cast, float, mma, unary};
+use compute::{binary, bits, cast, float, mma, pack, unary};
 use memory::Memory;
 
 /// A warp program could not be interpreted to its end.
@@ -326,6 +326,7 @@ impl Machine<'_> {
                 Constant { dtype: self.dtype(*a), bits }.store(&mut bytes);
                 Constant::load(*to, &bytes, 0).map_or(0, |c| c.bits)
             }),
+            Op::Pack(to, a, b) => self.get(*a).iter().zip(self.get(*b)).map(|(&a, &b)| pack(*to, a, b)).collect(),
             Op::Shuffle(a, mask) => {
                 let a = self.get(*a);
                 (0..threads).map(|t| a.get(t ^ *mask as usize).copied().unwrap_or(0)).collect()
