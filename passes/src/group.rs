@@ -418,7 +418,7 @@ fn is_plain_reduction(nest: &Nest) -> bool {
 }
 
 /// `group` with every load of input `k` replaced by the producer's scalar code at that index.
-fn inline(group: &Group, k: usize, producer: &Group) -> Option<Group> {
+pub(crate) fn inline(group: &Group, k: usize, producer: &Group) -> Option<Group> {
     let mut new = group.clone();
     let map: Vec<usize> = producer.inputs.iter().map(|&v| new.input_index(v)).collect();
     let nest = &producer.stages[0];

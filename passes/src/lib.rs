@@ -3,6 +3,7 @@
 //! Invariant: passes read and write `kiln_ir` types only; they do no I/O and know no file format and no code generator.
 #![forbid(unsafe_code)]
 
+mod attention;
 pub mod fusion;
 pub mod group;
 mod hoist;

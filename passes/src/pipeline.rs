@@ -2,6 +2,7 @@
 //!
 //! Invariant: every pass takes a verified graph and leaves one; the list below is the only place that orders them.
 
+use crate::attention::join_attention;
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::hoist::hoist_constants;
@@ -11,7 +12,7 @@ use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
 use crate::rewrite;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
-use kiln_ir::graph::{Graph, GraphError, NodeId, Origin};
+use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::ops::Op;
 use kiln_ir::plan::Plan;
 use kiln_ir::tile::TileProgram;
@@ -221,7 +222,9 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             host_reasons.push((node.origin.clone(), reason));
         }
     }
-    // Each round moves at least one refused group to the host, so there are at most as many as nodes.
+    let on_gpus = targets.iter().all(|t| t.machine.gpu.is_some());
+    let mut apart: HashSet<ValueId> = HashSet::new();
+    // Each round moves at least one refused group to the host or cuts one up, so there are at most as many as nodes.
     loop {
         let mut graph = graph.clone();
         for &id in &host {
@@ -234,6 +237,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         }
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &mut attempts).map_err(fail)?;
+        let work = if on_gpus { join_attention(&graph, work, &apart) } else { work };
         let groups: Vec<_> = groups(&work).collect();
         let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();
         let choices: Vec<Vec<Choice>> = groups.iter().map(|g| targets.iter().map(|t| choose(g, t)).collect()).collect();
@@ -257,6 +261,11 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
                 let made = tile_program(&graph, g, &name, &target.machine, choice).map_err(|e| e.to_string());
                 match made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p)) {
                     Ok(program) => kernels.push(program),
+                    Err(_) if g.is_attention() => {
+                        refused = true;
+                        apart.insert(g.output);
+                        break;
+                    }
                     Err(reason) => {
                         refused = true;
                         host.extend(g.nodes.iter().copied());

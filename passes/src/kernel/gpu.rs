@@ -39,27 +39,27 @@ const ROWS: i64 = 1024;
 const LONG_FOLD: i64 = 32;
 
 /// Axes of a tile.
-const DOWN: usize = 0;
-const ACROSS: usize = 1;
+pub(super) const DOWN: usize = 0;
+pub(super) const ACROSS: usize = 1;
 
-fn number(n: i64) -> Expr {
+pub(super) fn number(n: i64) -> Expr {
     Expr::from(n)
 }
 
-fn across() -> Expr {
+pub(super) fn across() -> Expr {
     Expr::from(tile_axis(ACROSS))
 }
 
-fn down() -> Expr {
+pub(super) fn down() -> Expr {
     Expr::from(tile_axis(DOWN))
 }
 
-fn product(axes: &[Axis]) -> Expr {
+pub(super) fn product(axes: &[Axis]) -> Expr {
     axes.iter().fold(number(1), |n, a| n.mul(&a.extent))
 }
 
 /// Makes a number below the product of the extents the indices of the axes, the last of which runs fastest.
-fn unravel(axes: &[Axis], linear: &Expr, at: &mut BTreeMap<Symbol, Expr>) {
+pub(super) fn unravel(axes: &[Axis], linear: &Expr, at: &mut BTreeMap<Symbol, Expr>) {
     let mut rest = linear.clone();
     for (n, axis) in axes.iter().enumerate().rev() {
         let index = if n == 0 { rest.clone() } else { rest.modulo(&axis.extent) };
@@ -71,7 +71,7 @@ fn unravel(axes: &[Axis], linear: &Expr, at: &mut BTreeMap<Symbol, Expr>) {
 }
 
 /// The axes in the order of memory, by how far each goes in the first address that it walks along.
-fn by_memory(axes: &[Axis], addresses: &[&Expr]) -> Vec<Axis> {
+pub(super) fn by_memory(axes: &[Axis], addresses: &[&Expr]) -> Vec<Axis> {
     let far = |a: &Axis| {
         let strides = addresses.iter().filter(|e| e.mentions(&a.symbol)).map(|e| stride(e, &a.symbol));
         strides.map(|s| if let Stride::Known(n) = s { n.saturating_abs() } else { i64::MAX }).next().unwrap_or(i64::MAX)
@@ -87,19 +87,19 @@ fn tile_of(extent: &Expr, most: i64) -> i64 {
 }
 
 /// The condition that an index is below its end, unless the blocks divide it.
-fn below(index: &Expr, end: &Expr, block: i64) -> Option<Less> {
+pub(super) fn below(index: &Expr, end: &Expr, block: i64) -> Option<Less> {
     let whole = end.as_const().is_some_and(|n| n % block == 0);
     (!whole).then(|| Less { left: index.clone(), right: end.clone() })
 }
 
 /// How the operands of a sum of products walk along the nest.
-struct Operands {
-    left: Id<Scalar>,
-    right: Id<Scalar>,
-    rows: Vec<Axis>,
-    columns: Vec<Axis>,
+pub(super) struct Operands {
+    pub left: Id<Scalar>,
+    pub right: Id<Scalar>,
+    pub rows: Vec<Axis>,
+    pub columns: Vec<Axis>,
     /// Axes along which both walk.
-    batch: Vec<Axis>,
+    pub batch: Vec<Axis>,
 }
 
 impl Builder<'_> {
@@ -128,7 +128,7 @@ impl Builder<'_> {
         Expr::from(block)
     }
 
-    fn finish_part(&mut self, body: Vec<Stmt>) {
+    pub(super) fn finish_part(&mut self, body: Vec<Stmt>) {
         let body = without_repeats(&mut self.program, body);
         if let Some(part) = self.program.parts.last_mut() {
             part.body = body;
@@ -136,7 +136,7 @@ impl Builder<'_> {
     }
 
     /// Adds the tile's axes to a place.
-    fn shaped(place: &mut Place, shape: [i64; 2]) {
+    pub(super) fn shaped(place: &mut Place, shape: [i64; 2]) {
         place.shape = shape.iter().map(|&e| e as usize).collect();
         for (n, e) in shape.into_iter().enumerate() {
             place.ranges.insert(tile_axis(n), (0, e - 1));
@@ -340,6 +340,36 @@ impl Builder<'_> {
         Some(())
     }
 
+    /// The tile of a product's operand, 0 where the fold is at its end; rounded to a type where there is one.
+    pub(super) fn product_operand(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        (code, id): (&Code, Id<Scalar>),
+        place: &Place,
+        beyond: Option<Less>,
+        rounded: Option<DType>,
+    ) -> Option<TileId> {
+        let shape = place.shape.clone();
+        let plain = matches!(code.node(id), Scalar::Load(Source::Input(_), coords) if coords.len() == 1);
+        let mut e = self.emitter(&[]);
+        let mut value = e.part(body, code, id, place)?;
+        value = e.full(body, value, &shape);
+        if let Some(beyond) = beyond.filter(|_| !plain) {
+            let dtype = code.dtype(id);
+            let holds = e.holds(body, &[beyond], place)?;
+            let zero = e.constant(body, Constant::int(dtype, 0), shape.len());
+            value = e.define(body, dtype, shape, TileOp::Select(holds, value, zero));
+        }
+        Some(self.rounded(body, value, rounded))
+    }
+
+    /// The tile in another type, where there is one.
+    pub(super) fn rounded(&mut self, body: &mut Vec<Stmt>, value: TileId, to: Option<DType>) -> TileId {
+        let Some(to) = to else { return value };
+        let shape = self.program.tiles[value].shape.clone();
+        self.emitter(&[]).define(body, to, shape, TileOp::Cast(to, value))
+    }
+
     /// A product of matrices, or of convolution: each step of the loop multiplies a tile of rows with one of columns.
     fn matrix(&mut self, nest: &FlatNest, o: &Operands) -> Option<()> {
         let guess = |axes: &[Axis]| axes.iter().map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
@@ -415,21 +445,7 @@ impl Builder<'_> {
             unravel(&inner, &at_depth, &mut place.at);
             let beyond = below(&at_depth, &depth, bk);
             place.mask.extend(end.into_iter().chain(beyond.clone()));
-            let shape = place.shape.clone();
-            let plain = matches!(nest.body.node(id), Scalar::Load(Source::Input(_), coords) if coords.len() == 1);
-            let mut e = this.emitter(&[]);
-            let mut value = e.part(body, &nest.body, id, &place)?;
-            value = e.full(body, value, &shape);
-            if let Some(beyond) = beyond.filter(|_| !plain) {
-                let dtype = nest.body.dtype(id);
-                let holds = e.holds(body, &[beyond], &place)?;
-                let zero = e.constant(body, Constant::int(dtype, 0), shape.len());
-                value = e.define(body, dtype, shape.clone(), TileOp::Select(holds, value, zero));
-            }
-            if let Some(half) = rounded {
-                value = e.define(body, half, shape, TileOp::Cast(half, value));
-            }
-            Some(value)
+            this.product_operand(body, (&nest.body, id), &place, beyond, rounded)
         };
         let dtype = nest.body.result_type();
         let mut accumulators = place.clone();
@@ -471,7 +487,7 @@ fn is_by_fold(nest: &FlatNest) -> bool {
 }
 
 /// The operands of a sum of products of f32 of which each walks along an axis of its own.
-fn operands(nest: &FlatNest) -> Option<Operands> {
+pub(super) fn operands(nest: &FlatNest) -> Option<Operands> {
     let code = &nest.body;
     let Scalar::Binary(_, a, b) = code.node(code.result()) else { return None };
     if !is_product_sum(nest) || code.dtype(code.result()) != DType::F32 {
@@ -500,7 +516,7 @@ fn operands(nest: &FlatNest) -> Option<Operands> {
 }
 
 /// The symbols that a node depends on.
-fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
+pub(super) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
     let mut found = BTreeSet::new();
     let mut open = vec![id];
     let mut seen = BTreeSet::new();

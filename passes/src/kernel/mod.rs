@@ -3,6 +3,7 @@
 //! Invariant: the parts of a tile program cover every element of the group's result exactly once, with tiles whose extents
 //! fit without masks; a schedule changes speed, never results other than by the order of float additions in a fold.
 
+mod attention;
 mod choice;
 mod emit;
 mod factor;
@@ -167,6 +168,7 @@ pub fn tile_program(
         ([only], false) => builder.single(only.clone()),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),
+        (_, true) if group.is_attention() => builder.gpu_attention(&flats),
         (_, true) => builder.gpu_rows(group, &flats),
     };
     done.ok_or_else(|| fail("the code has a form that kernels do not have"))?;

@@ -165,7 +165,10 @@ impl<'a> Layouts<'a> {
         layouts.classes(&part.body);
         layouts.gather(&part.body, &mut facts);
         layouts.operands(&part.body, &mut facts);
-        layouts.threads = threads.unwrap_or_else(|| facts.iter().map(Facts::threads).max().unwrap_or(0).clamp(5, 8));
+        // What is multiplied and folded along its rows decides alone: its warps cannot share rows.
+        let folded = facts.iter().filter(|f| f.folded && f.product.is_some()).map(Facts::threads).max();
+        let suitable = folded.or_else(|| facts.iter().map(Facts::threads).max()).unwrap_or(0).clamp(5, 8);
+        layouts.threads = threads.unwrap_or(suitable);
         layouts.products = facts.iter().map(|f| f.product).collect();
         for (class, facts) in facts.into_iter().enumerate() {
             if layouts.parent[class] == class {
@@ -244,7 +247,9 @@ impl<'a> Layouts<'a> {
             facts[class].by_depth |= of_b == DEPTH_OF_RIGHT;
             // Without matrix instructions the lanes read the left operand's rows nearly all at one place, and the right
             // one's along a row; but where its rows are columns of the product, each lane reads another.
-            for (id, along, rows) in [(a, of_a, matrix), (b, of_b, matrix || of_b == DEPTH_OF_RIGHT)] {
+            // What was computed in the product's own layout is written by lanes of several rows.
+            let computed = self.class(a) == class;
+            for (id, along, rows) in [(a, of_a, matrix || computed), (b, of_b, matrix || of_b == DEPTH_OF_RIGHT)] {
                 let swizzled = rows || self.stagings.get(&id).is_some_and(|s| s.swizzled);
                 self.stagings.insert(id, Staging { along, swizzled });
             }
@@ -411,7 +416,15 @@ impl Facts {
 
     /// `log2` of the threads that suit the class: 32 accumulators, or 8 elements, for each.
     fn threads(&self) -> u32 {
-        self.total().saturating_sub(if self.product.is_some() { 5 } else { 3 }) as u32
+        let rows = self.shape.first().map_or(0, |&e| bits_for(e));
+        let threads = match (self.product, self.folded) {
+            // A warp has 16 rows, or more.
+            (Some(Product::Mma), true) => self.total().saturating_sub(5).min(5 + rows.saturating_sub(4)),
+            (Some(Product::Fma), true) => self.total().saturating_sub(4),
+            (Some(_), false) => self.total().saturating_sub(5),
+            (None, _) => self.total().saturating_sub(3),
+        };
+        threads as u32
     }
 
     fn bits(&self, threads: usize) -> Vec<Vec<Bit>> {

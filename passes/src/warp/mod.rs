@@ -46,8 +46,8 @@ pub struct LowerError {
 pub struct Options {
     /// Threads of a block, a power of two from 32 to 1024; nothing for as many as suit the tiles.
     pub threads: Option<u32>,
-    /// How many stages of a loop's product operands are in shared memory, of which one is read and the others are
-    /// being copied; with 1, nothing is copied ahead.
+    /// How many stages of a loop's product operands are in shared memory, if they fit there, of which one is read and the
+    /// others are being copied; with 1, nothing is copied ahead.
     pub stages: usize,
     /// Most bytes of shared memory of a block.
     pub shared: usize,
@@ -84,20 +84,34 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
     let mut kernels = Vec::new();
     for (n, part) in program.parts.iter().enumerate() {
         let name = if program.parts.len() == 1 { program.name.clone() } else { format!("{}_{n}", program.name) };
-        let lowering = Lowering {
-            program,
-            options,
-            layouts: Layouts::choose(program, part, threads),
-            code: Builder::new(),
-            env: HashMap::new(),
-            ranges: dims.clone(),
-            multiples: HashMap::new(),
-            tiles: HashMap::new(),
-            staged: HashMap::new(),
-            fragments: HashMap::new(),
-            definitions: definitions(part),
+        let with = |stages: usize| {
+            let lowering = Lowering {
+                program,
+                options: Options { stages, ..options.clone() },
+                layouts: Layouts::choose(program, part, threads),
+                code: Builder::new(),
+                env: HashMap::new(),
+                ranges: dims.clone(),
+                multiples: HashMap::new(),
+                tiles: HashMap::new(),
+                staged: HashMap::new(),
+                fragments: HashMap::new(),
+                definitions: definitions(part),
+            };
+            lowering.part(name.clone(), part, dims)
         };
-        kernels.push(lowering.part(name, part, dims)?);
+        let bytes = |kernel: &WarpProgram| kernel.shared_layout().1;
+        let mut stages = options.stages;
+        let mut kernel = with(stages)?;
+        while bytes(&kernel) > options.shared {
+            if stages <= 1 {
+                let what = format!("{} bytes of shared memory; {} are allowed", bytes(&kernel), options.shared);
+                return Err(error(what));
+            }
+            stages -= 1;
+            kernel = with(stages)?;
+        }
+        kernels.push(kernel);
     }
     Ok(kernels)
 }
@@ -113,7 +127,7 @@ enum Tile {
 
 struct Lowering<'a> {
     program: &'a TileProgram,
-    options: &'a Options,
+    options: Options,
     layouts: Layouts<'a>,
     code: Builder,
     /// Values of symbols in scope.
@@ -156,7 +170,7 @@ impl Lowering<'_> {
         self.region(&part.body)?;
         let threads = 1 << self.layouts.threads;
         let (values, shared, body) = self.code.finish();
-        let kernel = WarpProgram {
+        Ok(WarpProgram {
             name,
             buffers: self.program.buffers.clone(),
             dims: dims.keys().cloned().collect(),
@@ -165,13 +179,7 @@ impl Lowering<'_> {
             shared,
             values,
             body: without_unused(body),
-        };
-        let (_, bytes) = kernel.shared_layout();
-        if bytes > self.options.shared {
-            let what = format!("{bytes} bytes of shared memory; {} are allowed", self.options.shared);
-            return Err(LowerError { kernel: self.program.name.clone(), what });
-        }
-        Ok(kernel)
+        })
     }
 
     /// Makes the grid variables from the block's number; the last runs fastest.

@@ -4,6 +4,7 @@
 //! `BLESS=1` rewrites the golden files. The assembler is looked for in the environment variable `KILN_PTXAS`, on the
 //! PATH and in `target/ptxas`, where `scripts/ptxas.py` puts it.
 
+mod attention;
 mod budgets;
 mod models;
 mod mutation;

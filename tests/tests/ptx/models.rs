@@ -8,15 +8,15 @@ use kiln_ir::interp::{self, eval_graph};
 use kiln_ir::{DType, Graph, Tensor};
 use kiln_ptx::emulate;
 
-type Made = Result<Graph, Box<dyn std::error::Error>>;
+pub(super) type Made = Result<Graph, Box<dyn std::error::Error>>;
 
-fn tensor(dtype: DType, shape: &[usize]) -> Tensor {
+pub(super) fn tensor(dtype: DType, shape: &[usize]) -> Tensor {
     let len = shape.iter().product();
     Tensor::new(dtype, shape.to_vec(), data(dtype, len, false)).expect("a tensor")
 }
 
 /// A graph of f32 inputs of these shapes.
-fn graph(
+pub(super) fn graph(
     shapes: &[&[i64]],
     f: impl for<'g> FnOnce(&'g Builder, &[kiln::builder::Value<'g>]) -> Result<(), kiln::builder::BuildError>,
 ) -> Made {

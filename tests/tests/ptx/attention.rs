@@ -1,0 +1,91 @@
+//! Attention in one kernel: graphs of every kind of it, in each precision, in the interpreter of PTX.
+
+use super::{assemble, models::graph, models::tensor};
+use kiln::gpu::{self, ARCHITECTURES, Precision};
+use kiln::{Options, Silent, compare};
+use kiln_ir::Graph;
+use kiln_ir::interp::{self, eval_graph};
+use kiln_ptx::emulate::{self, Accumulate};
+
+/// Queries, keys and values in heads; what becomes of the scores.
+fn plain(batch: i64, queries: i64, keys: i64, depth: i64, value: i64) -> Graph {
+    let made = graph(&[&[batch, 2, queries, depth], &[batch, 2, keys, depth], &[batch, 2, keys, value]], |g, x| {
+        let scores = x[0].matmul(x[1].transpose(&[0, 1, 3, 2])?)?.scale(1.0 / (depth as f64).sqrt())?;
+        g.output("y", scores.softmax(-1)?.matmul(x[2])?)
+    });
+    made.expect("a graph")
+}
+
+/// The same with a mask that is added, and the heads side by side in memory before and after.
+fn masked(queries: i64, keys: i64) -> Graph {
+    let made = graph(&[&[1, queries, 96], &[1, keys, 96], &[1, keys, 96], &[1, 1, queries, keys]], |g, x| {
+        let heads = |n: usize, len: i64| x[n].reshape([1, len, 3, 32].map(Into::into))?.transpose(&[0, 2, 1, 3]);
+        let (q, k, v) = (heads(0, queries)?, heads(1, keys)?, heads(2, keys)?);
+        let mask = x[3].scale(8.0)?;
+        let weights = q.matmul(k.transpose(&[0, 1, 3, 2])?)?.scale(0.2)?.add(mask)?.softmax(-1)?;
+        let joined = weights.matmul(v)?.transpose(&[0, 2, 1, 3])?.reshape([1, queries, 96].map(Into::into))?;
+        g.output("y", joined.relu()?)
+    });
+    made.expect("a graph")
+}
+
+/// Causal, with three query heads to a head of keys, and new tokens after a past.
+fn grouped(tokens: i64, keys: i64) -> Graph {
+    let made = graph(&[&[1, tokens, 2, 3, 64], &[1, keys, 2, 64], &[1, keys, 2, 64]], |g, x| {
+        let scores = x[0].contract(x[1], "bthgd,bshd->bhgts")?.scale(0.125)?;
+        let dims = |axis: usize, n: i64| (0..5).map(move |a| if a == axis { n } else { 1 }.into());
+        let (query, key) = (g.iota(dims(3, tokens), 3)?, g.iota(dims(4, keys), 4)?);
+        let past = g.constant(kiln_ir::Tensor::from_i64(&[1, 1, 1, 1, 1], &[keys - tokens]).expect("a number"));
+        let visible = key.at_most(query.add(past)?)?;
+        let weights = scores.where_or(visible, f64::NEG_INFINITY)?.softmax(-1)?;
+        g.output("y", weights.contract(x[2], "bhgts,bshd->bthgd")?)
+    });
+    made.expect("a graph")
+}
+
+#[test]
+fn attention_is_one_kernel() {
+    let graphs = [
+        ("whole tiles", plain(2, 64, 128, 64, 64)),
+        ("ragged", plain(1, 37, 71, 40, 24)),
+        ("long queries", plain(1, 70, 66, 128, 128)),
+        ("one tile", plain(1, 9, 11, 16, 16)),
+        ("masked", masked(33, 50)),
+        ("grouped, causal", grouped(20, 150)),
+        ("grouped, past", grouped(3, 100)),
+    ];
+    for (name, graph) in graphs {
+        let inputs: Vec<_> =
+            graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &graph.ty(*v).shape().expect("a shape"))).collect();
+        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let half = if name.len() % 2 == 0 { (Precision::F16, 2e-3) } else { (Precision::BF16, 2e-2) };
+        for (precision, tolerance) in [(Precision::F32, 1e-5), half] {
+            let name = format!("{name} in {precision:?}");
+            let target = (ARCHITECTURES[0], precision);
+            let compiled = gpu::compile_graph(graph.clone(), &Options::default(), target, &mut Silent);
+            let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let what: Vec<&str> = compiled.plan.kernels.iter().map(|k| k.what.as_ref()).collect();
+            assert!(what.iter().any(|w| w.matches("contract").count() == 2), "{name}: {what:?}");
+            for module in compiled.kernels.iter().flat_map(|k| &k.modules) {
+                assemble(&name, &module.text);
+            }
+            for (seed, accumulate) in [(0, Accumulate::Exact), (5, Accumulate::Truncating)] {
+                let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
+                let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
+                let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+                for k in &outcome.kernels {
+                    assert_eq!(k.findings, [], "{name}, {}", k.name);
+                    assert!(k.difference.is_none_or(|d| d < 2.0 * tolerance), "{name}, {}: {:?}", k.name, k.difference);
+                    // Rows of 16 f32 are too short to change places with one another.
+                    if k.what.matches("contract").count() == 2 && !name.starts_with("one tile") {
+                        assert_eq!(k.counts.conflicts(), 0, "{name}, {}", k.name);
+                    }
+                }
+                for (want, found) in want.iter().zip(&outcome.outputs) {
+                    let difference = compare::difference(want, found);
+                    assert!(difference.within(tolerance), "{name}, seed {seed}: {difference}");
+                }
+            }
+        }
+    }
+}
