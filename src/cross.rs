@@ -9,7 +9,7 @@ use kiln_ir::Tensor;
 use kiln_ir::graph::Graph;
 use kiln_ir::interp::{self, eval_graph};
 use kiln_passes::kernel::Machine;
-use kiln_passes::pipeline::{self, Target};
+use kiln_passes::pipeline::{self, Precision, Target};
 use kiln_passes::plan::weights_section;
 use kiln_runtime::cpu::{self, CpuLevel};
 use kiln_runtime::engine::{self, Context, ModelOptions};
@@ -124,7 +124,7 @@ fn interpreted(graph: &Graph, inputs: &[Tensor]) -> Outcome {
 }
 
 fn optimised(graph: &Graph) -> Result<Graph, String> {
-    pipeline::optimise(graph.clone(), &mut |_, _, _| Ok(())).map_err(|e| e.to_string())
+    pipeline::optimise(graph.clone(), Precision::F32, &mut |_, _, _| Ok(())).map_err(|e| e.to_string())
 }
 
 /// Keeps the graphs that passes leave.
@@ -163,7 +163,7 @@ impl Checker<'_> {
 
     fn passes(&self) -> Result<(), String> {
         let mut kept = Kept::default();
-        let seen = pipeline::optimise(self.graph.clone(), &mut |pass, before, after| {
+        let seen = pipeline::optimise(self.graph.clone(), Precision::F32, &mut |pass, before, after| {
             // Keeping a graph cannot fail.
             let _ = kept.graph(pass, before, after);
             Ok(())

@@ -53,7 +53,14 @@ impl Emitters {
             CpuLevel::X86_64V4Vnni if x86 => {
                 Some(Emitters { wide: Some(WideLevel::Avx512Vnni), narrow: Target::X86_64V3 })
             }
-            CpuLevel::X86_64V3 | CpuLevel::X86_64V4 | CpuLevel::X86_64V4Vnni | CpuLevel::Amx => None,
+            CpuLevel::X86_64V4Bf16 if x86 => {
+                Some(Emitters { wide: Some(WideLevel::Avx512Bf16), narrow: Target::X86_64V3 })
+            }
+            CpuLevel::X86_64V3
+            | CpuLevel::X86_64V4
+            | CpuLevel::X86_64V4Vnni
+            | CpuLevel::X86_64V4Bf16
+            | CpuLevel::Amx => None,
         }
     }
 }
@@ -83,13 +90,13 @@ pub struct Emitter {
 }
 
 /// Kernels get the values of all free dims, in this order of the ranges, which is the plan's.
-fn lower_to(tile: &TileProgram, bytes: u32, dims: &Ranges) -> Result<VectorProgram, String> {
+fn lower_to(tile: &TileProgram, target: VectorTarget, dims: &Ranges) -> Result<VectorProgram, String> {
     let order: Vec<Symbol> = dims.keys().cloned().collect();
-    lower(tile, VectorTarget { bytes }, &order, dims).map_err(|e| e.to_string())
+    lower(tile, target, &order, dims).map_err(|e| e.to_string())
 }
 
 fn narrow(tile: &TileProgram, dims: &Ranges) -> Result<VectorProgram, String> {
-    lower_to(tile, 16, dims)
+    lower_to(tile, VectorTarget { bytes: 16, pairs: false }, dims)
 }
 
 /// Machine code and the name of what emitted it.
@@ -113,6 +120,7 @@ impl Emitter {
             Some(WideLevel::Avx2) => Machine::avx2(),
             Some(WideLevel::Avx512) => Machine::avx512(),
             Some(WideLevel::Avx512Vnni) => Machine::avx512_vnni(),
+            Some(WideLevel::Avx512Bf16) => Machine::avx512_bf16(),
         }
     }
 
@@ -127,7 +135,10 @@ impl Emitter {
         if let Some(known) = self.numbers.get(&key) {
             return known.clone();
         }
-        let wide = self.emitters.wide.and_then(|w| lower_to(&nameless, w.bytes(), dims).ok());
+        let wide = self
+            .emitters
+            .wide
+            .and_then(|w| lower_to(&nameless, VectorTarget { bytes: w.bytes(), pairs: w.has_pairs() }, dims).ok());
         let is_wide = wide.is_some();
         let made = wide.map_or_else(|| narrow(&nameless, dims), Ok).map(|vector| {
             self.programs.push(Program { tile: nameless, vector, wide: is_wide });

@@ -103,6 +103,8 @@ pub fn self_test(load: &dyn Fn(&ModelOptions) -> Result<Model, Error>, budget: &
         None => (random::inputs(&input_types(&plan)?, 0)?, None),
     };
     let golden = expected.is_some();
+    let precision = first.artifact().options().get("precision").and_then(|p| p.parse::<Precision>().ok());
+    let rounded = precision.and_then(Precision::factors);
     let here = kiln_runtime::cpu::Machine::detect();
     let levels: Vec<CpuLevel> = first.artifact().levels().filter(|level| here.supports(*level)).collect();
     drop(first);
@@ -120,6 +122,6 @@ pub fn self_test(load: &dyn Fn(&ModelOptions) -> Result<Model, Error>, budget: &
         let compared = expected.iter().zip(&one).map(|(want, found)| compare::difference(want, found));
         results.push((level, names.zip(compared).collect()));
     }
-    let tolerance = compare::tolerance(plan.slots.iter().map(|(_, slot)| slot.ty.dtype));
+    let tolerance = compare::tolerance(plan.slots.iter().map(|(_, slot)| slot.ty.dtype).chain(rounded));
     Ok(SelfTest { golden, tolerance, levels: results })
 }

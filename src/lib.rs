@@ -49,8 +49,9 @@ use kiln_ir::graph::{Graph, GraphError, Origin};
 use kiln_ir::plan::Plan;
 use kiln_passes::kernel::{Choice, Machine};
 use kiln_passes::pipeline::{self, Scheduled, optimise, schedule};
+pub use kiln_passes::pipeline::{Precision, UnknownPrecision};
 use kiln_passes::plan::Weight;
-use kiln_passes::rewrite::has_byte_products;
+use kiln_passes::rewrite::{has_byte_products, has_pair_products};
 use kiln_runtime::artifact::{self, Artifact, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
@@ -71,6 +72,8 @@ pub struct Options {
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// Inputs whose values are known, by name: the result is right for these values only.
     pub values: BTreeMap<String, Tensor>,
+    /// How precisely products are computed.
+    pub precision: Precision,
     /// CPU levels to make code for.
     pub levels: Vec<CpuLevel>,
     /// Nodes (all of their results) or values that become outputs too.
@@ -92,6 +95,7 @@ impl Default for Options {
             bind,
             shapes,
             values,
+            precision: Precision::default(),
             levels: default_levels(),
             taps: vec![],
             threads,
@@ -171,9 +175,13 @@ fn compile_with(
     let mut levels = options.levels.clone();
     levels.sort_unstable_by(|a, b| b.cmp(a));
     levels.dedup();
-    // Without products of bytes it would be the code of the level below.
-    if !has_byte_products(&graph) {
-        levels.iter_mut().filter(|l| **l == CpuLevel::X86_64V4Vnni).for_each(|l| *l = CpuLevel::X86_64V4);
+    // Without products of pairs, or of bytes, it would be the code of the level below.
+    let same = [
+        (has_pair_products(&graph), CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
+        (has_byte_products(&graph), CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
+    ];
+    for (_, level, below) in same.into_iter().filter(|(differs, ..)| !differs) {
+        levels.iter_mut().filter(|l| **l == level).for_each(|l| *l = below);
         levels.dedup();
     }
     let mut emitters = levels.iter().copied().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
@@ -214,7 +222,7 @@ fn optimised(graph: Graph, options: &Options, observer: &mut dyn Observer) -> Re
 
     observer.stage("optimise");
     let mut stopped = None;
-    let graph = optimise(graph, &mut |pass, before, after| {
+    let graph = optimise(graph, options.precision, &mut |pass, before, after| {
         observer.graph(pass, before, after).map_err(|e| {
             let error = GraphError::new(&Origin::default(), e.to_string());
             stopped = Some(e);

@@ -27,7 +27,7 @@ pub(crate) fn record(options: &Options) -> BTreeMap<String, String> {
     let levels: Vec<&str> = options.levels.iter().map(|level| level.name()).collect();
     let mut all = BTreeMap::from([
         ("arch".to_string(), std::env::consts::ARCH.to_string()),
-        ("precision".to_string(), "f32".to_string()),
+        ("precision".to_string(), options.precision.name().to_string()),
         ("cpu".to_string(), levels.join(",")),
     ]);
     if !options.bind.is_empty() {
@@ -55,7 +55,7 @@ pub fn recall(recorded: &BTreeMap<String, String>, threads: usize) -> Result<Opt
         let broken = |e: &dyn std::fmt::Display| Error::data(format!("the artifact's option {name}"), e);
         match name.as_str() {
             "arch" if value == std::env::consts::ARCH => {}
-            "precision" if value == "f32" => {}
+            "precision" => options.precision = value.parse().map_err(|e| broken(&e))?,
             "cpu" => {
                 let levels = value.split(',').filter(|level| !level.is_empty()).map(str::parse);
                 options.levels = levels.collect::<Result<_, _>>().map_err(|e| broken(&e))?;

@@ -49,13 +49,14 @@ ops! {
 }
 
 ops! {
-    /// Operations on two values of one type; comparisons give bool, the others that type.
+    /// Operations on two values of one type; comparisons give bool, the others that type but for `pair` and `dot2`.
     /// `rem` has the sign of the dividend, `mod` that of the divisor; `dot4` of two i32 is the dot product of their bytes, those
-    /// of the left one unsigned, those of the right one signed. Defined in [`crate::semantics`].
+    /// of the left one unsigned, those of the right one signed. `pair` of two f32 is an i32 of both as bf16, the left one in
+    /// the low half; `dot2` of two such i32 is the dot product of their halves in f32. Defined in [`crate::semantics`].
     BinaryOp {
         Add = "add", Sub = "sub", Mul = "mul", Div = "div", Rem = "rem", Mod = "mod", Pow = "pow", Min = "min",
-        Max = "max", And = "and", Or = "or", Xor = "xor", Shl = "shl", Shr = "shr", Dot4 = "dot4", Eq = "eq",
-        Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge",
+        Max = "max", And = "and", Or = "or", Xor = "xor", Shl = "shl", Shr = "shr", Dot4 = "dot4",
+        Pair = "pair", Dot2 = "dot2", Eq = "eq", Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge",
     }
 }
 
@@ -64,6 +65,16 @@ impl BinaryOp {
     pub fn is_comparison(self) -> bool {
         use BinaryOp::*;
         matches!(self, Eq | Ne | Lt | Le | Gt | Ge)
+    }
+
+    /// The type of the result for operands of a type, on which the operation is defined.
+    pub fn result_type(self, operands: DType) -> DType {
+        match self {
+            BinaryOp::Pair => DType::I32,
+            BinaryOp::Dot2 => DType::F32,
+            _ if self.is_comparison() => DType::Bool,
+            _ => operands,
+        }
     }
 }
 
@@ -788,7 +799,8 @@ fn binary_type(op: BinaryOp, a: DType, b: DType) -> Result<DType, TypeError> {
         return Err(TypeError(format!("`{}` of {a} and {b}: wants equal types", op.name())));
     }
     let fine = match a.class() {
-        _ if op == Dot4 => a == DType::I32,
+        _ if matches!(op, Dot4 | Dot2) => a == DType::I32,
+        _ if op == Pair => a == DType::F32,
         Class::Float | Class::Double => !matches!(op, And | Or | Xor | Shl | Shr),
         Class::Signed | Class::Unsigned => true,
         Class::Bool => op.is_comparison() || matches!(op, And | Or | Xor | Add | Mul | Min | Max),
@@ -796,8 +808,7 @@ fn binary_type(op: BinaryOp, a: DType, b: DType) -> Result<DType, TypeError> {
     };
     match fine {
         false => Err(TypeError(format!("`{}` is not defined on {a}", op.name()))),
-        true if op.is_comparison() => Ok(DType::Bool),
-        true => Ok(a),
+        true => Ok(op.result_type(a)),
     }
 }
 

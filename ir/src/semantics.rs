@@ -18,6 +18,8 @@
 //! | float to bool | NaN is true, ±0 false |
 //! | `round` | half to even |
 //! | `dot4` of i32 | sum of the four products of an unsigned byte of the left and the signed byte of the right at its place |
+//! | `pair` of f32 | both rounded to bf16 (half to even), the left one in bits 0..16 of the i32, the right one above it |
+//! | `dot2` of i32 | product of the high halves as bf16, plus that of the low ones, in f32, rounded once; onto a sum: one rounding for each product. Subnormal numbers may count as 0 |
 //! | `sign` of NaN | NaN |
 //! | f16, bf16, f8 arithmetic | computed in f32, each operation rounded to the type |
 
@@ -285,7 +287,7 @@ pub fn binary_f64(op: BinaryOp, a: f64, b: f64) -> f64 {
 }
 
 /// The binary operation on integers (or bools) of the type, comparisons excepted.
-/// u64 comes as its bits. `None` where the operation is a comparison.
+/// u64 comes as its bits. `None` where the operation is a comparison, [`pair`] or [`dot2`].
 pub fn binary_int(op: BinaryOp, dtype: DType, a: i64, b: i64) -> Option<i64> {
     let unsigned = dtype.class() != Class::Signed;
     let (ua, ub) = (a as u64, b as u64);
@@ -324,6 +326,7 @@ pub fn binary_int(op: BinaryOp, dtype: DType, a: i64, b: i64) -> Option<i64> {
         BinaryOp::Shr if unsigned => (ua >> ub) as i64,
         BinaryOp::Shr => a >> ub,
         BinaryOp::Dot4 => dot4(a, b),
+        BinaryOp::Pair | BinaryOp::Dot2 => return None,
         BinaryOp::Eq | BinaryOp::Ne | BinaryOp::Lt | BinaryOp::Le | BinaryOp::Gt | BinaryOp::Ge => return None,
     };
     Some(if dtype == DType::Bool { i64::from(y != 0) } else { wrap(dtype, y) })
@@ -333,6 +336,19 @@ pub fn binary_int(op: BinaryOp, dtype: DType, a: i64, b: i64) -> Option<i64> {
 fn dot4(a: i64, b: i64) -> i64 {
     let (a, b) = ((a as i32).to_le_bytes(), (b as i32).to_le_bytes());
     a.iter().zip(b).map(|(&a, b)| i64::from(a) * i64::from(b as i8)).sum()
+}
+
+/// Two numbers rounded to bf16 as one i32, the first one in the low half.
+pub fn pair(low: f32, high: f32) -> i64 {
+    let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+    i64::from((bits(high) << 16 | bits(low)) as i32)
+}
+
+/// The sum and the dot product of two [`pair`]s. The product of two bf16 is exact; so each step rounds once.
+pub fn dot2(a: i64, b: i64, sum: f32) -> f32 {
+    let low = |x: i64| f32::from_bits((x as u32) << 16);
+    let high = |x: i64| f32::from_bits(x as u32 & 0xffff_0000);
+    low(a).mul_add(low(b), high(a).mul_add(high(b), sum))
 }
 
 fn int_pow(dtype: DType, base: i64, exponent: i64) -> i64 {

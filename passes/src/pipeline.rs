@@ -11,6 +11,7 @@ use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
 use crate::rewrite;
+use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::ops::Op;
@@ -34,26 +35,76 @@ pub enum PassError {
     Plan(String),
 }
 
+/// In which precision products of f32 with constants are computed; their sums are f32 in either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As the model has them.
+    #[default]
+    F32,
+    /// Factors are rounded to bf16.
+    Bf16,
+}
+
+impl Precision {
+    /// Every precision.
+    pub const ALL: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+    /// Its name on the command line and in artifacts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// The type that factors are rounded to, where they are.
+    pub fn factors(self) -> Option<DType> {
+        match self {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(DType::BF16),
+        }
+    }
+}
+
+/// A name that is no precision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the precision {0:?} is not supported; there are f32 and bf16")]
+pub struct UnknownPrecision(pub String);
+
+impl std::str::FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(name: &str) -> Result<Precision, UnknownPrecision> {
+        let found = Precision::ALL.into_iter().find(|p| p.name() == name);
+        found.ok_or_else(|| UnknownPrecision(name.into()))
+    }
+}
+
 /// A graph pass.
 pub struct Pass {
     /// Name, as dumps and messages show it.
     pub name: &'static str,
+    /// The only precision that it is for, where there is one.
+    only: Option<Precision>,
     run: fn(&Graph) -> Result<Graph, GraphError>,
 }
 
 /// The passes on graphs, in the order in which they run.
 pub const PASSES: &[Pass] = &[
-    Pass { name: "compact", run: Graph::compact },
+    Pass { name: "compact", only: None, run: Graph::compact },
     // Before weights are folded into floats.
-    Pass { name: "bytes", run: rewrite::products_of_bytes },
-    Pass { name: "fold", run: rewrite::fold_constants },
-    Pass { name: "canonicalise", run: rewrite::canonicalise },
-    Pass { name: "recognise", run: rewrite::recognise },
-    Pass { name: "halves", run: rewrite::products_of_halves },
-    Pass { name: "fold-again", run: rewrite::fold_constants },
-    Pass { name: "common", run: rewrite::eliminate_common },
+    Pass { name: "bytes", only: None, run: rewrite::products_of_bytes },
+    Pass { name: "fold", only: None, run: rewrite::fold_constants },
+    Pass { name: "canonicalise", only: None, run: rewrite::canonicalise },
+    Pass { name: "recognise", only: None, run: rewrite::recognise },
+    Pass { name: "halves", only: None, run: rewrite::products_of_halves },
+    Pass { name: "fold-again", only: None, run: rewrite::fold_constants },
+    // After weights have been folded, and scales into them.
+    Pass { name: "pairs", only: Some(Precision::Bf16), run: rewrite::products_of_pairs },
+    Pass { name: "common", only: None, run: rewrite::eliminate_common },
     Pass {
         name: "layout",
+        only: None,
         run: |g| {
             let mut g = g.compact()?;
             assign_layouts(&mut g)?;
@@ -62,17 +113,18 @@ pub const PASSES: &[Pass] = &[
     },
 ];
 
-/// Runs the graph passes. `observe` sees the graph after each, with the pass' name (dumps, verification by interpretation);
+/// Runs the graph passes of a precision. `observe` sees the graph after each, with the pass' name (dumps, verification by interpretation);
 /// an error from it stops the pipeline.
 ///
 /// # Errors
 /// A pass fails or leaves a graph that does not verify.
 pub fn optimise(
     graph: Graph,
+    precision: Precision,
     observe: &mut dyn FnMut(&'static str, &Graph, &Graph) -> Result<(), GraphError>,
 ) -> Result<Graph, PassError> {
     let mut graph = graph;
-    for pass in PASSES {
+    for pass in PASSES.iter().filter(|p| p.only.is_none_or(|only| only == precision)) {
         let fail = |error| PassError::Graph { pass: pass.name, error };
         let next = (pass.run)(&graph).map_err(fail)?;
         if let Some(error) = next.verify().into_iter().next() {

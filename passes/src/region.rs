@@ -3,7 +3,7 @@
 //! Invariant: a body is only taken apart here where every type in it is known before it runs: over the symbols of the graph around it,
 //! with states that keep theirs from turn to turn. Everything else stays a host step, which the interpreter evaluates.
 
-use crate::pipeline::{Cut, PassError, Target, cut, optimise};
+use crate::pipeline::{Cut, PassError, Precision, Target, cut, optimise};
 use kiln_ir::graph::{Graph, NodeId, TensorType, ValueId};
 use kiln_ir::ops::{Host, Op};
 use kiln_ir::tensor::Tensor;
@@ -226,7 +226,8 @@ fn body(
     if let Some(error) = inner.verify().into_iter().next() {
         return Err(fail(error));
     }
-    let inner = optimise(inner, &mut |_, _, _| Ok(()))?;
+    // What a loop carries round would carry each round's rounding with it.
+    let inner = optimise(inner, Precision::F32, &mut |_, _, _| Ok(()))?;
     // What a reshape takes for granted is checked before anything runs, which is too early for what may not run at all.
     let assumes = inner.nodes().any(|(_, node)| match (&node.op, node.inputs.as_slice()) {
         (Op::Reshape(reshape), [x]) => reshape.assumes(inner.ty(*x)).is_some(),

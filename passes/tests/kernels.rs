@@ -4,7 +4,7 @@ use kiln_ir::graph::Graph;
 use kiln_ir::interp::{Bindings, Options, eval_graph};
 use kiln_ir::{DType, Expr, Symbol, Tensor};
 use kiln_passes::kernel::Machine;
-use kiln_passes::pipeline::{Compiled, Target, optimise, schedule};
+use kiln_passes::pipeline::{Compiled, Precision, Target, optimise, schedule};
 use kiln_passes::plan::weights_section;
 
 /// Seeded values: small integers where exactness matters, floats otherwise.
@@ -47,6 +47,11 @@ fn check(text: &str) -> Compiled {
 
 /// Compiles the graph once and compares for each of some values of its free dims; returns what was compiled.
 fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
+    check_at(Precision::F32, text, bindings)
+}
+
+/// The same in a precision: bit by bit the sums of what the passes rounded.
+fn check_at(precision: Precision, text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
     let source = format!("graph \"test\" {{\n{text}\n}}");
     let data: Vec<Tensor> = [
         (DType::F32, vec![20, 30]),
@@ -66,7 +71,7 @@ fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
     .collect();
     let graph = Graph::parse(&source, &data).unwrap_or_else(|e| panic!("{e}\n{source}"));
     let original = graph.clone();
-    let optimised = optimise(graph, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+    let optimised = optimise(graph, precision, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
     let machines = [
         Machine::avx512(),
         Machine::avx2(),
@@ -95,7 +100,8 @@ fn check_free(text: &str, bindings: &[&[(&str, i64)]]) -> Compiled {
             random(ty.dtype, &ty.dims.iter().map(extent).collect::<Vec<_>>(), n as u64)
         };
         let inputs: Vec<Tensor> = original.inputs.iter().enumerate().map(input).collect();
-        let expected = eval_graph(&original, &inputs, &Options::default()).unwrap();
+        let meant = if precision == Precision::F32 { &original } else { &optimised };
+        let expected = eval_graph(meant, &inputs, &Options::default()).unwrap();
         for target in 0..machines.len() {
             let got = by_tiles(&compiled, target, &inputs);
             for (e, g) in expected.iter().zip(&got) {
@@ -593,5 +599,62 @@ fn operands_that_are_read_often_have_their_columns_side_by_side() {
              output %3 \"y\""
         ));
         assert_eq!(c.kernels[0].len(), kernels, "{}", c.plan);
+    }
+}
+
+/// The kernels of products of pairs of bf16.
+fn pair_products(c: &Compiled) -> usize {
+    let multiplies =
+        |k: &&kiln_ir::tile::TileProgram| k.buffers.iter().filter(|b| b.dtype == DType::I32 && !b.written).count() == 2;
+    c.kernels[0].iter().filter(multiplies).count()
+}
+
+#[test]
+fn products_with_weights_in_bf16() {
+    // Rows as few as one and as many as are not known; an axis that pairs do not cover.
+    for (rows, bindings) in [("1", vec![vec![]]), ("33", vec![vec![]]), ("T", vec![vec![("T", 1)], vec![("T", 19)]])] {
+        let bindings: Vec<&[_]> = bindings.iter().map(Vec::as_slice).collect();
+        for (k, weight, letters) in
+            [(20, "[20, 30] = data 0", "kn"), (20, "[13, 20] = data 3", "nk"), (3, "[24, 8, 3, 3] = data 1", "nabk")]
+        {
+            let (out, result) = match letters {
+                "nabk" => ("mnab", format!("[{rows}, 24, 8, 3]")),
+                "kn" => ("mn", format!("[{rows}, 30]")),
+                _ => ("mn", format!("[{rows}, 13]")),
+            };
+            let c = check_at(
+                Precision::Bf16,
+                &format!(
+                    "symbol T in 1..64\n input %0 : f32[{rows}, {k}]\n const %1 : f32{weight}
+                     %2 = contract(%0, %1) lhs = \"mk\", rhs = \"{letters}\", out = \"{out}\" : f32{result}
+                     %3 = map(%2) body = {{ max(a0, 0.0f32) }} : f32{result}
+                     output %3 \"y\""
+                ),
+                &bindings,
+            );
+            assert_eq!(pair_products(&c), 1, "{}", c.plan);
+        }
+    }
+}
+
+#[test]
+fn convolutions_in_bf16() {
+    for (x, weight, groups, out) in [
+        ("[1, 8, 11, 10]", "[24, 8, 3, 3] = data 1", 1, "[1, 24, 11, 10]"),
+        ("[2, 16, 7, 9]", "[24, 8, 3, 3] = data 1", 2, "[2, 24, 7, 9]"),
+    ] {
+        let dims: Vec<usize> = x.trim_matches(['[', ']']).split(", ").map(|d| d.parse().unwrap()).collect();
+        let padded = format!("[{}, {}, {}, {}]", dims[0], dims[1], dims[2] + 2, dims[3] + 2);
+        let c = check_at(
+            Precision::Bf16,
+            &format!(
+                "input %0 : f32{x}\n const %1 : f32{weight}
+                 %2 = pad(%0) low = [0, 0, 1, 1], high = [0, 0, 1, 1], interior = [0, 0, 0, 0], value = 0.0f32 : f32{padded}
+                 %3 = conv(%2, %1) strides = [1, 1], dilations = [1, 1], groups = {groups} : f32{out}
+                 output %3 \"y\""
+            ),
+            &[&[]],
+        );
+        assert_eq!(pair_products(&c), 1, "{}", c.plan);
     }
 }

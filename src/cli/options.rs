@@ -25,10 +25,10 @@ use std::time::{Duration, Instant};
 /// Options of everything that compiles or runs.
 #[derive(Clone, Debug, Args)]
 pub struct Machinery {
-    /// CPU levels: portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, amx
+    /// CPU levels: portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16, amx
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     pub cpu: Vec<CpuLevel>,
-    /// Precision of f32 models
+    /// How precisely products with weights are computed: f32, or bf16 (both factors rounded, sums in f32); f16 on GPUs
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
     /// Whether it is for a GPU, which has other precisions.
@@ -184,23 +184,21 @@ impl Machinery {
         given.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
     }
 
-    fn check_precision(&self) -> Result<(), Error> {
+    /// The precision of products on CPUs; f32 where it is for a GPU, whose own must then be known.
+    fn checked_precision(&self) -> Result<kiln::Precision, Error> {
         if self.gpu {
-            return kiln::gpu::Precision::parse(&self.precision).map(|_| ());
+            return kiln::gpu::Precision::parse(&self.precision).map(|_| kiln::Precision::F32);
         }
-        match self.precision.as_str() {
-            "f32" => Ok(()),
-            other => Err(Error::Unsupported(format!("the precision {other:?} is not supported; there is f32"))),
-        }
+        self.precision.parse().map_err(|e: kiln::UnknownPrecision| Error::Unsupported(e.to_string()))
     }
 
     /// The options of a compilation for `levels`.
     pub fn options(&self, levels: Vec<CpuLevel>, shapes: BTreeMap<String, Vec<usize>>) -> Result<Options, Error> {
-        self.check_precision()?;
         Ok(Options {
             bind: self.binding.bind()?,
             shapes,
             values: BTreeMap::new(),
+            precision: self.checked_precision()?,
             levels,
             taps: Vec::new(),
             threads: self.threads(),
@@ -227,7 +225,7 @@ impl Machinery {
 
     /// How an artifact is loaded.
     pub fn load_options(&self) -> Result<ModelOptions, Error> {
-        self.check_precision()?;
+        self.checked_precision()?;
         let levels = (!self.cpu.is_empty()).then(|| self.cpu.clone());
         Ok(ModelOptions { levels, ..ModelOptions::default() })
     }

@@ -87,8 +87,9 @@ impl Args {
                 return cuda::verify(ready, &evaluated(&graph)?, tolerance, self.each, talk);
             }
         }
+        let types = graph.values().map(|(_, v)| v.ty.dtype);
+        let tolerance = compare::tolerance(types.chain(options.precision.factors()));
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
-        let tolerance = compare::tolerance(graph.values().map(|(_, v)| v.ty.dtype));
         let mut text = String::new();
         let mut list = Vec::new();
         let mut wrong = Vec::new();

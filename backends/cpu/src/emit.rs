@@ -269,6 +269,7 @@ impl<'a> Emitter<'a, '_> {
                     _ => self.int_binary(*op, operands, *a, *b),
                 }
             }
+            Op::Fma(a, ..) if self.ty(*a).dtype == DType::I32 => Err(self.unsupported("a product of pairs of bf16")),
             Op::Fma(a, b, c) => {
                 let (a, b, c) = (self.value(*a), self.value(*b), self.value(*c));
                 Ok(if self.target.fused() {

@@ -308,3 +308,54 @@ fn asking_for_memory_changes_nothing() {
         assert_eq!(check(&program, level, &[numbers, vec![0; 256]], &[], (0, 1)), Ok(()));
     }
 }
+
+/// Floats that are normal, zero, infinite or not numbers, by a linear congruential generator.
+fn floats(count: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state
+    };
+    let mut one = |n: usize| match n % 97 {
+        0 => f32::NAN,
+        1 => f32::INFINITY,
+        2 => -0.0,
+        _ => f32::from_bits(next() & 0x807f_ffff | (110 + next() % 30) << 23),
+    };
+    (0..count).flat_map(|n| one(n).to_le_bytes()).collect()
+}
+
+#[test]
+fn pairs_of_bf16() {
+    const ROWS: usize = 96;
+    let level = WideLevel::Avx512Bf16;
+    for lanes in [1, 4, 8, 16] {
+        let (float, pair) = (VectorType { dtype: DType::F32, lanes }, VectorType { dtype: DType::I32, lanes });
+        // Neighbours side by side, two rows, and pairs of the one multiplied with pairs and one pair of the other.
+        let text = format!(
+            "vector @op(b0: f32, b1: f32, b2: i32 written, b3: i32 written, b4: f32 written, dims 0) {{
+  %10: i64 = lo
+  %11: i64 = hi
+  for %12 in %10..%11 step {lanes} {{
+    %13: i64 = add(%12, %12)
+    %0: {float} = load_strided b0[%13] by 2
+    %1: {float} = load_strided b0[%13 + 1] by 2
+    %2: {pair} = pair(%0, %1)
+    store b2[%12], %2
+    %3: {float} = load b0[%12]
+    %4: {float} = load b1[%12]
+    %5: {pair} = pair(%3, %4)
+    store b3[%12], %5
+    %6: {float} = load b1[%13]
+    %7: {float} = fma(%2, %5, %6)
+    store b4[%12], %7
+  }}
+}}"
+        );
+        let program = VectorProgram::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        program.verify().unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        let results = vec![vec![0; 4 * ROWS]; 3];
+        let buffers = [vec![floats(2 * ROWS), floats(2 * ROWS + 5)[20..].to_vec()], results].concat();
+        check(&program, level, &buffers, &[], (0, ROWS as i64)).unwrap_or_else(|e| panic!("{level:?}: {e}"));
+    }
+}

@@ -136,7 +136,8 @@ impl Emitter<'_> {
             BinaryOp::Eq | BinaryOp::Ne | BinaryOp::Lt | BinaryOp::Le | BinaryOp::Gt | BinaryOp::Ge => {
                 format!("setp.{}.{ty}", op.name())
             }
-            BinaryOp::Rem | BinaryOp::Mod | BinaryOp::Pow | BinaryOp::Shl | BinaryOp::Shr | BinaryOp::Dot4 => return,
+            BinaryOp::Rem | BinaryOp::Mod | BinaryOp::Pow | BinaryOp::Shl | BinaryOp::Shr => return,
+            BinaryOp::Dot4 | BinaryOp::Pair | BinaryOp::Dot2 => return,
         };
         self.out.line(format!("{name} \t{target}, {a}, {b}"));
     }

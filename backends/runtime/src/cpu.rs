@@ -19,18 +19,23 @@ pub enum CpuLevel {
     X86_64V4,
     /// [`CpuLevel::X86_64V4`] and AVX-512 VNNI: dot products of bytes.
     X86_64V4Vnni,
-    /// [`CpuLevel::X86_64V4Vnni`], AVX-512 BF16, and AMX tiles for int8 and bf16.
+    /// [`CpuLevel::X86_64V4Vnni`] and AVX-512 BF16: dot products of pairs of bf16.
+    X86_64V4Bf16,
+    /// [`CpuLevel::X86_64V4Bf16`] and AMX tiles for int8 and bf16.
     Amx,
 }
 
 /// A name that is no CPU level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni and amx")]
+#[error(
+    "unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16 and amx"
+)]
 pub struct UnknownLevel(pub String);
 
 impl CpuLevel {
     /// All levels in ascending order.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::X86_64V4Vnni, Self::Amx];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::X86_64V4Vnni, Self::X86_64V4Bf16, Self::Amx];
 
     /// The name used on the command line and in artifacts.
     pub fn name(self) -> &'static str {
@@ -39,6 +44,7 @@ impl CpuLevel {
             Self::X86_64V3 => "x86-64-v3",
             Self::X86_64V4 => "x86-64-v4",
             Self::X86_64V4Vnni => "x86-64-v4-vnni",
+            Self::X86_64V4Bf16 => "x86-64-v4-bf16",
             Self::Amx => "amx",
         }
     }
@@ -128,7 +134,8 @@ mod detect {
                     && has_feature!("avx512vl")
             }
             CpuLevel::X86_64V4Vnni => has_feature!("avx512vnni"),
-            CpuLevel::Amx => has_feature!("avx512bf16") && cpu_has_tiles() && system_allows_tiles(),
+            CpuLevel::X86_64V4Bf16 => has_feature!("avx512bf16"),
+            CpuLevel::Amx => cpu_has_tiles() && system_allows_tiles(),
         }
     }
 

@@ -44,16 +44,16 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
         (Contract::new("bmk", "bkn", "bmn").into(), vec![f32s(&[1, 2, 3]), f32s(&[1, 3, 4])]),
         (Contract::new("", "", "").into(), vec![f32s(&[]), f32s(&[])]),
         (
-            Contract { bytes: true, ..Contract::new("mk", "nk", "mn") }.into(),
+            Contract { elements: Elements::Bytes, ..Contract::new("mk", "nk", "mn") }.into(),
             vec![TensorType::of(DType::I32, &[2, 3]), TensorType::of(DType::I32, &[4, 3])],
         ),
         (
-            Conv { strides: vec![1], dilations: vec![1], groups: 2, bytes: true }.into(),
+            Conv { strides: vec![1], dilations: vec![1], groups: 2, elements: Elements::Bytes }.into(),
             vec![TensorType::of(DType::U8, &[1, 2, 8]), TensorType::of(DType::I32, &[2, 1, 3])],
         ),
         (Pack { axis: 1 }.into(), vec![TensorType::of(DType::I8, &[2, 7])]),
         (
-            Conv { strides: vec![2, 1], dilations: vec![1, 2], groups: 2, bytes: false }.into(),
+            Conv { strides: vec![2, 1], dilations: vec![1, 2], groups: 2, elements: Elements::Numbers }.into(),
             vec![f32s(&[1, 4, 9, 9]), f32s(&[6, 2, 3, 3])],
         ),
         (
@@ -356,17 +356,17 @@ fn wrong_operands_are_refused() {
         (Gather { axis: 0 }.into(), vec![f32s(&[2]), f32s(&[2])], "indices must be integers"),
         (GatherNd { batch: 0 }.into(), vec![f32s(&[2]), i64s(&[1, 2])], "does not index"),
         (
-            Conv { strides: vec![1], dilations: vec![1], groups: 1, bytes: false }.into(),
+            Conv { strides: vec![1], dilations: vec![1], groups: 1, elements: Elements::Numbers }.into(),
             vec![f32s(&[1, 2, 2]), f32s(&[1, 2, 5])],
             "the window is larger than the input",
         ),
         (
-            Conv { strides: vec![1], dilations: vec![1], groups: 2, bytes: false }.into(),
+            Conv { strides: vec![1], dilations: vec![1], groups: 2, elements: Elements::Numbers }.into(),
             vec![f32s(&[1, 4, 5]), f32s(&[3, 2, 1])],
             "3 kernels cannot be cut into 2 groups",
         ),
         (
-            Conv { strides: vec![0], dilations: vec![1], groups: 1, bytes: false }.into(),
+            Conv { strides: vec![0], dilations: vec![1], groups: 1, elements: Elements::Numbers }.into(),
             vec![f32s(&[1, 4, 5]), f32s(&[3, 4, 1])],
             "at least 1",
         ),

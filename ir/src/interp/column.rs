@@ -103,7 +103,7 @@ pub(super) fn unary(op: UnaryOp, dtype: DType, n: usize, a: &Column, out: &mut C
 
 /// `out = op(a, b)` on the first `n` lanes of operands of a type.
 pub(super) fn binary(op: BinaryOp, dtype: DType, n: usize, a: &Column, b: &Column, out: &mut Column) {
-    for_op!(BinaryOp, op, [Add Sub Mul Div Rem Mod Pow Min Max And Or Xor Shl Shr Dot4 Eq Ne Lt Le Gt Ge], |OP| {
+    for_op!(BinaryOp, op, [Add Sub Mul Div Rem Mod Pow Min Max And Or Xor Shl Shr Dot4 Pair Dot2 Eq Ne Lt Le Gt Ge], |OP| {
         if OP.is_comparison() {
             let out = out.i64_mut(n);
             let truth = |t: Option<bool>| i64::from(t.unwrap_or(false));
@@ -117,6 +117,10 @@ pub(super) fn binary(op: BinaryOp, dtype: DType, n: usize, a: &Column, b: &Colum
             };
         }
         match out {
+            Column::I64(out) if OP == BinaryOp::Pair => zip(a.f32(), b.f32(), &mut out[..n], semantics::pair),
+            Column::F32(out) if OP == BinaryOp::Dot2 => {
+                zip(a.i64(), b.i64(), &mut out[..n], |a, b| semantics::dot2(a, b, 0.0));
+            }
             Column::F32(out) => {
                 zip(a.f32(), b.f32(), &mut out[..n], |a, b| semantics::binary_f32(OP, a, b));
                 round(dtype, &mut out[..n]);
@@ -282,7 +286,7 @@ impl Fold {
                 }
             }
         }
-        for_op!(BinaryOp, combine, [Add Sub Mul Div Rem Mod Pow Min Max And Or Xor Shl Shr Dot4 Eq Ne Lt Le Gt Ge],
+        for_op!(BinaryOp, combine, [Add Sub Mul Div Rem Mod Pow Min Max And Or Xor Shl Shr Dot4 Pair Dot2 Eq Ne Lt Le Gt Ge],
             |OP| match (&mut *self, column) {
             (Fold::F64(to), Column::F32(v)) => go(to, &v[..n], join, |a, b| semantics::binary_f64(OP, a, f64::from(b))),
             (Fold::F64(to), Column::F64(v)) => go(to, &v[..n], join, |a, b| semantics::binary_f64(OP, a, b)),

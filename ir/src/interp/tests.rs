@@ -85,7 +85,7 @@ fn contractions_and_convolutions() {
     }
     for (groups, strides, dilations) in [(1, [1, 1], [1, 1]), (2, [2, 1], [1, 2]), (4, [1, 3], [2, 1])] {
         let (x, w) = (sample(DType::F32, &[2, 4, 9, 8], 3), sample(DType::F32, &[8, 4 / groups, 3, 2], 4));
-        let op = Conv { strides: strides.to_vec(), dilations: dilations.to_vec(), groups, bytes: false };
+        let op = Conv { strides: strides.to_vec(), dilations: dilations.to_vec(), groups, elements: Elements::Numbers };
         let result = run(op, &[x.clone(), w.clone()]);
         assert_eq!(result.shape()[2], (9 - 2 * dilations[0] - 1) / strides[0] + 1);
         check(&result, |i| {
@@ -407,6 +407,16 @@ fn rounded(dtype: DType, value: f32) -> Constant {
 }
 
 fn binary_of(op: BinaryOp, a: Constant, b: Constant) -> Constant {
+    if op == BinaryOp::Pair {
+        return Constant::int(DType::I32, semantics::pair(a.as_f64() as f32, b.as_f64() as f32));
+    }
+    if op == BinaryOp::Dot2 {
+        let half = |c: Constant, high: bool| {
+            f32::from_bits(if high { c.bits as u32 & 0xffff_0000 } else { (c.bits as u32) << 16 })
+        };
+        let [low, high] = [false, true].map(|h| f64::from(half(a, h)) * f64::from(half(b, h)));
+        return Constant::float(DType::F32, low + high);
+    }
     use crate::Class;
     let d = a.dtype;
     let truth = |t: Option<bool>| t.map(|t| Constant { dtype: DType::Bool, bits: u64::from(t) });
@@ -752,7 +762,7 @@ proptest! {
         prop_assume!((k - 1) * dilation < h);
         let x = sample(DType::F32, &[2, groups * per_in, h], seed);
         let w = sample(DType::F32, &[groups * per_out, per_in, k], seed + 1);
-        let op = Conv { strides: vec![stride], dilations: vec![dilation], groups, bytes: false };
+        let op = Conv { strides: vec![stride], dilations: vec![dilation], groups, elements: Elements::Numbers };
         check(&run(op, &[x.clone(), w.clone()]), |i| {
             indices(&[per_in, k]).iter().map(|r| {
                 at(&x, &[i[0], i[1] / per_out * per_in + r[0], i[2] * stride + r[1] * dilation]) * at(&w, &[i[1], r[0], r[1]])

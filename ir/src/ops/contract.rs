@@ -1,6 +1,6 @@
 //! `contract`: a product of two tensors summed over shared axes; matrix products of every orientation and batch.
 
-use super::{Attribute, Attributes, Meaning, OpError, Operator, operands};
+use super::{Attribute, Attributes, Elements, Meaning, OpError, Operator, operands};
 use crate::dtype::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
@@ -11,8 +11,8 @@ use crate::scalar::{BinaryOp, Code, Source};
 /// axis of an operand has a letter, `"bmk", "bkn" -> "bmn"`. A letter occurs once in an operand; every letter of `out` occurs
 /// in an operand; both operands have one element type.
 ///
-/// With `bytes` the operands are i32, each of four bytes ([`super::Pack`]), and the product of two elements is the dot product of
-/// their bytes, unsigned those of the left one and signed those of the right one.
+/// Elements that are bytes or pairs are i32, as [`super::Pack`] makes them, and the product of two of them is their dot product; of
+/// bytes, those of the left one are unsigned and those of the right one signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contract {
     /// Letters of the left operand's axes.
@@ -21,25 +21,25 @@ pub struct Contract {
     pub rhs: String,
     /// Letters of the result's axes.
     pub out: String,
-    /// Whether elements are four bytes each.
-    pub bytes: bool,
+    /// What elements hold.
+    pub elements: Elements,
 }
 
 impl Contract {
     /// A contraction with these letters.
     pub fn new(lhs: &str, rhs: &str, out: &str) -> Contract {
-        Contract { lhs: lhs.into(), rhs: rhs.into(), out: out.into(), bytes: false }
+        Contract { lhs: lhs.into(), rhs: rhs.into(), out: out.into(), elements: Elements::Numbers }
     }
 
     /// The contraction with other letters.
     #[must_use]
     pub fn with_letters(&self, lhs: &str, rhs: &str, out: &str) -> Contract {
-        Contract { bytes: self.bytes, ..Contract::new(lhs, rhs, out) }
+        Contract { elements: self.elements, ..Contract::new(lhs, rhs, out) }
     }
 
     pub(super) fn from_attributes(a: &Attributes) -> Result<Contract, OpError> {
-        let bytes = a.optional_flag("bytes")?;
-        Ok(Contract { bytes, ..Contract::new(a.word("lhs")?, a.word("rhs")?, a.word("out")?) })
+        let elements = Elements::from_attributes(a)?;
+        Ok(Contract { elements, ..Contract::new(a.word("lhs")?, a.word("rhs")?, a.word("out")?) })
     }
 
     /// The letters that are summed over, in the order of the left operand, then the right one.
@@ -68,7 +68,7 @@ impl Operator for Contract {
         let text = |s: &str| Attribute::Text(s.into());
         let letters =
             Attributes::new().with("lhs", text(&self.lhs)).with("rhs", text(&self.rhs)).with("out", text(&self.out));
-        if self.bytes { letters.with("bytes", true) } else { letters }
+        self.elements.note(letters)
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
@@ -82,8 +82,8 @@ impl Operator for Contract {
         if lhs.dtype != rhs.dtype || !(lhs.dtype.is_float() || lhs.dtype.is_int()) {
             return Err(OpError::new("operands must have one numeric element type"));
         }
-        if self.bytes && lhs.dtype != DType::I32 {
-            return Err(OpError::new("four bytes are an i32"));
+        if self.elements != Elements::Numbers && lhs.dtype != DType::I32 {
+            return Err(OpError::new("four bytes, or two bf16, are an i32"));
         }
         for (i, c) in self.lhs.chars().enumerate() {
             if let Some(j) = self.rhs.find(c)
@@ -103,7 +103,7 @@ impl Operator for Contract {
             let fail = || OpError::new(format!("letter `{c}` of the result is in no operand"));
             dims.push(self.extent(c, lhs, rhs).ok_or_else(fail)?);
         }
-        Ok(vec![TensorType::new(lhs.dtype, dims)])
+        Ok(vec![TensorType::new(self.elements.result_type(lhs.dtype), dims)])
     }
 
     fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
@@ -120,7 +120,7 @@ impl Operator for Contract {
         let mut body = Code::new();
         let a = body.load_at(Source::Input(0), index(&self.lhs), lhs.dtype);
         let b = body.load_at(Source::Input(1), index(&self.rhs), rhs.dtype);
-        let product = body.binary(if self.bytes { BinaryOp::Dot4 } else { BinaryOp::Mul }, a, b)?;
+        let product = body.binary(self.elements.product(), a, b)?;
         body.set_result(product);
         let folds: Vec<Expr> = summed.chars().filter_map(|c| self.extent(c, lhs, rhs)).collect();
         Ok(Meaning::Nests(vec![if folds.is_empty() {

@@ -1,6 +1,6 @@
 //! `conv`: cross-correlation without padding.
 
-use super::{Attributes, Meaning, OpError, Operator, operands};
+use super::{Attributes, Elements, Meaning, OpError, Operator, operands};
 use crate::dtype::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
@@ -10,8 +10,8 @@ use crate::scalar::{BinaryOp, Code, Scalar, Source};
 /// `out[n, o, s...] = sum over c, k... of x[n, g(o)*C/groups + c, s*stride + k*dilation] * w[o, c, k...]`
 /// for `x[n, C, d...]` and `w[O, C/groups, k...]`, where `g(o)` is the group of output channel `o`. Padding is an op of its own.
 ///
-/// With `bytes` the product of two elements is the dot product of their four bytes, unsigned those of `x` and signed those of `w`;
-/// both are i32 ([`super::Pack`]), or `x` is u8 and its elements are the lowest bytes, the others 0.
+/// Elements that are bytes or pairs are i32, as [`super::Pack`] makes them, and the product of two of them is their dot product; of
+/// bytes, those of `x` are unsigned and those of `w` signed, and `x` may be u8: its elements are the lowest bytes, the others 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Step of the window along each spatial axis, at least 1.
@@ -20,14 +20,14 @@ pub struct Conv {
     pub dilations: Vec<usize>,
     /// Number of groups of channels, at least 1.
     pub groups: usize,
-    /// Whether elements are bytes.
-    pub bytes: bool,
+    /// What elements hold.
+    pub elements: Elements,
 }
 
 impl Conv {
     pub(super) fn from_attributes(a: &Attributes) -> Result<Conv, OpError> {
-        let bytes = a.optional_flag("bytes")?;
-        Ok(Conv { strides: a.sizes("strides")?, dilations: a.sizes("dilations")?, groups: a.size("groups")?, bytes })
+        let elements = Elements::from_attributes(a)?;
+        Ok(Conv { strides: a.sizes("strides")?, dilations: a.sizes("dilations")?, groups: a.size("groups")?, elements })
     }
 }
 
@@ -53,7 +53,7 @@ impl Operator for Conv {
             .with("strides", self.strides.as_slice())
             .with("dilations", self.dilations.as_slice())
             .with("groups", self.groups);
-        if self.bytes { window.with("bytes", true) } else { window }
+        self.elements.note(window)
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
@@ -62,11 +62,17 @@ impl Operator for Conv {
         if x.rank() != spatial + 2 || w.rank() != spatial + 2 || self.dilations.len() != spatial {
             return Err(OpError::new(format!("{spatial} strides do not fit the operands' axes")));
         }
-        if self.bytes && !(w.dtype == DType::I32 && matches!(x.dtype, DType::I32 | DType::U8)) {
-            return Err(OpError::new("products of bytes take i32 (or u8 on the left) and i32"));
-        }
-        if !self.bytes && (x.dtype != w.dtype || !(x.dtype.is_float() || x.dtype.is_int())) {
-            return Err(OpError::new("operands must have one numeric element type"));
+        let wrong = match self.elements {
+            Elements::Numbers => (x.dtype != w.dtype || !(x.dtype.is_float() || x.dtype.is_int()))
+                .then_some("operands must have one numeric element type"),
+            Elements::Bytes => (w.dtype != DType::I32 || !matches!(x.dtype, DType::I32 | DType::U8))
+                .then_some("products of bytes take i32 (or u8 on the left) and i32"),
+            Elements::Pairs => {
+                (w.dtype != DType::I32 || x.dtype != DType::I32).then_some("products of pairs take i32 and i32")
+            }
+        };
+        if let Some(message) = wrong {
+            return Err(OpError::new(message));
         }
         if self.groups == 0 || self.strides.contains(&0) || self.dilations.contains(&0) {
             return Err(OpError::new("groups, strides and dilations must be at least 1"));
@@ -92,7 +98,7 @@ impl Operator for Conv {
             }
             dims.push(d);
         }
-        Ok(vec![TensorType::new(w.dtype, dims)])
+        Ok(vec![TensorType::new(self.elements.result_type(w.dtype), dims)])
     }
 
     fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
@@ -117,13 +123,8 @@ impl Operator for Conv {
         let mut body = Code::new();
         let a = body.load_at(Source::Input(0), x_index, x.dtype);
         let b = body.load_at(Source::Input(1), w_index, w.dtype);
-        let product = match self.bytes {
-            true => {
-                let a = if x.dtype == DType::I32 { a } else { body.push(Scalar::Cast(DType::I32, a))? };
-                body.binary(BinaryOp::Dot4, a, b)?
-            }
-            false => body.binary(BinaryOp::Mul, a, b)?,
-        };
+        let a = if x.dtype == w.dtype { a } else { body.push(Scalar::Cast(w.dtype, a))? };
+        let product = body.binary(self.elements.product(), a, b)?;
         body.set_result(product);
         Ok(Meaning::Nests(vec![Nest::fold(out.dims, folds, BinaryOp::Add, body)]))
     }

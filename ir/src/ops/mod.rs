@@ -36,7 +36,7 @@ pub use host::Host;
 pub use iota::Iota;
 pub use map::{Map, broadcast_dims};
 pub use norm::{Norm, NormKind};
-pub use pack::Pack;
+pub use pack::{Elements, Pack};
 pub use pad::Pad;
 pub use pool::Pool;
 pub use reduce::Reduce;

@@ -1,14 +1,63 @@
-//! `pack`: four neighbouring bytes as one 32-bit number, the form in which products of bytes take their operands.
+//! `pack`: neighbouring numbers of few bits as one 32-bit number, the form in which products of bytes and of pairs take their
+//! operands.
 
 use super::{Attributes, Meaning, OpError, Operator, operands};
 use crate::dtype::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
+use crate::id::Id;
 use crate::nest::{Nest, axis};
-use crate::scalar::{BinaryOp, Code, Constant, Less, Scalar, Source};
+use crate::scalar::{BinaryOp, Code, Constant, Less, Scalar, Source, TypeError};
 
-/// `out[.., j, ..]` holds `x[.., 4j + b, ..]` in its bits `8b..8b + 8`, for a tensor of 8-bit integers; elements past the end are 0.
-/// Where the axis is innermost in memory and its extent a multiple of 4, the result is the operand's memory.
+/// What one element of an operand of a product holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Elements {
+    /// A number.
+    #[default]
+    Numbers,
+    /// Four bytes in an i32: the product of two elements is their `dot4`.
+    Bytes,
+    /// Two bf16 in an i32: the product of two elements is their `dot2`, an f32.
+    Pairs,
+}
+
+impl Elements {
+    pub(super) fn from_attributes(a: &Attributes) -> Result<Elements, OpError> {
+        match (a.optional_flag("bytes")?, a.optional_flag("pairs")?) {
+            (false, false) => Ok(Elements::Numbers),
+            (true, false) => Ok(Elements::Bytes),
+            (false, true) => Ok(Elements::Pairs),
+            (true, true) => Err(OpError::new("elements are bytes or pairs, not both")),
+        }
+    }
+
+    /// The attributes of an op with these operands.
+    pub(super) fn note(self, attributes: Attributes) -> Attributes {
+        match self {
+            Elements::Numbers => attributes,
+            Elements::Bytes => attributes.with("bytes", true),
+            Elements::Pairs => attributes.with("pairs", true),
+        }
+    }
+
+    /// What the product of two elements is.
+    pub(super) fn product(self) -> BinaryOp {
+        match self {
+            Elements::Numbers => BinaryOp::Mul,
+            Elements::Bytes => BinaryOp::Dot4,
+            Elements::Pairs => BinaryOp::Dot2,
+        }
+    }
+
+    /// The type of the product of two elements of a type.
+    pub(super) fn result_type(self, operand: DType) -> DType {
+        self.product().result_type(operand)
+    }
+}
+
+/// Of 8-bit integers: `out[.., j, ..]` holds `x[.., 4j + b, ..]` in its bits `8b..8b + 8`. Of f32: it holds the `pair` of
+/// `x[.., 2j, ..]` and `x[.., 2j + 1, ..]`, both rounded to bf16. Elements past the end are 0.
+/// Where the axis of bytes is innermost in memory and its extent a multiple of 4, the result is the operand's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pack {
     /// The axis.
@@ -19,6 +68,32 @@ impl Pack {
     pub(super) fn from_attributes(a: &Attributes) -> Result<Pack, OpError> {
         Ok(Pack { axis: a.size("axis")? })
     }
+
+    /// How many neighbours of a type an element of the result holds.
+    ///
+    /// # Errors
+    /// The type is not packed.
+    pub fn neighbours(dtype: DType) -> Result<i64, OpError> {
+        match dtype {
+            DType::U8 | DType::I8 => Ok(4),
+            DType::F32 => Ok(2),
+            _ => Err(OpError::new(format!("only 8-bit integers and f32 are packed, not {dtype}"))),
+        }
+    }
+}
+
+/// A byte as an i32 with it in the place of number `n`, and 0 or (of the highest one) its sign around it.
+fn placed_byte(body: &mut Code, dtype: DType, loaded: Id<Scalar>, n: i64) -> Result<Id<Scalar>, TypeError> {
+    let mut element = body.push(Scalar::Cast(DType::I32, loaded))?;
+    if dtype == DType::I8 && n < 3 {
+        let low = body.constant(Constant::int(DType::I32, 0xff));
+        element = body.binary(BinaryOp::And, element, low)?;
+    }
+    if n > 0 {
+        let bits = body.constant(Constant::int(DType::I32, 8 * n));
+        element = body.binary(BinaryOp::Shl, element, bits)?;
+    }
+    Ok(element)
 }
 
 impl Operator for Pack {
@@ -32,47 +107,41 @@ impl Operator for Pack {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = operands(inputs)?;
-        if !matches!(x.dtype, DType::U8 | DType::I8) {
-            return Err(OpError::new(format!("only 8-bit integers are packed, not {}", x.dtype)));
-        }
+        let neighbours = Pack::neighbours(x.dtype)?;
         let mut dims = x.dims.clone();
         let extent = dims.get_mut(self.axis).ok_or_else(|| OpError::new(format!("there is no axis {}", self.axis)))?;
-        *extent = extent.ceil_div(&Expr::from(4i64));
+        *extent = extent.ceil_div(&Expr::from(neighbours));
         Ok(vec![TensorType::new(DType::I32, dims)])
     }
 
     fn meaning(&self, inputs: &[&TensorType]) -> Result<Meaning, OpError> {
         let out = self.infer(inputs)?.remove(0);
         let x = inputs[0];
+        let neighbours = Pack::neighbours(x.dtype)?;
         let extent = &x.dims[self.axis];
-        let whole = extent.modulo(&Expr::from(4i64)).as_const() == Some(0);
+        let whole = extent.modulo(&Expr::from(neighbours)).as_const() == Some(0);
         let mut body = Code::new();
+        let join = if x.dtype == DType::F32 { BinaryOp::Pair } else { BinaryOp::Or };
         let mut packed = None;
-        for byte in 0..4i64 {
-            let at = Expr::from(axis(self.axis)).scale(4).add(&Expr::from(byte));
-            let index = (0..x.rank()).map(|n| if n == self.axis { at.clone() } else { Expr::from(axis(n)) }).collect();
-            let loaded = body.load_at(Source::Input(0), index, x.dtype);
-            let mut element = body.push(Scalar::Cast(DType::I32, loaded))?;
-            let int = |body: &mut Code, v: i64| body.constant(Constant::int(DType::I32, v));
-            if x.dtype == DType::I8 && byte < 3 {
-                let low = int(&mut body, 0xff);
-                element = body.binary(BinaryOp::And, element, low)?;
+        for n in 0..neighbours {
+            let at = Expr::from(axis(self.axis)).scale(neighbours).add(&Expr::from(n));
+            let index = (0..x.rank()).map(|a| if a == self.axis { at.clone() } else { Expr::from(axis(a)) }).collect();
+            let mut element = body.load_at(Source::Input(0), index, x.dtype);
+            if x.dtype != DType::F32 {
+                element = placed_byte(&mut body, x.dtype, element, n)?;
             }
-            if byte > 0 {
-                let bits = int(&mut body, 8 * byte);
-                element = body.binary(BinaryOp::Shl, element, bits)?;
-            }
-            if !whole && byte > 0 {
-                let zero = int(&mut body, 0);
+            if !whole && n > 0 {
+                let zero = body.constant(Constant::int(body.dtype(element), 0));
                 let inside = Less { left: at, right: extent.clone() };
                 element = body.push(Scalar::Guard(vec![inside], element, zero))?;
             }
             packed = Some(match packed {
-                Some(rest) => body.binary(BinaryOp::Or, rest, element)?,
+                Some(rest) => body.binary(join, rest, element)?,
                 None => element,
             });
         }
-        body.set_result(packed.ok_or_else(|| OpError::new("nothing to pack"))?);
+        let packed = packed.ok_or_else(|| OpError::new("nothing to pack"))?;
+        body.set_result(packed);
         Ok(Meaning::Nests(vec![Nest::map(out.dims, body)]))
     }
 }

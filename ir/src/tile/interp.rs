@@ -185,6 +185,10 @@ fn binary(op: BinaryOp, dtype: DType, a: &Data, b: &Data) -> Option<Data> {
         };
     }
     match (a, b) {
+        (Data::Float(a), Data::Float(b)) if op == BinaryOp::Pair => Some(Data::Int(zip(a, b, semantics::pair))),
+        (Data::Int(a), Data::Int(b)) if op == BinaryOp::Dot2 => {
+            Some(Data::Float(zip(a, b, |x, y| semantics::dot2(x, y, 0.0))))
+        }
         (Data::Float(a), Data::Float(b)) => {
             Some(Data::Float(zip(a, b, |x, y| semantics::round_to(dtype, semantics::binary_f32(op, x, y)))))
         }
@@ -237,6 +241,10 @@ fn fma(dtype: DType, a: &Data, b: &Data, c: &Data) -> Option<Data> {
         }
         (Data::Double(a), Data::Double(b), Data::Double(c)) => {
             Some(Data::Double(a.iter().zip(b).zip(c).map(|((&x, &y), &z)| x.mul_add(y, z)).collect()))
+        }
+        (Data::Int(a), Data::Int(b), Data::Float(c)) => {
+            let one = |((&x, &y), &z): ((&i64, &i64), &f32)| semantics::dot2(x, y, z);
+            Some(Data::Float(a.iter().zip(b).zip(c).map(one).collect()))
         }
         (Data::Int(_), Data::Int(_), Data::Int(_)) => {
             binary(BinaryOp::Add, dtype, &binary(BinaryOp::Mul, dtype, a, b)?, c)

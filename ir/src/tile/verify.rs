@@ -417,8 +417,11 @@ impl<'a> Verifier<'a> {
                 self.covered(stmt, &[*a, *b, *c], result);
                 match types {
                     [Some(a), Some(b), Some(c)] => {
-                        self.scalar(stmt, &[a, b], |x| Scalar::Binary(BinaryOp::Mul, x[0], x[1]));
-                        self.scalar(stmt, &[a, c], |x| Scalar::Binary(BinaryOp::Add, x[0], x[1]))
+                        let pairs = a == DType::I32 && c == DType::F32;
+                        let times = if pairs { BinaryOp::Dot2 } else { BinaryOp::Mul };
+                        let product = self.scalar(stmt, &[a, b], |x| Scalar::Binary(times, x[0], x[1]));
+                        let product = product.unwrap_or(c);
+                        self.scalar(stmt, &[product, c], |x| Scalar::Binary(BinaryOp::Add, x[0], x[1]))
                     }
                     _ => None,
                 }

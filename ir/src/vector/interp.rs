@@ -155,6 +155,7 @@ fn binary(op: BinaryOp, dtype: DType, a: Lane, b: Lane) -> Lane {
         return Lane::from(truth == Some(true));
     }
     match dtype.class() {
+        Class::Float if op == BinaryOp::Pair => semantics::pair(f32_of(a), f32_of(b)) as u64,
         Class::Float => lane_of(semantics::binary_f32(op, f32_of(a), f32_of(b))),
         Class::Double => semantics::binary_f64(op, f64::from_bits(a), f64::from_bits(b)).to_bits(),
         _ => semantics::binary_int(op, dtype, a as i64, b as i64).unwrap_or(0) as u64,
@@ -340,10 +341,14 @@ impl Frame<'_, '_> {
                 }
             }
             Op::Fma(a, b, c) => {
+                let pairs = self.ty(*a).dtype == DType::I32;
                 let (a, b, c) = (self.at(*a), self.at(*b), self.at(*c));
                 for l in 0..count {
                     let (a, b, c) = (self.lanes[a + l], self.lanes[b + l], self.lanes[c + l]);
-                    self.lanes[to + l] = fma(self.fused, dtype, a, b, c);
+                    self.lanes[to + l] = match pairs {
+                        true => lane_of(semantics::dot2(a as i64, b as i64, f32_of(c))),
+                        false => fma(self.fused, dtype, a, b, c),
+                    };
                 }
             }
             Op::Select(a, b, c) => {

@@ -193,11 +193,12 @@ pub enum Op {
     /// not (bool).
     Unary(UnaryOp, ValueId),
     /// Lanewise operation on two values of one type: all of [`BinaryOp`] but `pow`, and `rem`, `mod` only on integers, `dot4` only
-    /// on i32.
+    /// on i32, `pair` only on f32, and not `dot2`.
     /// On bools: `and`, `or`, `xor`, `add` (or), `mul` (and), `min`, `max` and the comparisons.
     Binary(BinaryOp, ValueId, ValueId),
     /// `a * b + c` of floats with one rounding; with two (after the product, after the sum) on a target without
-    /// fused multiply-add, which is x86-64 below v3.
+    /// fused multiply-add, which is x86-64 below v3. Where `a` and `b` are i32, they are pairs of bf16 and `c` is f32:
+    /// `dot2` onto `c`.
     Fma(ValueId, ValueId, ValueId),
     /// Lanewise `if a { b } else { c }`.
     Select(ValueId, ValueId, ValueId),

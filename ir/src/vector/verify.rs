@@ -70,8 +70,9 @@ fn binary_is_defined(op: BinaryOp, dtype: DType) -> bool {
     use BinaryOp::*;
     op.is_comparison()
         || match dtype.class() {
-            Class::Float | Class::Double => matches!(op, Add | Sub | Mul | Div | Min | Max),
-            Class::Signed | Class::Unsigned => op != Pow && (op != Dot4 || dtype == DType::I32),
+            Class::Float => matches!(op, Add | Sub | Mul | Div | Min | Max | Pair),
+            Class::Double => matches!(op, Add | Sub | Mul | Div | Min | Max),
+            Class::Signed | Class::Unsigned => !matches!(op, Pow | Pair | Dot2) && (op != Dot4 || dtype == DType::I32),
             Class::Bool => matches!(op, And | Or | Xor | Add | Mul | Min | Max),
             Class::Complex | Class::Str => false,
         }
@@ -315,11 +316,14 @@ impl Verifier<'_> {
                         }
                     }
                 }
-                ty.map(|ty| if op.is_comparison() { VectorType { dtype: DType::Bool, ..ty } } else { ty })
+                ty.map(|ty| VectorType { dtype: op.result_type(ty.dtype), ..ty })
             }
             Op::Fma(a, b, c) => {
-                for v in [a, b, c] {
-                    self.want(stmt, *v, result);
+                let pairs = VectorType { dtype: DType::I32, ..result };
+                let of_pairs = result.dtype == DType::F32 && self.used(stmt, *a) == Some(pairs);
+                let factor = if of_pairs { pairs } else { result };
+                for (v, ty) in [(a, factor), (b, factor), (c, result)] {
+                    self.want(stmt, *v, ty);
                 }
                 if !result.dtype.is_float() {
                     self.report(Some(stmt), format!("`fma` is not defined on {result}"));

@@ -193,7 +193,7 @@ impl Emitter<'_> {
 
     /// A binary operation with broadcasting.
     pub fn binary(&mut self, body: &mut Vec<Stmt>, op: BinaryOp, a: TileId, b: TileId) -> TileId {
-        let dtype = if op.is_comparison() { DType::Bool } else { self.program.tiles[a].dtype };
+        let dtype = op.result_type(self.program.tiles[a].dtype);
         let shape = join(&self.shape(a), &self.shape(b));
         let nothing = match op {
             BinaryOp::Shr | BinaryOp::Shl => constant(body, b).is_some_and(|c| c.dtype.is_int() && c.bits == 0),
@@ -281,7 +281,7 @@ impl Emitter<'_> {
     ) -> Option<TileId> {
         let shape = self.shape(accumulator);
         let dtype = self.program.tiles[accumulator].dtype;
-        if let (Scalar::Binary(BinaryOp::Mul, a, b), BinaryOp::Add, true) =
+        if let (Scalar::Binary(BinaryOp::Mul | BinaryOp::Dot2, a, b), BinaryOp::Add, true) =
             (code.node(code.result()), combine, matches!(dtype, DType::F32 | DType::F64))
         {
             let mut done = HashMap::new();

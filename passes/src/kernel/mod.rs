@@ -917,9 +917,10 @@ pub(crate) fn is_product_sum(nest: &FlatNest) -> bool {
     nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
 }
 
-/// Whether the fold is a sum of dot products of bytes.
+/// Whether the fold is a sum of dot products of bytes or of pairs of bf16.
 pub(crate) fn is_dot_sum(nest: &FlatNest) -> bool {
-    nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Dot4, ..))
+    let dot = |n: &Scalar| matches!(n, Scalar::Binary(BinaryOp::Dot4 | BinaryOp::Dot2, ..));
+    nest.combine == BinaryOp::Add && dot(nest.body.node(nest.body.result()))
 }
 
 /// Whether the code multiplies f32 with what it makes of integers of few bits.

@@ -32,12 +32,14 @@ pub struct Machine {
     pub gpu: Option<Gpu>,
     /// Whether a dot product of bytes is one instruction; else each factor takes two registers.
     pub dots: bool,
+    /// The same of pairs of bf16.
+    pub pairs: bool,
 }
 
 impl Machine {
     /// 128-bit vectors in 16 registers: x86-64 below AVX-512 as Cranelift uses it, and aarch64.
     pub fn narrow() -> Machine {
-        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: None, dots: false }
+        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: None, dots: false, pairs: false }
     }
 
     /// 256-bit vectors in 16 registers: x86-64-v3.
@@ -58,6 +60,11 @@ impl Machine {
     /// 512-bit vectors in 32 registers with dot products of bytes: x86-64-v4 with AVX-512 VNNI.
     pub fn avx512_vnni() -> Machine {
         Machine { dots: true, ..Machine::avx512() }
+    }
+
+    /// 512-bit vectors in 32 registers with dot products of bytes and of bf16: x86-64-v4 with AVX-512 VNNI and BF16.
+    pub fn avx512_bf16() -> Machine {
+        Machine { pairs: true, ..Machine::avx512_vnni() }
     }
 
     /// How many columns a register tile of a product has, for a result with that many rows and columns.
@@ -90,6 +97,14 @@ impl Machine {
         let Some(rows) = rows else { return most };
         let tiles = (rows + most - 1) / most;
         (rows + tiles - 1) / tiles
+    }
+
+    /// Whether the dot products that a nest sums are one instruction.
+    fn multiplies(&self, nest: &FlatNest) -> bool {
+        match nest.body.result_type() {
+            DType::F32 => self.pairs,
+            _ => self.dots,
+        }
     }
 
     /// How many vectors an elementwise loop computes at a time: few where the code is long.
@@ -179,7 +194,7 @@ impl Schedule {
         let each = match () {
             // What is unpacked, its scale and its offset.
             () if unpacks(&nest.body) => 3,
-            () if is_dot_sum(nest) && !machine.dots => 2,
+            () if is_dot_sum(nest) && !machine.multiplies(nest) => 2,
             () => 1,
         };
         Schedule {

@@ -169,7 +169,7 @@ impl At<'_> {
 
     pub(super) fn binary(&mut self, op: BinaryOp, a: ValueId, b: ValueId) -> ValueId {
         let ty = self.ty(a);
-        let ty = if op.is_comparison() { VectorType { dtype: DType::Bool, ..ty } } else { ty };
+        let ty = VectorType { dtype: op.result_type(ty.dtype), ..ty };
         self.op(ty, Op::Binary(op, a, b))
     }
 
@@ -196,7 +196,7 @@ impl At<'_> {
     }
 
     pub(super) fn fma(&mut self, a: ValueId, b: ValueId, c: ValueId) -> ValueId {
-        let ty = self.ty(a);
+        let ty = self.ty(c);
         self.op(ty, Op::Fma(a, b, c))
     }
 

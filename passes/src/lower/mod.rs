@@ -36,6 +36,8 @@ use kiln_ir::{Class, DType, tile};
 pub struct VectorTarget {
     /// Bytes of a vector: 16, 32 or 64.
     pub bytes: u32,
+    /// Whether pairs of bf16 are made and multiplied by one instruction; else by plain arithmetic.
+    pub pairs: bool,
 }
 
 /// A tile program cannot be lowered.
@@ -86,7 +88,7 @@ pub fn lower(
             return Err(unsupported(format!("a tile of {}", ty.dtype)));
         }
     }
-    let mut lowering = tiles::Lowering::new(program, layout::choose(program, target.bytes), target.bytes, dims, ranges);
+    let mut lowering = tiles::Lowering::new(program, layout::choose(program, target.bytes), target, dims, ranges);
     lowering.parts()?;
     let (values, body) = lowering.builder.finish();
     Ok(VectorProgram {

@@ -10,8 +10,8 @@ use super::math;
 use super::tiles::Lowering;
 use kiln_ir::scalar::{BinaryOp, UnaryOp};
 use kiln_ir::tile::TileId;
-use kiln_ir::vector::ValueId;
-use kiln_ir::{Class, DType};
+use kiln_ir::vector::{ValueId, VectorType};
+use kiln_ir::{Class, Constant, DType};
 
 impl Lowering<'_> {
     pub(super) fn unary(&mut self, depth: usize, op: UnaryOp, x: ValueId) -> Result<ValueId, LowerError> {
@@ -62,6 +62,12 @@ impl Lowering<'_> {
                 };
                 return result.ok_or_else(|| self.unsupported(of(op.name(), dtype)));
             }
+            (_, Dot2) => {
+                let ty = VectorType { dtype: DType::F32, ..code.ty(x) };
+                let zero = code.constant(ty, Constant::float(DType::F32, 0.0));
+                return Ok(self.multiply_add(depth, x, y, zero));
+            }
+            (_, Pair) if !self.pairs => math::pair(&mut code, x, y),
             (Class::Signed | Class::Unsigned, Pow) => math::int_pow(&mut code, x, y),
             (Class::Bool, _) => {
                 let not_x = |code: &mut super::build::At<'_>| code.unary(UnaryOp::Not, x);
@@ -75,7 +81,7 @@ impl Lowering<'_> {
                     Le => (not_x(&mut code), Or, y),
                     Gt => (x, And, not_y(&mut code)),
                     Ge => (x, Or, not_y(&mut code)),
-                    Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 => {
+                    Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 | Pair | Dot2 => {
                         return Err(self.unsupported(of(op.name(), dtype)));
                     }
                 };
@@ -85,10 +91,13 @@ impl Lowering<'_> {
         })
     }
 
-    /// `x * y + z`, with one rounding on floats.
+    /// `x * y + z`, with one rounding on floats; of pairs of bf16 their `dot2` onto `z`.
     pub(super) fn multiply_add(&mut self, depth: usize, x: ValueId, y: ValueId, z: ValueId) -> ValueId {
         let mut code = self.builder.at(depth);
         let dtype = code.ty(x).dtype;
+        if dtype == DType::I32 && code.ty(z).dtype == DType::F32 {
+            return if self.pairs { code.fma(x, y, z) } else { math::dot_of_pairs(&mut code, x, y, z) };
+        }
         if dtype.is_float() {
             return code.fma(x, y, z);
         }

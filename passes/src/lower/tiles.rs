@@ -3,11 +3,11 @@
 //! Invariant: a register of a tile is computed at most once, in the region where the tile is defined, and only if
 //! it is needed. What is asked for in another layout is taken apart into scalars and packed again.
 
-use super::LowerError;
 use super::build::Builder;
 use super::half::{self, held};
 use super::layout::Home;
 use super::memory::Lanes;
+use super::{LowerError, VectorTarget};
 use kiln_ir::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::scalar::{BinaryOp, Constant};
@@ -27,6 +27,8 @@ pub(super) struct Lowering<'a> {
     pub(super) homes: Vec<Option<Home>>,
     /// Bytes of a vector.
     pub(super) bytes: u32,
+    /// See [`VectorTarget::pairs`].
+    pub(super) pairs: bool,
     pub(super) dims: &'a [Symbol],
     pub(super) ranges: Ranges,
     pub(super) builder: Builder,
@@ -68,14 +70,15 @@ impl<'a> Lowering<'a> {
     pub(super) fn new(
         program: &'a TileProgram,
         homes: Vec<Option<Home>>,
-        bytes: u32,
+        target: VectorTarget,
         dims: &'a [Symbol],
         ranges: Ranges,
     ) -> Lowering<'a> {
         Lowering {
             program,
             homes,
-            bytes,
+            bytes: target.bytes,
+            pairs: target.pairs,
             dims,
             ranges,
             builder: Builder::new(program.buffers.iter().map(|b| b.written).collect()),

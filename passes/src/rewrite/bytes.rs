@@ -12,7 +12,7 @@ use super::{Operand, Patch, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
-use kiln_ir::ops::{Contract, Conv, Map, Op, Pack, Pad};
+use kiln_ir::ops::{Contract, Conv, Elements, Map, Op, Pack, Pad};
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, UnaryOp};
 use kiln_ir::tensor::Tensor;
 
@@ -27,8 +27,8 @@ pub fn products_of_bytes(graph: &Graph) -> Result<Graph, GraphError> {
 /// Whether the graph holds dot products of bytes.
 pub fn has_byte_products(graph: &Graph) -> bool {
     graph.nodes().any(|(_, node)| match &node.op {
-        Op::Conv(c) => c.bytes,
-        Op::Contract(c) => c.bytes,
+        Op::Conv(c) => c.elements == Elements::Bytes,
+        Op::Contract(c) => c.elements == Elements::Bytes,
         _ => false,
     })
 }
@@ -357,7 +357,7 @@ fn agree(activations: &Activations, weights: &Weights) -> bool {
 fn convolution(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Conv(conv) = &node.op else { return None };
-    if conv.bytes {
+    if conv.elements != Elements::Numbers {
         return None;
     }
     let w = weights(graph, node.inputs[1])?;
@@ -376,7 +376,7 @@ fn convolution(graph: &Graph, id: NodeId) -> Option<Patch> {
     } else {
         return None;
     };
-    let op = Conv { bytes: true, ..conv.clone() };
+    let op = Conv { elements: Elements::Bytes, ..conv.clone() };
     let operands = vec![a.x.clone(), Operand::Constant(packed)];
     let mut shape = vec![1; w.shape.len() - 1];
     let scalar_shape = shape.clone();
@@ -396,7 +396,7 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     let summed = contract.summed();
     let mut letters = summed.chars();
     let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
-    if contract.bytes {
+    if contract.elements != Elements::Numbers {
         return None;
     }
     let (left, right) = (contract.lhs.find(letter)?, contract.rhs.find(letter)?);
@@ -408,7 +408,7 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     }
     a.nodes.push((Pack { axis: left }.into(), vec![a.x.clone()]));
     a.x = Operand::New(a.nodes.len() - 1);
-    let op = Contract { bytes: true, ..contract.clone() };
+    let op = Contract { elements: Elements::Bytes, ..contract.clone() };
     let operands = vec![a.x.clone(), Operand::Constant(w.packed(right)?)];
     // In the order of the result's axes.
     let axes: Vec<Option<usize>> = contract.out.chars().map(|c| contract.rhs.find(c)).collect();
@@ -525,8 +525,8 @@ fn requantize(graph: &Graph, id: NodeId) -> Option<Patch> {
             };
             let made = graph.node(graph.producer(sum)?);
             let of_bytes = match &made.op {
-                Op::Conv(c) => c.bytes,
-                Op::Contract(c) => c.bytes,
+                Op::Conv(c) => c.elements == Elements::Bytes,
+                Op::Contract(c) => c.elements == Elements::Bytes,
                 _ => false,
             };
             if !of_bytes || graph.ty(sum).dims != graph.ty(replaces).dims {

@@ -8,7 +8,7 @@ use super::{Operand, Patch, rewrite};
 use crate::group::LEAST_REUSE;
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId};
-use kiln_ir::ops::{Op, Transpose};
+use kiln_ir::ops::{Elements, Op, Transpose};
 use kiln_ir::plan::nominal;
 
 /// Fewer columns than this fill no vector, however they lie.
@@ -28,7 +28,10 @@ fn transpose_for_columns(graph: &Graph, id: NodeId) -> Option<Patch> {
     let extent = |e: &Expr| e.eval(&|s| graph.symbols.get(s).map(|&range| nominal(range))).unwrap_or(1);
     let out = &graph.ty(node.outputs[0]).dims;
     let column = c.out.chars().last()?;
-    if c.bytes || extent(out.last()?) < LEAST_COLUMNS || node.inputs.iter().any(|&v| graph.constant(v).is_some()) {
+    if c.elements != Elements::Numbers
+        || extent(out.last()?) < LEAST_COLUMNS
+        || node.inputs.iter().any(|&v| graph.constant(v).is_some())
+    {
         return None;
     }
     let side = [&c.lhs, &c.rhs].into_iter().position(|letters| letters.contains(column))?;

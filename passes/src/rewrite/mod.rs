@@ -9,6 +9,7 @@ mod columns;
 mod common;
 mod fold;
 mod halves;
+mod pairs;
 mod recognise;
 
 pub use bytes::{has_byte_products, products_of_bytes};
@@ -17,6 +18,7 @@ pub use columns::columns_last;
 pub use common::eliminate_common;
 pub use fold::fold_constants;
 pub use halves::products_of_halves;
+pub use pairs::{has_pair_products, products_of_pairs};
 pub use recognise::recognise;
 
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};

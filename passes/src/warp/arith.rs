@@ -117,7 +117,7 @@ impl Lowering<'_> {
                 Gt => (And, x, not(y)),
                 Ge => (Or, x, not(y)),
                 And | Or | Xor | Eq | Ne => (op, x, y),
-                Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 => {
+                Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 | Pair | Dot2 => {
                     return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
                 }
             };
@@ -130,7 +130,10 @@ impl Lowering<'_> {
         if let Some(n) = whole.filter(|n| n.fract() == 0.0 && n.abs() <= MOST_POWER) {
             return Ok(self.power(x, n));
         }
-        let missing = if ty == DType::F32 { matches!(op, Rem | Mod | Pow) } else { op == Pow };
+        let missing = match ty {
+            DType::F32 => matches!(op, Rem | Mod | Pow | Pair),
+            _ => matches!(op, Pow | Dot2),
+        };
         if missing {
             return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
         }

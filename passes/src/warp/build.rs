@@ -116,7 +116,7 @@ impl Builder {
                 Folded::Constant(c) => self.constant(c),
             };
         }
-        let result = if op.is_comparison() { DType::Bool } else { ty };
+        let result = op.result_type(ty);
         self.op(result, Op::Binary(op, a, b))
     }
 

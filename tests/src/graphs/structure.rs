@@ -3,8 +3,8 @@
 use super::{Build, Facts, Grown, Kind, MAX_WORK, No};
 use kiln_ir::graph::ValueId;
 use kiln_ir::ops::{
-    Attributes, Broadcast, Concat, Contract, Conv, Gather, GatherElements, GatherNd, Host, Iota, Norm, NormKind, Pad,
-    Pool, Reduce, Reshape, Slice, Softmax, Transpose,
+    Attributes, Broadcast, Concat, Contract, Conv, Elements, Gather, GatherElements, GatherNd, Host, Iota, Norm,
+    NormKind, Pad, Pool, Reduce, Reshape, Slice, Softmax, Transpose,
 };
 use kiln_ir::{BinaryOp, Class, Constant, DType, Expr};
 
@@ -331,7 +331,7 @@ impl Build {
         let grid = f.grid.zip(g.grid).map(|(a, b)| a + b);
         let facts = self.sum(ty.dtype, count, f.bound * g.bound, error, grid);
         let dilations = vec![1; spatial];
-        self.add(Conv { strides, dilations, groups: groups as usize, bytes: false }, &[x, w], facts)
+        self.add(Conv { strides, dilations, groups: groups as usize, elements: Elements::Numbers }, &[x, w], facts)
     }
 
     fn pool(&mut self, x: ValueId, f: Facts) -> Grown {

@@ -35,6 +35,7 @@ pub(super) fn xgetbv() -> Compiled {
     Compiled { bytes: bytes.concat(), calls: vec![], references: vec![] }
 }
 
+const EAX: i32 = 0;
 const EBX: i32 = 4;
 const ECX: i32 = 8;
 
@@ -50,6 +51,8 @@ const V3_EXTENDED: i64 = 1 << 5;
 const V4_LEAF_7: i64 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31;
 /// AVX-512 VNNI (leaf 7, ECX).
 const VNNI_LEAF_7: i64 = 1 << 11;
+/// AVX-512 BF16 (leaf 7, subleaf 1, EAX); EAX of subleaf 0 is the highest subleaf.
+const BF16_LEAF_7_1: i64 = 1 << 5;
 /// XCR0: the system saves XMM and YMM registers; and opmasks and ZMM registers.
 const SAVES_YMM: i64 = 1 << 1 | 1 << 2;
 const SAVES_ZMM: i64 = SAVES_YMM | 1 << 5 | 1 << 6 | 1 << 7;
@@ -57,11 +60,12 @@ const SAVES_ZMM: i64 = SAVES_YMM | 1 << 5 | 1 << 6 | 1 << 7;
 /// `level()`: the highest level that runs here, -1 for none.
 pub(super) fn level(c: &mut Code<'_, '_>) {
     let out = c.stack(16);
-    let leaf = |c: &mut Code<'_, '_>, number: i64, word: i32| {
-        let (leaf, sub) = (c.int(number), c.int(0));
+    let part = |c: &mut Code<'_, '_>, number: i64, sub: i64, word: i32| {
+        let (leaf, sub) = (c.int(number), c.int(sub));
         c.call(Routine::CpuId, &[leaf, sub, out]);
         c.load32(out, word)
     };
+    let leaf = |c: &mut Code<'_, '_>, number: i64, word: i32| part(c, number, 0, word);
     let stop_unless = |c: &mut Code<'_, '_>, bits: Value, wanted: i64, level: i64| {
         let mask = c.int(wanted);
         let found = c.b.ins().band(bits, mask);
@@ -90,6 +94,14 @@ pub(super) fn level(c: &mut Code<'_, '_>) {
     stop_unless(c, saved, SAVES_ZMM, 1);
     let more = leaf(c, 7, ECX);
     stop_unless(c, more, VNNI_LEAF_7, 2);
-    let level = c.int32(3);
+    let most = leaf(c, 7, EAX);
+    let single = c.icmp_imm(IntCC::UnsignedLessThan, most, 1);
+    c.guard(single, |c| {
+        let level = c.int32(3);
+        c.ret(level);
+    });
+    let newer = part(c, 7, 1, EAX);
+    stop_unless(c, newer, BF16_LEAF_7_1, 3);
+    let level = c.int32(4);
     c.ret(level);
 }

@@ -42,6 +42,8 @@ pub enum Needs {
     Avx512,
     /// AVX-512 VNNI besides.
     Avx512Vnni,
+    /// AVX-512 BF16 besides.
+    Avx512Bf16,
 }
 
 impl Needs {
@@ -52,6 +54,7 @@ impl Needs {
             Needs::Avx2 => 1,
             Needs::Avx512 => 2,
             Needs::Avx512Vnni => 3,
+            Needs::Avx512Bf16 => 4,
         }
     }
 }

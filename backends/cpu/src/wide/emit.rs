@@ -24,6 +24,8 @@ pub(super) enum Value {
     Load(Address, bool),
     /// A dot product of bytes that is not computed yet: it may begin with the sum that it goes into.
     Dot(ValueId, ValueId),
+    /// Not loaded yet: every second element, which a pair may take with those in between.
+    Strided(Address),
     /// Rounded to the nearest even, which the conversion to integers that alone reads it does by itself.
     Rounded(ValueId),
 }
@@ -42,7 +44,7 @@ pub(super) struct Emitter<'a> {
     made: Vec<Option<&'a Op>>,
     /// Values that a conversion from f32 to i32 reads.
     to_integers: HashSet<ValueId>,
-    /// Values that may still be [`Value::Load`] or [`Value::Dot`].
+    /// Values that may still be [`Value::Load`], [`Value::Strided`] or [`Value::Dot`].
     pending: Vec<ValueId>,
     /// The even and the odd bytes of vectors as 16-bit lanes, with whether they are signed; of this block.
     pub halves: HashMap<(ValueId, bool), [VReg; 2]>,
@@ -253,7 +255,8 @@ impl<'a> Emitter<'a> {
     /// Loads what has been put off, before memory may change or control goes elsewhere.
     fn settle(&mut self) -> Result<(), Error> {
         for id in std::mem::take(&mut self.pending) {
-            if matches!(self.values[id.index()], Some(Value::Load(..) | Value::Dot(..))) && self.uses[id.index()] > 0 {
+            let waits = matches!(self.values[id.index()], Some(Value::Load(..) | Value::Strided(_) | Value::Dot(..)));
+            if waits && self.uses[id.index()] > 0 {
                 self.vector_of(id)?;
             }
         }
@@ -412,7 +415,7 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Register(v)) => Ok(v),
             Some(Value::Const(c)) => Ok(self.number(c.bits as i64)),
-            Some(Value::Load(..) | Value::Dot(..) | Value::Rounded(_)) | None => {
+            Some(Value::Load(..) | Value::Strided(_) | Value::Dot(..) | Value::Rounded(_)) | None => {
                 Err(self.unsupported(format!("{id} is not in a register")))
             }
         }
@@ -506,6 +509,11 @@ impl<'a> Emitter<'a> {
                 self.define(id, v);
                 Ok(v)
             }
+            Some(Value::Strided(address)) => {
+                let v = self.load_strided(self.ty(id), &address, 2)?;
+                self.define(id, v);
+                Ok(v)
+            }
             Some(Value::Dot(a, b)) => {
                 let zero = self.filled(&[0], self.width(self.ty(id))?)?;
                 let v = self.dot_onto(zero, a, b)?;
@@ -519,6 +527,21 @@ impl<'a> Emitter<'a> {
             }
             None => Err(self.unsupported(format!("{id} has no code"))),
         }
+    }
+
+    /// Where a value is, if it has been come to.
+    pub fn value_of(&self, id: ValueId) -> Option<Value> {
+        self.values[id.index()]
+    }
+
+    /// How often a value is still read.
+    pub fn readers(&self, id: ValueId) -> u32 {
+        self.uses[id.index()]
+    }
+
+    /// Notes that a value's only reader does without it.
+    pub fn forget(&mut self, id: ValueId) {
+        self.uses[id.index()] = 0;
     }
 
     /// What is rounded, where the value's only reader rounds it.
@@ -557,7 +580,7 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Const(c)) => c.bits != 0 || self.wide(),
             Some(Value::Load(_, one)) => self.uses[id.index()] == 1 && self.foldable(self.ty(id), one, row),
-            Some(Value::Register(_) | Value::Dot(..) | Value::Rounded(_)) | None => false,
+            Some(Value::Register(_) | Value::Strided(_) | Value::Dot(..) | Value::Rounded(_)) | None => false,
         }
     }
 
@@ -672,6 +695,11 @@ impl<'a> Emitter<'a> {
             Op::Load(a) | Op::LoadSplat(a) if ty.is_scalar() => self.load_integer(ty.dtype, a, 0)?,
             Op::Load(_) | Op::LoadSplat(_) => return Err(self.unsupported("a mask in memory")),
             Op::LoadWide(a) => self.load_wide(ty, a)?,
+            Op::LoadStrided(a, 2) if self.level.has_pairs() && ty.dtype == DType::F32 && !ty.is_scalar() => {
+                self.values[id.index()] = Some(Value::Strided(*a));
+                self.pending.push(id);
+                return Ok(());
+            }
             Op::LoadStrided(a, stride) => self.load_strided(ty, a, *stride)?,
             Op::Splat(a) => self.splat(id, ty, *a)?,
             Op::Pack(values) => self.pack_values(id, ty, values)?,
@@ -683,13 +711,15 @@ impl<'a> Emitter<'a> {
                 return Ok(());
             }
             Op::Unary(op, a) => self.op_unary(id, ty, *op, *a)?,
-            Op::Binary(BinaryOp::Dot4, a, b) if in_vector && self.level == WideLevel::Avx512Vnni => {
+            Op::Binary(BinaryOp::Dot4, a, b) if in_vector && self.level.has_dots() => {
                 self.values[id.index()] = Some(Value::Dot(*a, *b));
                 self.pending.push(id);
                 return Ok(());
             }
             Op::Binary(BinaryOp::Dot4, a, b) if in_vector => self.dot_of_halves(*a, *b)?,
+            Op::Binary(BinaryOp::Pair, a, b) => self.pair(self.ty(*a), *a, *b)?,
             Op::Binary(op, a, b) => self.op_binary(id, *op, *a, *b)?,
+            Op::Fma(a, b, c) if self.ty(*a).dtype == DType::I32 => self.dot_of_pairs(ty, *a, *b, *c)?,
             Op::Fma(a, b, c) => self.fma(ty, *a, *b, *c)?,
             Op::Select(c, a, b) => self.select(id, ty, *c, *a, *b)?,
             Op::Cast(_, a) => self.cast(id, ty, *a)?,

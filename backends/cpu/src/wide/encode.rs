@@ -20,11 +20,11 @@ fn environment(level: WideLevel) -> MachineEnv {
     };
     let vectors = match level {
         WideLevel::Avx2 => 16,
-        WideLevel::Avx512 | WideLevel::Avx512Vnni => 32,
+        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => 32,
     };
     let masks = match level {
         WideLevel::Avx2 => 1..1,
-        WideLevel::Avx512 | WideLevel::Avx512Vnni => 1..8,
+        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => 1..8,
     };
     let none = PRegSet::empty();
     MachineEnv {

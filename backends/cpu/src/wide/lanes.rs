@@ -475,7 +475,7 @@ impl Emitter<'_> {
             Le => (kor, codes::VORPS, self.mask_not(a, lanes, bytes)?, b),
             Gt => (kand, codes::VANDPS, a, self.mask_not(b, lanes, bytes)?),
             Ge => (kor, codes::VORPS, a, self.mask_not(b, lanes, bytes)?),
-            Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 => {
+            Sub | Div | Rem | Mod | Pow | Shl | Shr | Dot4 | Pair | Dot2 => {
                 return Err(self.unsupported(format!("`{}` of masks", op.name())));
             }
         };

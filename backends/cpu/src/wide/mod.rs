@@ -5,7 +5,7 @@
 //! loads, which happen at their first use if nothing is stored and no loop begins in between.
 //!
 //! - [`emit`] walks the program: control flow, constants, operands;
-//! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`bytes`] dot products of bytes, [`convert`] casts,
+//! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`bytes`] dot products of bytes, [`pairs`] those of bf16, [`convert`] casts,
 //!   [`shuffle`] what moves lanes, [`memory`] loads and stores;
 //! - [`machine`] is what they make: instructions with virtual registers; [`encode`] gives them registers and bytes.
 
@@ -18,6 +18,7 @@ mod half;
 mod lanes;
 mod machine;
 mod memory;
+mod pairs;
 mod scalar;
 mod shuffle;
 
@@ -33,17 +34,19 @@ pub enum WideLevel {
     Avx512,
     /// AVX-512 VNNI besides: four products of bytes and their sum in one instruction.
     Avx512Vnni,
+    /// AVX-512 BF16 besides: two products of bf16 and their sum in one instruction.
+    Avx512Bf16,
 }
 
 impl WideLevel {
     /// Every level.
-    pub const ALL: [WideLevel; 3] = [WideLevel::Avx2, WideLevel::Avx512, WideLevel::Avx512Vnni];
+    pub const ALL: [WideLevel; 4] = [WideLevel::Avx2, WideLevel::Avx512, WideLevel::Avx512Vnni, WideLevel::Avx512Bf16];
 
     /// Whether it has AVX-512: 32 vector registers and mask registers.
     pub(crate) fn has_masks(self) -> bool {
         match self {
             WideLevel::Avx2 => false,
-            WideLevel::Avx512 | WideLevel::Avx512Vnni => true,
+            WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => true,
         }
     }
 
@@ -51,8 +54,18 @@ impl WideLevel {
     pub fn bytes(self) -> u32 {
         match self {
             WideLevel::Avx2 => 32,
-            WideLevel::Avx512 | WideLevel::Avx512Vnni => 64,
+            WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => 64,
         }
+    }
+
+    /// Whether a dot product of bytes is one instruction.
+    pub(crate) fn has_dots(self) -> bool {
+        matches!(self, WideLevel::Avx512Vnni | WideLevel::Avx512Bf16)
+    }
+
+    /// Whether pairs of bf16 are made and multiplied by one instruction; programs for other levels hold none.
+    pub fn has_pairs(self) -> bool {
+        self == WideLevel::Avx512Bf16
     }
 }
 

@@ -225,7 +225,7 @@ impl Emitter<'_> {
                 let (x, y) = (self.moved_to_vector(a)?, self.moved_to_vector(b)?);
                 self.dot_of_scalars(x, y)?
             }
-            Pow | Eq | Ne | Lt | Le | Gt | Ge => {
+            Pow | Pair | Dot2 | Eq | Ne | Lt | Le | Gt | Ge => {
                 return Err(self.unsupported(format!("`{}` of {dtype}", op.name())));
             }
         };

@@ -26,8 +26,9 @@ pub fn runs_here(level: WideLevel) -> bool {
                 && is_x86_feature_detected!("bmi1")
                 && is_x86_feature_detected!("bmi2")
         }
-        WideLevel::Avx512 | WideLevel::Avx512Vnni => {
+        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => {
             (level == WideLevel::Avx512 || is_x86_feature_detected!("avx512vnni"))
+                && (level != WideLevel::Avx512Bf16 || is_x86_feature_detected!("avx512bf16"))
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -129,7 +130,8 @@ pub fn check(
     Ok(())
 }
 
-/// The levels with the vector sizes that they have.
+/// The levels with the vector sizes that they have, but for [`WideLevel::Avx512Bf16`], whose code is that of the level below but for
+/// pairs of bf16.
 pub const SIZES: [(WideLevel, u32); 8] = [
     (WideLevel::Avx2, 16),
     (WideLevel::Avx2, 32),

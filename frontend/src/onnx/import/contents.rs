@@ -158,6 +158,8 @@ fn binary(op: BinaryOp, a: &Expr, b: &Expr, ranges: &Ranges) -> Option<Expr> {
         | BinaryOp::Pow
         | BinaryOp::Shl
         | BinaryOp::Shr
-        | BinaryOp::Dot4 => None,
+        | BinaryOp::Dot4
+        | BinaryOp::Pair
+        | BinaryOp::Dot2 => None,
     }
 }

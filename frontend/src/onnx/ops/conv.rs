@@ -5,7 +5,7 @@ use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure};
 use kiln_ir::Constant;
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::Conv;
+use kiln_ir::ops::{Conv, Elements};
 
 pub(super) const OPS: &[Spec] =
     &[onnx("Conv", 1, &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"], |cx| {
@@ -32,7 +32,7 @@ pub(super) fn convolve(cx: &mut Context, x: ValueId, w: ValueId, zero: Constant)
     let window = Window::read(cx, &cx.dims(x)[2..], Some(kernel))?;
     let groups = groups(cx)?;
     let x = window.pad(cx, x, zero)?;
-    cx.add(Conv { strides: window.strides, dilations: window.dilations, groups, bytes: false }, &[x, w])
+    cx.add(Conv { strides: window.strides, dilations: window.dilations, groups, elements: Elements::Numbers }, &[x, w])
 }
 
 /// The bias along axis 1 added.

@@ -5,7 +5,7 @@ use super::sliding::pad;
 use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{Conv, Slice};
+use kiln_ir::ops::{Conv, Elements, Slice};
 use kiln_ir::{Constant, Expr};
 
 const ATTRIBUTES: &[&str] =
@@ -63,7 +63,7 @@ fn conv_transpose(cx: &mut Context) -> Result<Outputs, Failure> {
     let zero = Constant::int(cx.dtype(x), 0);
     let spread = pad(cx, x, &low, &high, &interior, zero)?;
     let w = mirrored(cx, w, groups)?;
-    let y = cx.add(Conv { strides: ones(), dilations, groups, bytes: false }, &[spread, w])?;
+    let y = cx.add(Conv { strides: ones(), dilations, groups, elements: Elements::Numbers }, &[spread, w])?;
     let bias = cx.optional(2)?;
     Ok(biased(cx, y, bias)?.into())
 }

@@ -2,7 +2,7 @@
 
 use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
-use kiln_ir::ops::{Concat, Conv, Slice};
+use kiln_ir::ops::{Concat, Conv, Elements, Slice};
 use kiln_ir::{Constant, Expr};
 
 pub(super) const OPS: &[Spec] = &[
@@ -40,7 +40,7 @@ fn causal_conv(cx: &mut Context) -> Result<Outputs, Failure> {
         }
     };
     let padded = cx.add(Concat { axis: 2 }, &[state, x])?;
-    let y = cx.add(Conv { strides: vec![1], dilations: vec![1], groups: *count, bytes: false }, &[padded, w])?;
+    let y = cx.add(Conv { strides: vec![1], dilations: vec![1], groups: *count, elements: Elements::Numbers }, &[padded, w])?;
     let bias = cx.optional(2)?;
     let y = super::conv::biased(cx, y, bias)?;
     let y = match cx.node.string_or("activation", "none")? {

@@ -24,6 +24,7 @@
 
 mod exp;
 mod log;
+mod pairs;
 mod power;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use kiln_ir::scalar::{BinaryOp, UnaryOp};
 use kiln_ir::vector::{ValueId, VectorType};
 use kiln_ir::{Constant, DType};
 
+pub(super) use pairs::{dot_of_pairs, pair};
 pub(super) use power::{int_pow, pow, remainder};
 
 /// The function of a float value; nothing where there is none for its type.

@@ -189,7 +189,8 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
         TileProgram::parse(&text).expect("a program")
     };
     let asks = |rows, step, bytes| {
-        let lowered = lower(&program(2, rows, step), VectorTarget { bytes }, &[], &Ranges::new()).expect("lowers");
+        let lowered =
+            lower(&program(2, rows, step), VectorTarget { bytes, pairs: false }, &[], &Ranges::new()).expect("lowers");
         assert_eq!(lowered.verify(), Ok(()));
         lowered.to_string().matches("prefetch b1[").count()
     };
@@ -197,6 +198,7 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
     assert_eq!(asks(8192, 16, 16), 0, "Cranelift cannot ask");
     assert_eq!(asks(256, 16, 64), 0, "what is small stays in cache");
     assert_eq!(asks(256, 4096, 64), 0, "rows far apart are no stream");
-    let one = lower(&program(1, 8192, 16), VectorTarget { bytes: 64 }, &[], &Ranges::new()).expect("lowers");
+    let one =
+        lower(&program(1, 8192, 16), VectorTarget { bytes: 64, pairs: false }, &[], &Ranges::new()).expect("lowers");
     assert!(!one.to_string().contains("prefetch"), "a single row reads as fast as it can: {one}");
 }
