@@ -9,6 +9,7 @@ use kiln_frontend::onnx::tensor::to_proto;
 use kiln_frontend::onnx::value;
 use kiln_ir::plan::{Plan, nominal};
 use kiln_ir::{DType, Tensor};
+use kiln_passes::pipeline::Precision;
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, Model, ModelOptions};
 use kiln_runtime::memory::Budget;
