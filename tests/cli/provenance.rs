@@ -19,6 +19,13 @@ fn an_artifact_is_rebuilt_from_what_it_records() {
     compile(&["--golden", "--cpu", "portable"]);
     compile(&["--bind", "batch, x=1=2..9"]);
     compile(&["--inputs", inputs.to_str().unwrap()]);
+    compile(&["--precision", "bf16", "--golden"]);
+    assert_eq!(kiln!("inspect", &artifact, "--json").succeeds().json()["options"]["precision"], "bf16");
+    kiln!("selftest", &artifact).succeeds();
+    let in_bf16 = kiln!("verify", &model, "--precision", "bf16", "--verify-each", "--bind", "batch, x=1=5", "--json");
+    let differ = in_bf16.succeeds().json()["outputs"][0]["relative"].as_f64().unwrap();
+    // Rounded, but only that.
+    assert!((1e-5..2e-2).contains(&differ), "{differ}");
     compile(&[]);
 
     // Another model is refused; one that only looks like the same differs.
