@@ -205,7 +205,10 @@ fn is_alias(graph: &Graph, op: &Op, from: Option<ValueId>, to: ValueId) -> bool 
     if let Op::Pack(pack) = op {
         let side_by_side =
             a.layout == b.layout && a.layout.block.is_none() && a.layout.order.last() == Some(&pack.axis);
-        let whole = a.dims.get(pack.axis).and_then(Expr::as_const).is_some_and(|n| n % 4 == 0 && a.dtype.size() == 1);
+        // So many of them are 32 bits; an f32 is, alone.
+        let neighbours = 4 / a.dtype.size().clamp(1, 4) as i64;
+        let whole = a.dims.get(pack.axis).and_then(Expr::as_const).is_some_and(|n| n % neighbours == 0);
+        let whole = whole && neighbours > 1;
         return side_by_side && whole && graph.constant(from).is_none() && !graph.is_output(to);
     }
     let movable = graph.constant(from).is_none() && !graph.is_output(to);

@@ -55,9 +55,9 @@ impl Elements {
     }
 }
 
-/// Of 8-bit integers: `out[.., j, ..]` holds `x[.., 4j + b, ..]` in its bits `8b..8b + 8`. Of f32: it holds the `pair` of
-/// `x[.., 2j, ..]` and `x[.., 2j + 1, ..]`, both rounded to bf16. Elements past the end are 0.
-/// Where the axis of bytes is innermost in memory and its extent a multiple of 4, the result is the operand's memory.
+/// Of 8-bit integers: `out[.., j, ..]` holds `x[.., 4j + b, ..]` in its bits `8b..8b + 8`. Of bf16, or of f32 rounded to it: it holds
+/// the `pair` of `x[.., 2j, ..]` and `x[.., 2j + 1, ..]`. Elements past the end are 0.
+/// Where the axis is innermost in memory and neighbours cover it, the result of bytes and of bf16 is the operand's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pack {
     /// The axis.
@@ -76,8 +76,8 @@ impl Pack {
     pub fn neighbours(dtype: DType) -> Result<i64, OpError> {
         match dtype {
             DType::U8 | DType::I8 => Ok(4),
-            DType::F32 => Ok(2),
-            _ => Err(OpError::new(format!("only 8-bit integers and f32 are packed, not {dtype}"))),
+            DType::F32 | DType::BF16 => Ok(2),
+            _ => Err(OpError::new(format!("only 8-bit integers, bf16 and f32 are packed, not {dtype}"))),
         }
     }
 }
@@ -121,15 +121,17 @@ impl Operator for Pack {
         let extent = &x.dims[self.axis];
         let whole = extent.modulo(&Expr::from(neighbours)).as_const() == Some(0);
         let mut body = Code::new();
-        let join = if x.dtype == DType::F32 { BinaryOp::Pair } else { BinaryOp::Or };
+        let pairs = neighbours == 2;
+        let join = if pairs { BinaryOp::Pair } else { BinaryOp::Or };
         let mut packed = None;
         for n in 0..neighbours {
             let at = Expr::from(axis(self.axis)).scale(neighbours).add(&Expr::from(n));
             let index = (0..x.rank()).map(|a| if a == self.axis { at.clone() } else { Expr::from(axis(a)) }).collect();
             let mut element = body.load_at(Source::Input(0), index, x.dtype);
-            if x.dtype != DType::F32 {
-                element = placed_byte(&mut body, x.dtype, element, n)?;
-            }
+            element = match pairs {
+                true => body.cast(DType::F32, element)?,
+                false => placed_byte(&mut body, x.dtype, element, n)?,
+            };
             if !whole && n > 0 {
                 let zero = body.constant(Constant::int(body.dtype(element), 0));
                 let inside = Less { left: at, right: extent.clone() };

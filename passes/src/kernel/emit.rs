@@ -281,13 +281,15 @@ impl Emitter<'_> {
     ) -> Option<TileId> {
         let shape = self.shape(accumulator);
         let dtype = self.program.tiles[accumulator].dtype;
-        if let (Scalar::Binary(BinaryOp::Mul | BinaryOp::Dot2, a, b), BinaryOp::Add, true) =
+        if let (Scalar::Binary(op @ (BinaryOp::Mul | BinaryOp::Dot2), a, b), BinaryOp::Add, true) =
             (code.node(code.result()), combine, matches!(dtype, DType::F32 | DType::F64))
         {
             let mut done = HashMap::new();
             let a = self.node(body, code, *a, place, None, &[], &mut done)?;
             let b = self.node(body, code, *b, place, None, &[], &mut done)?;
-            let (a, b) = (self.cast(body, dtype, a), self.cast(body, dtype, b));
+            // Pairs stay pairs.
+            let (a, b) =
+                if *op == BinaryOp::Dot2 { (a, b) } else { (self.cast(body, dtype, a), self.cast(body, dtype, b)) };
             return Some(self.define(body, dtype, shape, TileOp::Fma(a, b, accumulator)));
         }
         let value = self.code(body, code, place, None)?;

@@ -23,7 +23,8 @@ pub(super) fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::F16 | DType::BF16)
 }
 
-fn cast(from: DType, to: DType) -> Option<Op> {
+/// A conversion of each element.
+pub(super) fn cast(from: DType, to: DType) -> Option<Op> {
     let mut body = Code::new();
     let argument = body.arg(0, from);
     let result = body.cast(to, argument).ok()?;

@@ -4,8 +4,9 @@
 //! Invariant: only products of an activation with a constant are rounded; each factor once, to the nearest, the even one of two.
 //! A product of two activations, such as attention's, and everything else stay as they are.
 
-use super::{Operand, Patch, rewrite};
+use super::{Operand, Patch, halves, rewrite};
 use kiln_ir::dtype::DType;
+use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
 use kiln_ir::ops::{Contract, Conv, Elements, Op, Pack};
 use kiln_ir::semantics;
@@ -67,13 +68,28 @@ fn patch(
     if graph.ty(activations).dtype != DType::F32 || graph.constant(activations).is_some() {
         return None;
     }
-    let mut nodes = vec![(Pack { axis: axes[other] }.into(), vec![Operand::Value(activations)])];
-    let mut both = vec![Operand::New(0), Operand::Constant(weights)];
+    let (axis, mut nodes) = (axes[other], Vec::new());
+    let mut x = Operand::Value(activations);
+    if side_by_side(graph, activations, axis) {
+        // What makes the activations rounds them, and their memory is the pairs'.
+        nodes.push((halves::cast(DType::F32, DType::BF16)?, vec![x]));
+        x = Operand::New(0);
+    }
+    nodes.push((Pack { axis }.into(), vec![x]));
+    let mut both = vec![Operand::New(nodes.len() - 1), Operand::Constant(weights)];
     if constant == 0 {
         both.reverse();
     }
     nodes.push((op, both));
     Some(Patch { nodes, replaces, with: None, also: vec![] })
+}
+
+/// Whether pairs cover the axis and will lie side by side in memory: innermost in a matrix, the channels of pixels.
+fn side_by_side(graph: &Graph, v: ValueId, axis: usize) -> bool {
+    let ty = graph.ty(v);
+    let even = ty.dims.get(axis).and_then(Expr::as_const).is_some_and(|n| n % 2 == 0);
+    let channels = ty.rank() > 3 && axis == 1;
+    even && (channels || axis + 1 == ty.rank())
 }
 
 /// A convolution, but for those whose groups have an odd number of channels.

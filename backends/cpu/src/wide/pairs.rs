@@ -34,6 +34,10 @@ impl Emitter<'_> {
         if let Some(first) = self.take_neighbours(low, high) {
             return self.pairs_in_memory(ty, &first);
         }
+        if !ty.is_scalar() && self.constant_of(high).is_some_and(|c| c.bits == 0) {
+            let low = self.vector_of(low)?;
+            return self.rounded(low, width);
+        }
         let (low, high) = (self.vector_of(low)?, self.vector_of(high)?);
         if ty.is_scalar() {
             let both = self.binary(codes::VUNPCKLPS, Width::X, low, Arg::Use(high, Width::X))?;
