@@ -223,7 +223,7 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
     let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
     let mut host_reasons = Vec::new();
     number(&mut cut, &mut 0, &mut kernels, &mut host_reasons);
-    let (plan, weights) = build_plan(&cut).map_err(fail)?;
+    let (plan, weights) = build_plan(&cut, kernels.first().map_or(&[][..], Vec::as_slice)).map_err(fail)?;
     if let Some(e) = plan.verify().into_iter().next() {
         return Err(PassError::Plan(e.to_string()));
     }

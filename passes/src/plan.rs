@@ -7,7 +7,7 @@ use crate::memory::{ALIGNMENT, plan_memory};
 use crate::pipeline::Cut;
 use crate::region::{Body, Feed, Region};
 use kiln_ir::expr::{Expr, Ranges, Symbol};
-use kiln_ir::graph::{Definition, Graph, GraphError, NodeId, Origin, ValueId};
+use kiln_ir::graph::{Definition, Graph, GraphError, NodeId, Origin, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::ops::Op;
 use kiln_ir::plan::{Elements, Kernel, Loop, Place, Plan, Requirement, Slot, SlotId, Step, nominal};
@@ -110,14 +110,16 @@ pub fn grain(kernel: &Kernel, programs: &Expr, dims: &Ranges) -> u64 {
     WORK_PER_THREAD.div_ceil(each)
 }
 
-/// Builds the plan of a graph that was cut into work.
+/// Builds the plan of a graph that was cut into work. `programs` are its kernels by number: what they write besides their
+/// results has slots that nothing else reads.
 ///
 /// # Errors
 /// A constant has dims that are not constant, or a value that no step makes has dims that no input has.
-pub fn build_plan(cut: &Cut) -> Result<(Plan, Vec<Weight>), GraphError> {
+pub fn build_plan(cut: &Cut, programs: &[TileProgram]) -> Result<(Plan, Vec<Weight>), GraphError> {
     let graph = &cut.graph;
     let mut builder = Builder {
         symbols: &graph.symbols,
+        programs,
         plan: Plan {
             name: graph.name.clone(),
             symbols: graph.symbols.iter().map(|(symbol, &range)| (symbol.clone(), range)).collect(),
@@ -188,6 +190,7 @@ struct Scope<'a> {
 
 struct Builder<'a> {
     symbols: &'a Ranges,
+    programs: &'a [TileProgram],
     plan: Plan,
     /// By number.
     kernels: Vec<Option<Kernel>>,
@@ -267,6 +270,12 @@ impl Builder<'_> {
 
     fn launch(&mut self, scope: &mut Scope<'_>, group: &Group, number: usize) -> Result<(), GraphError> {
         let mut arguments = self.all(scope, &group.inputs)?;
+        let buffers = self.programs.get(number).map_or(&[][..], |p| &p.buffers);
+        let between = buffers.iter().filter(|b| b.written).count().saturating_sub(1);
+        for b in buffers.iter().filter(|b| b.written).take(between) {
+            let ty = TensorType::new(b.dtype, vec![b.len.clone()]);
+            arguments.push(self.plan.slots.push(Slot { name: None, ty, place: Place::Arena(0) }));
+        }
         arguments.push(self.slot(scope, group.output)?);
         let operations = guess(&group.operations(), self.symbols);
         let bytes = arguments.iter().map(|&s| guess(&self.plan.slots[s].ty.bytes(), self.symbols)).sum::<u64>();
@@ -280,7 +289,7 @@ impl Builder<'_> {
             operations,
             bytes,
         });
-        self.plan.steps.push(Step::Launch { kernel: number, arguments, written: 1 });
+        self.plan.steps.push(Step::Launch { kernel: number, arguments, written: 1 + between });
         Ok(())
     }
 

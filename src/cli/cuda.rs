@@ -5,12 +5,15 @@
 use super::Talk;
 use super::options::{self, Machinery, Watching};
 use super::table::{Align, table};
-use kiln::data::From;
+use kiln::data::{self, From};
 use kiln::gpu::{self, Precision, launch};
 use kiln::ir::Tensor;
 use kiln::ir::tile;
+use kiln::notes::Notes;
 use kiln::onnx::model::ValueType;
+use kiln::runtime::artifact::{self, Artifact, LoadOptions};
 use kiln::runtime::cuda::{Device, Model};
+use kiln::runtime::engine::LoadError;
 use kiln::{Error, Source, compare};
 use serde_json::json;
 use std::fmt::Write;
@@ -58,7 +61,7 @@ pub fn ready(
     let onnx = match Source::open(path)? {
         Source::Artifact(path) => {
             let path = path.display();
-            return Err(Error::Unsupported(format!("{path}: artifacts do not run on GPUs yet; give the model")));
+            return Err(Error::Usage(format!("{path}: an artifact only runs on a GPU (`kiln run`); give the model")));
         }
         source @ Source::Model { .. } => source.model(&machinery.limits())?,
     };
@@ -87,6 +90,35 @@ pub struct Outcome {
     pub outputs: Vec<(String, Tensor)>,
     /// Their types as the model declares them.
     pub declared: Vec<Option<ValueType>>,
+}
+
+/// Runs the program of an artifact for this machine's GPU once.
+///
+/// # Errors
+/// There is no GPU, or the artifact has no program for it; those of reading inputs and running.
+pub fn run_stored(
+    path: &Path,
+    machinery: &Machinery,
+    from: Option<From>,
+    save_inputs: Option<&Path>,
+) -> Result<Outcome, Error> {
+    let device = Device::open()?;
+    let file = Artifact::open(path, &LoadOptions::default()).map_err(LoadError::Artifact)?;
+    let launch::Stored { entry, plan, mut model } = launch::load_stored(&file, device)?;
+    let text = file.text(&artifact::of_entry(&entry, artifact::NOTES)).map_err(LoadError::Artifact)?;
+    let notes = Notes::parse(text)?;
+    let wanted = data::declared_types(&plan, &plan.inputs, &notes.inputs)?;
+    let declared = data::declared_types(&plan, &plan.outputs, &notes.outputs)?;
+    let shape = |name: &str| data::unit_shape(&plan, name);
+    let inputs = options::read_inputs(from, &wanted, &shape, &machinery.budget())?;
+    if let Some(path) = save_inputs {
+        super::run::save(path, &plan, &inputs)?;
+    }
+    let device = describe(model.device());
+    let results = model.run(&inputs)?;
+    tracing::info!("run: the program for {entry} on {device}");
+    let outputs = plan.outputs.iter().map(|(name, _)| name.to_string()).zip(results).collect();
+    Ok(Outcome { device, outputs, declared: declared.into_iter().map(|o| Some(o.ty)).collect() })
 }
 
 /// Looks for a device.

@@ -267,6 +267,13 @@ fn held(name: &str, ty: &ValueType) -> Result<(), Error> {
     Err(Error::Usage(format!("output {name:?} is {ty}, which no .npz file can hold; use --output DIR/")))
 }
 
+/// An option that was given and that only a model can follow, not an artifact.
+pub fn of_models(machinery: &Machinery, taps: &[String], watching: &Watching) -> Option<&'static str> {
+    let bound = (!machinery.binding.bind.is_empty()).then_some("--bind");
+    let tapped = (!taps.is_empty()).then_some("--tap");
+    bound.or(tapped).or(watching.given())
+}
+
 /// Loads an artifact, or compiles a model for this machine, with inputs.
 ///
 /// # Errors
@@ -276,9 +283,7 @@ pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
     let budget = machinery.budget();
     match Source::open(path)? {
         Source::Artifact(path) => {
-            let bound = (!machinery.binding.bind.is_empty()).then_some("--bind");
-            let tapped = (!taps.is_empty()).then_some("--tap");
-            if let Some(option) = bound.or(tapped).or(watching.given()) {
+            if let Some(option) = of_models(machinery, taps, watching) {
                 return Err(compiled_already(option, &path));
             }
             let model = engine::Model::open(&path, &machinery.load_options()?)?;
@@ -376,7 +381,11 @@ pub fn with_inputs(
     Ok((options, inputs))
 }
 
-fn read_inputs(
+/// Inputs of these names and types.
+///
+/// # Errors
+/// [`Error::Usage`] where none are given; those of reading them.
+pub fn read_inputs(
     from: Option<From>,
     wanted: &[Wanted],
     shape: &dyn Fn(&str) -> Option<Vec<usize>>,

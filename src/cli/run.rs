@@ -9,7 +9,7 @@ use kiln::ir::Tensor;
 use kiln::ir::plan::Plan;
 use kiln::onnx::model::ValueType;
 use kiln::runtime::engine::Context;
-use kiln::{Error, data, npz};
+use kiln::{Error, Source, data, npz};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub struct Args {
     /// Add the results of a node, or a value, to the outputs (models only)
     #[arg(long, value_name = "NODE")]
     tap: Vec<String>,
-    /// Run on this machine's GPU instead of its CPU: cuda (models of fixed dims only)
+    /// Run on this machine's GPU instead of its CPU: cuda (models of fixed dims, and artifacts with code for it)
     #[arg(long, value_name = "cuda", conflicts_with = "cpu")]
     target: Option<OnDevice>,
     #[command(flatten)]
@@ -86,9 +86,20 @@ impl Args {
         let Outcome { place, outputs, declared } = match self.target {
             None => self.on_cpu(output.archive().is_some(), talk)?,
             Some(OnDevice::Cuda) => {
-                let from = self.inputs.from();
-                let ready = cuda::ready(&self.model, &self.machinery, &self.watching, from, &self.tap, talk)?;
-                let cuda::Outcome { device, outputs, declared } = cuda::run(ready, self.save_inputs.as_deref())?;
+                cuda::probe()?;
+                let (from, save) = (self.inputs.from(), self.save_inputs.as_deref());
+                let cuda::Outcome { device, outputs, declared } = match Source::open(&self.model)? {
+                    Source::Artifact(path) => {
+                        if let Some(option) = options::of_models(&self.machinery, &self.tap, &self.watching) {
+                            return Err(options::compiled_already(option, &path));
+                        }
+                        cuda::run_stored(&path, &self.machinery, from, save)?
+                    }
+                    Source::Model { .. } => {
+                        let ready = cuda::ready(&self.model, &self.machinery, &self.watching, from, &self.tap, talk)?;
+                        cuda::run(ready, save)?
+                    }
+                };
                 Outcome { place: json!({ "device": device }), outputs, declared }
             }
         };

@@ -12,7 +12,7 @@ use kiln::ir::Tensor;
 use kiln::ir::interp::{self, EvalError, eval_graph};
 use kiln::onnx::model::Model;
 use kiln::passes::rewrite::has_byte_products;
-use kiln::ptx::emulate::{self, Counts};
+use kiln::ptx::emulate::{self, Accumulate, Counts};
 use kiln::runtime::cpu::{CpuLevel, Machine};
 use kiln::runtime::engine::{Context, ModelOptions};
 use kiln::{Error, Options, Source, steps};
@@ -36,6 +36,9 @@ pub struct Args {
     /// Order of warps and errors of approximate instructions, with --target
     #[arg(long, value_name = "N", default_value_t = 0, requires = "target")]
     seed: u64,
+    /// Let tensor cores cut off what does not fit, as hardware does, instead of rounding once, with --target
+    #[arg(long, requires = "target")]
+    truncate: bool,
     /// Compare each kernel with its tile program on the same operands, with --target
     #[arg(long, requires = "target")]
     each: bool,
@@ -158,7 +161,13 @@ impl Args {
             compiled.dump(folder)?;
         }
         let threads = self.machinery.threads();
-        let how = emulate::Options { checks: !self.unchecked, seed: self.seed, threads, ..emulate::Options::default() };
+        let how = emulate::Options {
+            checks: !self.unchecked,
+            seed: self.seed,
+            accumulate: if self.truncate { Accumulate::Truncating } else { Accumulate::Exact },
+            threads,
+            ..emulate::Options::default()
+        };
         let mut text = String::new();
         let outcome = gpu::emulate::run(&compiled, inputs, &how, self.each, &mut |k| {
             tracing::info!("{} {}: {} instructions", k.name, k.what, k.counts.instructions);

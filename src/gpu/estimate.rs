@@ -32,22 +32,20 @@ pub struct Gpu {
 /// GPUs, from NVIDIA's data sheets (A100 80GB SXM, H100 SXM, L4, GeForce RTX 4090) and the table of compute capabilities
 /// in the CUDA C++ Programming Guide.
 pub const GPUS: &[Gpu] = &[
-    gpu("A100", 108, 19.5, 312.0, 2039.0, 164, 2048, 32),
-    gpu("H100", 132, 66.9, 989.0, 3350.0, 228, 2048, 32),
-    gpu("L4", 58, 30.3, 121.0, 300.0, 100, 1536, 24),
-    gpu("RTX 4090", 128, 82.6, 165.0, 1008.0, 100, 1536, 24),
+    gpu("A100", 108, (19.5, 312.0), 2039.0, (164, 2048, 32)),
+    gpu("H100", 132, (66.9, 989.0), 3350.0, (228, 2048, 32)),
+    gpu("L4", 58, (30.3, 121.0), 300.0, (100, 1536, 24)),
+    gpu("RTX 4090", 128, (82.6, 165.0), 1008.0, (100, 1536, 24)),
 ];
 
-#[allow(clippy::too_many_arguments)] // A row of a table.
+/// A row of the table: multiprocessors, TFLOP/s of f32 and of matrix units, GB/s, and of a multiprocessor KiB of shared memory,
+/// threads and blocks.
 const fn gpu(
     name: &'static str,
     multiprocessors: u64,
-    f32_tera: f64,
-    matrix_tera: f64,
+    (f32_tera, matrix_tera): (f64, f64),
     giga: f64,
-    shared_kib: u64,
-    threads: u64,
-    blocks: u64,
+    (shared_kib, threads, blocks): (u64, u64, u64),
 ) -> Gpu {
     Gpu {
         name,

@@ -38,12 +38,26 @@ fn models_run_through_the_driver() {
         let of = kiln::npz::read(path, &kiln::runtime::memory::Budget::unlimited()).unwrap();
         of.into_iter().map(|(name, tensor)| (name, tensor.to_f64().unwrap())).collect::<Vec<_>>()
     };
-    let (cpu, gpu) = (values(&cpu), values(&gpu));
-    assert_eq!(cpu.len(), gpu.len());
-    for ((name, want), (other, found)) in cpu.iter().zip(&gpu) {
+    let (want, found) = (values(&cpu), values(&gpu));
+    assert_eq!(want.len(), found.len());
+    for ((name, want), (other, found)) in want.iter().zip(&found) {
         assert_eq!((name, want.len()), (other, found.len()));
         assert!(want.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0)), "{name}");
     }
+    // The same from an artifact, which has code for two architectures: the device takes the later one that it runs.
+    let (both, none) = (place.path("both.kiln"), place.path("none.kiln"));
+    kiln!("compile", &model, "-o", &both, "--target", "sm_80,sm_90").succeeds();
+    kiln!("compile", &model, "-o", &none).succeeds();
+    for (capability, entry) in [("capability=80", "sm_80"), ("capability=100", "sm_90")] {
+        let stored = place.path("stored.npz");
+        let words: [&dyn Word; 9] =
+            [&"-v", &"run", &both, &"--random", &"3", &"--target", &"cuda", &"--output", &stored];
+        let done = with(&folder, capability, &words).succeeds();
+        assert!(done.err.contains(&format!("the program for {entry}")), "{}", done.err);
+        assert_eq!(values(&stored), values(&gpu));
+    }
+    let words: [&dyn Word; 6] = [&"run", &none, &"--random", &"3", &"--target", &"cuda"];
+    with(&folder, "", &words).fails(4, "has code for no GPU");
     let report = with(&folder, "", &[&"verify", &model, &"--target", &"cuda", &"--each", &"--json"]).succeeds().json();
     assert_eq!(report["agrees"], true);
     assert!(report["device"].as_str().unwrap().contains("no GPU"), "{report}");

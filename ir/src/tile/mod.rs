@@ -1,7 +1,8 @@
 //! Tile programs: the one kernel language for all targets.
 //!
 //! Invariant: a tile program is a list of parts; the programs (grid points) of all parts are numbered consecutively,
-//! are independent of one another, and together store every element of every output exactly once. Values are small
+//! are independent of one another, and together store every element of every output exactly once; only in programs for
+//! GPUs, whose parts run one after another, may a part load what an earlier one stored. Values are small
 //! dense tiles of static shape. There are no threads, registers or barriers in it.
 //!
 //! Axes: inside an index expression the symbol `aK` stands for the position along axis K of the tile that the

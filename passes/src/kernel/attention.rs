@@ -1,11 +1,12 @@
-//! Attention in one kernel (Dao et al. 2022, FlashAttention): scores are made and used up tile by tile.
+//! Attention in one kernel (Dao et al. 2022, FlashAttention): scores are made and used up tile by tile. Few queries are
+//! [`super::decoding`]'s.
 //!
 //! Invariant: a program has some rows of queries and walks along all keys. It carries the greatest score of each row so
 //! far, the sum of the exponentials below it and the product of these with the values; when a greater score comes, sum and
 //! product are scaled down. The greatest score begins with the lowest number, not with minus infinity, so that a row of
 //! which no key was seen yet has exponentials of 0.
 
-use super::emit::Place;
+use super::emit::{Emitter, Place};
 use super::flat::{Axis, FlatNest};
 use super::gpu::{ACROSS, Operands, across, below, by_memory, down, number, operands, product, symbols, unravel};
 use super::{Builder, is_identity};
@@ -34,25 +35,25 @@ const ROWS_OF_F32: i64 = 32;
 const SHARED: i64 = 12 << 10;
 
 /// What replaces the symbols of a stage: expressions over those of the last one.
-type At = BTreeMap<Symbol, Expr>;
+pub(super) type At = BTreeMap<Symbol, Expr>;
 
 /// The parts of attention, with the loops of its last product.
-struct Attention<'f> {
-    out: FlatNest,
-    operands: Operands,
+pub(super) struct Attention<'f> {
+    pub out: FlatNest,
+    pub operands: Operands,
     /// The loop along the keys.
-    key: Axis,
-    scores: &'f FlatNest,
-    scores_at: At,
+    pub key: Axis,
+    pub scores: &'f FlatNest,
+    pub scores_at: At,
     /// What becomes of a score before the softmax: the body of the stage that finds the greatest one.
-    seen: &'f FlatNest,
-    seen_at: At,
-    query: Id<Scalar>,
-    keys: Id<Scalar>,
+    pub seen: &'f FlatNest,
+    pub seen_at: At,
+    pub query: Id<Scalar>,
+    pub keys: Id<Scalar>,
     /// What scores are multiplied with; queries are instead.
-    scale: Option<Constant>,
+    pub scale: Option<Constant>,
     /// What follows the product of queries and keys, without the scale.
-    finish: Code,
+    pub finish: Code,
 }
 
 fn index(coord: &Coord) -> Option<Expr> {
@@ -62,8 +63,15 @@ fn index(coord: &Coord) -> Option<Expr> {
     }
 }
 
-/// `x` where the node is `exp(x - stage 1)`.
-fn exponential(code: &Code, id: Id<Scalar>) -> Option<&[Coord]> {
+/// `exp(x - bound)`.
+pub(super) fn exponential(e: &mut Emitter<'_>, body: &mut Vec<Stmt>, x: TileId, bound: TileId) -> TileId {
+    let shifted = e.binary(body, BinaryOp::Sub, x, bound);
+    let shape = e.program.tiles[shifted].shape.clone();
+    e.define(body, DType::F32, shape, TileOp::Unary(UnaryOp::Exp, shifted))
+}
+
+/// Where the node `exp(x - stage 1)` reads the stage.
+fn below_stage(code: &Code, id: Id<Scalar>) -> Option<&[Coord]> {
     let Scalar::Unary(UnaryOp::Exp, shifted) = code.node(id) else { return None };
     let Scalar::Binary(BinaryOp::Sub, _, m) = code.node(*shifted) else { return None };
     match code.node(*m) {
@@ -118,8 +126,8 @@ impl<'f> Attention<'f> {
         let share_at = named(&share.axes, coords, &At::new())?;
         // exp(x - greatest) / sum
         let Scalar::Binary(BinaryOp::Div, e, s) = share.body.node(share.body.result()) else { return None };
-        let greatest = exponential(&share.body, *e)?;
-        let summed = exponential(&sum.body, sum.body.result())?;
+        let greatest = below_stage(&share.body, *e)?;
+        let summed = below_stage(&sum.body, sum.body.result())?;
         let plain = [&seen.finish, &sum.finish, &share.finish].into_iter().all(is_identity);
         let folds = (seen.combine, sum.combine) == (BinaryOp::Max, BinaryOp::Add);
         let divided = matches!(share.body.node(*s), Scalar::Load(Source::Stage(2), coords) if coords == greatest);
@@ -174,11 +182,11 @@ fn along<'n>(share: &'n FlatNest, sum: &[Coord]) -> Option<&'n Axis> {
 }
 
 /// Extents of the tiles: rows, keys, elements of a query and of a value.
-struct Tiles {
-    rows: i64,
-    keys: i64,
-    depth: i64,
-    columns: i64,
+pub(super) struct Tiles {
+    pub rows: i64,
+    pub keys: i64,
+    pub depth: i64,
+    pub columns: i64,
 }
 
 impl Tiles {
@@ -187,7 +195,7 @@ impl Tiles {
         let extent = |axes: &[Axis]| product(axes).as_const();
         let (depth, columns) = (extent(&a.scores.folds)?, extent(&a.operands.columns)?);
         let (rows, keys) = (extent(&a.operands.rows)?, a.key.known()?);
-        if depth > MOST_DEPTH || columns > MOST_DEPTH || rows < FEW_ROWS || keys < 1 {
+        if depth > MOST_DEPTH || columns > MOST_DEPTH || keys < 1 {
             return None;
         }
         let most = if halves { ROWS } else { ROWS_OF_F32 };
@@ -197,7 +205,7 @@ impl Tiles {
             depth: size(depth, MOST_DEPTH),
             columns: size(columns, MOST_DEPTH),
         };
-        while !halves && tiles.shared() > SHARED {
+        while rows >= FEW_ROWS && !halves && tiles.shared() > SHARED {
             let wider = tiles.keys > tiles.rows;
             *(if wider { &mut tiles.keys } else { &mut tiles.rows }) /= 2;
         }
@@ -224,6 +232,9 @@ impl Builder<'_> {
         let t = Tiles::of(&a, rounded.is_some())?;
         let rows = by_memory(&a.operands.rows, &[&a.out.store]);
         let row_count = product(&rows);
+        if row_count.as_const()? < FEW_ROWS {
+            return self.decoding(&a, &t);
+        }
         let mut base = self.outermost(&a.out);
         let mut grid = Vec::new();
         for axis in &a.operands.batch {
@@ -275,12 +286,8 @@ impl Builder<'_> {
         let mut body = Vec::new();
         let (place, beyond) =
             depth_of(within(&spot([t.rows, t.depth], Some(down()), None, None), &a.scores_at), across());
-        let mut query = self.product_operand(&mut body, (&a.scores.body, a.query), &place, beyond, None)?;
-        if let Some(scale) = a.scale {
-            let mut e = self.emitter(&[]);
-            let scale = e.constant(&mut body, scale, 2);
-            query = e.binary(&mut body, BinaryOp::Mul, query, scale);
-        }
+        let query = self.product_operand(&mut body, (&a.scores.body, a.query), &place, beyond, None)?;
+        let query = self.scaled(&mut body, query, a.scale);
         let query = self.rounded(&mut body, query, rounded);
 
         let shapes = [[t.rows, 1], [t.rows, 1], [t.rows, t.columns]].map(|s| s.map(|e| e as usize).to_vec());
@@ -301,8 +308,12 @@ impl Builder<'_> {
             depth_of(within(&spot([t.depth, t.keys], None, Some(across()), None), &a.scores_at), down());
         let keys = self.product_operand(&mut inner, (&a.scores.body, a.keys), &place, beyond, rounded)?;
         let at = spot([t.rows, t.keys], Some(down()), Some(across()), None);
-        let scores =
-            self.scores(&mut inner, &a, (query, keys), (&within(&at, &a.scores_at), &within(&at, &a.seen_at)), at.key)?;
+        let places = (&within(&at, &a.scores_at), &within(&at, &a.seen_at));
+        let shape = at.place.shape.clone();
+        let mut e = self.emitter(&[]);
+        let none = e.define(&mut inner, DType::F32, shape.clone(), TileOp::Const(Constant::float(DType::F32, 0.0)));
+        let products = e.define(&mut inner, DType::F32, shape, TileOp::Dot(query, keys, none));
+        let scores = self.scores(&mut inner, &a, products, places, at.key)?;
         let at = spot([t.keys, t.columns], None, Some(down()), Some(across()));
         let next = self.online(&mut inner, scores, &inside, |this, inner| {
             this.product_operand(inner, (&a.out.body, a.operands.right), &at.place, at.key, rounded)
@@ -329,20 +340,25 @@ impl Builder<'_> {
         Some(())
     }
 
-    /// A tile of scores as the softmax sees them; minus infinity beyond the last key.
-    fn scores(
+    /// The tile multiplied with a constant, where there is one.
+    pub(super) fn scaled(&mut self, body: &mut Vec<Stmt>, tile: TileId, by: Option<Constant>) -> TileId {
+        let Some(by) = by else { return tile };
+        let mut e = self.emitter(&[]);
+        let by = e.constant(body, by, 2);
+        e.binary(body, BinaryOp::Mul, tile, by)
+    }
+
+    /// A tile of scores as the softmax sees them, of products of queries and keys; minus infinity beyond the last key.
+    pub(super) fn scores(
         &mut self,
         body: &mut Vec<Stmt>,
         a: &Attention<'_>,
-        (query, keys): (TileId, TileId),
+        products: TileId,
         (scores, seen): (&Place, &Place),
         beyond: Option<Less>,
     ) -> Option<TileId> {
         let (shape, rank) = (scores.shape.clone(), scores.shape.len());
-        let mut e = self.emitter(&[]);
-        let none = e.define(body, DType::F32, shape.clone(), TileOp::Const(Constant::float(DType::F32, 0.0)));
-        let products = e.define(body, DType::F32, shape.clone(), TileOp::Dot(query, keys, none));
-        let score = e.code(body, &a.finish, scores, Some(products))?;
+        let score = self.emitter(&[]).code(body, &a.finish, scores, Some(products))?;
         let stages = [score];
         let mut e = self.emitter(&stages);
         let score = e.code(body, &a.seen.body, seen, None)?;
@@ -365,16 +381,12 @@ impl Builder<'_> {
     ) -> Option<[TileId; 3]> {
         let &[greatest, sum, products] = inside else { return None };
         let rows = self.program.tiles[greatest].shape.clone();
-        let (all, wide) = (self.program.tiles[scores].shape.clone(), self.program.tiles[products].shape.clone());
+        let wide = self.program.tiles[products].shape.clone();
         let mut e = self.emitter(&[]);
         let folded = e.define(body, DType::F32, rows.clone(), TileOp::Reduce(BinaryOp::Max, ACROSS, scores));
         let next = e.binary(body, BinaryOp::Max, greatest, folded);
-        let mut power = |body: &mut Vec<Stmt>, x: TileId, shape: &[usize]| {
-            let shifted = e.binary(body, BinaryOp::Sub, x, next);
-            e.define(body, DType::F32, shape.to_vec(), TileOp::Unary(UnaryOp::Exp, shifted))
-        };
-        let shares = power(body, scores, &all);
-        let scale = power(body, greatest, &rows);
+        let shares = exponential(&mut e, body, scores, next);
+        let scale = exponential(&mut e, body, greatest, next);
         let added = e.define(body, DType::F32, rows.clone(), TileOp::Reduce(BinaryOp::Add, ACROSS, shares));
         let sum = e.define(body, DType::F32, rows, TileOp::Fma(sum, scale, added));
         let scaled = e.define(body, DType::F32, wide.clone(), TileOp::Binary(BinaryOp::Mul, products, scale));

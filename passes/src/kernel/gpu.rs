@@ -121,7 +121,7 @@ impl Builder<'_> {
     }
 
     /// A part with a grid of one variable.
-    fn blocks(&mut self, count: Expr, place: &mut Place) -> Expr {
+    pub(super) fn blocks(&mut self, count: Expr, place: &mut Place) -> Expr {
         let block = self.symbol("b");
         place.enter(&block, &count);
         self.program.parts.push(Part { grid: vec![(block.clone(), count)], body: vec![] });
@@ -421,9 +421,20 @@ impl Builder<'_> {
             (Expr::from(&var), bk, steps.scale(bk))
         } else {
             place.enter(&var, &steps);
-            (Expr::from(&var).modulo(&chunks).scale(bk), 1, steps)
+            (Expr::from(&var).modulo(&chunks).scale(bk), 1, steps.clone())
         };
         unravel(&outer, &Expr::from(&var).floor_div(&chunks), &mut place.at);
+        let split =
+            self.split(nest, o, (down_count.ceil_div(&number(bm)).mul(&across_count.ceil_div(&number(bn))), &steps));
+        let (lo, hi) = match &split {
+            None => (Expr::default(), hi),
+            Some(split) => {
+                add(split.symbol.clone(), number(split.count), &mut place);
+                let share = hi.floor_div(&number(split.count));
+                let lo = Expr::from(&split.symbol).mul(&share);
+                (lo.clone(), lo.add(&share))
+            }
+        };
 
         let element = |block: &Symbol, size: i64, axis: Expr| Expr::from(block).scale(size).add(&axis);
         let operand = |this: &mut Self, body: &mut Vec<Stmt>, id: Id<Scalar>, left: bool| {
@@ -460,16 +471,22 @@ impl Builder<'_> {
         inner_body.push(Stmt::Let(next, TileOp::Dot(a, b, inside)));
         let inner_body = without_repeats(&mut self.program, inner_body);
         let carried = vec![Carried { init, inside, next, after }];
-        body.push(Stmt::For(For { var, lo: Expr::default(), hi, step, carried, body: inner_body }));
+        body.push(Stmt::For(For { var, lo, hi, step, carried, body: inner_body }));
 
         let mut place = accumulators;
         let (row, column) = (element(&i, bm, down()), element(&j, bn, across()));
         unravel(&rows, &row, &mut place.at);
         unravel(&columns, &column, &mut place.at);
         place.mask.extend(below(&row, &down_count, bm).into_iter().chain(below(&column, &across_count, bn)));
+        self.program.parts.push(Part { grid, body: vec![] });
+        if let Some(split) = split {
+            let address = place.expr(&split.element).add(&Expr::from(&split.symbol).mul(&split.elements));
+            body.push(Stmt::Store { buffer: split.buffer, address, mask: place.mask.clone(), value: after });
+            self.finish_part(body);
+            return self.join_split(nest, &split);
+        }
         let value = self.emitter(&[]).code(&mut body, &nest.finish, &place, Some(after))?;
         self.store(&mut body, nest, &place, value);
-        self.program.parts.push(Part { grid, body: vec![] });
         self.finish_part(body);
         Some(())
     }

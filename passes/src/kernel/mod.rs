@@ -5,11 +5,13 @@
 
 mod attention;
 mod choice;
+mod decoding;
 mod emit;
 mod factor;
 pub mod flat;
 mod gpu;
 mod schedule;
+mod split;
 
 use crate::group::Group;
 use emit::{Emitter, Place, tile_axis, widens};

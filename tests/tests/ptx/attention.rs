@@ -53,6 +53,9 @@ fn attention_is_one_kernel() {
         ("masked", masked(33, 50)),
         ("grouped, causal", grouped(20, 150)),
         ("grouped, past", grouped(3, 100)),
+        ("decoding", plain(1, 1, 70, 64, 64)),
+        ("grouped, decoding", grouped(1, 45)),
+        ("split keys", grouped(2, 700)),
     ];
     for (name, graph) in graphs {
         let inputs: Vec<_> =

@@ -41,43 +41,6 @@ kernel @product(x: f16[{size}], w: f16[{size}], y: f32[{size}] written) {{
     )
 }
 
-/// Attention of 1024 queries over 1024 keys of 64 numbers, 128 queries and 64 keys at a time, with the scale on the queries.
-fn attention(n: usize, dtype: &str) -> String {
-    let size = n * 64;
-    format!(
-        "\
-kernel @attention(q: {dtype}[{size}], k: {dtype}[{size}], v: {dtype}[{size}], y: f32[{size}] written) {{
-  part grid(i = {}) {{
-    %0: {dtype}[128,64] = load q[a1 + 64*a0 + 8192*i]
-    %1: f32[128,64] = const 0.0f32
-    %2: f32[128,1] = const minus_inf_f32
-    %3: f32[128,1] = const 0.0f32
-    for j in 0..{n} step 64 carry(%4: f32[128,64] = %1, %5: f32[128,1] = %2, %6: f32[128,1] = %3) {{
-      %7: {dtype}[64,64] = load k[a0 + 64*a1 + 64*j]
-      %8: f32[128,64] = dot %0, %7, %1
-      %9: f32[128,1] = reduce max 1, %8
-      %10: f32[128,1] = max %5, %9
-      %11: f32[128,64] = sub %8, %10
-      %12: f32[128,64] = exp %11
-      %13: f32[128,1] = sub %5, %10
-      %14: f32[128,1] = exp %13
-      %15: f32[128,1] = reduce add 1, %12
-      %16: f32[128,1] = fma %6, %14, %15
-      %17: f32[128,64] = mul %4, %14
-      %18: {dtype}[128,64] = to_{dtype} %12
-      %19: {dtype}[64,64] = load v[a1 + 64*a0 + 64*j]
-      %20: f32[128,64] = dot %18, %19, %17
-    }} next(%20, %10, %16) as(%21, %22, %23)
-    %24: f32[128,1] = recip %23
-    %25: f32[128,64] = mul %21, %24
-    store y[a1 + 64*a0 + 8192*i] = %25
-  }}
-}}
-",
-        n / 128
-    )
-}
-
 /// Opcodes of a kernel in order, and those of its innermost largest loop.
 fn opcodes(sass: &str) -> (Vec<String>, Vec<String>) {
     let (mut all, mut labels, mut hot) = (Vec::new(), BTreeMap::new(), 0..0);
@@ -125,7 +88,12 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
     for (name, arch, tile, options) in [
         ("f16 product 128x128x64, 4 warps, 3 stages", "sm_80", product(256, (128, 128, 64)), options(128, 3)),
         ("f16 product 128x128x32, 8 warps, 4 stages", "sm_80", product(256, (128, 128, 32)), options(256, 4)),
-        ("f16 attention 128x64, D = 64, 4 warps, 2 stages", "sm_80", attention(1024, "f16"), options(128, 2)),
+        (
+            "f16 attention 128x64, D = 64, 4 warps, 2 stages",
+            "sm_80",
+            super::attention("f16", 1024, (128, 64, 64)),
+            options(128, 2),
+        ),
         ("softmax of 4096, 4 warps", "sm_90", super::softmax(4096), options(128, 1)),
     ] {
         let (_, module) = compile(&tile, &options);

@@ -153,6 +153,44 @@ kernel @matmul(x: {dtype}[{xs}], w: {dtype}[{ws}], b: f32[{n}], y: f32[{ys}] wri
     )
 }
 
+/// Attention of `n` queries over `n` keys, some queries and keys at a time, with a scale on the queries.
+fn attention(dtype: &str, n: usize, (rows, keys, depth): (usize, usize, usize)) -> String {
+    let size = n * depth;
+    format!(
+        "\
+kernel @attention(q: {dtype}[{size}], k: {dtype}[{size}], v: {dtype}[{size}], y: f32[{size}] written) {{
+  part grid(i = {}) {{
+    %0: {dtype}[{rows},{depth}] = load q[a1 + {depth}*a0 + {rows}*{depth}*i]
+    %1: f32[{rows},{depth}] = const 0.0f32
+    %2: f32[{rows},1] = const minus_inf_f32
+    %3: f32[{rows},1] = const 0.0f32
+    %26: f32[{rows},{keys}] = const 0.0f32
+    for j in 0..{n} step {keys} carry(%4: f32[{rows},{depth}] = %1, %5: f32[{rows},1] = %2, %6: f32[{rows},1] = %3) {{
+      %7: {dtype}[{depth},{keys}] = load k[a0 + {depth}*a1 + {depth}*j]
+      %8: f32[{rows},{keys}] = dot %0, %7, %26
+      %9: f32[{rows},1] = reduce max 1, %8
+      %10: f32[{rows},1] = max %5, %9
+      %11: f32[{rows},{keys}] = sub %8, %10
+      %12: f32[{rows},{keys}] = exp %11
+      %13: f32[{rows},1] = sub %5, %10
+      %14: f32[{rows},1] = exp %13
+      %15: f32[{rows},1] = reduce add 1, %12
+      %16: f32[{rows},1] = fma %6, %14, %15
+      %17: f32[{rows},{depth}] = mul %4, %14
+      %18: {dtype}[{rows},{keys}] = to_{dtype} %12
+      %19: {dtype}[{keys},{depth}] = load v[a1 + {depth}*a0 + {depth}*j]
+      %20: f32[{rows},{depth}] = dot %18, %19, %17
+    }} next(%20, %10, %16) as(%21, %22, %23)
+    %24: f32[{rows},1] = recip %23
+    %25: f32[{rows},{depth}] = mul %21, %24
+    store y[a1 + {depth}*a0 + {rows}*{depth}*i] = %25
+  }}
+}}
+",
+        n / rows
+    )
+}
+
 /// A softmax of rows of `n` elements.
 fn softmax(n: usize) -> String {
     let width = n.next_power_of_two();

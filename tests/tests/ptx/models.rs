@@ -35,6 +35,7 @@ fn all() -> Vec<(&'static str, Made)> {
     vec![
         ("product", graph(&[&[37, 45], &[45, 51]], |g, x| g.output("y", x[0].matmul(x[1])?.gelu()?))),
         ("batches", graph(&[&[3, 20, 24], &[3, 24, 20]], |g, x| g.output("y", x[0].matmul(x[1])?.softmax(-1)?))),
+        ("split fold", graph(&[&[20, 1024], &[1024, 40]], |g, x| g.output("y", x[0].matmul(x[1])?.gelu()?))),
         ("vector", graph(&[&[1, 100], &[100, 30]], |g, x| g.output("y", x[0].matmul(x[1])?.relu()?))),
         ("transposed", graph(&[&[20, 40], &[24, 40]], |g, x| g.output("y", x[0].matmul(x[1].transpose(&[1, 0])?)?))),
         ("softmax", graph(&[&[7, 1000]], |g, x| g.output("y", x[0].softmax(-1)?))),

@@ -1,7 +1,7 @@
 //! Kernels with a mistake: whatever orders threads or guards an access is taken away, one at a time, and the interpreter
 //! must say so.
 
-use super::{compile, data, execute, matmul, softmax};
+use super::{attention, compile, data, execute, matmul, softmax};
 use kiln_ir::tile::TileProgram;
 use kiln_ir::warp::WarpProgram;
 use kiln_passes::warp::Options;
@@ -15,6 +15,13 @@ const REDUNDANT: &[(&str, &str, &str)] = &[
         "the copies that are left at the end of the loop are of no elements, and nobody reads what they write",
     ),
     ("matrix", "wait_group 0", "the same"),
+    ("attention:", "wait_group 0", "the same"),
+    (
+        "attention of f32",
+        "bar.sync",
+        "queries, keys and shares have buffers of their own: between the last read of one and the next write to it, or its write and \
+         its first read, there is also a barrier of another; any one of three may go, not all of them",
+    ),
     ("softmax", "st.shared.f32", "every thread has a place of its own, and only those of the first lanes are read"),
 ];
 
@@ -38,6 +45,8 @@ fn what_is_taken_away_is_missed() {
         ("matrix", matmul("bf16", (20, 16, 96), (16, 16, 16)), &ahead),
         ("staged", matmul("f32", (20, 16, 32), (16, 16, 8)), &whole),
         ("softmax", softmax(200), &whole),
+        ("attention", attention("f16", 96, (32, 16, 16)), &ahead),
+        ("attention of f32", attention("f32", 64, (16, 16, 16)), &whole),
     ] {
         let (warp, module) = compile(&text, options);
         let program = TileProgram::parse(&text).unwrap_or_else(|e| panic!("{e}"));

@@ -11,4 +11,4 @@ mod model;
 mod tests;
 
 pub use context::{Context, Lent, RunError};
-pub use model::{LoadError, Model, ModelOptions};
+pub use model::{LoadError, Model, ModelOptions, read_plan};

@@ -243,8 +243,11 @@ impl AsRef<[u8]> for Weight {
     }
 }
 
-/// The plan of an artifact, checked.
-fn read_plan(artifact: &Artifact, section: &str) -> Result<Plan, LoadError> {
+/// The plan in a section of an artifact, checked.
+///
+/// # Errors
+/// The section is not there, is no plan, or does not go with the weights.
+pub fn read_plan(artifact: &Artifact, section: &str) -> Result<Plan, LoadError> {
     let plan = Plan::parse(artifact.text(section)?).map_err(|e| LoadError::Plan(vec![e.to_string()]))?;
     let mut errors: Vec<String> = plan.verify().iter().map(ToString::to_string).collect();
     let weights = match artifact.section(artifact::WEIGHTS) {

@@ -68,22 +68,19 @@ impl<'a> Machine<'a> {
         put(warp, d, mask, |l| f(a[l]));
     }
 
-    #[allow(clippy::too_many_arguments)] // Where, who, what: an instruction's parts.
     fn map2(
         &mut self,
         warp: &mut Warp,
         i: &Instruction,
         mask: u32,
         d: usize,
-        a: Src,
-        b: Src,
+        [a, b]: [Src; 2],
         f: impl Fn(u64, u64) -> u64,
     ) {
         let (a, b) = (self.get(warp, i, a, mask), self.get(warp, i, b, mask));
         put(warp, d, mask, |l| f(a[l], b[l]));
     }
 
-    #[allow(clippy::too_many_arguments)] // Where, who, what: an instruction's parts.
     fn map3(
         &mut self,
         warp: &mut Warp,
@@ -106,10 +103,10 @@ impl<'a> Machine<'a> {
                 let ty = *ty;
                 match (op, ty.bytes()) {
                     (IntOp::Add, 4) => {
-                        self.map2(warp, i, active, *d, *a, *b, |a, b| u64::from((a as u32).wrapping_add(b as u32)));
+                        self.map2(warp, i, active, *d, [*a, *b], |a, b| u64::from((a as u32).wrapping_add(b as u32)));
                     }
-                    (IntOp::Add, 8) => self.map2(warp, i, active, *d, *a, *b, u64::wrapping_add),
-                    _ => self.map2(warp, i, active, *d, *a, *b, |a, b| alu::int_op(*op, ty, a, b)),
+                    (IntOp::Add, 8) => self.map2(warp, i, active, *d, [*a, *b], u64::wrapping_add),
+                    _ => self.map2(warp, i, active, *d, [*a, *b], |a, b| alu::int_op(*op, ty, a, b)),
                 }
             }
             Op::Float(op, ty, mode, d, a, b) => self.float(warp, i, active, (*op, *ty, *mode), *d, [*a, *b]),
@@ -137,7 +134,14 @@ impl<'a> Machine<'a> {
             Op::Set { compare, ty, float, d, a, b } => {
                 // The manual: the result is all ones, or 1.0 for a float.
                 let yes = if *float { 0x3f80_0000 } else { 0xffff_ffff };
-                self.map2(warp, i, active, *d, *a, *b, |a, b| if alu::compare(*compare, *ty, a, b) { yes } else { 0 });
+                self.map2(
+                    warp,
+                    i,
+                    active,
+                    *d,
+                    [*a, *b],
+                    |a, b| if alu::compare(*compare, *ty, a, b) { yes } else { 0 },
+                );
             }
             Op::Selp(bits, d, a, b, p, not) => {
                 let holds = self.predicate(warp, i, *p, active) ^ if *not { ALL } else { 0 };
@@ -158,7 +162,7 @@ impl<'a> Machine<'a> {
             }
             Op::CvtPack(to, mode, d, a, b) => {
                 let half = if *to == Ty::F16x2 { Ty::F16 } else { Ty::BF16 };
-                self.map2(warp, i, active, *d, *a, *b, |a, b| {
+                self.map2(warp, i, active, *d, [*a, *b], |a, b| {
                     let part = |x| alu::convert(half, Ty::F32, *mode, x) & 0xffff;
                     part(a) << 16 | part(b)
                 });
@@ -249,7 +253,6 @@ impl<'a> Machine<'a> {
         Flow::Next
     }
 
-    #[allow(clippy::too_many_arguments)] // Where, who, what: an instruction's parts.
     fn float(
         &mut self,
         warp: &mut Warp,
@@ -273,7 +276,7 @@ impl<'a> Machine<'a> {
                 u64::from((off as f32).to_bits())
             });
         }
-        self.map2(warp, i, mask, d, a, b, |a, b| alu::float_op(op, ty, mode, a, b));
+        self.map2(warp, i, mask, d, [a, b], |a, b| alu::float_op(op, ty, mode, a, b));
     }
 
     fn fma(
