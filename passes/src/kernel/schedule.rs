@@ -88,12 +88,14 @@ impl Machine {
 
     /// How many rows a register tile with that many columns has: balanced, so that the last tile is not a sliver, where the
     /// number of rows is known.
-    /// `each` is how many registers a vector of the right operand takes.
-    fn rows(&self, rows: Option<i64>, columns: i64, each: usize) -> i64 {
+    /// `each` is how many registers a vector of the right operand takes, `own` whether each row reads vectors of its own, as in a
+    /// depthwise convolution, where the left operand is not one number for all columns: these need as many registers as the sums.
+    fn rows(&self, rows: Option<i64>, columns: i64, each: usize, own: bool) -> i64 {
         let vectors = (columns as usize).div_ceil(self.lanes).max(1);
         // Accumulators, the vectors of one row of the right operand, one broadcast and one temporary.
         let others = each * vectors + if each > 1 { 4 } else { 2 };
-        let most = (self.registers.saturating_sub(others) / vectors).clamp(1, 14) as i64;
+        let of_a_row = if own { 2 * vectors } else { vectors };
+        let most = (self.registers.saturating_sub(others) / of_a_row).clamp(1, 14) as i64;
         let Some(rows) = rows else { return most };
         let tiles = (rows + most - 1) / most;
         (rows + tiles - 1) / tiles
@@ -182,6 +184,8 @@ impl Schedule {
         };
         let row = nest.axes.iter().filter(reuse).max_by_key(|a| nest.guess(a)).filter(|a| !a.is_single());
         let rows = row.map_or(Some(1), Axis::known);
+        let moves = |s: &Stride| *s != Stride::Known(0);
+        let own = row.is_some_and(|a| strides(nest, &a.symbol).iter().zip(&along).any(|(r, c)| moves(r) && moves(c)));
         let others = nest.axes.iter().filter(|a| a.symbol != column.symbol);
         let all = others.map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
         let extent = nest.guess(column) as usize;
@@ -199,7 +203,7 @@ impl Schedule {
         };
         Schedule {
             row: row.map(|a| a.symbol.clone()),
-            rows: machine.rows(rows, columns, each),
+            rows: machine.rows(rows, columns, each, own),
             column: Some(column.symbol.clone()),
             columns,
             lanes: None,

@@ -297,7 +297,7 @@ function sortable(columns, rows, onclick, first) {
   const body = el("tbody"), head = el("tr"), more = el("button", { class: "more", onclick: () => { shown = Infinity; fill(); } });
   function fill() {
     const sorted = [...rows];
-    if (by !== null) sorted.sort((a, b) => { const [u, v] = [columns[by].key(a), columns[by].key(b)]; const c = typeof u === "string" ? u.localeCompare(v) : u - v; return down ? -c : c; });
+    if (by !== null) sorted.sort((a, b) => { const [u, v] = [columns[by].key(a), columns[by].key(b)]; const c = typeof u === "string" ? u.localeCompare(v, undefined, { numeric: true }) : u - v; return down ? -c : c; });
     body.replaceChildren(...sorted.slice(0, shown).map((row) => {
       const tr = el("tr", onclick ? { tabindex: 0, onclick: () => onclick(row), onkeydown: (e) => { if (e.key === "Enter") onclick(row); } } : {});
       tr.append(...columns.map((c) => el("td", { class: c.class }, c.cell(row))));
