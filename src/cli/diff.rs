@@ -120,7 +120,16 @@ fn identity(c: &Contents, n: usize) -> Option<(String, &str, u64, u64)> {
 /// Bytes, emitter and programs of a kernel on each level.
 fn code(c: &Contents, n: usize) -> Vec<String> {
     let entries = c.tables.iter().filter_map(|(level, table)| Some((level, table.0.get(n)?)));
-    entries.map(|(level, e)| format!("{level} {} bytes {} {}", e.bytes, e.emitter, e.programs)).collect()
+    entries.map(|(level, e)| format!("{level} {} bytes {} x {}", e.bytes, e.emitter, e.programs)).collect()
+}
+
+/// What the other side does not have, short: a number of programs that is a formula is left out.
+fn only_in(here: &[String], other: &[String]) -> String {
+    let brief = |text: &String| match text.split_once(" x ") {
+        Some((code, programs)) if programs.parse::<i64>().is_err() => code.to_string(),
+        Some(_) | None => text.clone(),
+    };
+    here.iter().filter(|text| !other.contains(text)).map(brief).collect::<Vec<_>>().join("; ")
 }
 
 fn changes(a: &Contents, b: &Contents) -> Vec<Change> {
@@ -196,9 +205,9 @@ impl Change {
         let (before, after) = (operations(a, &self.first), operations(b, &self.second));
         let (first, second) = match self.why {
             "code" => {
-                let code =
-                    |c: &Contents, of: &[usize]| of.iter().flat_map(|&n| code(c, n)).collect::<Vec<_>>().join("; ");
-                (code(a, &self.first), code(b, &self.second))
+                let all = |c: &Contents, of: &[usize]| of.iter().flat_map(|&n| code(c, n)).collect::<Vec<_>>();
+                let (before, after) = (all(a, &self.first), all(b, &self.second));
+                (only_in(&before, &after), only_in(&after, &before))
             }
             _ => (kernels(a, &self.first), kernels(b, &self.second)),
         };

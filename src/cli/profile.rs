@@ -141,7 +141,8 @@ fn text(profile: &Profile, peaks: &Peaks, counted: &Counted, setting: &Setting<'
     );
     if profile.estimates_nominal {
         text.push_str(
-            "the artifact's dims are free: operations and bytes are estimates for dims of 32, not for this run\n",
+            "the artifact's dims are free and its estimates of work are for dims of 32, not for this run: rates are left out; \
+             a profile of the model itself has them\n",
         );
     }
     if let Err(why) = counted {
@@ -155,7 +156,8 @@ fn text(profile: &Profile, peaks: &Peaks, counted: &Counted, setting: &Setting<'
         .take(top)
         .map(|&n| {
             let s = &profile.steps[n];
-            let rate = |amount: u64| format!("{:.1}", amount as f64 / s.time.median.max(1e-12) / 1e9);
+            let known = |text: String| if profile.estimates_nominal { String::new() } else { text };
+            let rate = |amount: u64| known(format!("{:.1}", amount as f64 / s.time.median.max(1e-12) / 1e9));
             let (_, memory) = peaks.least_seconds(s.operations, s.bytes);
             let roof = s
                 .of_roofline(peaks)
@@ -170,7 +172,7 @@ fn text(profile: &Profile, peaks: &Peaks, counted: &Counted, setting: &Setting<'
                 format!("{:.1}", 100.0 * s.share),
                 rate(s.operations),
                 rate(s.bytes),
-                roof,
+                known(roof),
                 counts.map_or(String::new(), counters::Counts::brief),
                 s.emitter.clone().unwrap_or_default(),
                 brief(&s.origin),

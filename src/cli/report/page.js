@@ -364,11 +364,13 @@ function tuning() {
   if (!t.records) return;
   if (!t.kernels.length) { section("tuning", "Tuning", `None of the ${t.records} trials is of a kernel of this model on ${data.level}.`); return; }
   const small = el("div", { class: "small" });
-  section("tuning", "Tuning", `Trials of ${plural(t.kernels.length, "kernel")} in the order in which they were made; the line is the best so far, the dashed one the cost model's own schedule.`, small);
-  for (const k of t.kernels) {
-    const own = Math.min(...k.trials.filter((r) => r.default).map((r) => r.ns)), best = Math.min(...k.trials.map((r) => r.ns));
+  section("tuning", "Tuning", `Trials of ${plural(t.kernels.length, "kernel")} in the order in which they were made, the kernels that gained most first; the line is the best so far, the dashed one the cost model's own schedule.`, small);
+  const own_of = (k) => Math.min(...k.trials.filter((r) => r.default).map((r) => r.ns)), best_of = (k) => Math.min(...k.trials.map((r) => r.ns));
+  const gain = (k) => (k.chosen ? own_of(k) / best_of(k) : 1);
+  for (const k of [...t.kernels].sort((a, b) => gain(b) - gain(a))) {
+    const own = own_of(k), best = best_of(k);
     const node = el("div", { class: "chart" });
-    small.append(el("div", {}, el("b", {}, `${k.kernels.slice(0, 3).join(", ")}${k.kernels.length > 3 ? " …" : ""} ${k.what}`), el("p", { class: "mono" }, k.shapes), node,
+    small.append(el("div", {}, el("b", {}, `${k.kernels.slice(0, 3).join(", ")}${k.kernels.length > 3 ? " …" : ""} ${k.what}`), el("p", { class: "mono" }, short(k.shapes)), node,
       el("p", {}, k.chosen ? `${(own / best).toFixed(2)} times as fast with ${k.chosen}` : "no gain beyond noise: the cost model's schedule stays")));
     drawing(node, (width) => {
       const height = 120, [left, right, top, bottom] = [4, 4, 6, 102], ceiling = Math.min(Math.max(...k.trials.map((r) => r.ns)), own * 2.5);
