@@ -4,7 +4,7 @@
 //! follows it, the softmax (greatest score, sum of exponentials, shares), and the second product, which reads the shares
 //! as its left operand; each stage reads earlier ones at coordinates of their own. Nothing else reads what lies between.
 
-use crate::group::{Group, Work, inline};
+use crate::group::{Group, Work, drop_unread_inputs, inline};
 use kiln_ir::expr::{Expr, Ranges};
 use kiln_ir::graph::{Graph, ValueId};
 use kiln_ir::nest::Nest;
@@ -110,7 +110,10 @@ impl Joiner<'_> {
             softmax = self.reread(&softmax, x, from.group.output)?;
             match from.group.stages.as_slice() {
                 [only] if is_product(only) => break (from.group, softmax, x),
-                [only] if only.folds.is_empty() => softmax = inline(&softmax, x, from.group)?,
+                [only] if only.folds.is_empty() => {
+                    softmax = inline(&softmax, x, from.group)?;
+                    drop_unread_inputs(&mut softmax);
+                }
                 _ => return None,
             }
         };

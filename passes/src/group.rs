@@ -597,7 +597,7 @@ fn finish_refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, user
     (graph.ty(value).layout != graph.ty(group.output).layout).then_some(Refusal::Layout)
 }
 
-fn drop_unread_inputs(group: &mut Group) {
+pub(crate) fn drop_unread_inputs(group: &mut Group) {
     let mut read = vec![false; group.inputs.len()];
     for stage in &group.stages {
         stage.for_each_load(&mut |source, _| {
