@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         level,
         budget: Budget::unlimited(),
         all_logits: false,
+        activations: kiln::Activations::F32,
     };
     let mut programs = Programs::new(&model, &options, &mut kiln::Silent)?;
     let mut session = Session::new(&programs)?;

@@ -4,6 +4,7 @@
 //! output type, and nothing here decides what the passes should.
 #![forbid(unsafe_code)]
 
+mod activations;
 pub mod bundle;
 pub mod compare;
 pub mod cross;
@@ -28,6 +29,7 @@ pub mod source;
 pub mod steps;
 pub mod tune;
 
+pub use activations::Activations;
 pub use bundle::Bundle;
 use emit::Emitter;
 pub use emit::{LevelCode, default_levels};
@@ -84,6 +86,8 @@ pub struct Options {
     pub memory_limit: u64,
     /// Schedules that a search has found better than the cost model's.
     pub tuning: Tuning,
+    /// What activations are rounded to where they meet weights of few bits.
+    pub activations: Activations,
 }
 
 impl Default for Options {
@@ -101,6 +105,7 @@ impl Default for Options {
             threads,
             memory_limit: u64::MAX,
             tuning,
+            activations: Activations::F32,
         }
     }
 }
@@ -168,6 +173,7 @@ fn compile_with(
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
+    let graph = activations::applied(graph, options)?;
     let graph = optimised(graph, options, observer)?;
 
     observer.stage("schedule");
@@ -270,7 +276,7 @@ pub fn import_graph(model: &Model, options: &Options) -> Result<Graph, Error> {
     }
     let (bind, shapes, values) = (options.bind.clone(), options.shapes.clone(), options.values.clone());
     let binding = import::Options { bind, shapes, values };
-    let graph = import(model, &binding)?;
+    let graph = activations::applied(import(model, &binding)?, options)?;
     match graph.verify().into_iter().next() {
         Some(error) => Err(Error::Internal(format!("the imported graph is not valid: {error}"))),
         None => Ok(graph),

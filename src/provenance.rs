@@ -4,7 +4,7 @@
 //! machine or the moment. Options that this build does not know are an error, never left out.
 
 use crate::gpu::stored;
-use crate::{Compiled, Error, Options, VERSION};
+use crate::{Activations, Compiled, Error, Options, VERSION};
 use kiln_frontend::onnx::model::Model;
 use kiln_runtime::artifact::{self, Artifact};
 use serde_json::json;
@@ -30,6 +30,9 @@ pub(crate) fn record(options: &Options) -> BTreeMap<String, String> {
         ("precision".to_string(), options.precision.name().to_string()),
         ("cpu".to_string(), levels.join(",")),
     ]);
+    if options.activations != Activations::F32 {
+        all.insert("activations".into(), options.activations.to_string());
+    }
     if !options.bind.is_empty() {
         all.insert("bind".into(), json!(options.bind).to_string());
     }
@@ -60,6 +63,7 @@ pub fn recall(recorded: &BTreeMap<String, String>, threads: usize) -> Result<Opt
                 let levels = value.split(',').filter(|level| !level.is_empty()).map(str::parse);
                 options.levels = levels.collect::<Result<_, _>>().map_err(|e| broken(&e))?;
             }
+            "activations" => options.activations = value.parse().map_err(|e: String| broken(&e))?,
             "bind" => options.bind = serde_json::from_str(value).map_err(|e| broken(&e))?,
             "shapes" => options.shapes = serde_json::from_str(value).map_err(|e| broken(&e))?,
             "tuning" => options.tuning = value.parse()?,

@@ -38,6 +38,7 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
             }
             Op::Reduce(_)
             | Op::Contract(_)
+            | Op::BlockProduct(_)
             | Op::Softmax(_)
             | Op::Norm(_)
             | Op::Reshape(_)

@@ -150,6 +150,7 @@ pub(super) fn bar(talk: Talk, steps: usize) -> ProgressBar {
 
 fn encoder(model: &Path, head: Option<Head>, machinery: &Machinery, talk: Talk) -> Result<Encoder, Error> {
     let place = (machinery.level_here()?, machinery.threads());
+    machinery.activations_of_model("encoders")?;
     Encoder::open(model, head, place, &machinery.budget(), &mut Progress::new(talk))
 }
 
@@ -299,6 +300,7 @@ fn decoder(
         level: machinery.level_here()?,
         budget: machinery.budget(),
         all_logits: true,
+        activations: machinery.activations,
     };
     let programs = Programs::new(&model, &options, &mut Progress::new(talk))?;
     Ok((model, programs))

@@ -188,6 +188,7 @@ impl Args {
             level: self.machinery.level_here()?,
             budget: self.machinery.budget(),
             all_logits: self.lookup > 0,
+            activations: self.machinery.activations,
         })
     }
 

@@ -16,7 +16,7 @@ use kiln::runtime::artifact;
 use kiln::runtime::cpu::{CpuLevel, Machine};
 use kiln::runtime::engine::{self, LoadError, ModelOptions};
 use kiln::runtime::memory::Budget;
-use kiln::{Compiled, Error, Observer, Options, Source};
+use kiln::{Activations, Compiled, Error, Observer, Options, Source};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,9 @@ pub struct Machinery {
     /// How precisely products with weights are computed: f32, or bf16 (both factors rounded, sums in f32); f16 on GPUs
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
+    /// What activations are rounded to where they meet weights of few bits: f32 (not at all), int8 (a scale for each block)
+    #[arg(long, default_value_t = Activations::F32, value_name = "A")]
+    pub activations: Activations,
     /// Whether it is for a GPU, which has other precisions.
     #[arg(skip)]
     pub gpu: bool,
@@ -180,8 +183,23 @@ impl Machinery {
             (!self.binding.bind.is_empty(), "--bind"),
             (self.threads.is_some(), "--threads"),
             (self.precision != "f32", "--precision"),
+            (self.activations != Activations::F32, "--activations"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
+    }
+
+    /// Refuses activations in another form where that cannot be chosen.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that says for what.
+    pub fn activations_of_model(&self, what: &str) -> Result<(), Error> {
+        if self.activations == Activations::F32 {
+            return Ok(());
+        }
+        let chosen = self.activations;
+        Err(Error::Usage(format!(
+            "--activations {chosen} is for ONNX models, decoders and encoder-decoders to compile, not for {what}"
+        )))
     }
 
     /// The precision of products on CPUs; f32 where it is for a GPU, whose own must then be known.
@@ -204,6 +222,7 @@ impl Machinery {
             threads: self.threads(),
             memory_limit: self.binding.memory_limit.unwrap_or(u64::MAX),
             tuning: Default::default(),
+            activations: self.activations,
         })
     }
 
@@ -226,6 +245,7 @@ impl Machinery {
     /// How an artifact is loaded.
     pub fn load_options(&self) -> Result<ModelOptions, Error> {
         self.checked_precision()?;
+        self.activations_of_model("an artifact")?;
         let levels = (!self.cpu.is_empty()).then(|| self.cpu.clone());
         Ok(ModelOptions { levels, ..ModelOptions::default() })
     }

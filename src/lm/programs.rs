@@ -6,7 +6,7 @@
 use super::compiled::{self, Compiled, Entry, Sizes};
 use super::model::Body;
 use super::{LanguageModel, LmError};
-use crate::{Error, Observer, Options};
+use crate::{Activations, Error, Observer, Options};
 use kiln_frontend::families::Form;
 use kiln_frontend::nn::{Heads, Logits};
 use kiln_ir::{DType, Graph, Tensor};
@@ -29,6 +29,8 @@ pub struct ProgramOptions {
     pub budget: Budget,
     /// Whether logits of every token are wanted, not only of the last.
     pub all_logits: bool,
+    /// What activations are rounded to where they meet weights of few bits; an artifact has that already.
+    pub activations: Activations,
 }
 
 /// Most tokens of one call: what a call needs beside weights and cache grows with them.
@@ -133,6 +135,10 @@ impl Programs {
         observer: &mut dyn Observer,
     ) -> Result<Programs, Error> {
         match &model.body {
+            Body::Compiled(_) if options.activations != Activations::F32 => {
+                let what = "what activations are rounded to is decided when a model is compiled; this is an artifact";
+                Err(Error::Usage(what.into()))
+            }
             Body::Compiled(compiled) => Programs::of_compiled(compiled, options),
             Body::Checkpoint(checkpoint) => {
                 let decoder = &checkpoint.decoder;
@@ -151,7 +157,7 @@ impl Programs {
     ) -> Result<Programs, Error> {
         let sizes = Sizes::new(vocabulary, layers, heads, options.capacity);
         let many = if options.all_logits { Entry::All } else { Entry::Many };
-        let compiling = Options { levels: vec![options.level], ..Options::default() };
+        let compiling = Options { levels: vec![options.level], activations: options.activations, ..Options::default() };
         let bundle = compiled::compile(&graph, &[many, Entry::One], options.capacity, &compiling, observer)?;
         // What the graphs were made of is not needed beside the artifact.
         drop(graph);

@@ -141,7 +141,7 @@ impl SequencePrograms {
         sequence.decoder(&loader, &form(target)).map_err(build)?;
         let known = |name: &str| sequence.known_surplus(name);
         loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
-        let compiling = Options { levels: vec![options.level], ..Options::default() };
+        let compiling = Options { levels: vec![options.level], activations: options.activations, ..Options::default() };
         let loaded = compile_graph(graph, &compiling, observer)?.load(&ModelOptions::default())?;
         let plan = loaded.plan();
         let place = |name: String| {

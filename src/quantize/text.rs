@@ -4,7 +4,7 @@
 
 use super::Checkpoint;
 use crate::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Programs, Scored, Session, score, windows};
-use crate::{Error, Observer, Options, compile_graph};
+use crate::{Activations, Error, Observer, Options, compile_graph};
 use kiln_frontend::checkpoint::{Folder, Loader};
 use kiln_frontend::families::{Extent, Form, Past, bert};
 use kiln_frontend::nn::Logits;
@@ -81,7 +81,8 @@ pub fn decoder_score(
     budget: &Budget,
     observer: &mut dyn Observer,
 ) -> Result<Scored, Error> {
-    let options = ProgramOptions { capacity: window, threads, level, budget: budget.clone(), all_logits: true };
+    let (budget, activations) = (budget.clone(), Activations::F32);
+    let options = ProgramOptions { capacity: window, threads, level, budget, all_logits: true, activations };
     let mut programs = Programs::new(model, &options, observer)?;
     let mut session = Session::new(&programs)?;
     let mut scored = Scored::default();

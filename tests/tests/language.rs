@@ -16,7 +16,7 @@ use kiln::runtime::cpu::Machine;
 use kiln::runtime::engine::{Context, ModelOptions};
 use kiln::runtime::memory::Budget;
 use kiln::source::Within;
-use kiln::{Options, Silent, compile_graph, default_levels};
+use kiln::{Activations, Options, Silent, compile_graph, default_levels};
 use kiln_ir::{DType, Graph, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -195,7 +195,14 @@ impl Files for WithWords {
 
 fn program_options() -> ProgramOptions {
     let level = Machine::detect().choose(default_levels()).unwrap();
-    ProgramOptions { capacity: 24, threads: 2, level, budget: Budget::unlimited(), all_logits: false }
+    ProgramOptions {
+        capacity: 24,
+        threads: 2,
+        level,
+        budget: Budget::unlimited(),
+        all_logits: false,
+        activations: Activations::F32,
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! matches on all ops.
 
 mod attribute;
+mod block_product;
 mod broadcast;
 mod concat;
 mod contract;
@@ -25,6 +26,7 @@ mod softmax;
 mod transpose;
 
 pub use attribute::{Attribute, Attributes};
+pub use block_product::{BlockProduct, MOST_BLOCK};
 pub use broadcast::Broadcast;
 pub use concat::Concat;
 pub use contract::Contract;
@@ -137,6 +139,7 @@ core_ops! {
     Map = "map",
     Reduce = "reduce",
     Contract = "contract",
+    BlockProduct = "block_product",
     Conv = "conv",
     Pool = "pool",
     Softmax = "softmax",

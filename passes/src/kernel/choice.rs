@@ -5,7 +5,7 @@
 
 use super::flat::FlatNest;
 use super::schedule::{Machine, Schedule};
-use super::{is_product_sum, panel_width, preferred_layouts, unpacks};
+use super::{has_few_bits, is_product_sum, panel_width, preferred_layouts, unpacks};
 use crate::group::Group;
 use kiln_ir::graph::{Graph, NodeId, TensorType, ValueId};
 use kiln_ir::ops::Op;
@@ -148,7 +148,7 @@ pub fn key(graph: &Graph, group: &Group) -> String {
 /// A weight of few bits is also where rows are picked from it elsewhere, as from a table that is the last layer too: a few of them,
 /// in any layout.
 pub(super) fn packable(graph: &Graph, group: &Group, value: ValueId) -> bool {
-    let few_bits = matches!(group.stages.as_slice(), [only] if unpacks(&only.body));
+    let few_bits = matches!(group.stages.as_slice(), [only] if has_few_bits(&only.body));
     let picks = |n: &NodeId| few_bits && matches!(graph.node(*n).op, Op::Gather(_));
     let alone = graph.users(value).iter().filter(|n| !picks(n)).count() == 1 && !graph.is_output(value);
     graph.constant(value).is_some() && graph.ty(value).layout.is_row_major() && alone

@@ -325,6 +325,11 @@ impl Emitter<'_> {
             Scalar::Const(c) => self.constant(body, *c, rank),
             Scalar::Index(e) => {
                 let e = place.expr(e);
+                if let Some(n) = e.as_const() {
+                    let tile = self.constant(body, Constant::int(DType::I64, n), rank);
+                    done.insert((id, mask.len(), false), tile);
+                    return Some(tile);
+                }
                 let shape = place.shape_of(std::iter::once(&e));
                 self.define(body, DType::I64, shape, TileOp::Index(e))
             }
@@ -347,6 +352,11 @@ impl Emitter<'_> {
             }
             Scalar::Cast(to, a) => {
                 let a = operand(self, body, *a, mask)?;
+                if let (true, Some(n)) = (*to == DType::I32, constant(body, a).and_then(Constant::as_i64)) {
+                    let tile = self.constant(body, Constant::int(DType::I32, n), rank);
+                    done.insert((id, mask.len(), false), tile);
+                    return Some(tile);
+                }
                 let shape = self.shape(a);
                 self.define(body, *to, shape, TileOp::Cast(*to, a))
             }

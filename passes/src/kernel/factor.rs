@@ -10,7 +10,7 @@ use super::{Builder, COLUMN, LANE, MOST_STEPS, ROW, Tiling, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source, UnaryOp};
 use kiln_ir::tile::{Carried, For, Stmt, TileId, TileOp};
 
 /// A sum over the inner fold, times what does not change along it.
@@ -31,10 +31,22 @@ pub struct Factors {
     pub own: Term,
     /// The term whose inner sum all columns share.
     pub shared: Option<Term>,
+    /// What is added once for all of the inner fold.
+    pub once: Option<Id<Scalar>>,
 }
 
 /// A product of a coefficient and something that changes along the inner fold; nothing for 1.
 type Product = (Option<Id<Scalar>>, Option<Id<Scalar>>);
+
+/// `guard(inner < 1, x, 0)`, and the rest of the sum that it is part of.
+fn once(body: &Code, inner: &Symbol) -> Option<(Id<Scalar>, Id<Scalar>)> {
+    let Scalar::Binary(BinaryOp::Add, rest, guarded) = body.node(body.result()) else { return None };
+    let Scalar::Guard(conditions, value, zero) = body.node(*guarded) else { return None };
+    let [Less { left, right }] = conditions.as_slice() else { return None };
+    let first = left.as_symbol() == Some(inner) && right.as_const() == Some(1);
+    let nothing = matches!(body.node(*zero), Scalar::Const(c) if c.bits == 0);
+    (first && nothing && !depends(body, inner)[value.index()]).then_some((*value, *rest))
+}
 
 impl Factors {
     /// The body as terms, for an inner fold and a column axis; nothing where a scale does not leave the inner fold.
@@ -45,7 +57,8 @@ impl Factors {
         }
         let varies = depends(body, inner);
         let mut code = body.clone();
-        let products = split(&mut code, body.result(), &varies)?;
+        let (once, rest) = once(body, inner).unzip();
+        let products = split(&mut code, rest.unwrap_or(body.result()), &varies)?;
         let columns = depends(&code, column);
         let (mut own, mut shared) = (None, None);
         for (coefficient, inner) in products {
@@ -53,7 +66,7 @@ impl Factors {
             let inner = inner?;
             let place = if columns[inner.index()] { &mut own } else { &mut shared };
             let mut summed = code.clone();
-            summed.set_result(inner);
+            summed.set_result(whole(&code, inner));
             if place.replace(Term { coefficient, inner: summed }).is_some() {
                 return None;
             }
@@ -65,7 +78,15 @@ impl Factors {
             let live = part.live();
             part.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)))
         };
-        own.coefficient.is_some_and(loads).then_some(Factors { code, own, shared })
+        own.coefficient.is_some_and(loads).then_some(Factors { code, own, shared, once })
+    }
+}
+
+/// What is summed in integers, where it is converted to floats: of what fits them the sum is then the same, and of more it is exact.
+fn whole(code: &Code, id: Id<Scalar>) -> Id<Scalar> {
+    match code.node(id) {
+        Scalar::Cast(DType::F32, a) if matches!(code.node(*a), Scalar::Binary(BinaryOp::Dot4, ..)) => *a,
+        _ => id,
     }
 }
 
@@ -150,7 +171,6 @@ impl Builder<'_> {
     ) -> Option<TileId> {
         let extent = fold.known();
         let steps = extent.filter(|&n| n <= MOST_STEPS).unwrap_or(STEPS).max(1);
-        let zero = Constant::int(DType::F32, 0);
         let mut one = place.shape.clone();
         if tiling.lanes.is_none() {
             one = single();
@@ -164,7 +184,10 @@ impl Builder<'_> {
             .collect();
         let inits: Vec<TileId> = terms
             .iter()
-            .map(|(_, shape)| self.emitter(stages).define(body, DType::F32, shape.clone(), TileOp::Const(zero)))
+            .map(|(term, shape)| {
+                let dtype = term.inner.result_type();
+                self.emitter(stages).define(body, dtype, shape.clone(), TileOp::Const(Constant::int(dtype, 0)))
+            })
             .collect();
         let dims = &tiling.nest.dims;
         let size = Expr::from(steps);
@@ -205,11 +228,22 @@ impl Builder<'_> {
         for ((term, _), sum) in terms.iter().zip(sums) {
             let shape = self.program.tiles[total].shape.clone();
             let mut e = self.emitter(stages);
+            let sum = if term.inner.result_type() == DType::F32 {
+                sum
+            } else {
+                let shape = e.program.tiles[sum].shape.clone();
+                e.define(body, DType::F32, shape, TileOp::Cast(DType::F32, sum))
+            };
             let op = match term.coefficient {
                 Some(c) => TileOp::Fma(e.part(body, &factors.code, c, place)?, sum, total),
                 None => TileOp::Binary(BinaryOp::Add, total, sum),
             };
             total = e.define(body, DType::F32, shape, op);
+        }
+        if let Some(once) = factors.once {
+            let mut added = factors.code.clone();
+            added.set_result(once);
+            total = self.emitter(stages).accumulate(body, &added, place, BinaryOp::Add, total)?;
         }
         Some(total)
     }

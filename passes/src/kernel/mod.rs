@@ -109,7 +109,7 @@ fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize>
     let free = stage.dims.iter().any(|d| d.as_const().is_none());
     let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
     // However many rows there are: programs for one token and for many share the weight.
-    if unpacks(&stage.body) {
+    if has_few_bits(&stage.body) {
         return Some(machine.unpacking_columns(extent));
     }
     Some(machine.columns(if free { rows.max(16) } else { rows }, extent))
@@ -651,7 +651,9 @@ impl Builder<'_> {
         let inner = lanes.as_ref().map(|(symbol, _)| symbol).or(nest.folds.last().map(|f| &f.symbol));
         let factors = match (inner, &column) {
             // More rows share what is unpacked.
-            (Some(inner), Some((column, _))) if row.is_none() => Factors::of(nest, inner, column),
+            (Some(inner), Some((column, _))) if row.is_none() || sums_blocks(&nest.body) => {
+                Factors::of(nest, inner, column)
+            }
             _ => None,
         };
         let tiling = Tiling { nest, row, column, lanes, unroll: schedule.unroll, factors };
@@ -935,6 +937,19 @@ pub(crate) fn unpacks(code: &Code) -> bool {
     code.result_type() == DType::F32
         && matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Mul, ..))
         && code.nodes().any(reads)
+}
+
+/// Whether the code scales dot products of bytes.
+pub(crate) fn sums_blocks(code: &Code) -> bool {
+    let live = code.live();
+    let dot = |id: kiln_ir::Id<Scalar>| matches!(code.node(id), Scalar::Binary(BinaryOp::Dot4, ..));
+    code.result_type() == DType::F32
+        && code.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Cast(DType::F32, a) if dot(*a)))
+}
+
+/// Whether the code reads a weight of few bits, in either form.
+pub(crate) fn has_few_bits(code: &Code) -> bool {
+    unpacks(code) || sums_blocks(code)
 }
 
 /// Whether the code is its argument.

@@ -3,7 +3,7 @@
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::{addresses, is_dot_sum, is_product_sum, strides, unpacks};
+use super::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
@@ -190,9 +190,9 @@ impl Schedule {
         let all = others.map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
         let extent = nest.guess(column) as usize;
         let columns = match all {
-            1 if unpacks(&nest.body) => machine.unpacking_columns(extent),
+            1 if has_few_bits(&nest.body) => machine.unpacking_columns(extent),
             // Within the panels, which are made for one row.
-            _ if unpacks(&nest.body) => machine.columns(all.max(4) as usize, extent),
+            _ if has_few_bits(&nest.body) => machine.columns(all.max(4) as usize, extent),
             _ => machine.columns(all.max(1) as usize, extent),
         } as i64;
         let each = match () {
@@ -203,7 +203,12 @@ impl Schedule {
         };
         Schedule {
             row: row.map(|a| a.symbol.clone()),
-            rows: machine.rows(rows, columns, each, own),
+            // Blocks have sums of their own beside those of the rows.
+            rows: if sums_blocks(&nest.body) {
+                machine.rows(rows, 2 * columns, 1, own)
+            } else {
+                machine.rows(rows, columns, each, own)
+            },
             column: Some(column.symbol.clone()),
             columns,
             lanes: None,

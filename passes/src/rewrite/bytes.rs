@@ -29,8 +29,14 @@ pub fn has_byte_products(graph: &Graph) -> bool {
     graph.nodes().any(|(_, node)| match &node.op {
         Op::Conv(c) => c.elements == Elements::Bytes,
         Op::Contract(c) => c.elements == Elements::Bytes,
+        Op::BlockProduct(_) => true,
         _ => false,
     })
+}
+
+/// Whether the graph holds products of blocks of bytes.
+pub fn has_block_products(graph: &Graph) -> bool {
+    graph.nodes().any(|(_, node)| matches!(node.op, Op::BlockProduct(_)))
 }
 
 /// `(x - zero) * scale`, or `x - zero` as an i32.

@@ -36,6 +36,7 @@ fn drop_identity(graph: &Graph, id: NodeId) -> Option<Patch> {
         Op::Map(m) => node.inputs.len() == 1 && matches!(m.body.node(m.body.result()), Scalar::Arg(0)),
         Op::Reduce(r) => r.axes.is_empty(),
         Op::Contract(_)
+        | Op::BlockProduct(_)
         | Op::Conv(_)
         | Op::Pack(_)
         | Op::Pool(_)

@@ -3,6 +3,7 @@
 //! Invariant: a rule reads the graph and returns a [`Patch`]; only [`apply`] changes the graph, and it type-checks what it
 //! adds. A value is only replaced by one of the same dtype and dims.
 
+mod activations;
 mod bytes;
 mod canonicalise;
 mod columns;
@@ -12,7 +13,8 @@ mod halves;
 mod pairs;
 mod recognise;
 
-pub use bytes::{has_byte_products, products_of_bytes};
+pub use activations::activations_in_bytes;
+pub use bytes::{has_block_products, has_byte_products, products_of_bytes};
 pub use canonicalise::canonicalise;
 pub use columns::columns_last;
 pub use common::eliminate_common;

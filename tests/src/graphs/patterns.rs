@@ -4,17 +4,18 @@
 use super::elementwise::body;
 use super::{Build, Facts, Grown, Kind, No};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{Concat, Contract, Gather, Slice, Softmax, Transpose};
+use kiln_ir::ops::{BlockProduct, Concat, Contract, Gather, Pack, Slice, Softmax, Transpose};
 use kiln_ir::{BinaryOp, DType, Expr, UnaryOp};
 
 impl Build {
     pub(super) fn pattern(&mut self) -> Result<(), No> {
-        let done = match self.random.below(7) {
+        let done = match self.random.below(8) {
             0 | 1 => self.epilogue(),
             2 => self.attention(),
             3 => self.scaled_norm(),
             4 => self.unpacked(),
             5 => self.embedding(),
+            6 => self.blocks(),
             _ => self.rotated(),
         };
         done.map(|_| ())
@@ -132,6 +133,38 @@ impl Build {
         let (scale, bias) = (self.plain(DType::F32, std::slice::from_ref(&last)), self.plain(DType::F32, &[last]));
         let z = self.binary(BinaryOp::Mul, (y, g), scale)?;
         self.binary(BinaryOp::Add, z, bias)
+    }
+
+    /// A product of rows of bytes with a weight of few bits, in blocks that have scales.
+    fn blocks(&mut self) -> Grown {
+        let mut rows = self.shape();
+        rows.truncate(2);
+        let halves = self.random.chance(50);
+        let blocks = Expr::from(*self.random.pick(&[1i64, 2, 3, 6]));
+        let bytes = Expr::from(*self.random.pick(&[4i64, 8, 16, 32]));
+        let columns = Expr::from(*self.random.pick(&[1i64, 5, 16, 32, 49, 96]));
+        let numbers = if halves { bytes.scale(2) } else { bytes.clone() };
+        let of_rows: Vec<Expr> = rows.iter().cloned().chain([blocks.clone()]).collect();
+        let of_columns = vec![columns.clone(), blocks];
+        let with = |dims: &[Expr], last: &Expr| dims.iter().cloned().chain([last.clone()]).collect::<Vec<Expr>>();
+        let (x_dims, w_dims) = (with(&of_rows, &numbers), with(&of_columns, &bytes));
+        let work = self.size(&x_dims).saturating_mul(self.most(&columns));
+        if work > super::MAX_WORK || self.size(&w_dims) > 2 * super::MAX_ELEMENTS {
+            return Err(No);
+        }
+        let words = Facts::integers(f64::INFINITY);
+        let (x, _) = self.leaf_of(DType::I8, &x_dims, Kind::Plain);
+        let (x, _) = self.add(Pack { axis: of_rows.len() }, &[x], words)?;
+        let (w, _) = self.leaf_of(DType::U8, &w_dims, Kind::Plain);
+        let (w, _) = self.add(Pack { axis: 2 }, &[w], words)?;
+        let [(by, f), (sum, g)] = [0; 2].map(|_| self.plain(DType::F32, &of_rows));
+        let [(scale, h), (least, i)] = [0; 2].map(|_| self.plain(DType::F32, &of_columns));
+        let most = if halves { 15.0 } else { 255.0 };
+        let each = self.most(&numbers) as f64 * 128.0 * most * f.bound * h.bound + g.bound * i.bound;
+        let count = of_columns.last().map_or(1, |d| self.most(d)) as f64;
+        // Terms of both signs may leave little of what was rounded.
+        let facts = Facts { grid: None, ..Facts::float(DType::F32, each * count, 6e-7 * each * count, None) };
+        self.add(BlockProduct { halves }, &[x, by, sum, w, scale, least], facts)
     }
 
     /// A weight of whole numbers, unpacked with zero point and scale, in a product.

@@ -1,0 +1,374 @@
+//! Activations in bytes, where the user asks for it: products with weights of few bits become integer products of blocks.
+//!
+//! Invariant: numbers, scales and least values of the weights stay what the model says; the rows that they are multiplied with are
+//! rounded to -127..127 times a scale for each block, `max |x| / 127`. A product whose weight has no blocks that a
+//! [`BlockProduct`] takes is left as it is.
+
+use super::{Operand, Patch, rewrite};
+use kiln_ir::Id;
+use kiln_ir::dtype::DType;
+use kiln_ir::expr::Expr;
+use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
+use kiln_ir::interp::eval_op;
+use kiln_ir::ops::{BlockProduct, Gather, MOST_BLOCK, Map, Op, Pack, Reduce, Reshape};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, TypeError, UnaryOp};
+use kiln_ir::tensor::Tensor;
+
+/// Rounds what is multiplied with weights of few bits to bytes.
+///
+/// # Errors
+/// See [`rewrite`].
+pub fn activations_in_bytes(graph: &Graph) -> Result<Graph, GraphError> {
+    let graph = rewrite(graph, &[product])?;
+    // What else reads a weight reads it in the form that the products have it in: it is stored once.
+    let graph = rewrite(&graph, &[shared_table])?;
+    super::eliminate_common(&graph)
+}
+
+/// A matrix of few bits, `[columns, blocks, block]`: `scale * number + least`.
+struct Weight {
+    columns: usize,
+    blocks: usize,
+    block: usize,
+    /// Without a sign, in rows.
+    numbers: Vec<u8>,
+    scales: Vec<f32>,
+    least: Vec<f32>,
+    nodes: Vec<NodeId>,
+}
+
+/// How many nodes of constants are looked through.
+const MOST_NODES: usize = 8;
+
+/// A value that constants alone decide.
+fn known(graph: &Graph, v: ValueId, depth: usize, nodes: &mut Vec<NodeId>) -> Option<Tensor> {
+    if let Some(tensor) = graph.constant(v) {
+        return Some(tensor.clone());
+    }
+    let id = graph.producer(v).filter(|_| depth < MOST_NODES)?;
+    let node = graph.node(id);
+    if matches!(node.op, Op::Host(_)) || node.outputs.len() != 1 {
+        return None;
+    }
+    let operands: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| known(graph, v, depth + 1, nodes)).collect();
+    nodes.push(id);
+    eval_op(&node.op, &operands?).ok()?.pop()
+}
+
+/// `a * number + b` for a node of a map's body, where the `n`-th operand is the number.
+fn linear(body: &Code, id: Id<Scalar>, n: usize, parameters: &[f64]) -> Option<(f64, f64)> {
+    let operand = |id| linear(body, id, n, parameters);
+    Some(match body.node(id) {
+        Scalar::Arg(m) if *m == n => (1.0, 0.0),
+        Scalar::Arg(m) => (0.0, *parameters.get(*m)?),
+        Scalar::Const(c) => (0.0, c.as_f64()),
+        Scalar::Cast(DType::F32 | DType::F64 | DType::I32 | DType::I64, a) => operand(*a)?,
+        Scalar::Binary(op, a, b) => {
+            let ((a, b), (c, d)) = (operand(*a)?, operand(*b)?);
+            match op {
+                BinaryOp::Add => (a + c, b + d),
+                BinaryOp::Sub => (a - c, b - d),
+                BinaryOp::Mul if a == 0.0 || c == 0.0 => (a * d + b * c, b * d),
+                _ => return None,
+            }
+        }
+        Scalar::Load(..)
+        | Scalar::Index(_)
+        | Scalar::Unary(..)
+        | Scalar::Select(..)
+        | Scalar::Cast(..)
+        | Scalar::Guard(..) => return None,
+    })
+}
+
+/// Elements with the same scale, one after the other, with that scale and the least value.
+struct Runs {
+    run: usize,
+    pairs: Vec<(f32, f32)>,
+}
+
+impl Runs {
+    /// The scales of a map's elements, whose operands are all known.
+    fn of(body: &Code, number: usize, operands: &[Tensor], dims: &[usize]) -> Option<Runs> {
+        let extent = |t: &Tensor, axis: usize| {
+            let lead = dims.len().checked_sub(t.shape().len())?;
+            Some(if axis < lead { 1 } else { *t.shape().get(axis - lead)? })
+        };
+        // Along the last axes nothing but the number changes.
+        let mut inner = dims.len();
+        let others = || operands.iter().enumerate().filter(|(n, _)| *n != number).map(|(_, t)| t);
+        while inner > 0 && others().all(|t| extent(t, inner - 1) == Some(1)) {
+            inner -= 1;
+        }
+        let (outer, run) = (dims[..inner].iter().product::<usize>(), dims[inner..].iter().product());
+        let mut steps = Vec::new();
+        for (n, t) in operands.iter().enumerate() {
+            let (mut step, mut own) = (vec![0; inner], 1);
+            for axis in (0..inner).rev() {
+                let extent = extent(t, axis)?;
+                step[axis] = if extent == 1 { 0 } else { own };
+                own *= extent;
+            }
+            steps.push(if n == number { (step, vec![]) } else { (step, t.to_f64()?) });
+        }
+        let mut pairs = Vec::with_capacity(outer);
+        let mut parameters = vec![0.0; operands.len()];
+        for i in 0..outer {
+            let mut rest = i;
+            let mut at = vec![0; operands.len()];
+            for axis in (0..inner).rev() {
+                let index = rest % dims[axis];
+                rest /= dims[axis];
+                at.iter_mut().zip(&steps).for_each(|(at, (step, _))| *at += index * step[axis]);
+            }
+            for (n, (_, values)) in steps.iter().enumerate() {
+                if n != number {
+                    parameters[n] = *values.get(at[n])?;
+                }
+            }
+            let (scale, least) = linear(body, body.result(), number, &parameters)?;
+            pairs.push((scale as f32, least as f32));
+        }
+        Some(Runs { run, pairs })
+    }
+
+    /// With as many elements a run as a block should have; nothing where a row does not consist of such blocks.
+    fn in_blocks(mut self, row: usize) -> Option<Runs> {
+        while self.run < LEAST_BLOCK {
+            let pairs = self.pairs.chunks(2);
+            if !pairs.clone().all(|p| matches!(p, [a, b] if a == b)) {
+                return None;
+            }
+            self.pairs = pairs.map(|p| p[0]).collect();
+            self.run *= 2;
+        }
+        let fits = |block: &usize| row.is_multiple_of(*block) && self.run.is_multiple_of(*block);
+        let block = (LEAST_BLOCK..=LONGEST_BLOCK).rev().filter(|b| b.is_multiple_of(8)).find(fits)?;
+        let times = self.run / block;
+        let pairs = self.pairs.iter().flat_map(|&p| std::iter::repeat_n(p, times)).collect();
+        Some(Runs { run: block, pairs })
+    }
+}
+
+/// Elements of a block: fewer cost more for their scale than for their products, with more one large activation spoils more.
+const LEAST_BLOCK: usize = 16;
+const LONGEST_BLOCK: usize = if MOST_BLOCK < 128 { MOST_BLOCK } else { 128 };
+
+/// The weight that a value is, as a matrix with so many columns.
+fn weight(graph: &Graph, v: ValueId, columns: usize) -> Option<Weight> {
+    let mut nodes = Vec::new();
+    let mut at = v;
+    let (id, body, inputs) = loop {
+        let id = graph.producer(at).filter(|_| nodes.len() < MOST_NODES)?;
+        let node = graph.node(id);
+        nodes.push(id);
+        match &node.op {
+            Op::Reshape(_) => at = *node.inputs.first()?,
+            Op::Map(Map { body }) => break (id, body, &node.inputs),
+            _ => return None,
+        }
+    };
+    let dims = graph.ty(graph.node(id).outputs[0]).shape()?;
+    let count: usize = dims.iter().product();
+    let number = inputs.iter().position(|&v| {
+        let ty = graph.ty(v);
+        ty.dtype.is_int() && ty.elements().as_size() == Some(count)
+    })?;
+    if body.result_type() != DType::F32 || columns == 0 || !count.is_multiple_of(columns) {
+        return None;
+    }
+    let operands: Vec<Tensor> = inputs.iter().map(|&v| known(graph, v, 0, &mut nodes)).collect::<Option<_>>()?;
+    let row = count / columns;
+    let Runs { run: block, pairs } = Runs::of(body, number, &operands, &dims)?.in_blocks(row)?;
+    let values = operands.get(number)?.to_i64()?;
+    let (low, high) = (*values.iter().min()?, *values.iter().max()?);
+    let zero = match (low, high) {
+        (0.., ..=255) => 0,
+        (-8.., ..=7) => 8,
+        (-128.., ..=127) => 128,
+        _ => return None,
+    };
+    let numbers: Option<Vec<u8>> = values.into_iter().map(|v| u8::try_from(v + zero).ok()).collect();
+    let least = pairs.iter().map(|(scale, least)| (f64::from(*least) - f64::from(*scale) * zero as f64) as f32);
+    Some(Weight {
+        columns,
+        blocks: row / block,
+        block,
+        numbers: numbers?,
+        scales: pairs.iter().map(|p| p.0).collect(),
+        least: least.collect(),
+        nodes,
+    })
+}
+
+impl Weight {
+    /// Whether all numbers fit 4 bits.
+    fn is_small(&self) -> bool {
+        self.numbers.iter().all(|&n| n < 16)
+    }
+
+    /// The numbers as a block product takes them: two a byte where they are small.
+    fn words(&self) -> Option<Tensor> {
+        let bytes = match self.is_small() {
+            true => {
+                let blocks = self.numbers.chunks(self.block).map(|b| b.split_at(self.block / 2));
+                blocks.flat_map(|(low, high)| low.iter().zip(high).map(|(l, h)| l | h << 4)).collect()
+            }
+            false => self.numbers.clone(),
+        };
+        let words = bytes.len() / 4 / self.columns.max(1) / self.blocks.max(1);
+        Tensor::new(DType::I32, vec![self.columns, self.blocks, words], bytes).ok()
+    }
+
+    /// A number for each block.
+    fn each(&self, values: &[f32]) -> Option<Tensor> {
+        Tensor::from_f32(&[self.columns, self.blocks], values).ok()
+    }
+}
+
+/// Nodes of a patch.
+#[derive(Default)]
+struct Nodes(Vec<(Op, Vec<Operand>)>);
+
+impl Nodes {
+    fn add(&mut self, op: impl Into<Op>, operands: Vec<Operand>) -> Operand {
+        self.0.push((op.into(), operands));
+        Operand::New(self.0.len() - 1)
+    }
+
+    /// A map whose body `f` writes over the operands.
+    fn map(
+        &mut self,
+        operands: Vec<(Operand, DType)>,
+        f: impl FnOnce(&mut Code, &[Id<Scalar>]) -> Result<Id<Scalar>, TypeError>,
+    ) -> Option<Operand> {
+        let mut body = Code::new();
+        let arguments: Vec<_> = operands.iter().enumerate().map(|(n, (_, dtype))| body.arg(n, *dtype)).collect();
+        let result = f(&mut body, &arguments).ok()?;
+        body.set_result(result);
+        Some(self.add(Map { body }, operands.into_iter().map(|(o, _)| o).collect()))
+    }
+}
+
+/// The greatest number that an activation is rounded to.
+const MOST: f64 = 127.0;
+
+/// Rows of f32, `[.., B, G]`, as bytes in words, their scales and their sums, for each block.
+fn rounded(nodes: &mut Nodes, x: Operand, rows: &[Expr]) -> Option<[Operand; 3]> {
+    let last = rows.len();
+    let reduce = |combine| Reduce { combine, axes: vec![last], keep: false };
+    let size = nodes.map(vec![(x.clone(), DType::F32)], |b, a| b.unary(UnaryOp::Abs, a[0]))?;
+    let most = nodes.add(reduce(BinaryOp::Max), vec![size]);
+    let scale = nodes.map(vec![(most, DType::F32)], |b, a| {
+        let by = b.float(DType::F32, MOST);
+        b.binary(BinaryOp::Div, a[0], by)
+    })?;
+    let mut beside = rows.to_vec();
+    beside.push(Expr::from(1i64));
+    let each = nodes.add(Reshape { dims: beside }, vec![scale.clone()]);
+    let numbers = nodes.map(vec![(x, DType::F32), (each, DType::F32)], |b, a| {
+        let (zero, one) = (b.float(DType::F32, 0.0), b.float(DType::F32, 1.0));
+        let inverse = b.binary(BinaryOp::Div, one, a[1])?;
+        let some = b.binary(BinaryOp::Gt, a[1], zero)?;
+        let inverse = b.push(Scalar::Select(some, inverse, zero))?;
+        let steps = b.binary(BinaryOp::Mul, a[0], inverse)?;
+        let (low, high) = (b.float(DType::F32, -MOST), b.float(DType::F32, MOST));
+        let raised = b.binary(BinaryOp::Max, steps, low)?;
+        let clipped = b.binary(BinaryOp::Min, raised, high)?;
+        let whole = b.unary(UnaryOp::Round, clipped)?;
+        b.cast(DType::I8, whole)
+    })?;
+    let wide = nodes.map(vec![(numbers.clone(), DType::I8)], |b, a| b.cast(DType::I32, a[0]))?;
+    let sum = nodes.add(reduce(BinaryOp::Add), vec![wide]);
+    let sum = nodes.map(vec![(sum, DType::I32), (scale.clone(), DType::F32)], |b, a| {
+        let sum = b.cast(DType::F32, a[0])?;
+        b.binary(BinaryOp::Mul, sum, a[1])
+    })?;
+    let words = nodes.add(Pack { axis: last }, vec![numbers]);
+    Some([words, scale, sum])
+}
+
+/// A product of activations with a weight of few bits.
+fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let Op::Contract(contract) = &node.op else { return None };
+    let (&x, &right) = (node.inputs.first()?, node.inputs.get(1)?);
+    if contract.bytes || graph.ty(x).dtype != DType::F32 {
+        return None;
+    }
+    let summed = contract.summed();
+    let rows = contract.lhs.strip_suffix(summed.as_str())?;
+    let column = contract.rhs.strip_suffix(summed.as_str())?;
+    if column.len() != 1 || rows.contains(column) || contract.out != format!("{rows}{column}") {
+        return None;
+    }
+    let (from, to) = (graph.ty(x), graph.ty(node.outputs[0]));
+    let weight = weight(graph, right, to.dims.last()?.as_size()?)?;
+    let mut nodes = Nodes::default();
+    let mut dims = from.dims.get(..rows.len())?.to_vec();
+    dims.push(Expr::from(weight.blocks));
+    let whole: Vec<Expr> = dims.iter().cloned().chain([Expr::from(weight.block)]).collect();
+    let x = nodes.add(Reshape { dims: whole }, vec![Operand::Value(x)]);
+    let [words, scale, sum] = rounded(&mut nodes, x, &dims)?;
+    let (scales, least) = (weight.each(&weight.scales)?, weight.each(&weight.least)?);
+    let operands = [words, scale, sum];
+    let constants = [weight.words()?, scales, least].map(Operand::Constant);
+    nodes.add(BlockProduct { halves: weight.is_small() }, operands.into_iter().chain(constants).collect());
+    Some(Patch { nodes: nodes.0, replaces: node.outputs[0], with: None, also: weight.nodes })
+}
+
+/// How the bytes of a table are those of a constant of words or floats.
+enum Same {
+    Bytes,
+    /// Signed ones there, 128 more here.
+    Moved,
+}
+
+/// Rows picked from a table that a block product reads too are picked from what that reads.
+fn shared_table(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let (Op::Gather(Gather { axis: 0 }), [table, at]) = (&node.op, node.inputs.as_slice()) else { return None };
+    let tensor = graph.constant(*table)?;
+    let products = graph.nodes().filter(|(_, n)| matches!(n.op, Op::BlockProduct(_)));
+    let read = products.flat_map(|(_, n)| n.inputs.iter().skip(3).copied());
+    let (shared, same) = read.filter(|v| v != table).find_map(|v| {
+        let own = graph.constant(v)?;
+        let (a, b) = (tensor.bytes(), own.bytes());
+        if a.len() != b.len() || tensor.shape().first() != own.shape().first() {
+            return None;
+        }
+        let floats = tensor.dtype() == DType::F32 && own.dtype() == DType::F32;
+        let words = own.dtype() == DType::I32;
+        match tensor.dtype() {
+            DType::U8 | DType::F32 if (floats || words && tensor.dtype() == DType::U8) && a == b => {
+                Some((v, Same::Bytes))
+            }
+            DType::I8 if words && a.iter().zip(b).all(|(a, b)| *a == b ^ 0x80) => Some((v, Same::Moved)),
+            _ => None,
+        }
+    })?;
+    let mut nodes = Nodes::default();
+    let mut rows = nodes.add(Gather { axis: 0 }, vec![Operand::Value(shared), Operand::Value(*at)]);
+    if tensor.dtype() != DType::F32 {
+        let mut dims = graph.ty(*at).dims.clone();
+        dims.extend(graph.ty(shared).dims.iter().skip(1).cloned());
+        dims.push(Expr::from(1i64));
+        rows = nodes.add(Reshape { dims }, vec![rows]);
+        let shifts: Vec<u8> = [0i32, 8, 16, 24].iter().flat_map(|s| s.to_le_bytes()).collect();
+        let shifts = Operand::Constant(Tensor::new(DType::I32, vec![4], shifts).ok()?);
+        let to = tensor.dtype();
+        rows = nodes.map(vec![(rows, DType::I32), (shifts, DType::I32)], |b, a| {
+            let byte = b.binary(BinaryOp::Shr, a[0], a[1])?;
+            let mask = b.constant(Constant::int(DType::I32, 255));
+            let mut byte = b.binary(BinaryOp::And, byte, mask)?;
+            if matches!(same, Same::Moved) {
+                let middle = b.constant(Constant::int(DType::I32, 128));
+                byte = b.binary(BinaryOp::Sub, byte, middle)?;
+            }
+            b.cast(to, byte)
+        })?;
+    }
+    let dims = graph.ty(node.outputs[0]).dims.clone();
+    nodes.add(Reshape { dims }, vec![rows]);
+    Some(Patch { nodes: nodes.0, replaces: node.outputs[0], with: None, also: vec![] })
+}
