@@ -6,6 +6,7 @@ use super::{Element, Stored, Weights};
 use crate::builder::{BuildError, Builder, Result, Value};
 use crate::gguf::{BLOCK, Blocks, Numbers, blocks};
 use crate::nn::{Matrix, Parameters};
+use half::f16;
 use kiln_ir::ops::OpError;
 use kiln_ir::{DType, Expr, Tensor};
 use std::cell::RefCell;
@@ -167,7 +168,16 @@ impl Parameters for Loader<'_> {
             state.ready.insert(key, tensor.clone());
             Ok(builder.constant(tensor))
         };
-        let floats = |v: Vec<f32>| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        // As files have them, where nothing is lost by it.
+        let exact = |v: &f32| f16::from_f32(*v).to_f32() == *v;
+        let halves = scales.iter().chain(least.iter().flatten()).all(exact);
+        let precision = if halves { DType::F16 } else { DType::F32 };
+        let floats = |v: Vec<f32>| -> Vec<u8> {
+            match halves {
+                true => v.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+                false => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            }
+        };
         let dtype = match form {
             Numbers::Bytes => DType::I8,
             Numbers::Halves => DType::U8,
@@ -175,8 +185,8 @@ impl Parameters for Loader<'_> {
         Ok(Matrix::Blocks {
             form,
             numbers: keep("numbers", dtype, form.block_bytes(), numbers)?,
-            scales: keep("scales", DType::F32, 1, floats(scales))?,
-            least: least.map(|l| keep("least", DType::F32, 1, floats(l))).transpose()?,
+            scales: keep("scales", precision, 1, floats(scales))?,
+            least: least.map(|l| keep("least", precision, 1, floats(l))).transpose()?,
         })
     }
 }

@@ -20,9 +20,9 @@ pub enum Matrix<'g> {
         form: Numbers,
         /// Integers, `[rows, blocks, 32]`, or bytes of two, `[rows, blocks, 16]`.
         numbers: Value<'g>,
-        /// f32, `[rows, blocks, 1]`.
+        /// f32 or f16, `[rows, blocks, 1]`.
         scales: Value<'g>,
-        /// f32, `[rows, blocks, 1]`.
+        /// As the scales.
         least: Option<Value<'g>>,
     },
 }
@@ -54,8 +54,13 @@ fn elements<'g>(form: Numbers, numbers: Value<'g>, scales: Value<'g>, least: Opt
     let others: Vec<Value<'g>> = [scales].into_iter().chain(least).collect();
     unpacked(form, numbers)?.map("expand", &others, |code, v| {
         let number = code.cast(DType::F32, v[0]);
-        let scaled = code.mul(number, v[1]);
-        if others.len() > 1 { code.add(scaled, v[2]) } else { scaled }
+        let scale = code.cast(DType::F32, v[1]);
+        let scaled = code.mul(number, scale);
+        if others.len() == 1 {
+            return scaled;
+        }
+        let least = code.cast(DType::F32, v[2]);
+        code.add(scaled, least)
     })
 }
 

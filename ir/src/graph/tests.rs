@@ -60,6 +60,14 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
             Pool { combine: BinaryOp::Add, window: vec![2], strides: vec![1], dilations: vec![3] }.into(),
             vec![f32s(&[1, 1, 8])],
         ),
+        (
+            BlockProduct { halves: true }.into(),
+            [(DType::I32, &[2usize, 3, 8][..]), (DType::F32, &[2, 3]), (DType::F32, &[2, 3])]
+                .into_iter()
+                .chain([(DType::I32, &[5, 3, 4][..]), (DType::F16, &[5, 3]), (DType::F16, &[5, 3])])
+                .map(|(dtype, dims)| TensorType::of(dtype, dims))
+                .collect(),
+        ),
         (Softmax { axis: 1, log: true }.into(), vec![f32s(&[2, 3])]),
         (Norm { kind: NormKind::Layer, axes: 1, epsilon: one }.into(), vec![f32s(&[2, 3])]),
         (Norm { kind: NormKind::Rms, axes: 2, epsilon: one }.into(), vec![f32s(&[2, 3])]),

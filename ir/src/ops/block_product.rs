@@ -11,7 +11,7 @@ use crate::scalar::{BinaryOp, Code, Constant, Less, Scalar, Source};
 /// `k` of the products of the numbers of `x[.., b, k]` and of `w[n, b, k]`, an integer.
 ///
 /// Operands, in this order: `x` i32 `[.., B, K]`, each of four signed bytes; `x_scale` and `x_sum` f32 `[.., B]`; `w` i32, each of
-/// four unsigned bytes, `[N, B, K]`; `scale` and `least` f32 `[N, B]`. With `halves` a byte of `w` holds two numbers of 4 bits, and it is
+/// four unsigned bytes, `[N, B, K]`; `scale` and `least` f32 or f16 `[N, B]`. With `halves` a byte of `w` holds two numbers of 4 bits, and it is
 /// `[N, B, K / 2]`: the low halves of all of a block's bytes come before the high ones.
 ///
 /// The sum of a block is exact where it has at most 512 numbers; in f32 it is scaled and added up.
@@ -44,8 +44,9 @@ impl Operator for BlockProduct {
         if x.dtype != DType::I32 || w.dtype != DType::I32 {
             return Err(OpError::new("four bytes are an i32"));
         }
-        if [x_scale, x_sum, scale, least].iter().any(|t| t.dtype != DType::F32) {
-            return Err(OpError::new("scales, sums and least values are f32"));
+        let floats = [x_scale, x_sum].iter().all(|t| t.dtype == DType::F32);
+        if !floats || scale.dtype != least.dtype || !matches!(scale.dtype, DType::F32 | DType::F16) {
+            return Err(OpError::new("scales, sums and least values are f32; those of the weight may be f16"));
         }
         let (Some((words, rows)), [columns, blocks, own]) = (x.dims.split_last(), w.dims.as_slice()) else {
             return Err(OpError::new("x is [.., blocks, words], w [columns, blocks, words]"));
@@ -94,12 +95,14 @@ impl Operator for BlockProduct {
         let dot = body.binary(BinaryOp::Dot4, w, x)?;
         let dot = body.cast(DType::F32, dot)?;
         let x_scale = body.load_at(Source::Input(1), of_row.clone(), DType::F32);
-        let scale = body.load_at(Source::Input(4), of_column.clone(), DType::F32);
+        let scale = body.load_at(Source::Input(4), of_column.clone(), inputs[4].dtype);
+        let scale = body.cast(DType::F32, scale)?;
         let both = body.binary(BinaryOp::Mul, x_scale, scale)?;
         let own = body.binary(BinaryOp::Mul, both, dot)?;
         // Once a block.
         let sum = body.load_at(Source::Input(2), of_row, DType::F32);
-        let least = body.load_at(Source::Input(5), of_column, DType::F32);
+        let least = body.load_at(Source::Input(5), of_column, inputs[5].dtype);
+        let least = body.cast(DType::F32, least)?;
         let offset = body.binary(BinaryOp::Mul, least, sum)?;
         let zero = body.constant(Constant::int(DType::F32, 0));
         let first = Less { left: step, right: Expr::from(1i64) };

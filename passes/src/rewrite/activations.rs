@@ -220,9 +220,23 @@ impl Weight {
         Tensor::new(DType::I32, vec![self.columns, self.blocks, words], bytes).ok()
     }
 
-    /// A number for each block.
-    fn each(&self, values: &[f32]) -> Option<Tensor> {
-        Tensor::from_f32(&[self.columns, self.blocks], values).ok()
+    /// Scales and least values, in f16 where nothing is lost by it.
+    fn floats(&self) -> Option<[Tensor; 2]> {
+        let stored = |value: &f32| {
+            let mut bytes = Vec::new();
+            Constant::float(DType::F16, f64::from(*value)).store(&mut bytes);
+            bytes
+        };
+        let exact = |value: &f32| {
+            Constant::load(DType::F16, &stored(value), 0).is_some_and(|c| c.as_f64() == f64::from(*value))
+        };
+        let halves = self.scales.iter().chain(&self.least).all(exact);
+        let shape = [self.columns, self.blocks];
+        let tensor = |values: &[f32]| match halves {
+            true => Tensor::new(DType::F16, shape.to_vec(), values.iter().flat_map(stored).collect::<Vec<u8>>()).ok(),
+            false => Tensor::from_f32(&shape, values).ok(),
+        };
+        Some([tensor(&self.scales)?, tensor(&self.least)?])
     }
 }
 
@@ -310,7 +324,7 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     let whole: Vec<Expr> = dims.iter().cloned().chain([Expr::from(weight.block)]).collect();
     let x = nodes.add(Reshape { dims: whole }, vec![Operand::Value(x)]);
     let [words, scale, sum] = rounded(&mut nodes, x, &dims)?;
-    let (scales, least) = (weight.each(&weight.scales)?, weight.each(&weight.least)?);
+    let [scales, least] = weight.floats()?;
     let operands = [words, scale, sum];
     let constants = [weight.words()?, scales, least].map(Operand::Constant);
     nodes.add(BlockProduct { halves: weight.is_small() }, operands.into_iter().chain(constants).collect());
@@ -337,19 +351,17 @@ fn shared_table(graph: &Graph, id: NodeId) -> Option<Patch> {
         if a.len() != b.len() || tensor.shape().first() != own.shape().first() {
             return None;
         }
-        let floats = tensor.dtype() == DType::F32 && own.dtype() == DType::F32;
         let words = own.dtype() == DType::I32;
         match tensor.dtype() {
-            DType::U8 | DType::F32 if (floats || words && tensor.dtype() == DType::U8) && a == b => {
-                Some((v, Same::Bytes))
-            }
+            DType::U8 if words && a == b => Some((v, Same::Bytes)),
+            DType::F32 | DType::F16 if own.dtype() == tensor.dtype() && a == b => Some((v, Same::Bytes)),
             DType::I8 if words && a.iter().zip(b).all(|(a, b)| *a == b ^ 0x80) => Some((v, Same::Moved)),
             _ => None,
         }
     })?;
     let mut nodes = Nodes::default();
     let mut rows = nodes.add(Gather { axis: 0 }, vec![Operand::Value(shared), Operand::Value(*at)]);
-    if tensor.dtype() != DType::F32 {
+    if tensor.dtype().is_int() {
         let mut dims = graph.ty(*at).dims.clone();
         dims.extend(graph.ty(shared).dims.iter().skip(1).cloned());
         dims.push(Expr::from(1i64));

@@ -158,7 +158,8 @@ impl Build {
         let (w, _) = self.leaf_of(DType::U8, &w_dims, Kind::Plain);
         let (w, _) = self.add(Pack { axis: 2 }, &[w], words)?;
         let [(by, f), (sum, g)] = [0; 2].map(|_| self.plain(DType::F32, &of_rows));
-        let [(scale, h), (least, i)] = [0; 2].map(|_| self.plain(DType::F32, &of_columns));
+        let precision = *self.random.pick(&[DType::F32, DType::F16]);
+        let [(scale, h), (least, i)] = [0; 2].map(|_| self.plain(precision, &of_columns));
         let most = if halves { 15.0 } else { 255.0 };
         let each = self.most(&numbers) as f64 * 128.0 * most * f.bound * h.bound + g.bound * i.bound;
         let count = of_columns.last().map_or(1, |d| self.most(d)) as f64;
