@@ -88,7 +88,7 @@ fn row(form: Numbers) -> Result<Graph, BuildError> {
     let g = Builder::new("row");
     let x = g.input("x", DType::F32, [1.into(), WIDE.into()])?;
     let blocks = WIDE / BLOCK;
-    let shape = vec![WIDE, blocks, form.block_bytes()];
+    let shape = vec![WIDE, blocks, form.bytes_of(BLOCK)];
     let bytes: Vec<u8> =
         (0..shape.iter().product::<usize>()).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect();
     let dtype = if form == Numbers::Bytes { DType::I8 } else { DType::U8 };

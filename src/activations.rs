@@ -59,3 +59,22 @@ pub(crate) fn applied(graph: Graph, options: &Options) -> Result<Graph, Error> {
     let what = "activations in int8 are for products with weights of at most 8 bits that have a scale for blocks of 16 or more";
     Err(Error::Unsupported(format!("{what}; the model has none")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_without_weights_of_few_bits_is_refused() {
+        let text = "graph \"test\" {\ninput %0 : f32[3, 64]\ninput %1 : f32[64, 5]\n\
+                    %2 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[3, 5]\noutput %2 \"y\"\n}";
+        let graph = Graph::parse(text, &[]).unwrap();
+        let rounded = Options { activations: Activations::Int8, ..Options::default() };
+        assert!(
+            matches!(applied(graph.clone(), &rounded), Err(Error::Unsupported(m)) if m.contains("the model has none"))
+        );
+        assert_eq!(applied(graph.clone(), &Options::default()).unwrap().to_string(), graph.to_string());
+        assert_eq!("int8".parse(), Ok(Activations::Int8));
+        assert!("int4".parse::<Activations>().is_err());
+    }
+}

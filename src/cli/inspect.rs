@@ -226,6 +226,9 @@ impl Contents {
         for (name, hash) in &self.hashes {
             let _ = writeln!(text, "  hash of {name}: {hash}");
         }
+        if let Some(rounded) = self.options.get("activations") {
+            let _ = writeln!(text, "  activations are rounded to {rounded} where they meet weights of few bits");
+        }
         for (what, ends) in [("input", &self.plan.inputs), ("output", &self.plan.outputs)] {
             for (name, ty) in self.ends(ends) {
                 let _ = writeln!(text, "  {what} {name}: {ty}");

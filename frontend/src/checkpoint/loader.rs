@@ -4,7 +4,7 @@
 
 use super::{Element, Stored, Weights};
 use crate::builder::{BuildError, Builder, Result, Value};
-use crate::gguf::{BLOCK, Blocks, Numbers, blocks};
+use crate::gguf::{Blocks, Numbers, blocks};
 use crate::nn::{Matrix, Parameters};
 use half::f16;
 use kiln_ir::ops::OpError;
@@ -151,6 +151,7 @@ impl Parameters for Loader<'_> {
         let Some(parts) = stored else {
             return Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?));
         };
+        let block = parts.block();
         let (form, Blocks { numbers, scales, least }) = match parts.halved() {
             Some(halved) => (Numbers::Halves, halved),
             None => (Numbers::Bytes, parts),
@@ -159,7 +160,7 @@ impl Parameters for Loader<'_> {
         state.asked.insert(path.to_string());
         let mut keep = |part: &str, dtype: DType, inner: usize, bytes: Vec<u8>| -> Result<Value<'g>> {
             let key = format!("{path}/{part}");
-            let shape = vec![rows, columns / BLOCK, inner];
+            let shape = vec![rows, columns / block, inner];
             let made = match state.ready.get(&key) {
                 Some(tensor) => Ok(tensor.clone()),
                 None => Tensor::new(dtype, shape, bytes),
@@ -184,7 +185,7 @@ impl Parameters for Loader<'_> {
         };
         Ok(Matrix::Blocks {
             form,
-            numbers: keep("numbers", dtype, form.block_bytes(), numbers)?,
+            numbers: keep("numbers", dtype, form.bytes_of(block), numbers)?,
             scales: keep("scales", precision, 1, floats(scales))?,
             least: least.map(|l| keep("least", precision, 1, floats(l))).transpose()?,
         })

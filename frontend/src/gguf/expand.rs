@@ -7,7 +7,7 @@ use super::Encoding;
 use half::{bf16, f16};
 
 /// Groups that share a scale in the K encodings.
-const K_ELEMENTS: usize = 256;
+pub(super) const K_ELEMENTS: usize = 256;
 
 /// The elements of whole blocks; a part of a block at the end is left out.
 pub fn expand(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
@@ -68,17 +68,17 @@ fn q5_1(block: &[u8; 24], out: &mut Vec<f32>) {
 }
 
 /// The low halves of all bytes, then the high halves.
-fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
+pub(super) fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.iter().map(|b| b & 15).chain(bytes.iter().map(|b| b >> 4))
 }
 
 /// Number `n` of a block with its fifth bit.
-fn fifth(high: u32, n: usize, low: u8) -> u8 {
+pub(super) fn fifth(high: u32, n: usize, low: u8) -> u8 {
     low | (((high >> n) & 1) << 4) as u8
 }
 
 /// The six-bit scale and least value of group `n` of 8.
-fn scale_and_least(n: usize, s: &[u8; 12]) -> (f32, f32) {
+pub(super) fn scale_and_least(n: usize, s: &[u8; 12]) -> (f32, f32) {
     let (scale, least) = if n < 4 {
         (s[n] & 63, s[n + 4] & 63)
     } else {
@@ -97,7 +97,7 @@ fn k_groups(d: f32, least: f32, scales: &[u8; 12], number: impl Fn(usize, usize)
 }
 
 /// Four bits of number `n` of a group of 32: two groups share 32 bytes, the first has the low halves.
-fn k_nibble(q: &[u8], group: usize, n: usize) -> u8 {
+pub(super) fn k_nibble(q: &[u8], group: usize, n: usize) -> u8 {
     let byte = q[group / 2 * 32 + n];
     if group.is_multiple_of(2) { byte & 15 } else { byte >> 4 }
 }
@@ -118,15 +118,24 @@ fn q5_k(block: &[u8; 176], out: &mut Vec<f32>) {
 }
 
 fn q6_k(block: &[u8; 210], out: &mut Vec<f32>) {
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half(block[208], block[209]);
     for n in 0..K_ELEMENTS {
-        // Two halves of 128; within one, four runs of 32 share 32 bytes of upper bits.
-        let (half, run, at) = (n / 128, n % 128 / 32, n % 32);
-        let byte = low[half * 64 + run % 2 * 32 + at];
-        let low = if run < 2 { byte & 15 } else { byte >> 4 };
-        let high = high[half * 32 + at] >> (2 * run) & 3;
-        let scale = f32::from(scales[n / 16].cast_signed());
-        out.push(d * scale * f32::from(i16::from(low | high << 4) - 32));
+        out.push(d * k_scale(block, n / 16) * f32::from(k_six_bits(block, n)));
     }
+}
+
+/// The eight-bit scale of a group of 16.
+pub(super) fn k_scale(block: &[u8; 210], group: usize) -> f32 {
+    f32::from(block[192 + group].cast_signed())
+}
+
+/// Number `n` of a block of six-bit ones.
+pub(super) fn k_six_bits(block: &[u8; 210], n: usize) -> i8 {
+    let (low, high) = (&block[..128], &block[128..192]);
+    // Two halves of 128; within one, four runs of 32 share 32 bytes of upper bits.
+    let (half, run, at) = (n / 128, n % 128 / 32, n % 32);
+    let byte = low[half * 64 + run % 2 * 32 + at];
+    let low = if run < 2 { byte & 15 } else { byte >> 4 };
+    let high = high[half * 32 + at] >> (2 * run) & 3;
+    (low | high << 4).cast_signed() - 32
 }

@@ -18,7 +18,7 @@ pub enum Matrix<'g> {
     Blocks {
         /// What `numbers` holds.
         form: Numbers,
-        /// Integers, `[rows, blocks, 32]`, or bytes of two, `[rows, blocks, 16]`.
+        /// Integers, `[rows, blocks, 32]` (or 16), or bytes of two, `[rows, blocks, 16]`.
         numbers: Value<'g>,
         /// f32 or f16, `[rows, blocks, 1]`.
         scales: Value<'g>,
@@ -49,6 +49,14 @@ fn unpacked(form: Numbers, numbers: Value<'_>) -> Result<Value<'_>> {
     wide.reshape(dims.into_iter().chain([Expr::from(BLOCK)]))
 }
 
+/// Elements of a block.
+fn block(form: Numbers, numbers: Value<'_>) -> Result<Expr> {
+    match form {
+        Numbers::Bytes => numbers.dim(2),
+        Numbers::Halves => Ok(Expr::from(BLOCK)),
+    }
+}
+
 /// `number * scale + least` as f32, `[.., 32]`.
 fn elements<'g>(form: Numbers, numbers: Value<'g>, scales: Value<'g>, least: Option<Value<'g>>) -> Result<Value<'g>> {
     let others: Vec<Value<'g>> = [scales].into_iter().chain(least).collect();
@@ -73,7 +81,7 @@ impl<'g> Matrix<'g> {
         match self {
             Matrix::Plain(value) => Ok(value),
             Matrix::Blocks { form, numbers, scales, least } => {
-                let dims = [numbers.dim(0)?, numbers.dim(1)?.scale(BLOCK as i64)];
+                let dims = [numbers.dim(0)?, numbers.dim(1)?.mul(&block(form, numbers)?)];
                 elements(form, numbers, scales, least)?.reshape(dims)
             }
         }
@@ -91,7 +99,7 @@ impl<'g> Matrix<'g> {
                 // Over blocks and their elements, so that a scale is read once for a block.
                 let mut dims: Vec<Expr> = x.dims();
                 dims.pop();
-                dims.extend([numbers.dim(1)?, Expr::from(BLOCK)]);
+                dims.extend([numbers.dim(1)?, block(form, numbers)?]);
                 let weight = elements(form, numbers, scales, least)?;
                 x.reshape(dims)?.contract(weight, &format!("{letters}BK,NBK->{letters}N"))
             }
@@ -107,7 +115,7 @@ impl<'g> Matrix<'g> {
             Matrix::Plain(value) => value.gather(at, 0),
             Matrix::Blocks { form, numbers, scales, least } => {
                 let mut dims = at.dims();
-                dims.push(numbers.dim(1)?.scale(BLOCK as i64));
+                dims.push(numbers.dim(1)?.mul(&block(form, numbers)?));
                 let picked = least.map(|l| l.gather(at, 0)).transpose()?;
                 elements(form, numbers.gather(at, 0)?, scales.gather(at, 0)?, picked)?.reshape(dims)
             }

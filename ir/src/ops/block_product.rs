@@ -26,7 +26,7 @@ pub const MOST_BLOCK: usize = 512;
 
 impl BlockProduct {
     pub(super) fn from_attributes(a: &Attributes) -> Result<BlockProduct, OpError> {
-        Ok(BlockProduct { halves: a.optional_flag("halves")? })
+        Ok(BlockProduct { halves: a.bool("halves")? })
     }
 }
 
@@ -36,7 +36,7 @@ impl Operator for BlockProduct {
     }
 
     fn attributes(&self) -> Attributes {
-        if self.halves { Attributes::new().with("halves", true) } else { Attributes::new() }
+        Attributes::new().with("halves", self.halves)
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {

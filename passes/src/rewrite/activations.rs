@@ -10,7 +10,7 @@ use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
 use kiln_ir::interp::eval_op;
-use kiln_ir::ops::{BlockProduct, Gather, MOST_BLOCK, Map, Op, Pack, Reduce, Reshape};
+use kiln_ir::ops::{BlockProduct, Elements, Gather, MOST_BLOCK, Map, Op, Pack, Reduce, Reshape};
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, TypeError, UnaryOp};
 use kiln_ir::tensor::Tensor;
 
@@ -307,7 +307,7 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(contract) = &node.op else { return None };
     let (&x, &right) = (node.inputs.first()?, node.inputs.get(1)?);
-    if contract.bytes || graph.ty(x).dtype != DType::F32 {
+    if contract.elements != Elements::Numbers || graph.ty(x).dtype != DType::F32 {
         return None;
     }
     let summed = contract.summed();
