@@ -279,6 +279,7 @@ impl<'a> Emitter<'a, '_> {
                     self.builder.ins().fadd(product, c)
                 })
             }
+            Op::Scale(..) => Err(self.unsupported("128-bit code has no scaling by powers of two")),
             Op::Select(a, b, c) => {
                 let (a, b, c) = (self.value(*a), self.value(*b), self.value(*c));
                 Ok(if result.is_scalar() { self.builder.ins().select(a, b, c) } else { self.select_lanes(ty, a, b, c) })

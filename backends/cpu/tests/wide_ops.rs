@@ -189,6 +189,19 @@ fn fma_and_select() {
 }
 
 #[test]
+fn scale() {
+    // AVX2 has no such instruction.
+    for (level, bytes) in SIZES.into_iter().filter(|(level, _)| *level != WideLevel::Avx2) {
+        let mut run = Run::new(level);
+        for ty in types(DType::F32, bytes) {
+            run.op([ty; 3], ty, &format!("    %3: {ty} = scale(%0, %1)"));
+            run.op([ty; 3], ty, &format!("    %9: {ty} = -127.0f32\n    %3: {ty} = scale(%0, %9)"));
+        }
+        run.done(4);
+    }
+}
+
+#[test]
 fn masks() {
     for (level, bytes) in SIZES {
         let mut run = Run::new(level);

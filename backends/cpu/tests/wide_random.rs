@@ -38,6 +38,8 @@ struct Generator {
     /// With whether the bits are the same everywhere: not those of a float that may be a NaN made by an operation.
     scope: Vec<(ValueId, bool)>,
     fuel: usize,
+    /// Whether there is [`Op::Scale`], which AVX2 lacks.
+    scales: bool,
 }
 
 impl Generator {
@@ -56,7 +58,14 @@ impl Generator {
             }
         }
         types.extend([full, full, half].map(|lanes| VectorType::vector(DType::Bool, lanes)));
-        Generator { random: Random(seed), types, values: Arena::default(), scope: Vec::new(), fuel: 70 }
+        Generator {
+            random: Random(seed),
+            types,
+            values: Arena::default(),
+            scope: Vec::new(),
+            fuel: 70,
+            scales: bytes == 64,
+        }
     }
 
     fn assign(&mut self, body: &mut Vec<Stmt>, ty: VectorType, op: Op, exact: bool) -> ValueId {
@@ -151,6 +160,10 @@ impl Generator {
                 let op = self.random.pick(&comparisons);
                 let (a, b) = (self.operand(body, ty, false), self.operand(body, ty, false));
                 self.assign(body, mask, Op::Binary(op, a, b), true);
+            }
+            8 if ty.dtype == DType::F32 && self.scales && self.random.below(2) == 0 => {
+                let (a, n) = (self.operand(body, ty, false), self.operand(body, ty, false));
+                self.assign(body, ty, Op::Scale(a, n), false);
             }
             8 | 9 if float => {
                 let [a, b, c] = [(); 3].map(|()| self.operand(body, ty, false));

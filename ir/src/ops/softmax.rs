@@ -77,7 +77,9 @@ impl Operator for Softmax {
             body.set_result(result);
         } else {
             let e = body.unary(UnaryOp::Exp, shifted)?;
-            let result = body.binary(BinaryOp::Div, e, s)?;
+            // One division a row: each element is rounded once more.
+            let share = body.unary(UnaryOp::Recip, s)?;
+            let result = body.binary(BinaryOp::Mul, e, share)?;
             let result = body.cast(dtype, result)?;
             body.set_result(result);
         }

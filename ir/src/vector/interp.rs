@@ -172,6 +172,16 @@ fn fma(fused: bool, dtype: DType, a: Lane, b: Lane, c: Lane) -> Lane {
     }
 }
 
+/// See [`Op::Scale`]. In f64 nothing is rounded, and no factor beyond the bounds changes what f32 makes of the product.
+fn scale(a: Lane, n: Lane) -> Lane {
+    let n = f64::from(f32_of(n)).floor();
+    let factor = if n.is_infinite() { n.exp2() } else { n.clamp(-500.0, 500.0).exp2() };
+    let a = f32_of(a);
+    // The instruction prefers an infinite n to a quiet NaN.
+    let ignored = a.is_nan() && a.to_bits() & 1 << 22 != 0 && n.is_infinite();
+    lane_of(if ignored { factor } else { f64::from(a) * factor } as f32)
+}
+
 struct Frame<'a, 'b> {
     program: &'a VectorProgram,
     buffers: &'a mut [&'b mut [u8]],
@@ -349,6 +359,12 @@ impl Frame<'_, '_> {
                         true => lane_of(semantics::dot2(a as i64, b as i64, f32_of(c))),
                         false => fma(self.fused, dtype, a, b, c),
                     };
+                }
+            }
+            Op::Scale(a, n) => {
+                let (a, n) = (self.at(*a), self.at(*n));
+                for l in 0..count {
+                    self.lanes[to + l] = scale(self.lanes[a + l], self.lanes[n + l]);
                 }
             }
             Op::Select(a, b, c) => {

@@ -200,6 +200,9 @@ pub enum Op {
     /// fused multiply-add, which is x86-64 below v3. Where `a` and `b` are i32, they are pairs of bf16 and `c` is f32:
     /// `dot2` onto `c`.
     Fma(ValueId, ValueId, ValueId),
+    /// `a * 2^floor(n)` of f32 with one rounding. One instruction of AVX-512; code generators for less have no such operation, and
+    /// programs for them no use for it.
+    Scale(ValueId, ValueId),
     /// Lanewise `if a { b } else { c }`.
     Select(ValueId, ValueId, ValueId),
     /// Lanewise conversion by the rules of [`crate::semantics`]; each rounds at most once.
@@ -229,7 +232,7 @@ impl Op {
             | Op::RoundHalf(a)
             | Op::Bitcast(_, a)
             | Op::Fold(_, a) => f(*a),
-            Op::Binary(_, a, b) => {
+            Op::Binary(_, a, b) | Op::Scale(a, b) => {
                 f(*a);
                 f(*b);
             }

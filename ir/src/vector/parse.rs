@@ -261,6 +261,10 @@ impl Parser<'_> {
                 let [a, b, c] = self.operands()?;
                 Op::Fma(a, b, c)
             }
+            "scale" => {
+                let [a, n] = self.operands()?;
+                Op::Scale(a, n)
+            }
             "select" => {
                 let [a, b, c] = self.operands()?;
                 Op::Select(a, b, c)

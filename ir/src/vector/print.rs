@@ -43,6 +43,7 @@ impl Display for Op {
             Op::Extract(a, lane) => write!(f, "extract({a}, {lane})"),
             Op::Unary(op, a) => write!(f, "{}({a})", op.name()),
             Op::Binary(op, a, b) => write!(f, "{}({a}, {b})", op.name()),
+            Op::Scale(a, n) => write!(f, "scale({a}, {n})"),
             Op::Fma(a, b, c) => write!(f, "fma({a}, {b}, {c})"),
             Op::Select(a, b, c) => write!(f, "select({a}, {b}, {c})"),
             Op::Cast(to, a) => write!(f, "to_{to}({a})"),

@@ -330,6 +330,15 @@ impl Verifier<'_> {
                 }
                 None
             }
+            Op::Scale(a, n) => {
+                for v in [a, n] {
+                    self.want(stmt, *v, result);
+                }
+                if result.dtype != DType::F32 {
+                    self.report(Some(stmt), format!("`scale` is not defined on {result}"));
+                }
+                None
+            }
             Op::Select(a, b, c) => {
                 self.want(stmt, *a, VectorType { dtype: DType::Bool, ..result });
                 self.want(stmt, *b, result);

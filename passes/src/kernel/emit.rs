@@ -6,7 +6,7 @@
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::id::Id;
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source, UnaryOp};
 use kiln_ir::tile::{Stmt, TileId, TileOp, TileProgram, TileType};
 use std::collections::{BTreeMap, HashMap};
 
@@ -191,6 +191,15 @@ impl Emitter<'_> {
         }
     }
 
+    /// A quotient by a constant as a product, one rounding away: for `erf`, whose relative error grows no more than its argument's.
+    fn multiplied(&mut self, body: &mut Vec<Stmt>, tile: TileId) -> TileId {
+        let Some(&TileOp::Binary(BinaryOp::Div, a, by)) = definition(body, tile) else { return tile };
+        let share = constant(body, by).filter(|c| c.dtype == DType::F32).map(|c| 1.0 / c.as_f64());
+        let Some(share) = share.filter(|share| (*share as f32).is_normal()) else { return tile };
+        let share = self.constant(body, Constant::float(DType::F32, share), self.shape(a).len());
+        self.binary(body, BinaryOp::Mul, a, share)
+    }
+
     /// A binary operation with broadcasting.
     pub fn binary(&mut self, body: &mut Vec<Stmt>, op: BinaryOp, a: TileId, b: TileId) -> TileId {
         let dtype = op.result_type(self.program.tiles[a].dtype);
@@ -347,6 +356,7 @@ impl Emitter<'_> {
             }
             Scalar::Unary(op, a) => {
                 let a = operand(self, body, *a, mask)?;
+                let a = if *op == UnaryOp::Erf { self.multiplied(body, a) } else { a };
                 let shape = self.shape(a);
                 self.define(body, dtype, shape, TileOp::Unary(*op, a))
             }

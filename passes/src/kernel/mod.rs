@@ -856,7 +856,9 @@ impl Builder<'_> {
         let mut inner = Vec::new();
         match &column {
             Some(column) => {
-                let width = self.machine.lanes as i64 * self.machine.pointwise_vectors(&last);
+                let whole = column.known().and_then(|extent| self.machine.in_registers(extent));
+                let few = self.machine.lanes as i64 * self.machine.pointwise_vectors(&last);
+                let width = whole.filter(|_| free.is_empty()).unwrap_or(few);
                 self.walk(&mut inner, &last, &place, column, &Expr::default(), &column.extent, width, &stages)?;
             }
             None => {

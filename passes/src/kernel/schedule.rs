@@ -109,6 +109,13 @@ impl Machine {
         }
     }
 
+    /// How many elements of a row are in whole vectors, where all of them fit half of the registers: what several stages read of
+    /// such a row is loaded and computed once.
+    pub(super) fn in_registers(&self, extent: i64) -> Option<i64> {
+        let vectors = extent / self.lanes as i64;
+        (1..=self.registers as i64 / 2).contains(&vectors).then_some(vectors * self.lanes as i64)
+    }
+
     /// How many vectors an elementwise loop computes at a time: few where the code is long.
     pub(super) fn pointwise_vectors(&self, nest: &FlatNest) -> i64 {
         let heavy = |n: &Scalar| matches!(n, Scalar::Unary(..) | Scalar::Select(..));
@@ -252,6 +259,11 @@ impl Schedule {
             even && nest.guess(f) >= machine.lanes as i64
         };
         let fold = nest.folds.iter().rev().find(contiguous);
+        if let Some((fold, whole)) = fold.and_then(|f| Some((f, machine.in_registers(f.known()?)?))) {
+            // What the vectors leave is written out, too.
+            let lanes = Some((fold.symbol.clone(), whole));
+            return Schedule { row: None, rows: 1, column: None, columns: 1, lanes, unroll: machine.lanes as i64 };
+        }
         let heavy = nest.body.nodes().any(|(_, n)| matches!(n, Scalar::Unary(..)));
         let vectors = if heavy { 1 } else { 4 };
         let lanes = fold.map(|f| (f.symbol.clone(), vectors * machine.lanes as i64));

@@ -26,12 +26,14 @@ pub(super) struct Builder {
     regions: Vec<Region>,
     /// Buffers that the kernel stores to: what is loaded from them may change.
     written: Vec<bool>,
+    /// Whether there is [`Op::Scale`].
+    scales: bool,
 }
 
 impl Builder {
     /// With the outermost region open.
-    pub(super) fn new(written: Vec<bool>) -> Builder {
-        Builder { values: Arena::default(), depths: Vec::new(), regions: vec![Region::default()], written }
+    pub(super) fn new(written: Vec<bool>, scales: bool) -> Builder {
+        Builder { values: Arena::default(), depths: Vec::new(), regions: vec![Region::default()], written, scales }
     }
 
     /// The finished program's values and body.
@@ -198,6 +200,12 @@ impl At<'_> {
     pub(super) fn fma(&mut self, a: ValueId, b: ValueId, c: ValueId) -> ValueId {
         let ty = self.ty(c);
         self.op(ty, Op::Fma(a, b, c))
+    }
+
+    /// `a * 2^n` for whole n in one operation; nothing where there is none.
+    pub(super) fn scale(&mut self, a: ValueId, n: ValueId) -> Option<ValueId> {
+        let ty = self.ty(a);
+        (self.builder.scales && ty.dtype == DType::F32).then(|| self.op(ty, Op::Scale(a, n)))
     }
 
     pub(super) fn select(&mut self, c: ValueId, a: ValueId, b: ValueId) -> ValueId {

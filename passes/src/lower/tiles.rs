@@ -81,7 +81,7 @@ impl<'a> Lowering<'a> {
             pairs: target.pairs,
             dims,
             ranges,
-            builder: Builder::new(program.buffers.iter().map(|b| b.written).collect()),
+            builder: Builder::new(program.buffers.iter().map(|b| b.written).collect(), target.bytes == 64),
             symbols: HashMap::new(),
             folding: None,
             fixed: HashMap::new(),

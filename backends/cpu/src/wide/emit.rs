@@ -721,6 +721,7 @@ impl<'a> Emitter<'a> {
             Op::Binary(op, a, b) => self.op_binary(id, *op, *a, *b)?,
             Op::Fma(a, b, c) if self.ty(*a).dtype == DType::I32 => self.dot_of_pairs(ty, *a, *b, *c)?,
             Op::Fma(a, b, c) => self.fma(ty, *a, *b, *c)?,
+            Op::Scale(a, n) => self.scale(ty, *a, *n)?,
             Op::Select(c, a, b) => self.select(id, ty, *c, *a, *b)?,
             Op::Cast(_, a) => self.cast(id, ty, *a)?,
             Op::RoundHalf(a) => self.round_half(ty, *a)?,

@@ -314,6 +314,14 @@ impl Emitter<'_> {
         Ok(def)
     }
 
+    /// `a * 2^n`, which only AVX-512 has.
+    pub fn scale(&mut self, ty: VectorType, a: ValueId, n: ValueId) -> Result<VReg, Error> {
+        let width = self.width(ty)?;
+        let a = self.vector_of(a)?;
+        let n = self.operand(n, codes::VSCALEFPS)?;
+        self.binary(codes::VSCALEFPS, width, a, n)
+    }
+
     /// A mask: of AVX2, of lanes as wide as those compared.
     pub fn compare_lanes(&mut self, ty: VectorType, op: BinaryOp, a: VReg, b: Arg) -> Result<VReg, Error> {
         use BinaryOp::*;

@@ -1,8 +1,8 @@
 //! The exponential function and what is made of it.
 //!
 //! Invariant: `x = n ln 2 + r` with an integer `n` and `|r| <= ln 2 / 2`; `n ln 2` is taken away in two parts, of
-//! which the first has so few bits that its product with `n` is exact. `2^n` is multiplied in two steps, so that
-//! results below the normal numbers are rounded once and those too large become infinite.
+//! which the first has so few bits that its product with `n` is exact. `2^n` is multiplied in two steps, or in
+//! one where the target scales, so that results below the normal numbers are rounded once and those too large become infinite.
 
 use super::{layout, with_sign};
 use crate::lower::build::At;
@@ -68,8 +68,10 @@ fn format(ty: VectorType) -> &'static Format {
 
 /// `x = n ln 2 + r`.
 struct Reduced {
-    /// As an integer.
+    /// As a float.
     n: ValueId,
+    /// With `n` as an integer in its low bits.
+    shifted: ValueId,
     r: ValueId,
     /// `(e^r - 1 - r) / r^2`
     quadratic: ValueId,
@@ -77,7 +79,7 @@ struct Reduced {
 
 fn reduce(code: &mut At<'_>, x: ValueId) -> Reduced {
     let ty = code.ty(x);
-    let (f, (int, _)) = (format(ty), layout(ty));
+    let f = format(ty);
     let (log2e, magic) = (code.num(x, std::f64::consts::LOG2_E), code.num(x, f.magic));
     let shifted = code.fma(x, log2e, magic);
     let n = code.sub(shifted, magic);
@@ -85,11 +87,17 @@ fn reduce(code: &mut At<'_>, x: ValueId) -> Reduced {
     let r = code.fma(n, high, x);
     let r = code.fma(n, low, r);
     let quadratic = code.polynomial(r, f.quadratic);
+    Reduced { n, shifted, r, quadratic }
+}
+
+/// The `n` of a reduction as an integer.
+fn whole(code: &mut At<'_>, shifted: ValueId) -> ValueId {
+    let ty = code.ty(shifted);
+    let (f, (int, _)) = (format(ty), layout(ty));
     let bits = code.bits(int, shifted);
     let magic_bits = Constant::int(int, Constant::float(ty.dtype, f.magic).bits as i64);
     let magic_bits = code.constant(VectorType { dtype: int, ..ty }, magic_bits);
-    let n = code.sub(bits, magic_bits);
-    Reduced { n, r, quadratic }
+    code.sub(bits, magic_bits)
 }
 
 /// `2^n` as a float of the type, for `n` among the exponents of normal numbers.
@@ -103,10 +111,14 @@ fn power_of_two(code: &mut At<'_>, n: ValueId, dtype: DType) -> ValueId {
 /// `e^x`, for x within the limits of the format (or NaN).
 fn exp_within(code: &mut At<'_>, x: ValueId) -> ValueId {
     let dtype = code.ty(x).dtype;
-    let Reduced { n, r, quadratic } = reduce(code, x);
+    let Reduced { n, shifted, r, quadratic } = reduce(code, x);
     let one = code.num(x, 1.0);
     let linear = code.fma(quadratic, r, one);
     let power = code.fma(linear, r, one);
+    if let Some(scaled) = code.scale(power, n) {
+        return scaled;
+    }
+    let n = whole(code, shifted);
     let half = code.with(BinaryOp::Shr, n, 1.0);
     let rest = code.sub(n, half);
     let (half, rest) = (power_of_two(code, half, dtype), power_of_two(code, rest, dtype));
@@ -125,9 +137,10 @@ pub(super) fn exp(code: &mut At<'_>, x: ValueId) -> ValueId {
 /// `e^x - 1`, for x from 0 to where `e^x` has the greatest exponent less 1 (or NaN).
 pub(super) fn exp_minus_one(code: &mut At<'_>, x: ValueId) -> ValueId {
     let dtype = code.ty(x).dtype;
-    let Reduced { n, r, quadratic } = reduce(code, x);
+    let Reduced { shifted, r, quadratic, .. } = reduce(code, x);
     let square = code.mul(r, r);
     let part = code.fma(quadratic, square, r);
+    let n = whole(code, shifted);
     let scale = power_of_two(code, n, dtype);
     let whole = code.with(BinaryOp::Sub, scale, 1.0);
     code.fma(part, scale, whole)
