@@ -1,9 +1,11 @@
 //! Groups: what becomes one kernel.
 //!
 //! Invariant: a group computes one value of the graph from values that other groups, the caller or the weights
-//! provide; its stages are nests whose `Source::Input(k)` is `inputs[k]`, and only the last stage's result leaves it.
+//! provide; its stages are nests whose `Source::Input(k)` is `inputs[k]`, and only the last stage's result leaves it. A scatter is
+//! a group of its own without stages: where it stores is computed.
 
 use crate::fusion::{Attempt, Refusal, Way};
+use crate::kernel::scatter::Scatter;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
@@ -15,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 /// One kernel's worth of the graph.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// Nests, the last one computes `output`.
+    /// Nests, the last one computes `output`; none for a [`Scatter`].
     pub stages: Vec<Nest>,
     /// What `Source::Input(k)` reads.
     pub inputs: Vec<ValueId>,
@@ -163,6 +165,12 @@ pub fn group(
         let meaning = if on_host(id) { Meaning::Host } else { node.op.meaning(&types).map_err(fail)? };
         let output = node.outputs[0];
         let Meaning::Nests(stages) = meaning else {
+            if let Some(scatter) = Scatter::of(graph, id).filter(|_| !on_host(id)) {
+                let inputs = scatter.inputs().to_vec();
+                let (origin, what) = (node.origin.clone(), "scatter".to_string());
+                groups.insert(output, Group { stages: vec![], inputs, output, origin, what, nodes: vec![id] });
+                continue;
+            }
             for &v in &node.outputs {
                 hosts.insert(v, id);
             }
@@ -194,7 +202,7 @@ pub fn group(
 }
 
 fn is_host(graph: &Graph, node: NodeId, on_host: &dyn Fn(NodeId) -> bool) -> bool {
-    on_host(node) || matches!(graph.node(node).op, Op::Host(_))
+    on_host(node) || matches!(graph.node(node).op, Op::Host(_)) && Scatter::of(graph, node).is_none()
 }
 
 /// Whether the node's result is its operand's memory: a reshape, or a transpose that only moves axes of extent 1, of

@@ -6,6 +6,7 @@ use crate::attention::join_attention;
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::hoist::hoist_constants;
+use crate::kernel::scatter::Scatter;
 use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
@@ -363,6 +364,9 @@ fn with_safe_symbols(graph: &Graph) -> Result<Graph, GraphError> {
 /// Why a node cannot be a kernel, if its types say so.
 fn host_reason(graph: &Graph, id: NodeId) -> Option<String> {
     let node = graph.node(id);
+    if Scatter::of(graph, id).is_some() {
+        return None;
+    }
     if let Op::Host(h) = &node.op {
         return Some(format!("`{}` is a host op", h.function()));
     }

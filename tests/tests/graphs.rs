@@ -4,9 +4,11 @@
 use kiln::compare;
 use kiln::cross::{self, Way};
 use kiln::ir::graph::Origin;
-use kiln::ir::ops::Map;
+use kiln::ir::ops::{Attributes, Broadcast, Host, Map};
+use kiln::ir::plan::Step;
 use kiln::ir::scalar::{BinaryOp, Code};
-use kiln::ir::{DType, Graph, Tensor, TensorType};
+use kiln::ir::{DType, Expr, Graph, Ranges, Symbol, Tensor, TensorType};
+use kiln_tests::graphs::Random;
 use kiln_tests::graphs::sample;
 use std::ops::Range;
 
@@ -121,5 +123,78 @@ fn halves_are_converted_exactly() {
         for (graph, input) in [(own, numbers), (of_singles, singles), (of_doubles, doubles.unwrap())] {
             cross::check(&graph, &[vec![input]], &[Way::Levels], &same).unwrap_or_else(|e| panic!("{e}"));
         }
+    }
+}
+
+/// Scatters of every combination, type and form of indices give the interpreter's bits in every way, and refuse what it refuses.
+#[test]
+fn scatters_are_kernels() {
+    let mut random = Random::new(7);
+    let exact = |n: usize, expected: &Tensor, found: &Tensor| {
+        let d = compare::difference(expected, found);
+        (!d.within(0.0)).then(|| format!("output {n}: {d}"))
+    };
+    for round in 0..60 {
+        let dtype = *random.pick(&[DType::F32, DType::F32, DType::I64, DType::F16, DType::U8, DType::Bool, DType::F64]);
+        let combine = *random.pick(&["replace", "add", "mul", "max", "min"]);
+        let number = *random.pick(&[DType::I64, DType::I32]);
+        let dims: Vec<usize> = (0..3).map(|n| *random.pick(if n == 2 { &[1, 3, 70] } else { &[1, 2, 9] })).collect();
+        let (axis, count) = (random.below(3), random.below(12));
+        let mut graph = Graph::new("scatter");
+        let symbol = Symbol::new("updates");
+        graph.symbols = Ranges::from([(symbol.clone(), (0, 1000))]);
+        let given = |dims: &[usize]| dims.iter().map(|&d| Expr::from(d)).collect::<Vec<_>>();
+        let data = graph.add_input("data", TensorType::new(dtype, given(&dims)));
+        let along = |dims: &[usize], n: usize| {
+            let mut dims = given(dims);
+            dims[n] = Expr::from(&symbol);
+            dims
+        };
+        let mut attributes = Attributes::new().with("combine", combine);
+        let (indices, places, updates, tensor_dims) = if round % 3 == 0 {
+            // `axis` is how many components an index has, less one.
+            let places = vec![Expr::from(&symbol), Expr::from(axis + 1)];
+            let updates: Vec<Expr> = [Expr::from(&symbol)].into_iter().chain(given(&dims[axis + 1..])).collect();
+            let shape: Vec<usize> = [count].into_iter().chain(dims[axis + 1..].iter().copied()).collect();
+            (graph.add_input("places", TensorType::new(number, places)), vec![count, axis + 1], updates, shape)
+        } else {
+            attributes = attributes.with("axis", axis);
+            let mut shape = dims.clone();
+            shape[axis] = count;
+            let mut places = shape.clone();
+            if round % 3 == 1 {
+                places = vec![1; 3];
+                places[axis] = count;
+            }
+            let input = graph.add_input("places", TensorType::new(number, along(&places, axis)));
+            let dims = along(&shape, axis);
+            let indices = graph.add(Broadcast { dims: dims.clone() }.into(), &[input], &Origin::new("expand")).unwrap();
+            (indices, places, dims, shape)
+        };
+        let updates = graph.add_input("updates", TensorType::new(dtype, updates));
+        let function = if round % 3 == 0 { "scatter_nd" } else { "scatter_elements" };
+        let scatter = Host::new(function, attributes).unwrap();
+        let result = graph.add(scatter.into(), &[data, indices, updates], &Origin::new("Scatter_1")).unwrap();
+        graph.add_output("y", result);
+        let mut numbers = |dtype: DType, dims: &[usize], limits: &dyn Fn(usize) -> i64| {
+            let mut bytes = Vec::new();
+            for n in 0..dims.iter().product() {
+                let limit = limits(n);
+                let value = random.below(2 * limit as usize) as i64 - limit;
+                kiln::ir::Constant::int(dtype, value).store(&mut bytes);
+            }
+            Tensor::new(dtype, dims.to_vec(), bytes).unwrap()
+        };
+        let small = |_: usize| 4;
+        // One set of five has an index that is out of range.
+        let beyond = i64::from(round % 5 == 4);
+        let limit = |n: usize| if function == "scatter_nd" { dims[n % (axis + 1)] } else { dims[axis] } as i64 + beyond;
+        let inputs =
+            vec![numbers(dtype, &dims, &small), numbers(number, &places, &limit), numbers(dtype, &tensor_dims, &small)];
+        if let Err(e) = cross::check(&graph, &[inputs], Way::ALL, &exact) {
+            panic!("round {round}: {e}\n{graph}");
+        }
+        let compiled = kiln::compile_graph(graph, &kiln::Options::default(), &mut kiln::observe::Silent).unwrap();
+        assert!(compiled.plan.steps.iter().all(|s| !matches!(s, Step::Host { .. })), "round {round} runs on the host");
     }
 }

@@ -307,9 +307,10 @@ impl Machine<'_> {
                     }
                     self.set(*id, Rc::new(Tile { dtype: ty.dtype, shape: ty.shape.clone(), data }))?;
                 }
-                Stmt::Store { buffer, address, mask, value } => {
+                Stmt::Store { buffer, address, gathered, mask, value } => {
                     let tile = self.get(*value)?;
-                    self.store(*buffer, address, mask, &tile)?;
+                    let gathered = self.gathered(gathered, &tile.shape)?;
+                    self.store(*buffer, address, &gathered, mask, &tile)?;
                 }
                 Stmt::For(f) => self.counted_loop(f)?,
             }
@@ -388,23 +389,43 @@ impl Machine<'_> {
         })
     }
 
-    fn store(&mut self, buffer: usize, address: &Expr, mask: &[Less], tile: &Tile) -> Result<(), RunError> {
+    /// The elements of gathered tiles, broadcast to a shape.
+    fn gathered(&self, tiles: &[TileId], shape: &[usize]) -> Result<Vec<Vec<i64>>, RunError> {
+        let elements = |&id: &TileId| match self.operand(id, shape)?.1 {
+            Data::Int(v) => Ok(v),
+            Data::Float(_) | Data::Double(_) => Err(self.invalid(format!("{id} holds no integers"))),
+        };
+        tiles.iter().map(elements).collect()
+    }
+
+    fn store(
+        &mut self,
+        buffer: usize,
+        address: &Expr,
+        gathered: &[Vec<i64>],
+        mask: &[Less],
+        tile: &Tile,
+    ) -> Result<(), RunError> {
         let b = self.program.buffers.get(buffer).ok_or_else(|| self.invalid("no such buffer"))?;
         if !super::stores_to(tile.dtype, b.dtype) || !b.written {
             return Err(self.invalid(format!("`{}` cannot be stored to", b.name)));
         }
         let rank = tile.shape.len();
         let (len, size) = (self.eval(&b.len)?, b.dtype.size());
-        let (address, mask) = (self.compile(address, rank, 0)?, self.mask(mask, rank)?);
+        let (address, mask) = (self.compile(address, rank, gathered.len())?, self.mask(mask, rank)?);
+        let mut values = vec![0; gathered.len()];
         let mut flat = 0;
         let mut bytes = Vec::with_capacity(8);
         each(&tile.shape, |at| {
             let i = flat;
             flat += 1;
+            for (value, tile) in values.iter_mut().zip(gathered) {
+                *value = tile[i];
+            }
             if !self.holds(&mask, at)? {
                 return Ok(());
             }
-            let element = self.element(buffer, len, address.at(self, at, &[])?)?;
+            let element = self.element(buffer, len, address.at(self, at, &values)?)?;
             bytes.clear();
             match &tile.data {
                 Data::Float(v) => semantics::store_f32(b.dtype, v[i], &mut bytes),
@@ -419,13 +440,7 @@ impl Machine<'_> {
     fn load(&self, ty: &TileType, load: &Load<'_>) -> Result<Data, RunError> {
         let Load { buffer, address, gathered, mask, other } = *load;
         let b = self.program.buffers.get(buffer).ok_or_else(|| self.invalid("no such buffer"))?;
-        let gathered = gathered
-            .iter()
-            .map(|&id| match self.operand(id, &ty.shape)?.1 {
-                Data::Int(v) => Ok(v),
-                Data::Float(_) | Data::Double(_) => Err(self.invalid(format!("{id} holds no integers"))),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let gathered = self.gathered(gathered, &ty.shape)?;
         if !super::loads_from(ty.dtype, b.dtype) || other.dtype != ty.dtype {
             return Err(self.invalid(format!("a load of {} from `{}`", ty.dtype, b.name)));
         }

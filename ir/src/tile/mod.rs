@@ -26,7 +26,7 @@
 //!
 //! The other operations: `index(a0 + k)`, `load x[v0 + a1] with(%3) if(a0 < n, k < 9) else 0.0f32`, `exp %1`,
 //! `add %1, %2`, `select %1, %2, %3`, `cast %1`, `reduce add 1, %2`, `transpose [1, 0], %2`, `dot %1, %2, %3`,
-//! `check %1 in(extent) status 3`.
+//! `check %1 in(extent) status 3`; stores to computed places: `store y[8*v0 + a0] = %5 with(%3)`.
 
 mod interp;
 mod parse;
@@ -150,8 +150,11 @@ pub enum Stmt {
     Store {
         /// Index into the buffers.
         buffer: usize,
-        /// Address in elements, over grid and loop variables and the axes of `value`.
+        /// Address in elements, over grid and loop variables and the axes of `value`; symbol `vK` in it stands for the element of
+        /// `gathered[K]` at the same position.
         address: Expr,
+        /// i64 tiles (broadcast to the value's shape) that the address may use as `v0`, `v1`, ...
+        gathered: Vec<TileId>,
         /// Elements for which not all conditions hold are not stored.
         mask: Vec<Less>,
         /// The tile.

@@ -123,7 +123,8 @@ impl Parser<'_> {
                 let (buffer, address) = self.place()?;
                 self.lexer.expect('=')?;
                 let value = tile(&mut self.lexer)?;
-                Ok(Stmt::Store { buffer, address, mask: self.mask()?, value })
+                let gathered = self.gathered()?;
+                Ok(Stmt::Store { buffer, address, gathered, mask: self.mask()?, value })
             }
             "for" => Ok(Stmt::For(self.counted_loop()?)),
             _ => Err(error),
@@ -199,9 +200,14 @@ impl Parser<'_> {
         Ok(operands)
     }
 
+    /// `with(%3, %4)`, or nothing.
+    fn gathered(&mut self) -> Result<Vec<TileId>, ParseError> {
+        if self.lexer.eat_word("with") { self.lexer.list('(', ')', tile) } else { Ok(Vec::new()) }
+    }
+
     fn load(&mut self) -> Result<TileOp, ParseError> {
         let (buffer, address) = self.place()?;
-        let gathered = if self.lexer.eat_word("with") { self.lexer.list('(', ')', tile)? } else { Vec::new() };
+        let gathered = self.gathered()?;
         let mask = self.mask()?;
         let other = if self.lexer.eat_word("else") {
             Constant::parse(&mut self.lexer)?

@@ -96,8 +96,12 @@ impl TileProgram {
     pub(super) fn head<'a>(&'a self, stmt: &'a Stmt) -> impl Display + use<'a> {
         fmt::from_fn(move |f| match stmt {
             Stmt::Let(id, op) => write!(f, "{} = {}", self.typed(*id), self.op(op)),
-            Stmt::Store { buffer, address, mask: conditions, value } => {
-                write!(f, "store {}[{address}] = {value}{}", self.buffer_name(*buffer), mask(conditions))
+            Stmt::Store { buffer, address, gathered, mask: conditions, value } => {
+                write!(f, "store {}[{address}] = {value}", self.buffer_name(*buffer))?;
+                if !gathered.is_empty() {
+                    write!(f, " with({})", Commas(gathered))?;
+                }
+                write!(f, "{}", mask(conditions))
             }
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {
                 write!(f, "for {var} in {lo}..{hi} step {step}")?;

@@ -214,10 +214,13 @@ impl<'a> Verifier<'a> {
                 }
                 self.define(stmt, *id);
             }
-            Stmt::Store { buffer, address, mask, value } => {
+            Stmt::Store { buffer, address, gathered, mask, value } => {
                 let ty = self.used(stmt, *value);
                 let shape = ty.map_or(&[][..], |ty| &ty.shape);
-                self.expr(Some(stmt), address, shape.len(), 0);
+                self.expr(Some(stmt), address, shape.len(), gathered.len());
+                if let Some(ty) = ty {
+                    self.gathered(stmt, gathered, ty);
+                }
                 self.mask(stmt, mask, shape.len());
                 match self.program.buffers.get(*buffer) {
                     None => self.report(Some(stmt), format!("there is no buffer {buffer}")),
@@ -230,7 +233,7 @@ impl<'a> Verifier<'a> {
                         {
                             self.report(Some(stmt), format!("`{}` holds {}, the tile is {ty}", b.name, b.dtype));
                         }
-                        if ty.is_some() && mask.is_empty() && runs {
+                        if ty.is_some() && gathered.is_empty() && mask.is_empty() && runs {
                             self.in_bounds(stmt, address, shape, b);
                         }
                     }
@@ -316,6 +319,17 @@ impl<'a> Verifier<'a> {
         }
     }
 
+    /// Checks tiles that an address uses.
+    fn gathered(&mut self, stmt: &Stmt, gathered: &[TileId], result: &TileType) {
+        for &id in gathered {
+            if let Some(dtype) = self.elementwise(stmt, id, result)
+                && dtype != DType::I64
+            {
+                self.report(Some(stmt), format!("{id} is {dtype}; gathered tiles are i64"));
+            }
+        }
+    }
+
     /// An operand of an elementwise operation; gives its element type.
     fn elementwise(&mut self, stmt: &Stmt, id: TileId, result: &TileType) -> Option<DType> {
         let ty = self.used(stmt, id)?;
@@ -362,13 +376,7 @@ impl<'a> Verifier<'a> {
             TileOp::Load { buffer, address, gathered, mask, other } => {
                 self.expr(Some(stmt), address, rank, gathered.len());
                 self.mask(stmt, mask, rank);
-                for &id in gathered {
-                    if let Some(dtype) = self.elementwise(stmt, id, result)
-                        && dtype != DType::I64
-                    {
-                        self.report(Some(stmt), format!("{id} is {dtype}; gathered tiles are i64"));
-                    }
-                }
+                self.gathered(stmt, gathered, result);
                 if other.dtype != result.dtype {
                     self.report(Some(stmt), format!("`{other}` is no {}", result.dtype));
                 }

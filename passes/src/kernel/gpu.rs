@@ -580,9 +580,10 @@ fn without_repeats(program: &mut TileProgram, body: Vec<Stmt>) -> Vec<Stmt> {
                     }
                 }
             }
-            Stmt::Store { buffer, address, mask, value } => {
+            Stmt::Store { buffer, address, mut gathered, mask, value } => {
                 let value = same.get(&value).copied().unwrap_or(value);
-                kept.push(Stmt::Store { buffer, address, mask, value });
+                gathered.iter_mut().for_each(|id| *id = same.get(id).copied().unwrap_or(*id));
+                kept.push(Stmt::Store { buffer, address, gathered, mask, value });
             }
             Stmt::For(mut counted) => {
                 rename(&mut counted, &same);
@@ -602,7 +603,7 @@ fn rename(counted: &mut For, same: &HashMap<TileId, TileId>) {
     for stmt in &mut counted.body {
         match stmt {
             Stmt::Let(_, op) => op.for_each_operand(&mut |o| find(o)),
-            Stmt::Store { value, .. } => find(value),
+            Stmt::Store { value, gathered, .. } => gathered.iter_mut().chain([value]).for_each(find),
             Stmt::For(inner) => rename(inner, same),
         }
     }

@@ -10,6 +10,7 @@ mod emit;
 mod factor;
 pub mod flat;
 mod gpu;
+pub mod scatter;
 mod schedule;
 mod split;
 
@@ -155,6 +156,9 @@ pub fn tile_program(
         }
     }
     let program = TileProgram { name: name.into(), buffers, parts: vec![], tiles: kiln_ir::Arena::default() };
+    if group.stages.is_empty() {
+        return scatter::program(graph, group, program, machine).ok_or_else(|| fail("it is no kernel for this target"));
+    }
     let known = group.inputs.iter().map(|&v| small_constant(graph, v)).collect();
     let buffers = (0..types.len()).collect();
     let mut builder = Builder { program, machine, choice, buffers, known, fresh: 0 };
@@ -544,7 +548,7 @@ impl Builder<'_> {
         let full: Vec<usize> =
             (0..place.shape.len()).map(|n| if address.mentions(&tile_axis(n)) { place.shape[n] } else { 1 }).collect();
         let value = self.emitter(&[]).full(body, value, &full);
-        body.push(Stmt::Store { buffer, address, mask: place.mask.clone(), value });
+        body.push(Stmt::Store { buffer, address, gathered: vec![], mask: place.mask.clone(), value });
     }
 
     /// A fold: register tiles of rows and columns.

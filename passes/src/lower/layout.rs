@@ -136,9 +136,9 @@ impl Walk<'_> {
                         }
                     }
                 }
-                Stmt::Store { address, mask, value, .. } => {
+                Stmt::Store { address, gathered, mask, value, .. } => {
                     if !joining {
-                        self.access(*value, address, &[], mask, weight * 1.1);
+                        self.access(*value, address, gathered, mask, weight * 1.1);
                     }
                 }
             }

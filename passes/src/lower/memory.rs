@@ -34,6 +34,14 @@ enum Pattern {
     Strided(i64),
 }
 
+/// Where a tile is stored.
+pub(super) struct Target<'a> {
+    pub(super) buffer: usize,
+    pub(super) address: &'a Expr,
+    pub(super) gathered: &'a [TileId],
+    pub(super) mask: &'a [Less],
+}
+
 /// Which lanes a condition holds for.
 pub(super) enum Lanes {
     All,
@@ -307,16 +315,10 @@ impl<'a> Lowering<'a> {
     }
 
     /// Stores a tile.
-    pub(super) fn store(
-        &mut self,
-        buffer: usize,
-        address: &Expr,
-        mask: &[Less],
-        value: TileId,
-    ) -> Result<(), LowerError> {
+    pub(super) fn store(&mut self, target: &Target<'_>, value: TileId) -> Result<(), LowerError> {
         let home = self.home(value);
         for at in positions(self.ty(value), home) {
-            if self.store_lanes(buffer, address, mask, value, &at, home)? {
+            if self.store_lanes(target, value, &at, home)? {
                 continue;
             }
             for lane in 0..home.map_or(1, |h| h.lanes) as usize {
@@ -324,7 +326,7 @@ impl<'a> Lowering<'a> {
                 if let Some(home) = home {
                     at[home.axis] += lane;
                 }
-                self.store_lanes(buffer, address, mask, value, &at, None)?;
+                self.store_lanes(target, value, &at, None)?;
             }
         }
         Ok(())
@@ -333,20 +335,25 @@ impl<'a> Lowering<'a> {
     /// Stores all lanes at once; false where they must be stored one by one.
     fn store_lanes(
         &mut self,
-        buffer: usize,
-        address: &Expr,
-        mask: &[Less],
+        target: &Target<'_>,
         value: TileId,
         at: &[usize],
         home: Option<Home>,
     ) -> Result<bool, LowerError> {
+        let &Target { buffer, address, gathered, mask } = target;
+        if let Some(h) = home
+            && gathered.iter().any(|g| self.ty(*g).shape.get(h.axis) != Some(&1))
+        {
+            return Ok(false);
+        }
         let along = home.map(|h| (h.axis, h.lanes));
         let holds = match self.mask(mask, at, along)? {
             Ok(holds) => holds,
             Err(Condition::Never) => return Ok(true),
             Err(_) => return Ok(false),
         };
-        let e = self.placed(address, at, along, &[]);
+        let values = gathered.iter().map(|&g| self.value(g, at, None)).collect::<Result<Vec<_>, _>>()?;
+        let e = self.placed(address, at, along, &values);
         if home.is_some() && (e.coefficient(&lane()) != Some(1) || self.ty(value).dtype == DType::Bool) {
             return Ok(false);
         }

@@ -4,6 +4,7 @@
 //! once for each program, and what does not depend on a loop is outside it.
 
 use super::LowerError;
+use super::memory::Target;
 use super::tiles::{Lowering, flat, positions};
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
@@ -85,7 +86,9 @@ impl<'a> Lowering<'a> {
         for stmt in body {
             match stmt {
                 Stmt::Let(id, op) => self.define(*id, op)?,
-                Stmt::Store { buffer, address, mask, value } => self.store(*buffer, address, mask, *value)?,
+                Stmt::Store { buffer, address, gathered, mask, value } => {
+                    self.store(&Target { buffer: *buffer, address, gathered, mask }, *value)?;
+                }
                 Stmt::For(f) => self.counted_loop(f)?,
             }
         }

@@ -369,7 +369,7 @@ impl<'a> Layouts<'a> {
                     });
                 }
             }
-            Stmt::Store { buffer, address, mask, value } => {
+            Stmt::Store { buffer, address, mask, value, .. } => {
                 memory(facts, *value, address, mask, self.program.buffers[*buffer].dtype);
             }
         });

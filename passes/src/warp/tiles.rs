@@ -25,7 +25,8 @@ impl Lowering<'_> {
                 }
                 Ok(())
             }
-            Stmt::Store { buffer, address, mask, value } => self.store(*buffer, address, mask, *value),
+            Stmt::Store { gathered, .. } if !gathered.is_empty() => Err(self.unsupported("a store to computed places")),
+            Stmt::Store { buffer, address, mask, value, .. } => self.store(*buffer, address, mask, *value),
             Stmt::For(counted) => {
                 let multiple = common(counted.step, divisor(&counted.lo, &self.multiples));
                 self.multiples.insert(counted.var.clone(), multiple);

@@ -401,7 +401,7 @@ impl Maker {
             }
             let buffer = self.buffer(made.ty.dtype, real, true, 0, 0);
             self.loose |= made.loose;
-            body.push(Stmt::Store { buffer, address, mask, value: made.id });
+            body.push(Stmt::Store { buffer, address, gathered: vec![], mask, value: made.id });
         }
         self.program.parts.push(Part { grid, body });
     }
