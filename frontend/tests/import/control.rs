@@ -241,3 +241,48 @@ fn what_cannot_be_typed_is_refused_by_name() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("n_y") && lines[0].contains("different types"), "{lines:?}");
 }
+
+/// A branch that does not fit the sizes is refused where it is taken, not where it is compiled.
+#[test]
+fn a_branch_that_does_not_fit_is_refused_when_it_is_taken() {
+    let then = draft(17).node("Add", &["x", "two"], &["y"], vec![]).gives("y").body("then_branch");
+    let otherwise = draft(17).node("Add", &["x", "three"], &["z"], vec![]).gives("z").body("else_branch");
+    let graph = draft(17)
+        .input_of("c", DataType::Bool, &[])
+        .input("x", &[D::N(2)])
+        .input("two", &[D::N(2)])
+        .input("three", &[D::N(3)])
+        .node("If", &["c"], &["y"], vec![then, otherwise])
+        .output("y")
+        .graph();
+    let inputs = |c: bool| [truth(c), f32s(&[2], &[1., 2.]), f32s(&[2], &[3., 4.]), f32s(&[3], &[0.; 3])];
+    let run = |c: bool| interp::eval_graph(&graph, &inputs(c), &interp::Options::default());
+    assert_eq!(run(true).unwrap(), [f32s(&[2], &[4., 6.])]);
+    let error = run(false).unwrap_err().to_string();
+    assert!(error.contains("`else_branch` cannot be taken") && error.contains("broadcast"), "{error}");
+}
+
+/// Sequences are as long as there are steps, at most.
+#[test]
+fn lengths_of_sequences_are_checked() {
+    let graph = draft(17)
+        .input("x", &[D::S("time"), D::N(2), D::N(1)])
+        .input("w", &[D::N(1), D::N(4), D::N(1)])
+        .input("r", &[D::N(1), D::N(4), D::N(1)])
+        .input_of("lengths", DataType::Int32, &[D::N(2)])
+        .node("LSTM", &["x", "w", "r", "", "lengths"], &["y"], vec![int("hidden_size", 1)])
+        .output("y")
+        .graph();
+    let run = |lengths: [i32; 2]| {
+        let lengths =
+            Tensor::new(DType::I32, vec![2], lengths.iter().flat_map(|l| l.to_le_bytes()).collect::<Vec<_>>());
+        let floats = |dims: &[usize]| f32s(dims, &vec![0.5; dims.iter().product()]);
+        let inputs = [floats(&[3, 2, 1]), floats(&[1, 4, 1]), floats(&[1, 4, 1]), lengths.unwrap()];
+        interp::eval_graph(&graph, &inputs, &interp::Options::default())
+    };
+    assert!(run([0, 3]).is_ok());
+    for wrong in [[1, 4], [-1, 2], [i32::MIN, 0]] {
+        let error = run(wrong).unwrap_err().to_string();
+        assert!(error.contains("out of range"), "{error}");
+    }
+}

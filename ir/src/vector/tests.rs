@@ -76,7 +76,7 @@ fn text_that_is_no_program_is_refused_with_its_place() {
 #[test]
 fn the_verifier_collects_every_error() {
     let text = "\
-vector @k(b0: f32, b1: f16 written, dims 1) {
+vector @k(b0: f32, b1: bf16 written, dims 1) {
   %0: i64 = lo
   %0: i64 = hi
   %1: i64 = dim 1
@@ -110,7 +110,7 @@ vector @k(b0: f32, b1: f16 written, dims 1) {
     let errors = VectorProgram::parse(text).unwrap().verify().unwrap_err();
     let errors: Vec<String> = errors.iter().map(|e| format!("{} | {}", e.statement, e.message)).collect();
     let want = [
-        " | buffer b1: vector programs do not compute with f16",
+        " | buffer b1: vector programs do not compute with bf16",
         "%0: i64 = hi | %0 is assigned a second time",
         "%1: i64 = dim 1 | there is no dim 1",
         "%2: f32x4 = load b0[%3] | %3 is not defined",
@@ -271,4 +271,29 @@ vector @cast(b0: f64, b1: f64 written, dims 0) {
         assert_eq!(run(&program, &mut [&mut x.to_le_bytes(), &mut out], &[], 0, 1, true), Ok(0));
         assert_eq!(f64::from_le_bytes(out), want, "{x} as {from} as {to}");
     }
+}
+
+#[test]
+fn halves_are_widened_and_rounded() {
+    let text = "\
+vector @halves(b0: f16, b1: f16 written, b2: f32 written, dims 0) {
+  %0: f32x4 = load_wide b0[0]
+  %1: f32 = load_wide b0[3]
+  %2: f32x4 = splat(%1)
+  %3: f32x4 = div(%0, %2)
+  %4: f32x4 = round_f16(%3)
+  store b1[0], %3
+  store b2[0], %4
+}
+";
+    let program = VectorProgram::parse(text).unwrap();
+    assert_eq!(program.to_string(), text);
+    let halves = |values: [f32; 4]| values.map(|v| half::f16::from_f32(v).to_le_bytes()).concat();
+    let (mut from, mut to, mut rounded) = (halves([1.0, 2.0, -1e-7, 3.0]), vec![0u8; 8], vec![0u8; 16]);
+    run(&program, &mut [&mut from, &mut to, &mut rounded], &[], 0, 1, true).unwrap();
+    assert_eq!(to, halves([1.0 / 3.0, 2.0 / 3.0, -3.9736e-8, 1.0]));
+    let kept: Vec<f32> = rounded.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    assert_eq!(kept[..2], [0.33325195, 0.66650390625]);
+    let wrong = text.replace("f32x4 = load_wide", "i32x4 = load_wide");
+    assert!(VectorProgram::parse(&wrong).unwrap().verify().is_err());
 }

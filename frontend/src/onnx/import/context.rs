@@ -593,6 +593,27 @@ impl<'a> Context<'a> {
         self.importer.region(graph, params, &origin)
     }
 
+    /// [`Context::region`], or why there is none with what is known now.
+    pub fn region_or_why(
+        &mut self,
+        graph: &Graph,
+        params: &[Param],
+    ) -> std::result::Result<Region, super::ImportErrors> {
+        let implied = self.importer.implied.clone();
+        let before = std::mem::take(&mut self.importer.errors);
+        let made = self.region(graph, params);
+        let mut errors = std::mem::replace(&mut self.importer.errors, before);
+        match made {
+            Ok(region) if errors.is_empty() => Ok(region),
+            Ok(_) => Err(errors),
+            Err(failure) => {
+                errors.push(self.node, failure);
+                Err(errors)
+            }
+        }
+        .inspect_err(|_| self.importer.implied = implied)
+    }
+
     /// A graph within the graph that `f` makes: it gets the inputs, which have these types, and what stands for values of this graph,
     /// and returns the outputs. Also what the graph takes from outside, in the order of its inputs behind the params.
     pub fn built_region(

@@ -7,7 +7,7 @@ use super::quantize::rounded;
 use crate::body::{Body, S};
 use crate::onnx::import::{Context, Failure};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{Attributes, Concat, Contract, Iota, Slice};
+use kiln_ir::ops::{Attributes, Concat, Contract, Gather, Iota, Slice};
 use kiln_ir::{DType, Expr, TensorType};
 
 /// Most steps, over both directions, that are written out: code grows with each.
@@ -147,6 +147,20 @@ fn parts(cx: &Context, layer: &Layer) -> Option<(usize, Vec<Activation>)> {
     (float && activations.len() == directions * wanted).then_some((directions, activations))
 }
 
+/// The lengths as i64, each of which must be in 0..=time: they are picked from those that there are, so that another one is an index
+/// out of range.
+fn within_time(cx: &mut Context, lengths: ValueId, time: &Expr) -> Result<ValueId, Failure> {
+    let lengths = cx.cast(lengths, DType::I64)?;
+    // Negative indices would count from the end.
+    let places = cx.map(&[lengths], |b, a| {
+        let (zero, far) = (b.lit(a[0], 0.0), b.lit(a[0], -2f64.powi(52)));
+        let (negative, moved) = (b.lt(a[0], zero), b.add(a[0], far));
+        b.select(negative, moved, a[0])
+    })?;
+    let known = cx.add(Iota { dims: vec![time.add(&Expr::from(1i64))], axis: 0 }, &[])?;
+    cx.add(Gather { axis: 0 }, &[known, places])
+}
+
 /// The results of the host op, written out; nothing where the layer is not of the kind that is.
 pub(super) fn written_out(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<ValueId>>, Failure> {
     let Some((directions, activations)) = parts(cx, layer) else { return Ok(None) };
@@ -222,7 +236,7 @@ pub(super) fn scanned(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<Valu
             slices.push(numbers);
             backward.push(backward[d]);
         }
-        outside.push(cx.cast(lengths, DType::I64)?);
+        outside.push(within_time(cx, lengths, &time)?);
     }
     let mut params: Vec<TensorType> = states.iter().map(|&v| cx.ty(v).clone()).collect();
     params.extend(slices.iter().map(|&v| TensorType::new(cx.dtype(v), cx.dims(v).split_off(1))));

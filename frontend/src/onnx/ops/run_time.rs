@@ -3,10 +3,10 @@
 //! Invariant: a dim that may differ between branches or steps is a symbol of its own; an element type or a number of axes that does
 //! is refused.
 
-use crate::onnx::import::{Bound, Context, Failure, Outputs, Param, Region};
+use crate::onnx::import::{Bound, Context, Failure, ImportErrors, Outputs, Param, Region};
 use crate::onnx::model::{Graph, ValueType};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::Attributes;
+use kiln_ir::ops::{Attribute, Attributes};
 use kiln_ir::{DType, Expr, Tensor, TensorType};
 
 /// The types of results, and what they mean once they are computed.
@@ -52,13 +52,42 @@ fn either(cx: &Context, what: &str, a: &Param, b: &Param) -> Result<Param, Failu
     }
 }
 
+/// Most characters of why a branch is refused.
+const LONGEST: usize = 400;
+
+/// A branch that cannot be taken with the sizes that are known here: it fails when it is, and says why.
+fn refusing(cx: &mut Context, name: &str, outputs: &[Param], why: &ImportErrors) -> Result<Region, Failure> {
+    if outputs.iter().any(|p| p.kind.is_some()) {
+        return Err(Failure::unsupported(why.to_string()));
+    }
+    let zero = Expr::default();
+    let dims = |p: &Param| p.dims.iter().map(|d| d.clone().unwrap_or(zero.clone())).collect();
+    let types: Vec<TensorType> = outputs.iter().map(|p| TensorType::new(p.dtype, dims(p))).collect();
+    let why: String = why.to_string().chars().take(LONGEST).collect();
+    let message = format!("`{name}` cannot be taken with the sizes and values that the model was compiled for: {why}");
+    let mut a = Attributes::new().with("results", types);
+    a.0.push(("message".into(), Attribute::Text(message)));
+    let (graph, captures) = cx.built_region(&[], &[], |cx, _, _| cx.host("refuse", a, &[]))?;
+    Ok(Region { graph, outputs: outputs.to_vec(), captures })
+}
+
 /// `If`: both branches, of which one is taken.
 pub(super) fn branch(cx: &mut Context, condition: ValueId) -> Result<Outputs, Failure> {
     if cx.dtype(condition) != DType::Bool {
         return Err(Failure::invalid(format!("`cond` is {}, not bool", cx.dtype(condition))));
     }
     let node = cx.node;
-    let (then, otherwise) = (cx.region(node.graph("then_branch")?, &[])?, cx.region(node.graph("else_branch")?, &[])?);
+    let (then, otherwise) = (node.graph("then_branch")?, node.graph("else_branch")?);
+    let (then, otherwise) = match (cx.region_or_why(then, &[]), cx.region_or_why(otherwise, &[])) {
+        (Ok(then), Ok(otherwise)) => (then, otherwise),
+        // What a branch demands of sizes holds where it is taken.
+        (Ok(then), Err(why)) => {
+            let refusing = refusing(cx, "else_branch", &then.outputs, &why)?;
+            (then, refusing)
+        }
+        (Err(why), Ok(otherwise)) => (refusing(cx, "then_branch", &otherwise.outputs, &why)?, otherwise),
+        (Err(why), Err(_)) => return Err(Failure::unsupported(why.to_string())),
+    };
     if then.outputs.len() != otherwise.outputs.len() {
         return Err(Failure::invalid("the branches have different numbers of outputs"));
     }

@@ -16,6 +16,7 @@ mod map_at;
 mod max_pool;
 mod ngrams;
 mod recurrent;
+mod refuse;
 mod region;
 mod roi_align;
 mod scatter;
@@ -72,6 +73,7 @@ pub const TABLE: &[Function] = &[
     recurrent::GRU,
     recurrent::LSTM,
     recurrent::RNN,
+    refuse::FUNCTION,
     region::IF,
     region::LOOP,
     region::MAP,
