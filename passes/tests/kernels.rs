@@ -352,7 +352,7 @@ fn host_nodes_stay_between_kernels() {
          %1 = map(%0) body = { neg(a0) } : f32[4, 6]
          %2 = host(%1) function = arg_reduce, axis = 1, keep = true, max = true, last = false : i64[4, 1]
          %3 = map(%2) body = { add(a0, 1i64) } : i64[4, 1]
-         %4 = map(%0) body = { to_f16(a0) } : f16[4, 6]
+         %4 = map(%0) body = { to_f8e5m2(a0) } : f8e5m2[4, 6]
          output %3 \"y\"\n output %4 \"h\"",
     );
     assert_eq!(c.host_reasons.len(), 1);

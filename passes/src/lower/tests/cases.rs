@@ -106,7 +106,7 @@ fn one(buffer: &str, shape: &str, stmt: &str) -> Result<VectorProgram, LowerErro
 #[test]
 fn what_vector_programs_do_not_have_is_named() {
     for (buffer, stmt, expected) in [
-        ("f16", "neg %0", "kernel @one: buffer `x` of f16 cannot be vector code"),
+        ("f8e5m2", "neg %0", "kernel @one: buffer `x` of f8e5m2 cannot be vector code"),
         ("i4", "neg %0", "kernel @one: buffer `x` of i4 cannot be vector code"),
         ("f64", "sin %0", "kernel @one: `sin` of f64 cannot be vector code"),
         ("f64", "pow %0, %0", "kernel @one: `pow` of f64 cannot be vector code"),
