@@ -128,7 +128,7 @@ impl Builder<'_> {
             return self.quotient(body, a, &outside, joined, t.columns);
         }
         for (value, address) in joined.into_iter().zip(parts.addresses(&Expr::from(&splits.split), &across())) {
-            body.push(Stmt::Store { buffer: parts.buffer, address, mask: vec![], value });
+            body.push(Stmt::Store { buffer: parts.buffer, address, gathered: vec![], mask: vec![], value });
         }
         self.finish_part(body);
 

@@ -481,7 +481,13 @@ impl Builder<'_> {
         self.program.parts.push(Part { grid, body: vec![] });
         if let Some(split) = split {
             let address = place.expr(&split.element).add(&Expr::from(&split.symbol).mul(&split.elements));
-            body.push(Stmt::Store { buffer: split.buffer, address, mask: place.mask.clone(), value: after });
+            body.push(Stmt::Store {
+                buffer: split.buffer,
+                address,
+                gathered: vec![],
+                mask: place.mask.clone(),
+                value: after,
+            });
             self.finish_part(body);
             return self.join_split(nest, &split);
         }
