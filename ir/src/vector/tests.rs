@@ -293,7 +293,7 @@ vector @halves(b0: f16, b1: f16 written, b2: f32 written, dims 0) {
     run(&program, &mut [&mut from, &mut to, &mut rounded], &[], 0, 1, true).unwrap();
     assert_eq!(to, halves([1.0 / 3.0, 2.0 / 3.0, -3.9736e-8, 1.0]));
     let kept: Vec<f32> = rounded.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    assert_eq!(kept[..2], [0.33325195, 0.66650390625]);
+    assert_eq!(kept[..2], [0.333_251_95, 0.666_503_9]);
     let wrong = text.replace("f32x4 = load_wide", "i32x4 = load_wide");
     assert!(VectorProgram::parse(&wrong).unwrap().verify().is_err());
 }

@@ -34,7 +34,7 @@ impl Emitter<'_> {
     }
 
     /// f32 as f16, from the lowest bytes of a register on.
-    pub fn to_halves(&mut self, x: VReg, width: Width) -> Result<VReg, Error> {
+    pub fn narrowed_to_halves(&mut self, x: VReg, width: Width) -> Result<VReg, Error> {
         let (code, to) = (self.code(codes::VCVTPS2PH, width)?, self.vector());
         self.ins(code, &[Arg::Def(to, half_width(width)), Arg::Use(x, width), imm8(NEAREST)]);
         Ok(to)
@@ -42,7 +42,7 @@ impl Emitter<'_> {
 
     pub fn round_half(&mut self, ty: VectorType, a: ValueId) -> Result<VReg, Error> {
         let (width, x) = (self.width(ty)?, self.vector_of(a)?);
-        let halves = self.to_halves(x, width)?;
+        let halves = self.narrowed_to_halves(x, width)?;
         self.unary(codes::VCVTPH2PS, width, Arg::Use(halves, half_width(width)))
     }
 }

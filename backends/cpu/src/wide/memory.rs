@@ -174,7 +174,7 @@ impl Emitter<'_> {
         let narrow = self.program.buffers[address.buffer].0;
         let size = narrow.size();
         if narrow == DType::F16 && ty.is_scalar() {
-            let half = self.to_halves(register, Width::X)?;
+            let half = self.narrowed_to_halves(register, Width::X)?;
             let (code, bits) = (self.code(codes::VMOVD_GPR, Width::X)?, self.general());
             self.ins(code, &[Arg::Def(bits, Width::D), Arg::Use(half, Width::X)]);
             let place = Arg::Memory(self.place(address, 0)?);
@@ -202,7 +202,7 @@ impl Emitter<'_> {
         };
         if size < ty.dtype.size() {
             register = match narrow {
-                DType::F16 => self.to_halves(register, width)?,
+                DType::F16 => self.narrowed_to_halves(register, width)?,
                 _ => self.narrowed(register, width, size)?,
             };
             width = if size * ty.lanes as usize == 32 { Width::Y } else { Width::X };
