@@ -32,7 +32,7 @@ pub struct Machinery {
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
     /// What activations are rounded to where they meet weights of few bits: f32 (not at all), int8 (a scale for each block)
-    #[arg(long, default_value_t = Activations::F32, value_name = "A")]
+    #[arg(id = "round-activations", long, default_value_t = Activations::F32, value_name = "A")]
     pub activations: Activations,
     /// Whether it is for a GPU, which has other precisions.
     #[arg(skip)]
@@ -183,7 +183,7 @@ impl Machinery {
             (!self.binding.bind.is_empty(), "--bind"),
             (self.threads.is_some(), "--threads"),
             (self.precision != "f32", "--precision"),
-            (self.activations != Activations::F32, "--activations"),
+            (self.activations != Activations::F32, "--round-activations"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
     }
@@ -198,7 +198,7 @@ impl Machinery {
         }
         let chosen = self.activations;
         Err(Error::Usage(format!(
-            "--activations {chosen} is for ONNX models, decoders and encoder-decoders to compile, not for {what}"
+            "--round-activations {chosen} is for ONNX models, decoders and encoder-decoders to compile, not for {what}"
         )))
     }
 

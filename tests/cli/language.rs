@@ -45,7 +45,7 @@ fn activations_are_rounded_only_where_that_is_asked_for() {
     let (place, model) = (Place::new(), fixture("tiny.gguf"));
     let text = place.write("t.txt", b"the capital of the river is a town of the north");
     let loss = |rounded: &str| {
-        let options = ["--window", "32", "--activations", rounded, "--json"];
+        let options = ["--window", "32", "--round-activations", rounded, "--json"];
         let words = [&"eval" as &dyn Word, &"perplexity", &model, &"--text", &text];
         let words: Vec<&dyn Word> = words.into_iter().chain(options.iter().map(|w| w as &dyn Word)).collect();
         super::run(&words).succeeds().json()["loss"].as_f64().unwrap()
@@ -54,7 +54,7 @@ fn activations_are_rounded_only_where_that_is_asked_for() {
     assert!(plain != rounded && (plain - rounded).abs() < 0.02 * plain, "{plain} {rounded}");
 
     let artifact = place.path("tiny.kiln");
-    kiln!("compile", &model, "-o", &artifact, "--context", "48", "--activations", "int8").succeeds();
+    kiln!("compile", &model, "-o", &artifact, "--context", "48", "--round-activations", "int8").succeeds();
     assert_eq!(kiln!("inspect", &artifact, "--json").succeeds().json()["options"]["activations"], "int8");
     let say = |from: &std::path::Path, threads: &str, more: &[&'static str]| {
         let words =
@@ -64,11 +64,11 @@ fn activations_are_rounded_only_where_that_is_asked_for() {
     };
     let compiled = say(&artifact, "1", &[]);
     assert_eq!(compiled, say(&artifact, "3", &[]));
-    assert_eq!(compiled, say(&model, "1", &["--activations", "int8"]));
+    assert_eq!(compiled, say(&model, "1", &["--round-activations", "int8"]));
 
     let refused = "decided when a model is compiled";
-    kiln!("generate", &artifact, "-p", "a", "--activations", "int8").fails(2, refused);
-    kiln!("generate", &model, "-p", "a", "--activations", "int4").fails(2, "neither f32 nor int8");
+    kiln!("generate", &artifact, "-p", "a", "--round-activations", "int8").fails(2, refused);
+    kiln!("generate", &model, "-p", "a", "--round-activations", "int4").fails(2, "neither f32 nor int8");
 }
 
 #[test]

@@ -124,8 +124,9 @@ impl<'f> Attention<'f> {
             pairs.map(|(a, c)| Some((a.symbol.clone(), composed(&index(c)?, at)))).collect()
         };
         let share_at = named(&share.axes, coords, &At::new())?;
-        // exp(x - greatest) / sum
-        let Scalar::Binary(BinaryOp::Div, e, s) = share.body.node(share.body.result()) else { return None };
+        // exp(x - greatest) * (1 / sum)
+        let Scalar::Binary(BinaryOp::Mul, e, inverse) = share.body.node(share.body.result()) else { return None };
+        let Scalar::Unary(UnaryOp::Recip, s) = share.body.node(*inverse) else { return None };
         let greatest = below_stage(&share.body, *e)?;
         let summed = below_stage(&sum.body, sum.body.result())?;
         let plain = [&seen.finish, &sum.finish, &share.finish].into_iter().all(is_identity);
