@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         budget: Budget::unlimited(),
         all_logits: false,
         activations: kiln::Activations::F32,
+        precision: kiln::Precision::F32,
     };
     let mut programs = Programs::new(&model, &options, &mut kiln::Silent)?;
     let mut session = Session::new(&programs)?;

@@ -157,6 +157,11 @@ impl DType {
         matches!(self.class(), Class::Float | Class::Double)
     }
 
+    /// Whether the type is a float of 16 bits.
+    pub fn is_half(self) -> bool {
+        matches!(self, DType::F16 | DType::BF16)
+    }
+
     /// Whether the type is an integer type (not bool).
     pub fn is_int(self) -> bool {
         matches!(self.class(), Class::Signed | Class::Unsigned)

@@ -151,6 +151,9 @@ pub(super) fn bar(talk: Talk, steps: usize) -> ProgressBar {
 fn encoder(model: &Path, head: Option<Head>, machinery: &Machinery, talk: Talk) -> Result<Encoder, Error> {
     let place = (machinery.level_here()?, machinery.threads());
     machinery.activations_of_model("encoders")?;
+    if machinery.checked_precision()? != kiln::Precision::F32 {
+        return Err(Error::Usage("--precision bf16 is not there for encoders yet".into()));
+    }
     Encoder::open(model, head, place, &machinery.budget(), &mut Progress::new(talk))
 }
 
@@ -301,6 +304,7 @@ fn decoder(
         budget: machinery.budget(),
         all_logits: true,
         activations: machinery.activations,
+        precision: machinery.checked_precision()?,
     };
     let programs = Programs::new(&model, &options, &mut Progress::new(talk))?;
     Ok((model, programs))

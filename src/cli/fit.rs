@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 /// Find a precision, a number of threads and an order of steps with which a model meets a budget, or say what cannot be met
 ///
-/// Tried in this order: f32, then 8-bit integers for weights and activations (scales of activations are found in each run); each with
+/// Tried in this order: f32, then products in bf16, then 8-bit integers for weights and activations (scales of activations are found in each run); each with
 /// as few threads as do, and with its steps in an order that needs less memory where that is needed. RAM is weights, machine code
 /// and the peak of a run at the dims of the inputs. Exit code 6 where memory or time cannot be met, 5 where only a precision
 /// does that the metric does not allow.
@@ -97,6 +97,9 @@ impl Args {
         }
         Duration::try_from_secs_f64(self.seconds)
             .map_err(|_| Error::Usage(format!("--seconds {} is no time", self.seconds)))?;
+        if self.machinery.precision != kiln::Precision::F32.name() {
+            return Err(Error::Usage("--precision is what `fit` finds; leave it away".into()));
+        }
         let metric = Metric::from_word(&self.metric);
         if !matches!(metric, Metric::Cosine | Metric::Top1 | Metric::MeanSquare) {
             return Err(Error::Usage(format!("--metric {}: there are cosine, top1 and mse", self.metric)));
@@ -133,6 +136,14 @@ impl Args {
         let (first, wanted) = bench.candidates(&mut compiled, "f32", 0.0, &mut tried)?;
         let mut chosen = wanted.map(|n| (n, compiled));
         if chosen.is_none() {
+            let mut compiled =
+                bench.compile(&onnx, &Options { precision: kiln::Precision::Bf16, ..options.clone() })?;
+            if let Source::Model { bytes, .. } = &source {
+                compiled.record_model(bytes, &onnx);
+            }
+            chosen = bench.rounded(compiled, "bf16", (&metric, &first), &mut tried)?;
+        }
+        if chosen.is_none() {
             match self.int8(&onnx, &options, &bench, (&metric, &first), &mut tried) {
                 Ok(found) => chosen = found,
                 Err(error @ (Error::Usage(_) | Error::Unsupported(_) | Error::Import(_) | Error::Data { .. })) => {
@@ -159,7 +170,7 @@ impl Args {
         onnx: &Onnx,
         options: &Options,
         bench: &Bench<'_>,
-        (metric, before): (&Metric, &[Tensor]),
+        of_f32: (&Metric, &[Tensor]),
         tried: &mut Vec<Candidate>,
     ) -> Result<Option<(usize, Compiled)>, Error> {
         let threads = self.machinery.threads();
@@ -180,13 +191,7 @@ impl Args {
         let prepared = Prepared::new(onnx, &settings, &[], &runs, &mut observer)?;
         let (made, _) = prepared.quantized(&|_| Some(grid))?;
         drop(observer);
-        let mut compiled = bench.compile(&made, options)?;
-        let model = compiled.load(&ModelOptions::default())?;
-        let after = Context::new(&model, threads, &bench.budget)?.run(&bench.inputs)?;
-        let sample = Sample { inputs: bench.inputs.clone(), labels: None };
-        let drop = compare(metric, &[before.to_vec()], &[after], &[sample])?.drop;
-        let (_, wanted) = bench.candidates(&mut compiled, "int8", drop, tried)?;
-        Ok(wanted.map(|n| (n, compiled)))
+        bench.rounded(bench.compile(&made, options)?, "int8", of_f32, tried)
     }
 
     /// Whether memory and time are met.
@@ -301,6 +306,22 @@ impl Bench<'_> {
             return self.threads(compiled, precision, (drop, true), tried);
         }
         Ok((outputs, found))
+    }
+
+    /// Tries a program in another precision, whose outputs are compared with those of f32: which candidate fits, and the program.
+    fn rounded(
+        &self,
+        mut compiled: Compiled,
+        precision: &'static str,
+        (metric, before): (&Metric, &[Tensor]),
+        tried: &mut Vec<Candidate>,
+    ) -> Result<Option<(usize, Compiled)>, Error> {
+        let model = compiled.load(&ModelOptions::default())?;
+        let after = Context::new(&model, self.args.machinery.threads(), &self.budget)?.run(&self.inputs)?;
+        let sample = Sample { inputs: self.inputs.clone(), labels: None };
+        let drop = compare(metric, &[before.to_vec()], &[after], &[sample])?.drop;
+        let (_, wanted) = self.candidates(&mut compiled, precision, drop, tried)?;
+        Ok(wanted.map(|n| (n, compiled)))
     }
 
     /// Tries one thread, then more until the time is met.

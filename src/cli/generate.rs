@@ -189,6 +189,7 @@ impl Args {
             budget: self.machinery.budget(),
             all_logits: self.lookup > 0,
             activations: self.machinery.activations,
+            precision: self.machinery.checked_precision()?,
         })
     }
 

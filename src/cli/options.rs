@@ -203,7 +203,10 @@ impl Machinery {
     }
 
     /// The precision of products on CPUs; f32 where it is for a GPU, whose own must then be known.
-    fn checked_precision(&self) -> Result<kiln::Precision, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there is none of that name.
+    pub fn checked_precision(&self) -> Result<kiln::Precision, Error> {
         if self.gpu {
             return kiln::gpu::Precision::parse(&self.precision).map(|_| kiln::Precision::F32);
         }

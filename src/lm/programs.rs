@@ -6,7 +6,7 @@
 use super::compiled::{self, Compiled, Entry, Sizes};
 use super::model::Body;
 use super::{LanguageModel, LmError};
-use crate::{Activations, Error, Observer, Options};
+use crate::{Activations, Error, Observer, Options, Precision};
 use kiln_frontend::families::Form;
 use kiln_frontend::nn::{Heads, Logits};
 use kiln_ir::{DType, Graph, Tensor};
@@ -31,6 +31,16 @@ pub struct ProgramOptions {
     pub all_logits: bool,
     /// What activations are rounded to where they meet weights of few bits; an artifact has that already.
     pub activations: Activations,
+    /// How precisely products with weights of f32 are computed; an artifact has that already.
+    pub precision: Precision,
+}
+
+impl ProgramOptions {
+    /// The options of the compilation.
+    pub(super) fn compilation(&self) -> Options {
+        let (activations, precision) = (self.activations, self.precision);
+        Options { levels: vec![self.level], activations, precision, ..Options::default() }
+    }
 }
 
 /// Most tokens of one call: what a call needs beside weights and cache grows with them.
@@ -139,6 +149,11 @@ impl Programs {
                 let what = "what activations are rounded to is decided when a model is compiled; this is an artifact";
                 Err(Error::Usage(what.into()))
             }
+            Body::Compiled(_) if options.precision != Precision::F32 => {
+                let what =
+                    "how precisely products are computed is decided when a model is compiled; this is an artifact";
+                Err(Error::Usage(what.into()))
+            }
             Body::Compiled(compiled) => Programs::of_compiled(compiled, options),
             Body::Checkpoint(checkpoint) => {
                 let decoder = &checkpoint.decoder;
@@ -157,7 +172,7 @@ impl Programs {
     ) -> Result<Programs, Error> {
         let sizes = Sizes::new(vocabulary, layers, heads, options.capacity);
         let many = if options.all_logits { Entry::All } else { Entry::Many };
-        let compiling = Options { levels: vec![options.level], activations: options.activations, ..Options::default() };
+        let compiling = options.compilation();
         let bundle = compiled::compile(&graph, &[many, Entry::One], options.capacity, &compiling, observer)?;
         // What the graphs were made of is not needed beside the artifact.
         drop(graph);

@@ -6,7 +6,7 @@ use super::model::{ends, settings_of, tokenizer_of};
 use super::programs::EncodedSource;
 use super::{LmError, ProgramOptions, Programs, Sampling, Session, Tokenizer};
 use crate::source::Within;
-use crate::{Error, Observer, Options, compile_graph};
+use crate::{Error, Observer, compile_graph};
 use kiln_frontend::checkpoint::{CheckpointError, Files, Folder, Loader};
 use kiln_frontend::families::{Extent, Sequence, SequenceForm, Settings};
 use kiln_ir::Tensor;
@@ -141,8 +141,7 @@ impl SequencePrograms {
         sequence.decoder(&loader, &form(target)).map_err(build)?;
         let known = |name: &str| sequence.known_surplus(name);
         loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
-        let compiling = Options { levels: vec![options.level], activations: options.activations, ..Options::default() };
-        let loaded = compile_graph(graph, &compiling, observer)?.load(&ModelOptions::default())?;
+        let loaded = compile_graph(graph, &options.compilation(), observer)?.load(&ModelOptions::default())?;
         let plan = loaded.plan();
         let place = |name: String| {
             let found = plan.outputs.iter().position(|(n, _)| **n == *name);

@@ -4,7 +4,7 @@
 
 use super::Checkpoint;
 use crate::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Programs, Scored, Session, score, windows};
-use crate::{Activations, Error, Observer, Options, compile_graph};
+use crate::{Activations, Error, Observer, Options, Precision, compile_graph};
 use kiln_frontend::checkpoint::{Folder, Loader};
 use kiln_frontend::families::{Extent, Form, Past, bert};
 use kiln_frontend::nn::Logits;
@@ -81,8 +81,8 @@ pub fn decoder_score(
     budget: &Budget,
     observer: &mut dyn Observer,
 ) -> Result<Scored, Error> {
-    let (budget, activations) = (budget.clone(), Activations::F32);
-    let options = ProgramOptions { capacity: window, threads, level, budget, all_logits: true, activations };
+    let (budget, activations, precision) = (budget.clone(), Activations::F32, Precision::F32);
+    let options = ProgramOptions { capacity: window, threads, level, budget, all_logits: true, activations, precision };
     let mut programs = Programs::new(model, &options, observer)?;
     let mut session = Session::new(&programs)?;
     let mut scored = Scored::default();

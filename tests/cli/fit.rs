@@ -75,8 +75,14 @@ fn budgets_are_met_or_it_is_said_what_is_not() {
     assert!(found["chosen"]["formula"].as_str().unwrap().contains("batch"), "{found:#}");
     kiln!("run", &out, "--inputs", &inputs).succeeds();
     assert_eq!(kiln!("rebuild", &out, "--model", &model, "--json").succeeds().json()["same"], true);
-    let short = kiln!("fit", &model, "--ram", "1K", "--inputs", &inputs, "--seconds", "0.01");
-    short.fails(6, "% more than 1024");
+    let short = kiln!("fit", &model, "--ram", "1K", "--inputs", &inputs, "--seconds", "0.01", "--json");
+    let tried = short.fails(6, "% more than 1024").json()["tried"].as_array().unwrap().clone();
+    // Products in bf16 are tried before integers, and what they lose is told.
+    let precisions: Vec<_> = tried.iter().map(|c| c["precision"].as_str().unwrap()).collect();
+    assert_eq!(precisions, ["f32", "bf16", "int8"]);
+    let lost = tried[1]["drop"].as_f64().unwrap();
+    assert!(lost.abs() < 1e-3 && tried[1]["formula"] != tried[0]["formula"], "{tried:#?}");
+    kiln!("fit", &model, "--ram", "1M", "--precision", "bf16").fails(2, "leave it away");
     let slow = kiln!("fit", &model, "--latency", "0.001us", "--inputs", &inputs, "--seconds", "0.01", "--threads", "2");
     slow.fails(6, "time: ");
     kiln!("fit", &model).fails(2, "give --ram");

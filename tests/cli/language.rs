@@ -69,6 +69,13 @@ fn activations_are_rounded_only_where_that_is_asked_for() {
     let refused = "decided when a model is compiled";
     kiln!("generate", &artifact, "-p", "a", "--round-activations", "int8").fails(2, refused);
     kiln!("generate", &model, "-p", "a", "--round-activations", "int4").fails(2, "neither f32 nor int8");
+
+    // The same of products in bf16.
+    kiln!("compile", &model, "-o", &artifact, "--context", "48", "--precision", "bf16").succeeds();
+    assert_eq!(kiln!("inspect", &artifact, "--json").succeeds().json()["options"]["precision"], "bf16");
+    assert_eq!(say(&artifact, "1", &[]), say(&model, "2", &["--precision", "bf16"]));
+    kiln!("generate", &artifact, "-p", "a", "--precision", "bf16").fails(2, refused);
+    kiln!("generate", &model, "-p", "a", "--precision", "f16").fails(4, "f32 and bf16");
 }
 
 #[test]

@@ -202,6 +202,7 @@ fn program_options() -> ProgramOptions {
         budget: Budget::unlimited(),
         all_logits: false,
         activations: Activations::F32,
+        precision: kiln::Precision::F32,
     }
 }
 

@@ -62,10 +62,6 @@ fn is_int(dtype: DType) -> bool {
     matches!(dtype, DType::I32 | DType::U32 | DType::I64 | DType::U64)
 }
 
-fn is_half(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
-}
-
 fn unary_is_defined(op: UnaryOp, dtype: DType) -> bool {
     use UnaryOp::*;
     match dtype {
@@ -390,7 +386,7 @@ impl Verifier<'_> {
             }
             Op::Cast(to, a) => {
                 if let Some(from) = self.used(stmt, *a)
-                    && (is_half(from) && *to != DType::F32 || is_half(*to) && from != DType::F32)
+                    && (from.is_half() && *to != DType::F32 || to.is_half() && from != DType::F32)
                 {
                     self.report(Some(stmt), format!("{from} is converted to {to} by way of f32 only"));
                 }
@@ -406,7 +402,7 @@ impl Verifier<'_> {
             }
             Op::Pack(to, a, b) => {
                 [a, b].into_iter().for_each(|v| self.want(stmt, *v, DType::F32));
-                if !is_half(*to) {
+                if !to.is_half() {
                     self.report(Some(stmt), format!("no pairs of {to}"));
                 }
                 Some(DType::U32)
@@ -438,7 +434,7 @@ impl Verifier<'_> {
             Op::Mma { dtype, a, b, c } => {
                 a.iter().chain(b).for_each(|&v| self.want(stmt, v, DType::U32));
                 c.iter().for_each(|&v| self.want(stmt, v, DType::F32));
-                if !is_half(*dtype) {
+                if !dtype.is_half() {
                     self.report(Some(stmt), format!("no matrix product of {dtype}"));
                 }
                 wants = 4;

@@ -10,14 +10,9 @@ use kiln_ir::tile::{TileId, TileOp};
 use kiln_ir::vector::{Op, ValueId, VectorType};
 use kiln_ir::{DType, semantics};
 
-/// Whether elements of the type are f32 in registers and 16 bits in memory.
-pub(super) fn is_half(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
-}
-
 /// The type of the registers that hold elements of a type.
 pub(super) fn held(dtype: DType) -> DType {
-    if is_half(dtype) { DType::F32 } else { dtype }
+    if dtype.is_half() { DType::F32 } else { dtype }
 }
 
 /// The type that a buffer has in a vector program for vectors of so many bytes.
@@ -66,12 +61,12 @@ fn is_exact(op: &TileOp) -> bool {
 impl Lowering<'_> {
     /// The type of what a load of a tile gives before [`Self::decoded`].
     pub(super) fn loaded(&self, tile: DType, buffer: DType) -> DType {
-        if is_half(tile) && in_memory(buffer, self.bytes) == DType::U16 { DType::I32 } else { held(tile) }
+        if tile.is_half() && in_memory(buffer, self.bytes) == DType::U16 { DType::I32 } else { held(tile) }
     }
 
     /// What stands for a constant where a load does not happen, before [`Self::decoded`].
     pub(super) fn encoded_constant(&self, c: Constant) -> Constant {
-        if self.loaded(c.dtype, c.dtype) != DType::I32 || !is_half(c.dtype) {
+        if self.loaded(c.dtype, c.dtype) != DType::I32 || !c.dtype.is_half() {
             return held_constant(c);
         }
         let mut bytes = Vec::new();
@@ -107,7 +102,7 @@ impl Lowering<'_> {
 
     /// An f32 that is a number of the half type as what a store to a buffer of it takes.
     pub(super) fn encoded(&mut self, depth: usize, half: DType, x: ValueId) -> ValueId {
-        if !is_half(half) || in_memory(half, self.bytes) == DType::F16 {
+        if !half.is_half() || in_memory(half, self.bytes) == DType::F16 {
             return x;
         }
         let mut code = self.builder.at(depth);
@@ -180,7 +175,7 @@ impl Lowering<'_> {
     /// The result of an operation as the tile's type has it.
     pub(super) fn rounded(&mut self, id: TileId, op: &TileOp, x: ValueId) -> ValueId {
         let dtype = self.ty(id).dtype;
-        if !is_half(dtype) || is_exact(op) {
+        if !dtype.is_half() || is_exact(op) {
             return x;
         }
         self.rounded_to(self.depths[id.index()], dtype, x)

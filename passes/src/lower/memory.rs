@@ -6,7 +6,6 @@
 
 use super::LowerError;
 use super::address::{Condition, lane};
-use super::half;
 use super::layout::Home;
 use super::tiles::{Lowering, positions};
 use kiln_ir::DType;
@@ -55,7 +54,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn load(&mut self, id: TileId, op: &'a TileOp, at: &[usize]) -> Result<ValueId, LowerError> {
         let (depth, dtype) = (self.depths[id.index()], self.ty(id).dtype);
         let loaded = self.load_encoded(id, op, at)?;
-        Ok(if half::is_half(dtype) { self.decoded(depth, dtype, loaded) } else { loaded })
+        Ok(if dtype.is_half() { self.decoded(depth, dtype, loaded) } else { loaded })
     }
 
     /// The register as its lanes are in memory.

@@ -105,7 +105,7 @@ fn computable(dtype: DType) -> bool {
     match dtype.class() {
         Class::Bool | Class::Double => true,
         Class::Signed | Class::Unsigned => dtype.bits() >= 8,
-        Class::Float => dtype == DType::F32 || half::is_half(dtype),
+        Class::Float => dtype == DType::F32 || dtype.is_half(),
         Class::Complex | Class::Str => false,
     }
 }

@@ -4,7 +4,6 @@
 //! [`kiln_ir::semantics`]; what no instruction does is spelled out.
 
 use super::LowerError;
-use super::half;
 use super::layout::Home;
 use super::math;
 use super::tiles::Lowering;
@@ -109,7 +108,7 @@ impl Lowering<'_> {
 
     /// Conversion by the rules of [`kiln_ir::semantics`].
     pub(super) fn cast(&mut self, depth: usize, to: DType, x: ValueId) -> ValueId {
-        if half::is_half(to) {
+        if to.is_half() {
             let x = match self.builder.ty(x).dtype {
                 DType::F64 => self.narrowed_to_odd(depth, x),
                 _ => self.cast(depth, DType::F32, x),

@@ -393,7 +393,7 @@ impl<'a> Lowering<'a> {
         a: TileId,
         at: &[usize],
     ) -> Result<ValueId, LowerError> {
-        if half::is_half(self.ty(id).dtype) {
+        if self.ty(id).dtype.is_half() {
             return Err(self.unsupported("a reduction that keeps halves"));
         }
         let (home, depth) = (self.home(id), self.depths[id.index()]);
@@ -422,7 +422,7 @@ impl<'a> Lowering<'a> {
     /// Computes all of a matrix product, as a sum of outer products.
     fn dot(&mut self, id: TileId, a: TileId, b: TileId, c: TileId) -> Result<(), LowerError> {
         let (home, depth, ty) = (self.home(id), self.depths[id.index()], self.ty(id));
-        if half::is_half(ty.dtype) {
+        if ty.dtype.is_half() {
             return Err(self.unsupported("a product that keeps halves"));
         }
         let all = positions(ty, home);

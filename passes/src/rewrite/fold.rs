@@ -1,7 +1,6 @@
 //! Constant folding: nodes whose operands are all constant are computed now, by the interpreter.
 
 use super::Graph;
-use super::halves::is_half;
 use kiln_ir::DType;
 use kiln_ir::graph::GraphError;
 use kiln_ir::interp::eval_op;
@@ -31,7 +30,7 @@ pub fn fold_constants(graph: &Graph) -> Result<Graph, GraphError> {
             node.outputs.iter().map(|&v| graph.ty(v).shape().and_then(|s| size(&s, graph.ty(v).dtype).ok())).sum();
         // Sequences are no constants.
         let never = node.outputs.iter().any(|&v| graph.ty(v).dtype == DType::Seq) || is_left(&node.op);
-        let small = |dtype: DType| dtype.size() == 1 || is_half(dtype);
+        let small = |dtype: DType| dtype.size() == 1 || dtype.is_half();
         let weights = operands.iter().any(|t| small(t.dtype()) && t.bytes().len() > MOST_WIDENED);
         if made.is_none_or(|m| m > read.max(if weights { 0 } else { MOST_GROWTH })) || never {
             continue;

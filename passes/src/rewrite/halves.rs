@@ -18,11 +18,6 @@ pub fn products_of_halves(graph: &Graph) -> Result<Graph, GraphError> {
     rewrite(graph, &[in_f32])
 }
 
-/// Whether values of the type are widened before they are multiplied.
-pub(super) fn is_half(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
-}
-
 /// A conversion of each element.
 pub(super) fn cast(from: DType, to: DType) -> Option<Op> {
     let mut body = Code::new();
@@ -38,7 +33,7 @@ fn in_f32(graph: &Graph, id: NodeId) -> Option<Patch> {
         return None;
     }
     let (&[left, right], half) = (node.inputs.as_slice(), graph.ty(node.outputs[0]).dtype) else { return None };
-    if !is_half(half) {
+    if !half.is_half() {
         return None;
     }
     let widen = cast(half, DType::F32)?;

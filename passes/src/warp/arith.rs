@@ -24,10 +24,6 @@ pub(super) fn register_constant(c: Constant) -> Constant {
     if is_narrow(c.dtype) { Constant::int(DType::I32, c.bits as i64) } else { c }
 }
 
-fn is_half(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
-}
-
 /// The greatest power that is computed by products.
 const MOST_POWER: f64 = 8.0;
 
@@ -53,7 +49,7 @@ impl Lowering<'_> {
     pub(super) fn unary(&mut self, op: UnaryOp, x: ValueId) -> Result<ValueId, LowerError> {
         use UnaryOp::*;
         let ty = self.code.ty(x);
-        if is_half(ty) {
+        if ty.is_half() {
             let wide = self.code.cast(DType::F32, x);
             let result = self.unary(op, wide)?;
             return Ok(self.code.cast(ty, result));
@@ -102,7 +98,7 @@ impl Lowering<'_> {
     pub(super) fn binary(&mut self, op: BinaryOp, x: ValueId, y: ValueId) -> Result<ValueId, LowerError> {
         use BinaryOp::*;
         let ty = self.code.ty(x);
-        if is_half(ty) {
+        if ty.is_half() {
             let (a, b) = (self.code.cast(DType::F32, x), self.code.cast(DType::F32, y));
             let result = self.binary(op, a, b)?;
             return Ok(if op.is_comparison() { result } else { self.code.cast(ty, result) });
@@ -180,7 +176,7 @@ impl Lowering<'_> {
     /// `x * y + z`, with one rounding on floats.
     pub(super) fn multiply_add(&mut self, x: ValueId, y: ValueId, z: ValueId) -> Result<ValueId, LowerError> {
         let ty = self.code.ty(z);
-        if is_half(ty) {
+        if ty.is_half() {
             let [x, y, z] = [x, y, z].map(|v| self.code.cast(DType::F32, v));
             let sum = self.code.fma(x, y, z);
             return Ok(self.code.cast(ty, sum));
@@ -201,7 +197,7 @@ impl Lowering<'_> {
             let above = self.code.with(BinaryOp::Max, whole, lo as i64);
             return self.code.with(BinaryOp::Min, above, hi as i64);
         }
-        let by_f32 = from != to && (is_half(from) && to != DType::F32 || is_half(to) && from != DType::F32);
+        let by_f32 = from != to && (from.is_half() && to != DType::F32 || to.is_half() && from != DType::F32);
         let x = if by_f32 { self.code.cast(DType::F32, x) } else { x };
         self.code.cast(to, x)
     }
