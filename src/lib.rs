@@ -48,12 +48,13 @@ use kiln_frontend::onnx::import::{self, import};
 use kiln_frontend::onnx::model::{Model, ValueInfo};
 use kiln_ir::Tensor;
 use kiln_ir::graph::{Graph, GraphError, Origin};
+use kiln_ir::ops::Elements;
 use kiln_ir::plan::Plan;
 use kiln_passes::kernel::{Choice, Machine};
 use kiln_passes::pipeline::{self, Scheduled, optimise, schedule};
 pub use kiln_passes::pipeline::{Precision, UnknownPrecision};
 use kiln_passes::plan::Weight;
-use kiln_passes::rewrite::{has_byte_products, has_pair_products};
+use kiln_passes::rewrite::has_products_of;
 use kiln_runtime::artifact::{self, Artifact, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
@@ -183,8 +184,8 @@ fn compile_with(
     levels.dedup();
     // Without products of pairs, or of bytes, it would be the code of the level below.
     let same = [
-        (has_pair_products(&graph), CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
-        (has_byte_products(&graph), CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
+        (has_products_of(&graph, Elements::Pairs), CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
+        (has_products_of(&graph, Elements::Bytes), CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
     ];
     for (_, level, below) in same.into_iter().filter(|(differs, ..)| !differs) {
         levels.iter_mut().filter(|l| **l == level).for_each(|l| *l = below);

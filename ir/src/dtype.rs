@@ -162,6 +162,11 @@ impl DType {
         matches!(self, DType::F16 | DType::BF16)
     }
 
+    /// The type that arithmetic on the type is done in: f32 for halves, itself for all others.
+    pub fn computed(self) -> DType {
+        if self.is_half() { DType::F32 } else { self }
+    }
+
     /// Whether the type is an integer type (not bool).
     pub fn is_int(self) -> bool {
         matches!(self.class(), Class::Signed | Class::Unsigned)

@@ -9,7 +9,7 @@ use crate::kernel::scatter::Scatter;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
-use kiln_ir::ops::{Meaning, Op};
+use kiln_ir::ops::{Meaning, Op, Pack};
 use kiln_ir::plan::nominal;
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
 use std::collections::{BTreeMap, HashMap};
@@ -213,10 +213,10 @@ fn is_alias(graph: &Graph, op: &Op, from: Option<ValueId>, to: ValueId) -> bool 
     if let Op::Pack(pack) = op {
         let side_by_side =
             a.layout == b.layout && a.layout.block.is_none() && a.layout.order.last() == Some(&pack.axis);
-        // So many of them are 32 bits; an f32 is, alone.
-        let neighbours = 4 / a.dtype.size().clamp(1, 4) as i64;
-        let whole = a.dims.get(pack.axis).and_then(Expr::as_const).is_some_and(|n| n % neighbours == 0);
-        let whole = whole && neighbours > 1;
+        // What an element of the result takes together is 32 bits already, but for f32, which are rounded first.
+        let neighbours = Pack::neighbours(a.dtype).ok().filter(|n| n * a.dtype.size() as i64 == 4);
+        let extent = a.dims.get(pack.axis).and_then(Expr::as_const);
+        let whole = extent.zip(neighbours).is_some_and(|(extent, neighbours)| extent % neighbours == 0);
         return side_by_side && whole && graph.constant(from).is_none() && !graph.is_output(to);
     }
     let movable = graph.constant(from).is_none() && !graph.is_output(to);

@@ -129,18 +129,19 @@ impl Args {
             }
             done => done?,
         };
-        if let Source::Model { bytes, .. } = &source {
-            compiled.record_model(bytes, &onnx);
-        }
+        let record = |compiled: &mut Compiled| {
+            if let Source::Model { bytes, .. } = &source {
+                compiled.record_model(bytes, &onnx);
+            }
+        };
+        record(&mut compiled);
         let (mut tried, mut notes) = (Vec::new(), Vec::new());
         let (first, wanted) = bench.candidates(&mut compiled, "f32", 0.0, &mut tried)?;
         let mut chosen = wanted.map(|n| (n, compiled));
         if chosen.is_none() {
             let mut compiled =
                 bench.compile(&onnx, &Options { precision: kiln::Precision::Bf16, ..options.clone() })?;
-            if let Source::Model { bytes, .. } = &source {
-                compiled.record_model(bytes, &onnx);
-            }
+            record(&mut compiled);
             chosen = bench.rounded(compiled, "bf16", (&metric, &first), &mut tried)?;
         }
         if chosen.is_none() {

@@ -10,8 +10,9 @@ use kiln::data::From;
 use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::Tensor;
 use kiln::ir::interp::{self, EvalError, eval_graph};
+use kiln::ir::ops::Elements;
 use kiln::onnx::model::Model;
-use kiln::passes::rewrite::has_byte_products;
+use kiln::passes::rewrite::has_products_of;
 use kiln::ptx::emulate::{self, Accumulate, Counts};
 use kiln::runtime::cpu::{CpuLevel, Machine};
 use kiln::runtime::engine::{Context, ModelOptions};
@@ -96,7 +97,7 @@ impl Args {
         let mut text = String::new();
         let mut list = Vec::new();
         let mut wrong = Vec::new();
-        let stepwise = match has_byte_products(&compiled.graph) {
+        let stepwise = match has_products_of(&compiled.graph, Elements::Bytes) {
             true => steps::stepwise(&graph, &compiled.graph, &inputs, interpreted.budget).map_err(interpreter_error)?,
             false => None,
         };

@@ -1,5 +1,6 @@
 //! Libraries of models: built, linked and loaded by C programs, with the engine's results bit by bit.
 
+use super::host_inputs::give;
 use super::models::*;
 use super::{Done, Place, kiln};
 use kiln::ir::{DType, Tensor};
@@ -30,18 +31,6 @@ fn host(place: &Place, header: &Path, prefix: &str) -> PathBuf {
     let folder = place.path("");
     cc(&[&"-O1", &"-Wall", &"-Werror", &"-I", &&folder, &source, &"-o", &&host, &"-ldl", &"-lpthread"]);
     host
-}
-
-/// Inputs where `host` looks for them.
-fn give(folder: &Path, inputs: &[Tensor]) {
-    std::fs::create_dir_all(folder).unwrap();
-    let mut shapes = String::new();
-    for (n, input) in inputs.iter().enumerate() {
-        let extents: Vec<String> = input.shape().iter().map(ToString::to_string).collect();
-        shapes += &format!("{}\n", extents.join(" "));
-        std::fs::write(folder.join(format!("input_{n}")), input.bytes()).unwrap();
-    }
-    std::fs::write(folder.join("shapes"), shapes).unwrap();
 }
 
 fn floats_of(shape: &[usize], seed: usize) -> Tensor {

@@ -5,6 +5,7 @@ mod errors;
 mod experiments;
 mod fit;
 mod gpu;
+mod host_inputs;
 mod language;
 mod library;
 mod models;

@@ -1,8 +1,11 @@
 //! Random graphs as shared objects, run by a C program, against the engine: the same bits, loops and branches among them.
 
+#[path = "../cli/host_inputs.rs"]
+mod host_inputs;
+
+use host_inputs::give;
 use kiln::Options;
 use kiln::Silent;
-use kiln::ir::Tensor;
 use kiln::ir::plan::{Plan, Step};
 use kiln::library::{Form, LibraryOptions};
 use kiln::runtime::cpu::CpuLevel;
@@ -22,16 +25,6 @@ fn host(folder: &Path, header: &Path) -> PathBuf {
     cc.args(["-O1", "-Wall", "-Werror", "-I"]).arg(folder).arg(source).arg("-o").arg(&host).args(["-ldl", "-lpthread"]);
     assert!(cc.status().unwrap().success());
     host
-}
-
-fn give(folder: &Path, inputs: &[Tensor]) {
-    let mut shapes = String::new();
-    for (n, input) in inputs.iter().enumerate() {
-        let extents: Vec<String> = input.shape().iter().map(ToString::to_string).collect();
-        shapes += &format!("{}\n", extents.join(" "));
-        std::fs::write(folder.join(format!("input_{n}")), input.bytes()).unwrap();
-    }
-    std::fs::write(folder.join("shapes"), shapes).unwrap();
 }
 
 /// Whether a plan has steps of the host that a library leaves to its caller.

@@ -6,10 +6,11 @@
 //! product are scaled down. The greatest score begins with the lowest number, not with minus infinity, so that a row of
 //! which no key was seen yet has exponentials of 0.
 
+use super::Builder;
 use super::emit::{Emitter, Place};
 use super::flat::{Axis, FlatNest};
+use super::forms::{is_identity, is_product_sum};
 use super::gpu::{ACROSS, Operands, across, below, by_memory, down, number, operands, product, symbols, unravel};
-use super::{Builder, is_identity};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
@@ -132,7 +133,7 @@ impl<'f> Attention<'f> {
         let plain = [&seen.finish, &sum.finish, &share.finish].into_iter().all(is_identity);
         let folds = (seen.combine, sum.combine) == (BinaryOp::Max, BinaryOp::Add);
         let divided = matches!(share.body.node(*s), Scalar::Load(Source::Stage(2), coords) if coords == greatest);
-        if !plain || !folds || !divided || summed.len() != greatest.len() || !super::is_product_sum(scores) {
+        if !plain || !folds || !divided || summed.len() != greatest.len() || !is_product_sum(scores) {
             return None;
         }
         let along = along(share, greatest)?;
@@ -276,7 +277,7 @@ impl Builder<'_> {
             let at = at.iter().map(|(s, e)| (s.clone(), spot.place.expr(e))).collect();
             Place { at, ..spot.place.clone() }
         };
-        let folds = by_memory(&a.scores.folds, &super::addresses(a.scores).collect::<Vec<_>>());
+        let folds = by_memory(&a.scores.folds, &super::forms::addresses(a.scores).collect::<Vec<_>>());
         let depth_of = |mut place: Place, depth: Expr| {
             unravel(&folds, &depth, &mut place.at);
             let beyond = below(&depth, &product(&folds), t.depth);

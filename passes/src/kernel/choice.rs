@@ -4,8 +4,9 @@
 //! open the cost model decides.
 
 use super::flat::FlatNest;
+use super::forms::{has_few_bits, is_product_sum, unpacks};
 use super::schedule::{Machine, Schedule};
-use super::{has_few_bits, is_product_sum, panel_width, preferred_layouts, unpacks};
+use super::{panel_width, preferred_layouts};
 use crate::group::Group;
 use kiln_ir::graph::{Graph, NodeId, TensorType, ValueId};
 use kiln_ir::ops::Op;

@@ -153,7 +153,7 @@ impl Builder<'_> {
         t: &Tiles,
         spots: &Spots<'_>,
     ) -> Option<[TileId; 3]> {
-        let folds = by_memory(&a.scores.folds, &super::addresses(a.scores).collect::<Vec<_>>());
+        let folds = by_memory(&a.scores.folds, &super::forms::addresses(a.scores).collect::<Vec<_>>());
         let at = spots.at(&a.scores_at, [1, t.depth], &folds);
         let query = self.product_operand(body, (&a.scores.body, a.query), &at.place, at.end, None)?;
         let query = self.scaled(body, query, a.scale);

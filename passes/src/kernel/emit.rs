@@ -76,11 +76,6 @@ fn join(a: &[usize], b: &[usize]) -> Vec<usize> {
     a.iter().zip(b).map(|(a, b)| *a.max(b)).collect()
 }
 
-/// The type that values of a type are folded in: halves would lose in each step what they cannot hold.
-pub fn accumulator(dtype: DType) -> DType {
-    if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
-}
-
 /// Whether the type is an integer narrower than the lanes that everything else is computed in.
 fn is_narrow(dtype: DType) -> bool {
     dtype != DType::I32 && kiln_ir::tile::loads_from(DType::I32, dtype)
@@ -334,13 +329,13 @@ impl Emitter<'_> {
             Scalar::Const(c) => self.constant(body, *c, rank),
             Scalar::Index(e) => {
                 let e = place.expr(e);
-                if let Some(n) = e.as_const() {
-                    let tile = self.constant(body, Constant::int(DType::I64, n), rank);
-                    done.insert((id, mask.len(), false), tile);
-                    return Some(tile);
+                match e.as_const() {
+                    Some(n) => self.constant(body, Constant::int(DType::I64, n), rank),
+                    None => {
+                        let shape = place.shape_of(std::iter::once(&e));
+                        self.define(body, DType::I64, shape, TileOp::Index(e))
+                    }
                 }
-                let shape = place.shape_of(std::iter::once(&e));
-                self.define(body, DType::I64, shape, TileOp::Index(e))
             }
             Scalar::Load(Source::Stage(n), _) => *self.stages.get(*n)?,
             Scalar::Load(Source::Input(_), _) => self.load(body, code, id, dtype, place, argument, mask, done)?,
@@ -362,13 +357,13 @@ impl Emitter<'_> {
             }
             Scalar::Cast(to, a) => {
                 let a = operand(self, body, *a, mask)?;
-                if let (true, Some(n)) = (*to == DType::I32, constant(body, a).and_then(Constant::as_i64)) {
-                    let tile = self.constant(body, Constant::int(DType::I32, n), rank);
-                    done.insert((id, mask.len(), false), tile);
-                    return Some(tile);
+                match constant(body, a).and_then(Constant::as_i64).filter(|_| *to == DType::I32) {
+                    Some(n) => self.constant(body, Constant::int(DType::I32, n), rank),
+                    None => {
+                        let shape = self.shape(a);
+                        self.define(body, *to, shape, TileOp::Cast(*to, a))
+                    }
                 }
-                let shape = self.shape(a);
-                self.define(body, *to, shape, TileOp::Cast(*to, a))
             }
             Scalar::Binary(op, a, b) => {
                 let a = operand(self, body, *a, mask)?;

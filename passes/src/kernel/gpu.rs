@@ -10,7 +10,8 @@
 
 use super::emit::{Place, tile_axis};
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::{Builder, addresses, is_product_sum, row_names};
+use super::forms::{addresses, is_product_sum};
+use super::{Builder, row_names};
 use crate::group::Group;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};

@@ -5,25 +5,29 @@
 
 mod attention;
 mod choice;
+mod cuts;
 mod decoding;
 mod emit;
 mod factor;
 pub mod flat;
+mod forms;
 mod gpu;
 pub mod scatter;
 mod schedule;
 mod split;
 
 use crate::group::Group;
+use cuts::{Segment, block_variables, panel_of, panel_segments, row_segments, segments};
 use emit::{Emitter, Place, tile_axis, widens};
 use factor::{Factors, by_loads};
 use flat::{Axis, FlatNest, Stride, stride};
+use forms::{has_few_bits, is_identity, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
-use kiln_ir::expr::{Expr, Ranges, Symbol};
+use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source};
+use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
 use std::collections::BTreeMap;
 
@@ -138,7 +142,7 @@ pub fn tile_program(
     let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.ty(group.output);
     for (n, ty) in types.iter().chain([&output]).enumerate() {
-        if !is_kernel_type(ty.dtype) || machine.gpu.is_some() && emit::accumulator(ty.dtype) != ty.dtype {
+        if !is_kernel_type(ty.dtype) || machine.gpu.is_some() && ty.dtype.is_half() {
             return Err(fail(&format!("{} is no type for kernels", ty.dtype)));
         }
         let written = n == types.len();
@@ -205,136 +209,6 @@ const MOST_BOXES: usize = 40;
 /// The shape of a tile of one element.
 fn single() -> Vec<usize> {
     vec![1; 3]
-}
-
-/// A run of an axis cut into equal blocks.
-#[derive(Clone, Debug)]
-struct Segment {
-    /// Where it begins.
-    lo: Expr,
-    /// Elements of a block.
-    block: i64,
-    /// How many blocks; where the run is made of panels, how many panels.
-    count: Expr,
-    /// How many blocks a panel has.
-    parts: i64,
-}
-
-impl Segment {
-    fn new(lo: impl Into<Expr>, block: i64, count: impl Into<Expr>) -> Segment {
-        Segment { lo: lo.into(), block, count: count.into(), parts: 1 }
-    }
-
-    /// Whether there is surely one block: no loop or grid variable is needed.
-    fn is_single(&self) -> bool {
-        self.count.as_const() == Some(1)
-    }
-}
-
-/// Cuts an axis into blocks without any overhang. A constant extent: whole blocks, then what is left, as many whole vectors as
-/// fit, then single elements (in one tile where `lanes` is 1). A free extent: whole blocks, then runs of ever smaller blocks,
-/// each of which may be empty.
-fn segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {
-    let Some(extent) = extent.as_const() else { return free_segments(extent, block, lanes, dims) };
-    let block = block.clamp(1, extent.max(1));
-    let mut cut = vec![Segment::new(0, block, extent / block)];
-    let mut lo = extent / block * block;
-    let vectors = (extent - lo) / lanes * lanes;
-    if vectors > 0 {
-        cut.push(Segment::new(lo, vectors, 1));
-        lo += vectors;
-    }
-    if lo < extent {
-        cut.push(Segment::new(lo, extent - lo, 1));
-    }
-    cut.retain(|s| s.count.as_const() != Some(0));
-    cut
-}
-
-fn free_segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {
-    let mut block = block.clamp(1, extent.bounds(dims).1.max(1));
-    let (mut lo, mut rest) = (Expr::default(), extent.clone());
-    let mut cut = Vec::new();
-    loop {
-        let size = Expr::from(block);
-        let count = rest.floor_div(&size).simplify(dims);
-        cut.push(Segment::new(lo.clone(), block, count.clone()));
-        if block == 1 {
-            break;
-        }
-        lo = lo.add(&count.scale(block));
-        rest = rest.modulo(&size).simplify(dims);
-        // Few sizes: every one is a copy of the code.
-        block = if lanes > 1 && block > lanes {
-            lanes
-        } else if block > 4 {
-            4
-        } else {
-            1
-        };
-    }
-    cut.retain(|s| s.count.as_const() != Some(0));
-    cut
-}
-
-/// Cuts rows into blocks of at most `block`, as many of them as that needs and as alike as they can be: no sliver is left at the end.
-/// A free extent is cut as [`segments`] does.
-fn row_segments(extent: &Expr, block: i64, dims: &Ranges) -> Vec<Segment> {
-    let Some(extent) = extent.as_const() else { return free_segments(extent, block, 1, dims) };
-    let block = block.clamp(1, extent.max(1));
-    let tiles = (extent + block - 1) / block;
-    let (least, larger) = (extent / tiles.max(1), extent % tiles.max(1));
-    let mut cut = vec![Segment::new(0, least + 1, larger), Segment::new(larger * (least + 1), least, tiles - larger)];
-    cut.retain(|s| s.block > 0 && s.count.as_const() != Some(0));
-    cut
-}
-
-/// [`segments`] that do not cross the borders of panels: a layout's blocks, which another level's tiles may have chosen wider.
-fn panel_segments(axis: &Axis, block: i64, lanes: i64, panel: Option<i64>, dims: &Ranges) -> Vec<Segment> {
-    let (Some(panel), Some(extent)) = (panel.filter(|&p| p > block), axis.known()) else {
-        return segments(&axis.extent, block, lanes, dims);
-    };
-    let block = greatest_common_divisor(panel, block);
-    let whole = extent / panel;
-    let mut cut = Vec::new();
-    if whole > 0 {
-        cut.push(Segment { parts: panel / block, ..Segment::new(0, block, whole) });
-    }
-    let lo = whole * panel;
-    if lo < extent {
-        let rest = segments(&Expr::from(extent - lo), block, lanes, dims);
-        cut.extend(rest.into_iter().map(|s| Segment { lo: s.lo.add(&Expr::from(lo)), ..s }));
-    }
-    cut
-}
-
-fn greatest_common_divisor(a: i64, b: i64) -> i64 {
-    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
-}
-
-/// The width of the panels that a layout cuts the axis into, where a load of the body goes through one.
-fn panel_of(nest: &FlatNest, axis: &Symbol) -> Option<i64> {
-    let mut found = None;
-    for (_, node) in nest.body.nodes() {
-        let Scalar::Load(Source::Input(_), coords) = node else { continue };
-        let Some(Coord::Index(address)) = coords.first() else { continue };
-        for (atoms, _) in address.terms() {
-            if let [kiln_ir::expr::Atom::FloorDiv(x, by)] = atoms
-                && x.as_symbol() == Some(axis)
-            {
-                found = found.max(by.as_const());
-            }
-        }
-    }
-    found
-}
-
-/// The variables that number a segment's blocks, outermost first, with their extents: panels, and blocks within a panel.
-fn block_variables(segment: &Option<(Symbol, Segment)>) -> Vec<(Symbol, Expr)> {
-    let Some((symbol, s)) = segment else { return vec![] };
-    let block = (!s.is_single()).then(|| (Symbol::new(&format!("{symbol}_block")), s.count.clone()));
-    let part = (s.parts > 1).then(|| (Symbol::new(&format!("{symbol}_part")), Expr::from(s.parts)));
-    block.into_iter().chain(part).collect()
 }
 
 struct Builder<'a> {
@@ -691,7 +565,8 @@ impl Builder<'_> {
         stages: &[TileId],
     ) -> Option<TileId> {
         let nest = tiling.nest;
-        let dtype = emit::accumulator(nest.body.result_type());
+        // Halves would lose in each step what they cannot hold.
+        let dtype = nest.body.result_type().computed();
         let neutral = kiln_ir::nest::neutral(nest.combine, dtype);
         let mut folds = nest.folds.clone();
         let Some((symbol, lanes)) = &tiling.lanes else {
@@ -903,62 +778,4 @@ fn row_names(group: &Group, prefix: &[Axis]) -> Option<BTreeMap<Symbol, Symbol>>
         }
     });
     fine.then_some(names)
-}
-
-/// The addresses of the loads of a fold's body.
-pub(crate) fn addresses(nest: &FlatNest) -> impl Iterator<Item = &Expr> {
-    let live = nest.body.live();
-    nest.body.nodes().filter_map(move |(id, node)| match node {
-        Scalar::Load(Source::Input(_), coords) if live[id.index()] => match coords.first() {
-            Some(Coord::Index(e)) => Some(e),
-            Some(Coord::Value(_)) | None => None,
-        },
-        _ => None,
-    })
-}
-
-/// How a fold's operands lie along a symbol: for each load of the body, its stride there.
-pub(crate) fn strides(nest: &FlatNest, symbol: &Symbol) -> Vec<Stride> {
-    addresses(nest).map(|e| stride(e, symbol)).collect()
-}
-
-/// Whether the fold is a sum of products, which a multiply-add unit computes.
-pub(crate) fn is_product_sum(nest: &FlatNest) -> bool {
-    nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
-}
-
-/// Whether the fold is a sum of dot products of bytes or of pairs of bf16.
-pub(crate) fn is_dot_sum(nest: &FlatNest) -> bool {
-    let dot = |n: &Scalar| matches!(n, Scalar::Binary(BinaryOp::Dot4 | BinaryOp::Dot2, ..));
-    nest.combine == BinaryOp::Add && dot(nest.body.node(nest.body.result()))
-}
-
-/// Whether the code multiplies f32 with what it makes of integers of few bits.
-pub(crate) fn unpacks(code: &Code) -> bool {
-    let live = code.live();
-    let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4;
-    let reads = |(id, n): (kiln_ir::Id<Scalar>, &Scalar)| {
-        live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)) && narrow(code.dtype(id))
-    };
-    code.result_type() == DType::F32
-        && matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Mul, ..))
-        && code.nodes().any(reads)
-}
-
-/// Whether the code scales dot products of bytes.
-pub(crate) fn sums_blocks(code: &Code) -> bool {
-    let live = code.live();
-    let dot = |id: kiln_ir::Id<Scalar>| matches!(code.node(id), Scalar::Binary(BinaryOp::Dot4, ..));
-    code.result_type() == DType::F32
-        && code.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Cast(DType::F32, a) if dot(*a)))
-}
-
-/// Whether the code reads a weight of few bits, in either form.
-pub(crate) fn has_few_bits(code: &Code) -> bool {
-    unpacks(code) || sums_blocks(code)
-}
-
-/// Whether the code is its argument.
-fn is_identity(code: &Code) -> bool {
-    matches!(code.node(code.result()), Scalar::Arg(_))
 }

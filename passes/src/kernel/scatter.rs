@@ -4,8 +4,9 @@
 //! rows: it copies them, then takes the updates that meet them in their order. So programs are independent, and sums come out as the
 //! graph interpreter has them, whatever the number of threads. An index out of range fails the kernel.
 
+use super::cuts::segments;
 use super::emit::Emitter;
-use super::{Machine, segments, tile_axis};
+use super::{Machine, tile_axis};
 use crate::group::Group;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};

@@ -3,7 +3,7 @@
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
+use super::forms::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};

@@ -10,11 +10,6 @@ use kiln_ir::tile::{TileId, TileOp};
 use kiln_ir::vector::{Op, ValueId, VectorType};
 use kiln_ir::{DType, semantics};
 
-/// The type of the registers that hold elements of a type.
-pub(super) fn held(dtype: DType) -> DType {
-    if dtype.is_half() { DType::F32 } else { dtype }
-}
-
 /// The type that a buffer has in a vector program for vectors of so many bytes.
 pub(super) fn in_memory(dtype: DType, bytes: u32) -> DType {
     match dtype {
@@ -27,7 +22,7 @@ pub(super) fn in_memory(dtype: DType, bytes: u32) -> DType {
 /// The constant as registers hold it.
 pub(super) fn held_constant(c: Constant) -> Constant {
     // Constants of halves are the bits of an f32.
-    Constant { dtype: held(c.dtype), ..c }
+    Constant { dtype: c.dtype.computed(), ..c }
 }
 
 /// Whether the result of an operation on halves is one, so that nothing rounds it.
@@ -61,7 +56,7 @@ fn is_exact(op: &TileOp) -> bool {
 impl Lowering<'_> {
     /// The type of what a load of a tile gives before [`Self::decoded`].
     pub(super) fn loaded(&self, tile: DType, buffer: DType) -> DType {
-        if tile.is_half() && in_memory(buffer, self.bytes) == DType::U16 { DType::I32 } else { held(tile) }
+        if tile.is_half() && in_memory(buffer, self.bytes) == DType::U16 { DType::I32 } else { tile.computed() }
     }
 
     /// What stands for a constant where a load does not happen, before [`Self::decoded`].

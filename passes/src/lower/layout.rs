@@ -4,7 +4,6 @@
 //! in one operation with the same axis at work agree on it, so that no operation between them moves lanes. Tiles
 //! whose elements differ in width meet only where lanes are taken apart.
 
-use super::half::held;
 use kiln_ir::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::scalar::{BinaryOp, Less, UnaryOp};
@@ -28,8 +27,11 @@ pub(super) fn choose(program: &TileProgram, bytes: u32) -> Vec<Option<Home>> {
             classes.info.push(Info { extent, gain: 0.0, axis, scalar: false });
         }
     }
-    let widths =
-        program.tiles.iter().map(|(_, ty)| if ty.dtype == DType::Bool { 0 } else { held(ty.dtype).size() }).collect();
+    let widths = program
+        .tiles
+        .iter()
+        .map(|(_, ty)| if ty.dtype == DType::Bool { 0 } else { ty.dtype.computed().size() })
+        .collect();
     let consts = vec![false; program.tiles.len()];
     let mut walk = Walk { program, bytes: bytes as usize, offsets, classes, widths, consts };
     for part in &program.parts {

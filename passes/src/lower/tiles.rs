@@ -4,7 +4,7 @@
 //! it is needed. What is asked for in another layout is taken apart into scalars and packed again.
 
 use super::build::Builder;
-use super::half::{self, held};
+use super::half;
 use super::layout::Home;
 use super::memory::Lanes;
 use super::{LowerError, VectorTarget};
@@ -107,7 +107,7 @@ impl<'a> Lowering<'a> {
 
     /// The type of a tile's registers.
     pub(super) fn register_type(&self, id: TileId) -> VectorType {
-        VectorType { dtype: held(self.ty(id).dtype), lanes: self.home(id).map_or(1, |h| h.lanes) }
+        VectorType { dtype: self.ty(id).dtype.computed(), lanes: self.home(id).map_or(1, |h| h.lanes) }
     }
 
     /// Notes how a tile is computed; computes it at once where that must not wait.
@@ -242,7 +242,7 @@ impl<'a> Lowering<'a> {
 
     /// One element in all lanes.
     pub(super) fn splat(&mut self, id: TileId, at: &[usize], lanes: u32) -> Result<ValueId, LowerError> {
-        let ty = VectorType { dtype: held(self.ty(id).dtype), lanes };
+        let ty = VectorType { dtype: self.ty(id).dtype.computed(), lanes };
         if let Some(TileOp::Load { buffer, address, gathered, mask, .. }) = self.ops[id.index()]
             && gathered.is_empty()
             && mask.is_empty()
@@ -360,7 +360,7 @@ impl<'a> Lowering<'a> {
         to: DType,
     ) -> Result<ValueId, LowerError> {
         let from = self.ty(id).dtype;
-        let narrow = |d: DType| if d == DType::Bool { 0 } else { held(d).size() };
+        let narrow = |d: DType| if d == DType::Bool { 0 } else { d.computed().size() };
         let same_width = narrow(from) == narrow(to) || narrow(from) == 0 || narrow(to) == 0;
         match want {
             Some(home) if !same_width && self.ty(id).shape[home.axis] > 1 => {

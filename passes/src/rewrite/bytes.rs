@@ -8,7 +8,7 @@
 //! their zero point. `sum((x - zx) * w) = sum(x * w) - zx * sum(w)` takes the zero point out of the sum; that of the weights is
 //! taken off the weights, which are constant.
 
-use super::{Operand, Patch, rewrite};
+use super::{Operand, Patch, elements, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
@@ -22,16 +22,6 @@ use kiln_ir::tensor::Tensor;
 /// See [`rewrite`].
 pub fn products_of_bytes(graph: &Graph) -> Result<Graph, GraphError> {
     rewrite(graph, &[convolution, product, requantize])
-}
-
-/// Whether the graph holds dot products of bytes.
-pub fn has_byte_products(graph: &Graph) -> bool {
-    graph.nodes().any(|(_, node)| match &node.op {
-        Op::Conv(c) => c.elements == Elements::Bytes,
-        Op::Contract(c) => c.elements == Elements::Bytes,
-        Op::BlockProduct(_) => true,
-        _ => false,
-    })
 }
 
 /// Whether the graph holds products of blocks of bytes.
@@ -530,12 +520,7 @@ fn requantize(graph: &Graph, id: NodeId) -> Option<Patch> {
                 _ => return None,
             };
             let made = graph.node(graph.producer(sum)?);
-            let of_bytes = match &made.op {
-                Op::Conv(c) => c.elements == Elements::Bytes,
-                Op::Contract(c) => c.elements == Elements::Bytes,
-                _ => false,
-            };
-            if !of_bytes || graph.ty(sum).dims != graph.ty(replaces).dims {
+            if elements(&made.op) != Some(Elements::Bytes) || graph.ty(sum).dims != graph.ty(replaces).dims {
                 return None;
             }
             return scaled_sum(replaces, sum, &share, &number(*b)?, &bias, (step, zero, to), (low, high), also);

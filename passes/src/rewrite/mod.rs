@@ -14,18 +14,33 @@ mod pairs;
 mod recognise;
 
 pub use activations::activations_in_bytes;
-pub use bytes::{has_block_products, has_byte_products, products_of_bytes};
+pub use bytes::{has_block_products, products_of_bytes};
 pub use canonicalise::canonicalise;
 pub use columns::columns_last;
 pub use common::eliminate_common;
 pub use fold::fold_constants;
 pub use halves::products_of_halves;
-pub use pairs::{has_pair_products, products_of_pairs};
+pub use pairs::products_of_pairs;
 pub use recognise::recognise;
 
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
-use kiln_ir::ops::Op;
+use kiln_ir::ops::{Elements, Op};
 use kiln_ir::tensor::Tensor;
+
+/// What the elements of a product's operands hold; nothing of ops that are none.
+fn elements(op: &Op) -> Option<Elements> {
+    match op {
+        Op::Conv(c) => Some(c.elements),
+        Op::Contract(c) => Some(c.elements),
+        Op::BlockProduct(_) => Some(Elements::Bytes),
+        _ => None,
+    }
+}
+
+/// Whether the graph holds products whose operands have such elements.
+pub fn has_products_of(graph: &Graph, wanted: Elements) -> bool {
+    graph.nodes().any(|(_, node)| elements(&node.op) == Some(wanted))
+}
 
 /// An operand of a node that a patch adds.
 #[derive(Clone, Debug)]

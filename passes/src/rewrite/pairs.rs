@@ -20,15 +20,6 @@ pub fn products_of_pairs(graph: &Graph) -> Result<Graph, GraphError> {
     rewrite(graph, &[convolution, product])
 }
 
-/// Whether the graph holds dot products of pairs of bf16.
-pub fn has_pair_products(graph: &Graph) -> bool {
-    graph.nodes().any(|(_, node)| match &node.op {
-        Op::Conv(c) => c.elements == Elements::Pairs,
-        Op::Contract(c) => c.elements == Elements::Pairs,
-        _ => false,
-    })
-}
-
 /// What [`Pack`] makes of a constant of f32.
 fn packed(tensor: &Tensor, axis: usize) -> Option<Tensor> {
     if tensor.dtype() != DType::F32 {
@@ -62,12 +53,12 @@ fn patch(
     (operands, axes): (&[ValueId], [usize; 2]),
     constant: usize,
 ) -> Option<Patch> {
-    let weights = packed(graph.constant(*operands.get(constant)?)?, *axes.get(constant)?)?;
     let other = 1 - constant;
     let activations = *operands.get(other)?;
     if graph.ty(activations).dtype != DType::F32 || graph.constant(activations).is_some() {
         return None;
     }
+    let weights = packed(graph.constant(*operands.get(constant)?)?, *axes.get(constant)?)?;
     let (axis, mut nodes) = (axes[other], Vec::new());
     let mut x = Operand::Value(activations);
     if side_by_side(graph, activations, axis) {

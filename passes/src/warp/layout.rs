@@ -122,7 +122,7 @@ pub(super) enum Product {
 fn product(a: &TileType, b: &TileType, c: &TileType) -> Product {
     let (m, k) = (a.shape.first().copied().unwrap_or(1), a.shape.get(1).copied().unwrap_or(1));
     let n = b.shape.get(1).copied().unwrap_or(1);
-    let halves = matches!(a.dtype, DType::F16 | DType::BF16) && a.dtype == b.dtype && c.dtype == DType::F32;
+    let halves = a.dtype.is_half() && a.dtype == b.dtype && c.dtype == DType::F32;
     if halves && m >= 16 && n >= 8 && k.is_multiple_of(16) { Product::Mma } else { Product::Fma }
 }
 

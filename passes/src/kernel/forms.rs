@@ -1,0 +1,66 @@
+//! What the code of a fold is like: how its operands lie, and which sum it is.
+//!
+//! Invariant: only code is looked at, never where it came from, so kernels do not know of ops.
+
+use super::flat::{FlatNest, Stride, stride};
+use kiln_ir::dtype::DType;
+use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source};
+
+/// The addresses of the loads of a fold's body.
+pub(super) fn addresses(nest: &FlatNest) -> impl Iterator<Item = &Expr> {
+    let live = nest.body.live();
+    nest.body.nodes().filter_map(move |(id, node)| match node {
+        Scalar::Load(Source::Input(_), coords) if live[id.index()] => match coords.first() {
+            Some(Coord::Index(e)) => Some(e),
+            Some(Coord::Value(_)) | None => None,
+        },
+        _ => None,
+    })
+}
+
+/// How a fold's operands lie along a symbol: for each load of the body, its stride there.
+pub(super) fn strides(nest: &FlatNest, symbol: &Symbol) -> Vec<Stride> {
+    addresses(nest).map(|e| stride(e, symbol)).collect()
+}
+
+/// Whether the fold is a sum of products, which a multiply-add unit computes.
+pub(super) fn is_product_sum(nest: &FlatNest) -> bool {
+    nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
+}
+
+/// Whether the fold is a sum of dot products of bytes or of pairs of bf16.
+pub(super) fn is_dot_sum(nest: &FlatNest) -> bool {
+    let dot = |n: &Scalar| matches!(n, Scalar::Binary(BinaryOp::Dot4 | BinaryOp::Dot2, ..));
+    nest.combine == BinaryOp::Add && dot(nest.body.node(nest.body.result()))
+}
+
+/// Whether the code multiplies f32 with what it makes of integers of few bits.
+pub(super) fn unpacks(code: &Code) -> bool {
+    let live = code.live();
+    let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4;
+    let reads = |(id, n): (kiln_ir::Id<Scalar>, &Scalar)| {
+        live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)) && narrow(code.dtype(id))
+    };
+    code.result_type() == DType::F32
+        && matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Mul, ..))
+        && code.nodes().any(reads)
+}
+
+/// Whether the code scales dot products of bytes.
+pub(super) fn sums_blocks(code: &Code) -> bool {
+    let live = code.live();
+    let dot = |id: kiln_ir::Id<Scalar>| matches!(code.node(id), Scalar::Binary(BinaryOp::Dot4, ..));
+    code.result_type() == DType::F32
+        && code.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Cast(DType::F32, a) if dot(*a)))
+}
+
+/// Whether the code reads a weight of few bits, in either form.
+pub(super) fn has_few_bits(code: &Code) -> bool {
+    unpacks(code) || sums_blocks(code)
+}
+
+/// Whether the code is its argument.
+pub(super) fn is_identity(code: &Code) -> bool {
+    matches!(code.node(code.result()), Scalar::Arg(_))
+}
