@@ -33,16 +33,18 @@ pub struct Architecture {
     pub name: &'static str,
     /// What it is called for people.
     pub what: &'static str,
+    /// Multiprocessors of the GPU that its schedules are for.
+    pub multiprocessors: u16,
 }
 
 /// The architectures that `--target` takes.
 pub const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "sm_80", what: "A100" },
-    Architecture { name: "sm_86", what: "RTX 30, A10" },
-    Architecture { name: "sm_89", what: "RTX 40, L4" },
-    Architecture { name: "sm_90", what: "H100" },
-    Architecture { name: "sm_100", what: "B200" },
-    Architecture { name: "sm_120", what: "RTX 50" },
+    Architecture { name: "sm_80", what: "A100", multiprocessors: 108 },
+    Architecture { name: "sm_86", what: "RTX 30, A10", multiprocessors: 84 },
+    Architecture { name: "sm_89", what: "RTX 40, L4", multiprocessors: 128 },
+    Architecture { name: "sm_90", what: "H100", multiprocessors: 132 },
+    Architecture { name: "sm_100", what: "B200", multiprocessors: 148 },
+    Architecture { name: "sm_120", what: "RTX 50", multiprocessors: 170 },
 ];
 
 /// How precisely products of f32 are computed.
@@ -175,7 +177,8 @@ fn compile_with(
     let graph = optimised(graph, options, observer)?;
     observer.stage("schedule");
     let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims).map(|_| ());
-    let machine = Machine::gpu(Gpu { operands: precision.operands() });
+    let machine =
+        Machine::gpu(Gpu { multiprocessors: architecture.multiprocessors.into(), operands: precision.operands() });
     let mut targets = [pipeline::Target { machine, lowers: &mut lowers, chosen: None }];
     let pipeline::Compiled { plan, weights, kernels, host_reasons, .. } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;

@@ -9,6 +9,7 @@
 //! product of two tiles for each step of the fold, which convolutions are too.
 
 use super::emit::{Place, tile_axis};
+use super::fill::{Tiles, Work};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, is_product_sum};
 use super::{Builder, row_names};
@@ -114,7 +115,7 @@ impl Builder<'_> {
             return self.points(&nest);
         }
         if let Some(operands) = operands(&nest)
-            && self.matrix(&nest, &operands).is_some()
+            && self.matrix(&nest, &operands).or_else(|| self.narrow(&nest, &operands)).is_some()
         {
             return Some(());
         }
@@ -378,12 +379,30 @@ impl Builder<'_> {
         if m < 8 || n < 8 || k < 8 {
             return None;
         }
-        let size = |extent: i64, most: i64| (extent as u64).next_power_of_two().clamp(16, most as u64) as i64;
-        let large = (m / 128).saturating_mul(n / 128).saturating_mul(guess(&o.batch)) >= 64;
-        let most = if large { 128 } else { 64 };
-        let (bm, bn, bk) = (size(m, most), size(n, most), if k <= 8 { 8 } else { 16 });
+        let gpu = self.machine.gpu?;
+        let least = if k <= 8 { 8 } else { 16 };
+        // The fold that both operands' tiles walk along: a long one whose elements are neighbours in one of them, around
+        // which the others are loops; or all folds as one.
+        let neighbours = |a: &&Axis| {
+            let even = addresses(nest).any(|e| stride(e, &a.symbol) == Stride::Known(1));
+            even && a.known().is_some_and(|e| e >= least)
+        };
+        let folds = by_memory(&nest.folds, &addresses(nest).collect::<Vec<_>>());
+        let (outer, inner): (Vec<Axis>, Vec<Axis>) = match folds.iter().rfind(neighbours) {
+            Some(a) => (folds.iter().filter(|f| *f != a).cloned().collect(), vec![a.clone()]),
+            None => (vec![], folds.clone()),
+        };
         // Matrix instructions take 16 elements of the fold at a time.
-        let rounded = self.machine.gpu.and_then(|g| g.operands).filter(|_| bk == 16);
+        let rounded = gpu.operands.filter(|_| least == 16);
+        let work = Work {
+            batch: guess(&o.batch),
+            rows: m,
+            columns: n,
+            outer: guess(&outer),
+            inner: guess(&inner),
+            matrix: rounded.is_some(),
+        };
+        let Tiles { rows: bm, columns: bn, depth: bk, splits } = work.tiles(&gpu);
         let rows = by_memory(&o.rows, &[&nest.store]);
         let columns = by_memory(&o.columns, &[&nest.store]);
         let (down_count, across_count) = (product(&rows), product(&columns));
@@ -401,17 +420,6 @@ impl Builder<'_> {
         add(i.clone(), down_count.ceil_div(&number(bm)), &mut place);
         add(j.clone(), across_count.ceil_div(&number(bn)), &mut place);
 
-        // The fold that both operands' tiles walk along: a long one whose elements are neighbours in one of them, around
-        // which the others are loops; or all folds as one.
-        let neighbours = |a: &&Axis| {
-            let even = addresses(nest).any(|e| stride(e, &a.symbol) == Stride::Known(1));
-            even && a.known().is_some_and(|e| e >= bk)
-        };
-        let folds = by_memory(&nest.folds, &addresses(nest).collect::<Vec<_>>());
-        let (outer, inner): (Vec<Axis>, Vec<Axis>) = match folds.iter().rfind(neighbours) {
-            Some(a) => (folds.iter().filter(|f| *f != a).cloned().collect(), vec![a.clone()]),
-            None => (vec![], folds.clone()),
-        };
         let depth = product(&inner);
         let chunks = depth.ceil_div(&number(bk));
         let var = self.symbol("k");
@@ -425,8 +433,7 @@ impl Builder<'_> {
             (Expr::from(&var).modulo(&chunks).scale(bk), 1, steps.clone())
         };
         unravel(&outer, &Expr::from(&var).floor_div(&chunks), &mut place.at);
-        let split =
-            self.split(nest, o, (down_count.ceil_div(&number(bm)).mul(&across_count.ceil_div(&number(bn))), &steps));
+        let split = (splits > 1).then(|| self.split(nest, o, splits));
         let (lo, hi) = match &split {
             None => (Expr::default(), hi),
             Some(split) => {
@@ -481,14 +488,7 @@ impl Builder<'_> {
         place.mask.extend(below(&row, &down_count, bm).into_iter().chain(below(&column, &across_count, bn)));
         self.program.parts.push(Part { grid, body: vec![] });
         if let Some(split) = split {
-            let address = place.expr(&split.element).add(&Expr::from(&split.symbol).mul(&split.elements));
-            body.push(Stmt::Store {
-                buffer: split.buffer,
-                address,
-                gathered: vec![],
-                mask: place.mask.clone(),
-                value: after,
-            });
+            body.push(split.stored(&place, after));
             self.finish_part(body);
             return self.join_split(nest, &split);
         }

@@ -9,8 +9,10 @@ use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
 
 /// What kernels for a GPU are like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gpu {
+    /// Its multiprocessors, which blocks are to fill.
+    pub multiprocessors: i64,
     /// The type to which the operands of products of f32 are rounded, for matrix instructions (f16 or bf16); the sums stay
     /// f32. Nothing for plain multiply-adds.
     pub operands: Option<DType>,

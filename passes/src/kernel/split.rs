@@ -4,17 +4,12 @@
 //! in the order of the shares, so that results do not depend on which program ends first.
 
 use super::Builder;
+use super::emit::Place;
 use super::flat::{Axis, FlatNest};
 use super::gpu::{Operands, below, by_memory, down, number, product, unravel};
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{BinaryOp, Constant};
-use kiln_ir::tile::{Buffer, TileOp};
-
-/// Programs that keep a GPU busy: the fold is split where there are fewer.
-const ENOUGH: i64 = 64;
-
-/// Steps of the fold that a share has at least.
-const STEPS: i64 = 32;
+use kiln_ir::tile::{Buffer, Stmt, TileId, TileOp};
 
 /// Threads of a block that adds the sums.
 const THREADS: i64 = 256;
@@ -33,23 +28,24 @@ pub(super) struct Split {
     pub elements: Expr,
 }
 
+impl Split {
+    /// Stores the sums of a share for the elements of the result at a place.
+    pub fn stored(&self, place: &Place, value: TileId) -> Stmt {
+        let address = place.expr(&self.element).add(&Expr::from(&self.symbol).mul(&self.elements));
+        Stmt::Store { buffer: self.buffer, address, gathered: vec![], mask: place.mask.clone(), value }
+    }
+}
+
 impl Builder<'_> {
-    /// Splits the fold of a product of so many programs and steps where that is worth while; adds the buffer.
-    pub(super) fn split(&mut self, nest: &FlatNest, o: &Operands, (tiles, steps): (Expr, &Expr)) -> Option<Split> {
-        let programs = tiles.mul(&product(&o.batch)).as_const()?;
-        let steps = steps.as_const()?;
-        let count =
-            [8, 4, 2].into_iter().find(|&n| steps % n == 0 && steps / n >= STEPS && programs * n <= 2 * ENOUGH)?;
-        if programs >= ENOUGH {
-            return None;
-        }
+    /// Splits the fold of a product into so many shares; adds the buffer.
+    pub(super) fn split(&mut self, nest: &FlatNest, o: &Operands, count: i64) -> Split {
         let axes: Vec<&Axis> = o.batch.iter().chain(&o.rows).chain(&o.columns).collect();
         let element = axes.iter().fold(Expr::default(), |e, a| e.mul(&a.extent).add(&Expr::from(&a.symbol)));
         let elements = axes.iter().fold(number(1), |n, a| n.mul(&a.extent));
         let buffer = self.program.buffers.len() - 1;
         let (dtype, len) = (nest.body.result_type(), elements.scale(count));
         self.program.buffers.insert(buffer, Buffer { name: "sums".into(), dtype, len, written: true });
-        Some(Split { symbol: self.symbol("s"), count, buffer, element, elements })
+        Split { symbol: self.symbol("s"), count, buffer, element, elements }
     }
 
     /// The second part: adds the sums, finishes and stores the result.

@@ -175,6 +175,22 @@ driver! {
     fn cuMemFreeAsync(address: u64, _stream: *mut c_void) {
         within(|state| state.release(address))
     }
+    fn cuMemHostAlloc(memory: *mut *mut c_void, bytes: usize, _flags: c_uint) {
+        within(|state| {
+            let mut pinned = vec![0xa5u8; bytes].into_boxed_slice();
+            // SAFETY: as the caller promises; the bytes stay where they are until they are freed.
+            unsafe { give(memory, pinned.as_mut_ptr().cast()) }?;
+            state.pinned.push(pinned);
+            Ok(())
+        })
+    }
+    fn cuMemFreeHost(memory: *mut c_void) {
+        within(|state| {
+            let held = state.pinned.iter().position(|p| p.as_ptr().cast() == memory.cast_const());
+            state.pinned.swap_remove(held.ok_or(INVALID_VALUE)?);
+            Ok(())
+        })
+    }
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, _stream: *mut c_void) {
         within(|state| {
             if state.capturing.is_some() {

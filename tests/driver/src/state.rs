@@ -37,6 +37,8 @@ pub struct State {
     pub capturing: Option<Vec<Node>>,
     pub graphs: Vec<Option<Vec<Node>>>,
     pub events: Vec<Instant>,
+    /// Memory of the host that was allocated here.
+    pub pinned: Vec<Box<[u8]>>,
     /// The n-th allocation is the interpreter's n-th buffer; one that was freed is empty.
     memory: Vec<Buffer>,
     modules: Vec<Option<Arc<Module>>>,
@@ -52,6 +54,7 @@ pub static STATE: LazyLock<Mutex<State>> = LazyLock::new(|| {
         capturing: None,
         graphs: Vec::new(),
         events: Vec::new(),
+        pinned: Vec::new(),
         memory: Vec::new(),
         modules: Vec::new(),
         functions: Vec::new(),

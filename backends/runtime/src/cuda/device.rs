@@ -25,6 +25,8 @@ const NEEDED: &[&str] = &[
     "cuMemAllocAsync",
     "cuMemFree_v2",
     "cuMemFreeAsync",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",

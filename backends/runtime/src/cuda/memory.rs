@@ -16,6 +16,10 @@ pub(super) struct Layout {
     slots: Vec<Option<(u64, usize)>>,
     /// The weights section.
     pub weights: u64,
+    /// The first byte of the inputs; the outputs follow, then the status.
+    pub inputs: u64,
+    /// The first byte of the outputs.
+    pub outputs: u64,
     /// One u32 for each step.
     pub status: u64,
     /// Of all.
@@ -31,36 +35,44 @@ impl Layout {
             end.filter(|e| *e < 1 << 48).ok_or_else(absurd)
         };
         let weights = after(0, plan.arena_bytes)?;
-        let mut next = after(weights, plan.weight_bytes)?;
-        let mut slots = Vec::with_capacity(plan.slots.len());
+        let inputs = after(weights, plan.weight_bytes)?;
+        let mut slots: Vec<Option<(u64, usize)>> = vec![None; plan.slots.len()];
+        let mut place = |id: SlotId, at: u64, bytes: u64| -> Result<(), CudaError> {
+            if let Some(slot) = slots.get_mut(id.index()) {
+                *slot = Some((at, usize::try_from(bytes).map_err(|_| absurd())?));
+            }
+            Ok(())
+        };
         for (id, slot) in plan.slots.iter() {
             let bytes = plan.slot_bytes(id);
-            let at = match slot.place {
-                Place::Arena(at) => Some((at, plan.arena_bytes)),
-                Place::Weights(at) => Some((at, plan.weight_bytes)),
-                Place::Input(_) | Place::Output(_) | Place::Region(_) => None,
-                Place::Host => {
-                    slots.push(None);
-                    continue;
-                }
+            let (first, at, section) = match slot.place {
+                Place::Arena(at) => (0, at, plan.arena_bytes),
+                Place::Weights(at) => (weights, at, plan.weight_bytes),
+                Place::Input(_) | Place::Output(_) | Place::Region(_) | Place::Host => continue,
             };
-            let at = match at {
-                Some((at, section)) => {
-                    let inside = at.checked_add(bytes).is_some_and(|end| end <= section);
-                    let inside = inside.then_some(at).ok_or_else(absurd)?;
-                    if matches!(slot.place, Place::Weights(_)) { weights + inside } else { inside }
+            let inside = at.checked_add(bytes).is_some_and(|end| end <= section);
+            place(id, first + inside.then_some(at).ok_or_else(absurd)?, bytes)?;
+        }
+        // Inputs beside one another, and outputs, so that each are one copy.
+        let mut next = inputs;
+        let mut outputs = inputs;
+        for of_inputs in [true, false] {
+            outputs = next;
+            for (id, slot) in plan.slots.iter() {
+                let wanted = match slot.place {
+                    Place::Input(_) => of_inputs,
+                    Place::Output(_) | Place::Region(_) => !of_inputs,
+                    Place::Arena(_) | Place::Weights(_) | Place::Host => false,
+                };
+                if wanted {
+                    place(id, next, plan.slot_bytes(id))?;
+                    next = after(next, plan.slot_bytes(id))?;
                 }
-                None => {
-                    let at = next;
-                    next = after(at, bytes)?;
-                    at
-                }
-            };
-            slots.push(Some((at, usize::try_from(bytes).map_err(|_| absurd())?)));
+            }
         }
         let status = next;
         let bytes = after(status, 4 * plan.steps.len() as u64)?;
-        Ok(Layout { slots, weights, status, bytes: bytes.max(ALIGNMENT) })
+        Ok(Layout { slots, weights, inputs, outputs, status, bytes: bytes.max(ALIGNMENT) })
     }
 
     /// A slot's first byte and length, where it is on the device.
@@ -103,7 +115,14 @@ impl Memory {
         inside.then(|| self.address(at)).ok_or_else(outside)
     }
 
-    /// Copies bytes to the device. They are not read any more once the stream was waited for.
+    /// Waits for everything that was begun.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        let fails = |e| CudaError::Driver { doing: "runs kernels", what: meaning(e) };
+        self.slice.stream().synchronize().map_err(fails)
+    }
+
+    /// Copies bytes to the device. Pageable ones are not read any more after the call, pinned ones once the stream was
+    /// waited for.
     pub fn upload(&self, at: u64, bytes: &[u8]) -> Result<(), CudaError> {
         if bytes.is_empty() {
             return Ok(());
@@ -123,7 +142,7 @@ impl Memory {
             // has been waited for, which is next.
             unsafe { result::memcpy_dtoh_async(bytes, from, self.slice.stream().cu_stream()) }.map_err(fails)?;
         }
-        self.slice.stream().synchronize().map_err(fails)
+        self.wait()
     }
 
     /// Copies within the device.

@@ -3,7 +3,7 @@
 //! Invariant: nothing of CUDA is needed to build, and the driver's library is opened only when someone asks for a device:
 //! [`Device::open`] is the one way to one, and it calls nothing before it has seen that the library is there, has every
 //! symbol that is used here, is recent enough and has a GPU. So a machine without a driver gets an [`Unavailable`], never a
-//! panic. **Never run on hardware**: what is known comes from a stand-in for the driver over an interpreter of PTX.
+//! panic. Tests run it against a stand-in for the driver over an interpreter of PTX.
 //!
 //! [`Model`] is a plan on a device: one allocation for everything, weights uploaded once, and a CUDA graph of all steps
 //! between two host steps.
@@ -11,6 +11,7 @@
 mod device;
 mod memory;
 mod model;
+mod staging;
 
 pub use device::{Device, Properties};
 pub use model::{Model, Visit};

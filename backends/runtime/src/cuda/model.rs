@@ -4,6 +4,7 @@
 //! made when the model is loaded; results are read only after the stream was waited for.
 
 use super::memory::{Layout, Memory};
+use super::staging::Staging;
 use super::{Argument, CudaError, Device, Kernel, meaning};
 use cudarc::driver::sys::{
     CUevent_flags, CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
@@ -21,6 +22,8 @@ pub struct Model {
     plan: Plan,
     layout: Layout,
     memory: Memory,
+    /// What lies on the device from the first input to the last output and status, on the host.
+    staging: Staging,
     /// For each kernel of the plan its launches.
     kernels: Vec<Vec<Loaded>>,
     segments: Vec<Segment>,
@@ -78,6 +81,8 @@ impl Model {
         }
         let layout = Layout::of(&plan)?;
         let memory = Memory::new(&device, layout.bytes)?;
+        let exchanged = layout.status - layout.inputs + 4 * plan.steps.len() as u64;
+        let staging = Staging::new(&device, usize::try_from(exchanged).unwrap_or(usize::MAX))?;
         for (at, bytes) in weights {
             let bytes = bytes.as_ref();
             if at.checked_add(bytes.len() as u64).is_none_or(|end| end > plan.weight_bytes) {
@@ -107,7 +112,7 @@ impl Model {
             .into_iter()
             .map(|parts| parts.into_iter().map(load).collect::<Result<_, _>>())
             .collect::<Result<_, _>>()?;
-        let mut model = Model { device, plan, layout, memory, kernels, segments: Vec::new() };
+        let mut model = Model { device, plan, layout, memory, staging, kernels, segments: Vec::new() };
         model.segments = model.graphs()?;
         Ok(model)
     }
@@ -134,7 +139,6 @@ impl Model {
 
     /// Captures what lies between host steps.
     fn graphs(&self) -> Result<Vec<Segment>, CudaError> {
-        let fails = |e| CudaError::Driver { doing: "makes a graph", what: meaning(e) };
         let mut segments = Vec::new();
         let mut next = 0;
         while next < self.plan.steps.len() {
@@ -143,19 +147,23 @@ impl Model {
                 next += 1;
                 continue;
             }
-            self.device
-                .stream
-                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-                .map_err(fails)?;
-            // A capture that was begun has to be ended, whatever happens within.
-            let done = self.begin_steps(&mut next);
-            let graph = self.device.stream.end_capture(CUgraphInstantiate_flags(0));
-            done?;
-            if let Some(graph) = graph.map_err(fails)? {
+            if let Some(graph) = self.captured(|| self.begin_steps(&mut next))? {
                 segments.push(Segment::Graph(graph));
             }
         }
         Ok(segments)
+    }
+
+    /// What `begin` begins, as a graph that is not started yet.
+    fn captured(&self, begin: impl FnOnce() -> Result<(), CudaError>) -> Result<Option<CudaGraph>, CudaError> {
+        let fails = |e| CudaError::Driver { doing: "makes a graph", what: meaning(e) };
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.device.stream.begin_capture(mode).map_err(fails)?;
+        // A capture that was begun has to be ended, whatever happens within.
+        let done = begin();
+        let graph = self.device.stream.end_capture(CUgraphInstantiate_flags(0));
+        done?;
+        graph.map_err(fails)
     }
 
     /// Begins steps up to the next host step.
@@ -260,40 +268,72 @@ impl Model {
         self.finish(&held)
     }
 
+    /// Seconds between two moments of the device's clock, before and after what `begin` begins.
+    fn clocked(&self, begin: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        let fails = |e| CudaError::Driver { doing: "takes times", what: meaning(e) };
+        let stamp = || self.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(fails);
+        let start = stamp()?;
+        begin()?;
+        let end = stamp()?;
+        Ok(f64::from(start.elapsed_ms(&end).map_err(fails)?) * 1e-3)
+    }
+
     /// Seconds that the launches of each kernel step take, by the device's clock: the step's number, its kernel and the
-    /// least of `rounds` times, each of which is the mean of `times` in a row. To be called after a run, whose values the
-    /// kernels then read again.
+    /// least of `rounds` times, each of which is the mean of `times` in a row within one graph, so that no launch by the host
+    /// is part of it. What a kernel reads may then lie in the device's cache, which in a whole run it does not. To be
+    /// called after a run, whose values the kernels then read again.
     ///
     /// # Errors
     /// The driver fails.
     pub fn time(&mut self, rounds: usize, times: usize) -> Result<Vec<(usize, usize, f64)>, CudaError> {
-        let fails = |e| CudaError::Driver { doing: "takes times", what: meaning(e) };
-        let stamp = || self.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(fails);
+        let fails = |e| CudaError::Driver { doing: "starts a graph", what: meaning(e) };
+        let times = times.max(1);
         let mut all = Vec::new();
         for (n, step) in self.plan.steps.iter().enumerate() {
             let Step::Launch { kernel, .. } = step else { continue };
+            let Some(graph) = self.captured(|| (0..times).try_for_each(|_| self.begin(n)))? else { continue };
             let mut least = f64::INFINITY;
-            for _ in 0..rounds.max(1) {
-                let start = stamp()?;
-                for _ in 0..times.max(1) {
-                    self.begin(n)?;
+            // The first start uploads the graph.
+            for round in 0..=rounds.max(1) {
+                let seconds = self.clocked(|| graph.launch().map_err(fails))?;
+                if round > 0 {
+                    least = least.min(seconds / times as f64);
                 }
-                let end = stamp()?;
-                let milliseconds = f64::from(start.elapsed_ms(&end).map_err(fails)?);
-                least = least.min(milliseconds * 1e-3 / times.max(1) as f64);
             }
             all.push((n, *kernel, least));
         }
         Ok(all)
     }
 
+    /// Seconds of all graphs of a run, by the device's clock: the least of `rounds`; without copies of inputs and outputs and
+    /// without host steps. To be called after a run.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn time_graphs(&mut self, rounds: usize) -> Result<f64, CudaError> {
+        let fails = |e| CudaError::Driver { doing: "starts a graph", what: meaning(e) };
+        let mut least = f64::INFINITY;
+        for _ in 0..rounds.max(1) {
+            let mut all = 0.0;
+            for segment in &self.segments {
+                if let Segment::Graph(graph) = segment {
+                    all += self.clocked(|| graph.launch().map_err(fails))?;
+                }
+            }
+            least = least.min(all);
+        }
+        Ok(least)
+    }
+
     /// Copies the inputs to the device; gives what the host holds.
-    fn begin_run(&self, inputs: &[Tensor]) -> Result<HashMap<SlotId, Tensor>, CudaError> {
+    fn begin_run(&mut self, inputs: &[Tensor]) -> Result<HashMap<SlotId, Tensor>, CudaError> {
         if inputs.len() != self.plan.inputs.len() {
             let what = format!("{} inputs; the model has {}", inputs.len(), self.plan.inputs.len());
             return Err(CudaError::Inconsistent(what));
         }
         let mut held = HashMap::new();
+        // A run that failed may have left copies under way.
+        self.memory.wait()?;
         for ((name, slot), input) in self.plan.inputs.iter().zip(inputs) {
             let ty = &self.plan.slots[*slot].ty;
             if ty.dtype != input.dtype() || ty.shape().as_deref() != Some(input.shape()) {
@@ -301,7 +341,15 @@ impl Model {
                 return Err(CudaError::Input { name: name.to_string(), what });
             }
             match self.layout.slot(*slot) {
-                Some((at, _)) => self.memory.upload(at, input.bytes())?,
+                // Each copy begins while the next input is being copied here.
+                Some((at, bytes)) => {
+                    let first = usize::try_from(at - self.layout.inputs).unwrap_or(usize::MAX);
+                    let outside = || CudaError::Inconsistent(format!("input {name:?} is outside of the inputs"));
+                    let end = first.checked_add(bytes).ok_or_else(outside)?;
+                    let staged = self.staging.bytes_mut().get_mut(first..end).ok_or_else(outside)?;
+                    staged.copy_from_slice(input.bytes());
+                    self.memory.upload(at, staged)?;
+                }
                 None => _ = held.insert(*slot, input.clone()),
             }
         }
@@ -326,10 +374,14 @@ impl Model {
         Ok(())
     }
 
-    /// Waits, looks whether a check failed, and takes the outputs.
-    fn finish(&self, held: &HashMap<SlotId, Tensor>) -> Result<Vec<Tensor>, CudaError> {
-        let mut status = vec![0u8; 4 * self.plan.steps.len()];
-        self.memory.download(self.layout.status, &mut status)?;
+    /// Waits, looks whether a check failed, and takes the outputs, which are copied with the status at once.
+    fn finish(&mut self, held: &HashMap<SlotId, Tensor>) -> Result<Vec<Tensor>, CudaError> {
+        let outside = || CudaError::Inconsistent("an output is outside of the outputs".into());
+        let from = |at: u64| usize::try_from(at - self.layout.inputs).map_err(|_| outside());
+        let (outputs, status) = (from(self.layout.outputs)?, from(self.layout.status)?);
+        let exchanged = self.staging.bytes_mut().get_mut(outputs..).ok_or_else(outside)?;
+        self.memory.download(self.layout.outputs, exchanged)?;
+        let status = self.staging.bytes().get(status..).ok_or_else(outside)?;
         for (step, status) in self.plan.steps.iter().zip(status.chunks(4)) {
             if let Step::Launch { kernel, .. } = step
                 && status.iter().any(|b| *b != 0)
@@ -338,7 +390,15 @@ impl Model {
                 return Err(CudaError::Check { origin });
             }
         }
-        self.plan.outputs.iter().map(|(_, slot)| self.tensor(*slot, held)).collect()
+        let output = |slot: SlotId| -> Result<Tensor, CudaError> {
+            // An output may be what was handed in, or a weight.
+            let first = self.layout.slot(slot).filter(|(at, _)| *at >= self.layout.outputs);
+            let (Some((at, bytes)), false) = (first, held.contains_key(&slot)) else { return self.tensor(slot, held) };
+            let first = from(at)?;
+            let contents = first.checked_add(bytes).and_then(|end| self.staging.bytes().get(first..end));
+            self.full(slot, contents.ok_or_else(outside)?.to_vec())
+        };
+        self.plan.outputs.iter().map(|(_, slot)| output(*slot)).collect()
     }
 
     /// What is in a slot of the device.
@@ -353,8 +413,13 @@ impl Model {
         if let Some(tensor) = held.get(&slot) {
             return Ok(tensor.clone());
         }
+        self.full(slot, self.contents(slot)?)
+    }
+
+    /// A slot's contents with its type.
+    fn full(&self, slot: SlotId, contents: Vec<u8>) -> Result<Tensor, CudaError> {
         let ty = &self.plan.slots[slot].ty;
         let shape = ty.shape().ok_or(CudaError::Symbolic)?;
-        Tensor::new(ty.dtype, shape, self.contents(slot)?).map_err(|e| CudaError::Inconsistent(e.to_string()))
+        Tensor::new(ty.dtype, shape, contents).map_err(|e| CudaError::Inconsistent(e.to_string()))
     }
 }

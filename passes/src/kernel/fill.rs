@@ -1,0 +1,132 @@
+//! How products are cut into tiles and shares so that they fill a GPU.
+//!
+//! Invariant: only what the estimate says decides, and it knows the number of multiprocessors. Its constants are times of
+//! an H100, taken with `kiln bench --target cuda`; they rank tiles and promise nothing.
+
+use super::schedule::Gpu;
+
+/// Bytes of memory that are moved together.
+pub(super) const SECTOR: i64 = 32;
+
+/// Nanoseconds that a second launch takes, which adds the shares' sums.
+const JOIN: i64 = 2000;
+
+/// Bytes in a nanosecond that all multiprocessors together read of sums that were just written.
+const JOINED: i64 = 1500;
+
+/// Bytes in a nanosecond that one multiprocessor gets of the memory, and of what others read too.
+const STREAM: i64 = 24;
+const SHARED: i64 = 100;
+
+/// Nanoseconds for one place of the fold of a tile of 1,024 elements in each quarter of a multiprocessor, by multiply-adds.
+const STEP: i64 = 37;
+
+/// Nanoseconds of a step whose operands are read, rounded and stored before they are multiplied, and products in a nanosecond.
+const ROUND: i64 = 300;
+const PRODUCTS: i64 = 1000;
+
+/// Most shares of a fold.
+const MOST_SPLITS: i64 = 16;
+
+/// How a product of few rows is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Narrow {
+    /// Columns of a block.
+    pub columns: i64,
+    /// Programs that share a fold.
+    pub splits: i64,
+}
+
+fn ceil(a: i64, b: i64) -> i64 {
+    (a as u64).div_ceil(b.max(1) as u64) as i64
+}
+
+/// Cuts a product of few rows with a matrix of so many columns and places of the fold, of elements of so many bytes.
+pub(super) fn narrow(gpu: &Gpu, (batch, width, depth): (i64, i64, i64), size: i64) -> Narrow {
+    let widths = [16, 32, 64, 128, 256].map(|bytes| bytes * 2 / size).into_iter();
+    let all = widths.flat_map(|columns| (1..=MOST_SPLITS).map(move |splits| Narrow { columns, splits }));
+    let time = |n: &Narrow| {
+        let blocks = batch * ceil(width, n.columns) * n.splits;
+        let bytes = ceil(blocks, gpu.multiprocessors) * ceil(depth, n.splits) * n.columns * size;
+        let join = if n.splits > 1 { JOIN + n.splits * batch * width * 4 / JOINED } else { 0 };
+        (bytes / STREAM + join, n.splits, -n.columns)
+    };
+    all.min_by_key(time).unwrap_or(Narrow { columns: SECTOR / size.max(1), splits: 1 })
+}
+
+/// What is multiplied: products beside one another, rows, columns, and the folds around the one that tiles walk along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    pub batch: i64,
+    pub rows: i64,
+    pub columns: i64,
+    pub outer: i64,
+    pub inner: i64,
+    /// Whether matrix instructions multiply.
+    pub matrix: bool,
+}
+
+/// How a product of matrices is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiles {
+    pub rows: i64,
+    pub columns: i64,
+    pub depth: i64,
+    /// Programs that share a fold.
+    pub splits: i64,
+}
+
+impl Work {
+    fn steps(&self, depth: i64) -> i64 {
+        self.outer * ceil(self.inner, depth)
+    }
+
+    /// Nanoseconds, about.
+    fn time(&self, gpu: &Gpu, t: &Tiles) -> i64 {
+        let blocks = self.batch * ceil(self.rows, t.rows) * ceil(self.columns, t.columns) * t.splits;
+        let resident = ceil(blocks, gpu.multiprocessors);
+        let steps = ceil(self.steps(t.depth), t.splits);
+        let each = if self.matrix {
+            let read = (t.rows + t.columns) * t.depth * 4 / SHARED;
+            ROUND + resident * (read + t.rows * t.columns * t.depth / PRODUCTS)
+        } else {
+            let warps = (t.rows * t.columns / 1024).max(1);
+            // Large tiles read their operands less often.
+            let step = if t.rows.min(t.columns) >= 128 { STEP * 4 / 5 } else { STEP };
+            ceil(resident * warps, 4) * t.depth * step
+        };
+        let sums = t.splits * self.batch * self.rows * self.columns * 8;
+        steps * each + if t.splits > 1 { JOIN + sums / JOINED } else { 0 }
+    }
+
+    /// The tiles that should take the least time.
+    pub fn tiles(&self, gpu: &Gpu) -> Tiles {
+        let size = |extent: i64| (extent as u64).next_power_of_two().clamp(16, 128) as i64;
+        let sizes = |extent: i64| [16, 32, 64, 128].into_iter().filter(move |s| *s <= size(extent));
+        let least = if self.inner <= 8 { 8 } else { 16 };
+        let deepest = if self.matrix { 64 } else { least };
+        let depths =
+            [8, 16, 32, 64].into_iter().filter(|d| (least..=deepest).contains(d) && *d < 2 * self.inner.max(8));
+        let mut best = None;
+        for depth in depths {
+            for rows in sizes(self.rows) {
+                for columns in sizes(self.columns) {
+                    // A warp has 1,024 sums; and registers for what is under way.
+                    let narrow = rows * columns < 1024 && (rows < size(self.rows) || columns < size(self.columns));
+                    if narrow || rows * columns * depth > 128 * 128 * 16 {
+                        continue;
+                    }
+                    let steps = self.steps(depth);
+                    for splits in (1..=MOST_SPLITS).filter(|s| steps % s == 0 && (*s == 1 || steps / s >= 2)) {
+                        let tiles = Tiles { rows, columns, depth, splits };
+                        let key = (self.time(gpu, &tiles), splits, -rows * columns);
+                        if best.as_ref().is_none_or(|(least, _)| key < *least) {
+                            best = Some((key, tiles));
+                        }
+                    }
+                }
+            }
+        }
+        best.map_or(Tiles { rows: 16, columns: 16, depth: least, splits: 1 }, |(_, tiles)| tiles)
+    }
+}
