@@ -107,7 +107,7 @@ impl Joiner<'_> {
             let from = self.made(softmax.inputs[x])?;
             gone.extend(from.renamed);
             gone.push(from.at);
-            softmax = self.reread(&softmax, x, from.group.output)?;
+            softmax = reread(self.graph, &softmax, x, from.group.output)?;
             match from.group.stages.as_slice() {
                 [only] if is_product(only) => break (from.group, softmax, x),
                 [only] if only.folds.is_empty() => {
@@ -117,7 +117,7 @@ impl Joiner<'_> {
                 _ => return None,
             }
         };
-        let last = self.reread(last, k, shares.group.output)?;
+        let last = reread(self.graph, last, k, shares.group.output)?;
         // One list of inputs, and stages where inputs were.
         let mut group = last.clone();
         group.stages.clear();
@@ -156,32 +156,32 @@ impl Joiner<'_> {
         group.what = format!("{}+{}+{}", scores.what, softmax.what, last.what);
         Some((group, gone))
     }
+}
 
-    /// The group with its `k`-th input, another name of `from`, read as `from` itself.
-    fn reread(&self, group: &Group, k: usize, from: ValueId) -> Option<Group> {
-        let value = group.inputs[k];
-        let (own, other) = (&self.graph.ty(value).dims, &self.graph.ty(from).dims);
-        if value == from {
-            return Some(group.clone());
-        }
-        let mut new = group.clone();
-        new.inputs[k] = from;
-        for nest in &mut new.stages {
-            let ranges = nest.ranges(&self.graph.symbols);
-            let code = |code: &Code| {
-                loads(code, &mut |source, coords| {
-                    if source != Source::Input(k) {
-                        return Some((source, coords.to_vec()));
-                    }
-                    let index: Option<Vec<Expr>> = coords.iter().map(of_index).collect();
-                    let index = under_other_dims(&index?, own, other, &ranges)?;
-                    Some((source, index.into_iter().map(Coord::Index).collect()))
-                })
-            };
-            (nest.body, nest.finish) = (code(&nest.body)?, code(&nest.finish)?);
-        }
-        Some(new)
+/// The group with its `k`-th input, another name of `from`, read as `from` itself.
+pub(crate) fn reread(graph: &Graph, group: &Group, k: usize, from: ValueId) -> Option<Group> {
+    let value = group.inputs[k];
+    let (own, other) = (&graph.ty(value).dims, &graph.ty(from).dims);
+    if value == from {
+        return Some(group.clone());
     }
+    let mut new = group.clone();
+    new.inputs[k] = from;
+    for nest in &mut new.stages {
+        let ranges = nest.ranges(&graph.symbols);
+        let code = |code: &Code| {
+            loads(code, &mut |source, coords| {
+                if source != Source::Input(k) {
+                    return Some((source, coords.to_vec()));
+                }
+                let index: Option<Vec<Expr>> = coords.iter().map(of_index).collect();
+                let index = under_other_dims(&index?, own, other, &ranges)?;
+                Some((source, index.into_iter().map(Coord::Index).collect()))
+            })
+        };
+        (nest.body, nest.finish) = (code(&nest.body)?, code(&nest.finish)?);
+    }
+    Some(new)
 }
 
 /// The input that a softmax takes its scores from: what its first stage reads at all its loops.

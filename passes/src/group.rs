@@ -49,7 +49,7 @@ pub enum Work {
 
 impl Group {
     /// Whether the group is a single nest without fold.
-    fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         matches!(self.stages.as_slice(), [only] if only.folds.is_empty())
     }
 
@@ -58,7 +58,7 @@ impl Group {
     }
 
     /// Whether the group only moves elements, at affine indices and without conditions.
-    fn is_view(&self) -> bool {
+    pub(crate) fn is_view(&self) -> bool {
         self.is_pointwise() && self.is_identity(&self.stages[0].body) && self.is_identity(&self.stages[0].finish) && {
             let mut plain = true;
             self.stages[0].for_each_load(&mut |_, coords| {
@@ -72,7 +72,7 @@ impl Group {
     }
 
     /// How many scalar operations the stages have.
-    fn code_size(&self) -> usize {
+    pub(crate) fn code_size(&self) -> usize {
         self.stages.iter().map(|s| s.body.len() + s.finish.len()).sum()
     }
 
@@ -353,7 +353,7 @@ pub(crate) const LEAST_REUSE: i64 = 16;
 
 /// Most scalar operations of a kernel that grows by fusion. A chain of thousands of nodes is cut into kernels of this size: code that
 /// is copied into ever longer code takes the square of the chain's length, and no register holds what it computes.
-const MOST_CODE: usize = 400;
+pub(crate) const MOST_CODE: usize = 400;
 
 /// How often a product may read each element of a weight for it to be unpacked at every read: where it is read more often, it is
 /// unpacked once into memory.

@@ -16,4 +16,5 @@ pub mod plan;
 pub mod quantize;
 pub mod region;
 pub mod rewrite;
+mod views;
 pub mod warp;

@@ -12,6 +12,7 @@ use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
 use crate::rewrite;
+use crate::views::absorb_views;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
@@ -290,7 +291,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         }
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &mut attempts).map_err(fail)?;
-        let work = if on_gpus { join_attention(&graph, work, &apart) } else { work };
+        let work = if on_gpus { absorb_views(&graph, join_attention(&graph, work, &apart)) } else { work };
         let groups: Vec<_> = groups(&work).collect();
         let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();
         let choices: Vec<Vec<Choice>> = groups.iter().map(|g| targets.iter().map(|t| choose(g, t)).collect()).collect();
