@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         level,
         budget: Budget::unlimited(),
         all_logits: false,
+        cache: None,
         activations: kiln::Activations::F32,
         precision: kiln::Precision::F32,
     };

@@ -10,6 +10,7 @@ use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
 use kiln::lm::LanguageModel;
+use kiln::nn::CacheElement;
 use kiln::onnx::model::Model;
 use kiln::tune::record::{self, Tuning};
 use kiln::{Compiled, Error, Options, Source};
@@ -71,6 +72,9 @@ pub struct Args {
     /// [default: what it was trained for, up to 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    /// What a language model keeps keys and values in: f32, f16, bf16, int8 (with a scale for each head of each token) [default: f32]
+    #[arg(long, value_name = "E")]
+    cache: Option<CacheElement>,
     /// Take schedules from a tuning database (see `kiln tune`); several times for several
     #[arg(long, value_name = "F.jsonl")]
     tuning: Vec<PathBuf>,
@@ -101,6 +105,9 @@ impl Args {
         }
         if self.context.is_some() {
             return Err(Error::Usage("--context is for language models; this is none".into()));
+        }
+        if self.cache.is_some() {
+            return Err(Error::Usage("--cache is for language models; this is none".into()));
         }
         let source = Source::open(&self.model)?;
         let machinery = &Machinery { gpu: dumped.is_some(), ..self.machinery.clone() };
@@ -162,7 +169,11 @@ impl Args {
         let model = LanguageModel::open(&self.model)?;
         let context = self.context.map_or(model.context().min(DEFAULT_CONTEXT), |n| n as usize);
         let options = self.machinery.options(self.machinery.artifact_levels(), Default::default())?;
-        let bundle = model.compile(context, &options, &mut self.watching.observers(&self.machinery, talk)?)?;
+        let bundle = model.compile(
+            (context, self.cache.unwrap_or_default()),
+            &options,
+            &mut self.watching.observers(&self.machinery, talk)?,
+        )?;
         let bytes = bundle.write(&self.output)?;
         let programs: Vec<(&str, &Compiled)> = bundle.programs().iter().map(|(name, p)| (name.as_str(), p)).collect();
         self.report(&programs, None, (bundle.weight_bytes(), bytes), start, talk)

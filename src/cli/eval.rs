@@ -11,6 +11,7 @@ use kiln::Error;
 use kiln::families::bert::Head;
 use kiln::ir::Tensor;
 use kiln::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Programs, Scored, Session, score, windows};
+use kiln::nn::CacheElement;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -99,6 +100,9 @@ struct Perplexity {
     /// Tokens between the beginnings of windows [default: half a window]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     stride: Option<u32>,
+    /// What keys and values are kept in: f32, f16, bf16, int8 [default: f32, or the artifact's]
+    #[arg(long, value_name = "E")]
+    cache: Option<CacheElement>,
     #[command(flatten)]
     machinery: Machinery,
 }
@@ -292,7 +296,7 @@ fn answer(args: &Answer, talk: Talk) -> Result<(), Error> {
 /// A decoder with room for so many tokens.
 fn decoder(
     path: &Path,
-    capacity: usize,
+    (capacity, cache): (usize, Option<CacheElement>),
     machinery: &Machinery,
     talk: Talk,
 ) -> Result<(LanguageModel, Programs), Error> {
@@ -305,6 +309,7 @@ fn decoder(
         all_logits: true,
         activations: machinery.activations,
         precision: machinery.checked_precision()?,
+        cache,
     };
     let programs = Programs::new(&model, &options, &mut Progress::new(talk))?;
     Ok((model, programs))
@@ -317,7 +322,7 @@ fn perplexity(args: &Perplexity, talk: Talk) -> Result<(), Error> {
     if stride > window {
         return Err(Error::Usage(format!("--stride {stride} would leave out tokens between windows of {window}")));
     }
-    let (model, mut programs) = decoder(&args.model, window, &args.machinery, talk)?;
+    let (model, mut programs) = decoder(&args.model, (window, args.cache), &args.machinery, talk)?;
     let tokens = model.tokenizer().encode(&text, true)?;
     let mut session = Session::new(&programs)?;
     let mut scored = Scored::default();

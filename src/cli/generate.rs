@@ -8,6 +8,7 @@ use kiln::lm::{
     BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, ProgramOptions,
     Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop, Tokenizer, pattern,
 };
+use kiln::nn::CacheElement;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -98,6 +99,9 @@ pub struct Args {
     /// Of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// What keys and values are kept in: f32, f16, bf16, int8 (with a scale for each head of each token) [default: f32, or the artifact's]
+    #[arg(long, value_name = "E")]
+    cache: Option<CacheElement>,
     #[command(flatten)]
     patience: Patience,
     #[command(flatten)]
@@ -190,6 +194,7 @@ impl Args {
             all_logits: self.lookup > 0,
             activations: self.machinery.activations,
             precision: self.machinery.checked_precision()?,
+            cache: self.cache,
         })
     }
 
@@ -319,7 +324,7 @@ impl Args {
         };
         let report = json!({
             "prompt_tokens": prompt.len(), "tokens": made.tokens, "text": made.text, "stop": stop,
-            "prefill_s": prefill, "decode_s": decode, "tokens_per_s": rate,
+            "prefill_s": prefill, "decode_s": decode, "tokens_per_s": rate, "cache_bytes": made.cache_bytes,
         });
         Ok(Some((report, made.text)))
     }

@@ -10,6 +10,7 @@ use kiln::gpu::{self, Architecture, Precision, stored};
 use kiln::ir::graph::Origin;
 use kiln::ir::ops::Op;
 use kiln::ir::plan::{Plan, Step, nominal};
+use kiln::lm::CacheFacts;
 use kiln::notes::Notes;
 use kiln::runtime::artifact::{self, Artifact, KernelTable, LoadOptions};
 use kiln::runtime::cpu::CpuLevel;
@@ -62,6 +63,8 @@ pub(super) struct Contents {
     pub(super) notes: Notes,
     /// GPU architectures, with their launches and bytes of PTX.
     gpus: Vec<(String, usize, usize)>,
+    /// The cache of a language model.
+    cache: Option<CacheFacts>,
 }
 
 impl Args {
@@ -133,6 +136,7 @@ pub(super) fn from_artifact(path: &Path) -> Result<Contents, Error> {
                 (name, all().count(), all().map(|launch| launch.text.len()).sum())
             })
             .collect(),
+        cache: CacheFacts::of(path, &file)?,
         notes: Notes::parse(file.text(artifact::NOTES).map_err(load)?)?,
     })
 }
@@ -148,6 +152,7 @@ fn from_compiled(compiled: Compiled) -> Contents {
         sections: Vec::new(),
         notes: compiled.notes,
         gpus: Vec::new(),
+        cache: None,
         plan: compiled.plan,
     }
 }
@@ -208,6 +213,10 @@ impl Contents {
             "copies": self.notes.copies, "casts": self.notes.casts,
             "sections": self.sections.iter().map(|(n, b)| json!({ "name": n, "bytes": b })).collect::<Vec<_>>(),
         });
+        if let Some(CacheFacts { element, position_bytes, capacity }) = self.cache {
+            report["cache"] =
+                json!({ "element": element.name(), "position_bytes": position_bytes, "capacity": capacity });
+        }
         if graph {
             report["graph"] = json!(self.graph);
         }
@@ -228,6 +237,13 @@ impl Contents {
         }
         if let Some(rounded) = self.options.get("activations") {
             let _ = writeln!(text, "  activations are rounded to {rounded} where they meet weights of few bits");
+        }
+        if let Some(CacheFacts { element, position_bytes, capacity }) = self.cache {
+            let most = position_bytes.saturating_mul(capacity as u64) as f64 / 1e6;
+            let _ = writeln!(
+                text,
+                "  keys and values in {element}: {position_bytes} bytes a token, {most:.1} MB for {capacity}"
+            );
         }
         for (what, ends) in [("input", &self.plan.inputs), ("output", &self.plan.outputs)] {
             for (name, ty) in self.ends(ends) {

@@ -56,9 +56,10 @@ impl Args {
 
     /// A decoder with the room that the artifact has.
     fn language_model(&self, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {
-        let context = LanguageModel::open(&self.artifact)?.context();
+        let artifact = LanguageModel::open(&self.artifact)?;
+        let room = (artifact.context(), artifact.cache().unwrap_or_default());
         let model = LanguageModel::open(&self.model)?;
-        model.compile(context, options, &mut Progress::new(talk))?.into_artifact()
+        model.compile(room, options, &mut Progress::new(talk))?.into_artifact()
     }
 
     fn onnx(&self, file: &Artifact, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {

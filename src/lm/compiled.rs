@@ -9,8 +9,8 @@ use super::{LanguageModel, LmError, Tokenizer};
 use crate::bundle::Bundle;
 use crate::{Error, Observer, Options, compile_graph};
 use kiln_frontend::families::{Extent, Form, Past};
-use kiln_frontend::nn::{Heads, Logits};
-use kiln_ir::Graph;
+use kiln_frontend::nn::{CacheElement, Heads, Logits};
+use kiln_ir::{DType, Graph};
 use kiln_runtime::artifact::{Artifact, LoadOptions};
 use kiln_runtime::engine::{LoadError, Model, ModelOptions};
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ const FACTS: &str = "lm";
 const TOKENIZER: &str = "tokenizer";
 
 /// The version of the section [`FACTS`].
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A program of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +68,38 @@ pub(super) struct Sizes {
     pub cache: [usize; 3],
     /// Positions that a cache can hold.
     pub capacity: usize,
+    /// What its numbers are kept in.
+    #[serde(with = "by_name")]
+    pub element: CacheElement,
+}
+
+/// A cache's elements as their name.
+mod by_name {
+    use super::CacheElement;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(element: &CacheElement, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(element.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<CacheElement, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
 }
 
 impl Sizes {
-    pub fn new(vocabulary: usize, layers: usize, heads: Heads, capacity: usize) -> Sizes {
-        Sizes { vocabulary, layers, cache: [heads.keys, heads.key_size, heads.value_size], capacity }
+    pub fn new(vocabulary: usize, layers: usize, heads: Heads, (capacity, element): (usize, CacheElement)) -> Sizes {
+        Sizes { vocabulary, layers, cache: [heads.keys, heads.key_size, heads.value_size], capacity, element }
+    }
+
+    /// What one position of a part of a layer's cache has: its elements and dims, by [`CacheElement::parts`].
+    pub fn part(&self, kind: &str) -> (DType, Vec<usize>) {
+        let [heads, key, value] = self.cache;
+        match kind {
+            "k" => (self.element.dtype(), vec![heads, key]),
+            "v" => (self.element.dtype(), vec![heads, value]),
+            _ => (DType::F32, vec![heads]),
+        }
     }
 }
 
@@ -115,7 +142,7 @@ impl Compiled {
 pub(super) fn compile(
     graph: &dyn Fn(&Form) -> Result<Graph, Error>,
     entries: &[Entry],
-    capacity: usize,
+    (capacity, cache): (usize, CacheElement),
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Bundle, Error> {
@@ -123,7 +150,8 @@ pub(super) fn compile(
     for &entry in entries {
         observer.entry(entry.name())?;
         let tokens = if entry == Entry::One { Extent::Fixed(1) } else { Extent::Free };
-        let form = Form { batch: 1, tokens, past: Past::Prefix(Extent::Free), capacity, logits: entry.logits() };
+        let past = Past::Prefix(Extent::Free);
+        let form = Form { batch: 1, tokens, past, capacity, logits: entry.logits(), cache };
         bundle.add(entry.name(), compile_graph(graph(&form)?, options, observer)?);
     }
     Ok(bundle)
@@ -131,20 +159,25 @@ pub(super) fn compile(
 
 impl LanguageModel {
     /// Compiles the decoder to an artifact with all that generating text needs. `capacity` is the number of positions that a
-    /// cache can hold.
+    /// cache can hold, and `cache` what its numbers are kept in.
     ///
     /// # Errors
     /// As of [`crate::compile_graph`]; the weights do not fit the configuration, or the model is an artifact.
-    pub fn compile(&self, capacity: usize, options: &Options, observer: &mut dyn Observer) -> Result<Bundle, Error> {
+    pub fn compile(
+        &self,
+        (capacity, cache): (usize, CacheElement),
+        options: &Options,
+        observer: &mut dyn Observer,
+    ) -> Result<Bundle, Error> {
         let Body::Checkpoint(checkpoint) = &self.body else {
             return Err(Error::Usage("the model is an artifact, which is compiled already".into()));
         };
         let decoder = &checkpoint.decoder;
         let entries = [Entry::Many, Entry::One, Entry::All];
-        let mut bundle = compile(&checkpoint.graphs(), &entries, capacity, options, observer)?;
+        let mut bundle = compile(&checkpoint.graphs(), &entries, (capacity, cache), options, observer)?;
         let facts = Facts {
             format: FORMAT,
-            sizes: Sizes::new(decoder.vocabulary(), decoder.layers(), decoder.heads(), capacity),
+            sizes: Sizes::new(decoder.vocabulary(), decoder.layers(), decoder.heads(), (capacity, cache)),
             ends: self.ends.clone(),
             begin: self.begin,
             template: self.template.clone(),
@@ -179,14 +212,50 @@ pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
     Ok(LanguageModel { body, tokenizer, ends, begin, template }.checked()?)
 }
 
-/// What an artifact says of its decoder, and its tokenizer.
-fn described(path: &Path, artifact: &Artifact) -> Result<(Facts, Tokenizer), Error> {
+/// The cache that an artifact of a decoder works with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheFacts {
+    /// What its numbers are kept in.
+    pub element: CacheElement,
+    /// Bytes of all layers' keys and values for one token.
+    pub position_bytes: u64,
+    /// Most tokens.
+    pub capacity: usize,
+}
+
+impl CacheFacts {
+    /// Of an artifact; nothing where it is of no decoder.
+    ///
+    /// # Errors
+    /// Its description cannot be read.
+    pub fn of(path: &Path, artifact: &Artifact) -> Result<Option<CacheFacts>, Error> {
+        if !artifact.sections().any(|(name, _)| name == FACTS) {
+            return Ok(None);
+        }
+        let sizes = facts(path, artifact)?.sizes;
+        let bytes = |kind: &&str| {
+            let (dtype, dims) = sizes.part(kind);
+            dims.iter().chain([&dtype.size(), &sizes.layers]).fold(1u64, |all, &n| all.saturating_mul(n as u64))
+        };
+        let position_bytes = sizes.element.parts().iter().map(bytes).fold(0, u64::saturating_add);
+        Ok(Some(CacheFacts { element: sizes.element, position_bytes, capacity: sizes.capacity }))
+    }
+}
+
+/// What an artifact says of its decoder.
+fn facts(path: &Path, artifact: &Artifact) -> Result<Facts, Error> {
     let wrong = |what: &str| LmError::Compiled { path: path.into(), what: what.into() };
     let bytes = artifact.section(FACTS).map_err(|_| LmError::NoCheckpoint(path.into()))?;
     let facts: Facts = serde_json::from_slice(bytes).map_err(|e| wrong(&e.to_string()))?;
     if facts.format != FORMAT {
         return Err(wrong(&format!("its description has format {}, this program reads {FORMAT}", facts.format)).into());
     }
+    Ok(facts)
+}
+
+/// What an artifact says of its decoder, and its tokenizer.
+fn described(path: &Path, artifact: &Artifact) -> Result<(Facts, Tokenizer), Error> {
+    let facts = facts(path, artifact)?;
     let tokenizer = Tokenizer::from_json(artifact.section(TOKENIZER).map_err(LoadError::Artifact)?)?;
     Ok((facts, tokenizer))
 }

@@ -59,6 +59,8 @@ pub struct Generation {
     pub prefill: Duration,
     /// Time of all that followed.
     pub decode: Duration,
+    /// Bytes of the session's cache.
+    pub cache_bytes: u64,
 }
 
 impl Generation {
@@ -163,7 +165,15 @@ impl<'a> Generator<'a> {
         }
         let decode = start.elapsed();
         let prompt_tokens = prompt.len();
-        Ok(Generation { prompt_tokens, tokens, text: text.given, stop, prefill, decode })
+        Ok(Generation {
+            prompt_tokens,
+            tokens,
+            text: text.given,
+            stop,
+            prefill,
+            decode,
+            cache_bytes: session.cache_bytes(),
+        })
     }
 }
 

@@ -23,6 +23,7 @@ mod tokenizer;
 
 pub use beam::{BeamSearch, Ending, Hypothesis};
 pub use chat::{Message, render};
+pub use compiled::CacheFacts;
 pub use constraint::{Constraint, Matcher};
 pub use encoder::{Encoder, Passage, Tokens, encoder_graph};
 pub use entities::{Counts, Entity, EntityCounts, Shares, entities};

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use kiln_frontend::checkpoint::{Files, Folder, GgufWeights, Loader, Weights};
 use kiln_frontend::families::{Decoder, Form, Settings};
 use kiln_frontend::gguf::{Gguf, Value};
+use kiln_frontend::nn::CacheElement;
 use kiln_ir::Graph;
 use kiln_runtime::artifact;
 use serde_json::Value as Json;
@@ -140,6 +141,14 @@ impl LanguageModel {
         match &self.body {
             Body::Checkpoint(checkpoint) => checkpoint.decoder.context(),
             Body::Compiled(compiled) => compiled.sizes.capacity,
+        }
+    }
+
+    /// What an artifact's caches are kept in; a checkpoint's are kept in what is asked for.
+    pub fn cache(&self) -> Option<CacheElement> {
+        match &self.body {
+            Body::Checkpoint(_) => None,
+            Body::Compiled(compiled) => Some(compiled.sizes.element),
         }
     }
 

@@ -8,7 +8,7 @@ use super::model::Body;
 use super::{LanguageModel, LmError};
 use crate::{Activations, Error, Observer, Options, Precision};
 use kiln_frontend::families::Form;
-use kiln_frontend::nn::{Heads, Logits};
+use kiln_frontend::nn::{CacheElement, Heads, Logits};
 use kiln_ir::{DType, Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, Lent, ModelOptions};
@@ -33,6 +33,8 @@ pub struct ProgramOptions {
     pub activations: Activations,
     /// How precisely products with weights of f32 are computed; an artifact has that already.
     pub precision: Precision,
+    /// What a cache's numbers are kept in; f32 where nothing is said, or what the artifact has, which cannot be changed.
+    pub cache: Option<CacheElement>,
 }
 
 impl ProgramOptions {
@@ -43,16 +45,19 @@ impl ProgramOptions {
     }
 }
 
+/// The parts of a layer's source: f32, whatever the cache is kept in.
+const SOURCE_PARTS: [&str; 2] = ["k", "v"];
+
 /// Most tokens of one call: what a call needs beside weights and cache grows with them.
 const MOST_TOKENS: usize = 256;
 
-/// Keys and values of all layers, each `[capacity, 1, Hkv, D]`.
+/// Keys and values of all layers.
 #[derive(Debug)]
 pub struct Cache {
-    /// By layer, keys before values.
+    /// By layer, and in it by [`CacheElement::parts`]: each `[capacity, 1, ..]`.
     parts: Vec<Buffer>,
-    /// Heads and size of keys, of values.
-    shapes: [[usize; 2]; 2],
+    /// What one position of each part of a layer has.
+    kinds: Arc<[(DType, Vec<usize>)]>,
     capacity: usize,
     /// What an encoder-decoder attends to beside its own positions.
     source: Option<Arc<EncodedSource>>,
@@ -88,21 +93,36 @@ impl Cache {
             }
             parts.push(to);
         }
-        Ok(Cache { parts, shapes: self.shapes, capacity: self.capacity, source: self.source.clone() })
+        Ok(Cache { parts, kinds: Arc::clone(&self.kinds), capacity: self.capacity, source: self.source.clone() })
+    }
+
+    /// Bytes of the whole.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.as_slice().len() as u64).sum()
+    }
+
+    /// What one position of a part has.
+    fn kind(&self, part: usize) -> Option<&(DType, Vec<usize>)> {
+        self.kinds.get(part.checked_rem(self.kinds.len())?)
     }
 
     /// Bytes of one position in a part.
     fn row(&self, part: usize) -> usize {
-        self.shapes[part % 2].iter().product::<usize>() * 4
+        self.kind(part).map_or(0, position_bytes)
     }
+}
+
+/// Bytes of one position of a part of a cache.
+fn position_bytes((dtype, dims): &(DType, Vec<usize>)) -> usize {
+    dims.iter().product::<usize>() * dtype.size()
 }
 
 /// A decoder, ready to run for a capacity.
 #[derive(Debug)]
 pub struct Programs {
-    vocabulary: usize,
-    layers: usize,
-    cache: [usize; 3],
+    sizes: Sizes,
+    /// What one position of each part of a layer's cache has.
+    kinds: Arc<[(DType, Vec<usize>)]>,
     capacity: usize,
     budget: Budget,
     /// For any number of tokens.
@@ -154,6 +174,12 @@ impl Programs {
                     "how precisely products are computed is decided when a model is compiled; this is an artifact";
                 Err(Error::Usage(what.into()))
             }
+            Body::Compiled(compiled) if options.cache.is_some_and(|cache| cache != compiled.sizes.element) => {
+                let has = compiled.sizes.element;
+                let what =
+                    format!("what a cache is kept in is decided when a model is compiled; this artifact's is {has}");
+                Err(Error::Usage(what))
+            }
             Body::Compiled(compiled) => Programs::of_compiled(compiled, options),
             Body::Checkpoint(checkpoint) => {
                 let decoder = &checkpoint.decoder;
@@ -170,35 +196,37 @@ impl Programs {
         options: &ProgramOptions,
         observer: &mut dyn Observer,
     ) -> Result<Programs, Error> {
-        let sizes = Sizes::new(vocabulary, layers, heads, options.capacity);
+        let cache = (options.capacity, options.cache.unwrap_or_default());
+        let sizes = Sizes::new(vocabulary, layers, heads, cache);
         let many = if options.all_logits { Entry::All } else { Entry::Many };
         let compiling = options.compilation();
-        let bundle = compiled::compile(&graph, &[many, Entry::One], options.capacity, &compiling, observer)?;
+        let bundle = compiled::compile(&graph, &[many, Entry::One], cache, &compiling, observer)?;
         // What the graphs were made of is not needed beside the artifact.
         drop(graph);
         Programs::of_compiled(&Compiled { sizes, artifact: bundle.into_artifact()? }, options)
     }
 
     fn of_compiled(compiled: &Compiled, options: &ProgramOptions) -> Result<Programs, Error> {
-        let Sizes { vocabulary, layers, cache, capacity } = compiled.sizes;
-        if options.capacity > capacity {
-            return Err(LmError::Positions { wanted: options.capacity, capacity }.into());
+        let sizes = compiled.sizes;
+        if options.capacity > sizes.capacity {
+            return Err(LmError::Positions { wanted: options.capacity, capacity: sizes.capacity }.into());
         }
         let many = if options.all_logits { Entry::All } else { Entry::Many };
         let levels = CpuLevel::ALL.into_iter().filter(|&level| level <= options.level).collect();
         let loading = ModelOptions { levels: Some(levels), ..ModelOptions::default() };
         let ready = |entry: Entry| compiled.program(entry, &loading);
-        let many = Program::new(Context::new(&ready(many)?, options.threads, &options.budget)?, many, layers)?;
+        let many = Program::new(Context::new(&ready(many)?, options.threads, &options.budget)?, many, &sizes)?;
         // The weights are the same memory.
         let one = Context::beside(&many.context, &ready(Entry::One)?, options.threads)?;
-        let one = Program::new(one, Entry::One, layers)?;
+        let one = Program::new(one, Entry::One, &sizes)?;
         let (capacity, budget) = (options.capacity, options.budget.clone());
-        Ok(Programs { vocabulary, layers, cache, capacity, budget, many, one })
+        let kinds = sizes.element.parts().iter().map(|kind| sizes.part(kind)).collect();
+        Ok(Programs { sizes, kinds, capacity, budget, many, one })
     }
 
     /// Number of tokens that the model knows.
     pub fn vocabulary(&self) -> usize {
-        self.vocabulary
+        self.sizes.vocabulary
     }
 
     /// Positions that a cache holds.
@@ -216,13 +244,10 @@ impl Programs {
     /// # Errors
     /// The memory is not to be had.
     pub fn cache(&self) -> Result<Cache, Error> {
-        let [heads, key, value] = self.cache;
-        let shapes = [[heads, key], [heads, value]];
-        let bytes = |shape: &[usize; 2]| shape.iter().chain([&self.capacity, &4]).map(|&n| n as u64).product();
-        let parts = (0..self.layers).flat_map(|_| shapes);
-        let parts =
-            parts.map(|shape| Buffer::zeroed(&self.budget, bytes(&shape), "a cache")).collect::<Result<_, _>>()?;
-        Ok(Cache { parts, shapes, capacity: self.capacity, source: None })
+        let bytes = |kind: &(DType, Vec<usize>)| (position_bytes(kind) as u64).saturating_mul(self.capacity as u64);
+        let parts = (0..self.sizes.layers).flat_map(|_| self.kinds.iter());
+        let parts = parts.map(|kind| Buffer::zeroed(&self.budget, bytes(kind), "a cache")).collect::<Result<_, _>>()?;
+        Ok(Cache { parts, kinds: Arc::clone(&self.kinds), capacity: self.capacity, source: None })
     }
 
     /// Whether each token's logits are given, not only the last one's.
@@ -232,7 +257,7 @@ impl Programs {
 
     /// Whether tokens can be run at positions from `past` on.
     pub(super) fn check(&self, past: usize, tokens: &[u32]) -> Result<(), LmError> {
-        let (vocabulary, capacity) = (self.vocabulary, self.capacity);
+        let (vocabulary, capacity) = (self.sizes.vocabulary, self.capacity);
         if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocabulary) {
             return Err(LmError::Token { token, vocabulary });
         }
@@ -262,29 +287,33 @@ impl Programs {
 }
 
 impl Program {
-    fn new(context: Context, entry: Entry, layers: usize) -> Result<Program, Error> {
+    fn new(context: Context, entry: Entry, sizes: &Sizes) -> Result<Program, Error> {
+        let (layers, kinds) = (sizes.layers, sizes.element.parts());
         let plan = context.plan();
         let internal = |name: &str| Error::Internal(format!("a decoder's graph has `{name}`"));
         let part = |name: &str, prefix: &str| {
             let (kind, layer) = name.strip_prefix(prefix)?.split_once('.')?;
             let layer = layer.parse::<usize>().ok().filter(|&l| l < layers)?;
-            Some(2 * layer + usize::from(kind == "v"))
+            Some((layer, kind.to_string()))
         };
         let input = |name: &str| match name {
             "tokens" => Ok(Input::Tokens),
             "source_mask" => Ok(Input::SourceMask),
             name => {
-                let past = part(name, "past_").map(Input::Past);
-                past.or_else(|| part(name, "source_").map(Input::Source)).ok_or_else(|| internal(name))
+                let place = |kinds: &[&str], (layer, kind): (usize, String)| {
+                    Some(kinds.len() * layer + kinds.iter().position(|k| *k == kind)?)
+                };
+                let past = part(name, "past_").and_then(|at| place(kinds, at)).map(Input::Past);
+                let source = || part(name, "source_").and_then(|at| place(&SOURCE_PARTS, at)).map(Input::Source);
+                past.or_else(source).ok_or_else(|| internal(name))
             }
         };
         let inputs = plan.inputs.iter().map(|(name, _)| input(name)).collect::<Result<_, _>>()?;
         let places: BTreeMap<&str, usize> =
             plan.outputs.iter().enumerate().map(|(n, (name, _))| (&**name, n)).collect();
         let place = |name: String| places.get(&*name).copied().ok_or_else(|| internal(&name));
-        let new_at = (0..2 * layers)
-            .map(|n| place(format!("new_{}.{}", if n % 2 == 0 { "k" } else { "v" }, n / 2)))
-            .collect::<Result<_, _>>()?;
+        let names = (0..layers).flat_map(|layer| kinds.iter().map(move |kind| format!("new_{kind}.{layer}")));
+        let new_at = names.map(place).collect::<Result<_, _>>()?;
         let logits_at = places.get("logits").copied();
         Ok(Program { logits: entry.logits(), context, inputs, logits_at, new_at })
     }
@@ -293,7 +322,8 @@ impl Program {
         let ids: Vec<u8> = tokens.iter().flat_map(|&t| i64::from(t).to_le_bytes()).collect();
         let ids_shape = [1, tokens.len()];
         let rows: Vec<usize> = (0..cache.parts.len()).map(|n| cache.row(n)).collect();
-        let shapes = cache.shapes.map(|[heads, size]| [at, 1, heads, size]);
+        let kinds: Vec<(DType, Vec<usize>)> =
+            cache.kinds.iter().map(|(dtype, dims)| (*dtype, [at, 1].iter().chain(dims).copied().collect())).collect();
         let parts = cache.parts.iter_mut().zip(&rows).map(|(part, row)| split(part, at * row, tokens.len() * row));
         let parts: Option<Vec<(&[u8], &mut [u8])>> = parts.collect();
         let parts = parts.ok_or_else(|| Error::Internal("a cache of another size".into()))?;
@@ -305,7 +335,10 @@ impl Program {
         };
         let lend = |input: &Input| match input {
             Input::Tokens => Ok(Lent { dtype: DType::I64, shape: &ids_shape, bytes: &ids }),
-            Input::Past(n) => Ok(Lent { dtype: DType::F32, shape: &shapes[n % 2], bytes: past[*n] }),
+            Input::Past(n) => {
+                let (dtype, shape) = &kinds[n % kinds.len()];
+                Ok(Lent { dtype: *dtype, shape, bytes: past[*n] })
+            }
             Input::SourceMask => source(&|s| Some(&s.mask)),
             Input::Source(n) => source(&|s| s.parts.get(*n)),
         };

@@ -135,6 +135,7 @@ impl SequencePrograms {
             past: kiln_frontend::families::Past::Prefix(Extent::Free),
             capacity: options.capacity,
             logits: kiln_frontend::nn::Logits::Last,
+            cache: options.cache.unwrap_or_default(),
         };
         // Both graphs are asked for before anything is reported: neither has all parameters.
         let graph = sequence.encoder(&loader, &form(target)).map_err(build)?;

@@ -30,6 +30,11 @@ impl Session {
         Session { cache, tokens: Vec::new(), logits: Vec::new() }
     }
 
+    /// Bytes of the cache.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

@@ -7,7 +7,7 @@ use crate::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Progra
 use crate::{Activations, Error, Observer, Options, Precision, compile_graph};
 use kiln_frontend::checkpoint::{Folder, Loader};
 use kiln_frontend::families::{Extent, Form, Past, bert};
-use kiln_frontend::nn::Logits;
+use kiln_frontend::nn::{CacheElement, Logits};
 use kiln_ir::graph::Graph;
 use kiln_ir::{DType, Tensor};
 use kiln_passes::quantize::{Moments, moments, observing, products};
@@ -82,7 +82,16 @@ pub fn decoder_score(
     observer: &mut dyn Observer,
 ) -> Result<Scored, Error> {
     let (budget, activations, precision) = (budget.clone(), Activations::F32, Precision::F32);
-    let options = ProgramOptions { capacity: window, threads, level, budget, all_logits: true, activations, precision };
+    let options = ProgramOptions {
+        capacity: window,
+        threads,
+        level,
+        budget,
+        all_logits: true,
+        activations,
+        precision,
+        cache: None,
+    };
     let mut programs = Programs::new(model, &options, observer)?;
     let mut session = Session::new(&programs)?;
     let mut scored = Scored::default();
@@ -112,7 +121,14 @@ pub fn decoder_moments(
     let (decoder, weights) = model.decoder().zip(model.weights()).ok_or_else(artifact)?;
     let loader = Loader::new(&**weights);
     let past = Past::Prefix(Extent::Fixed(0));
-    let form = Form { batch: 1, tokens: Extent::Fixed(window), past, capacity: window, logits: Logits::Last };
+    let form = Form {
+        batch: 1,
+        tokens: Extent::Fixed(window),
+        past,
+        capacity: window,
+        logits: Logits::Last,
+        cache: CacheElement::F32,
+    };
     let graph = decoder.graph(&loader, &form).map_err(|e| Error::Internal(e.to_string()))?;
     loader.finish(|name| decoder.known_surplus(name)).map_err(|e| LmError::Checkpoint(e.into()))?;
     let checkpoint = Checkpoint { weights: weights.clone(), products: products(&graph), whole_groups: false };

@@ -11,7 +11,7 @@ use kiln::lm::{
     BeamSearch, Ending, Generator, LanguageModel, ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms,
     Session,
 };
-use kiln::nn::Logits;
+use kiln::nn::{CacheElement, Logits};
 use kiln::runtime::cpu::Machine;
 use kiln::runtime::engine::{Context, ModelOptions};
 use kiln::runtime::memory::Budget;
@@ -108,7 +108,7 @@ fn decode(program: &mut Compiled, given: &Tensors, caches: &Tensors, pieces: &[u
 
 fn form() -> Form {
     let past = Past::Prefix(Extent::Free);
-    Form { batch: 2, tokens: Extent::Free, past, capacity: 16, logits: Logits::All }
+    Form { batch: 2, tokens: Extent::Free, past, capacity: 16, logits: Logits::All, cache: CacheElement::F32 }
 }
 
 fn caches(layers: usize, heads: kiln::nn::Heads) -> Tensors {
@@ -201,6 +201,7 @@ fn program_options() -> ProgramOptions {
         level,
         budget: Budget::unlimited(),
         all_logits: false,
+        cache: None,
         activations: Activations::F32,
         precision: kiln::Precision::F32,
     }
@@ -316,6 +317,55 @@ fn sessions_fork_rewind_and_keep_what_they_share() {
     assert!(second.prefill(&mut programs, &[]).unwrap_err().to_string().contains("no tokens"));
     assert_eq!(second.tokens(), [4, 7]);
     check("unharmed", &second.step(&mut programs, 8).unwrap().clone(), &alone(&mut programs, &[4, 7, 8]));
+}
+
+#[test]
+fn caches_of_fewer_bits_are_smaller_and_nearly_as_exact() {
+    let tokens: Vec<u32> = (0..20).map(|n| (n * 7 + 3) % 40).collect();
+    let programs = |name: &str, cache: CacheElement| {
+        let model = LanguageModel::of_folder(&WithWords(place(name))).unwrap();
+        let options = ProgramOptions { cache: Some(cache), ..program_options() };
+        Programs::new(&model, &options, &mut Silent).unwrap()
+    };
+    // What is said of the tokens, read in pieces, and the bytes of the cache.
+    let said = |programs: &mut Programs, pieces: &[usize]| {
+        let mut session = Session::new(programs).unwrap();
+        let mut at = 0;
+        for &length in pieces {
+            session.prefill(programs, &tokens[at..at + length]).unwrap();
+            at += length;
+        }
+        (session.logits_mut().clone(), session.cache_bytes())
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        let largest = b.iter().fold(0f32, |m, v| m.max(v.abs()));
+        a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+    };
+    use CacheElement::{Bf16, F16, F32, Int8};
+    for (name, elements) in [("llama", &[F16, Bf16, Int8][..]), ("gpt2", &[Int8])] {
+        let (exact, bytes) = said(&mut programs(name, F32), &[20]);
+        for &cache in elements {
+            let mut programs = programs(name, cache);
+            let (at_once, fewer) = said(&mut programs, &[20]);
+            // Half a step is 2^-12 of a number in f16, 2^-9 in bf16, and 1/254 of the largest number of a head in bytes; the rest is
+            // what layers make of it.
+            let (half, smaller) = match cache {
+                F32 => (0.0, 1),
+                F16 => (1.0 / 4096.0, 2),
+                Bf16 => (1.0 / 512.0, 2),
+                Int8 => (1.0 / 254.0, 2),
+            };
+            let error = distance(&at_once, &exact);
+            assert!(error > 0.0 && error < 4.0 * half, "{name} in {cache}: {error}");
+            assert!(fewer <= bytes / smaller, "{name} in {cache}: {fewer} of {bytes} bytes");
+            // New keys are rounded before they are seen, so it matters little how tokens come: a number between two steps may fall on
+            // either side.
+            for pieces in [&[1; 20][..], &[5, 1, 11, 3]] {
+                let error = distance(&said(&mut programs, pieces).0, &at_once);
+                assert!(error < 0.5 * half, "{name} in {cache} and {pieces:?}: {error}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn attention<'g>(scope: &Scope<'g>, x: Value<'g>, memory: Value<'g>, visible: Op
     };
     let mask = visible.map(|visible| Mask { visible, fill: f64::NEG_INFINITY });
     let (keys, values) = (heads("key", memory)?, heads("value", memory)?);
-    let segment = Segment { keys, values, position_first: false, bias: None, mask };
+    let segment = Segment::new(keys, values, false, mask);
     let attended = attend(heads("query", x)?, HEADS, &[segment], 1.0 / (HEADS.key_size as f64).sqrt())?;
     dense(scope, "output", wide, MODEL)?.apply(attended.output)
 }

@@ -50,7 +50,7 @@ pub fn graph(scope: &Scope<'_>) -> Result<()> {
         let both = x.contract(place.parameter("in_proj_weight", &[3 * MODEL, MODEL])?, "btk,nk->btn")?;
         let both = both.add(place.parameter("in_proj_bias", &[3 * MODEL])?)?;
         let part = |n: usize| split_heads(both.part(-1, n * MODEL, MODEL)?, heads.queries, heads.key_size);
-        let segment = Segment { keys: part(1)?, values: part(2)?, position_first: false, bias: None, mask: Some(mask) };
+        let segment = Segment::new(part(1)?, part(2)?, false, Some(mask));
         let attended = attend(part(0)?, heads, &[segment], 1.0 / (heads.key_size as f64).sqrt())?;
         let attended = Linear::new(&place.enter("out_proj"), MODEL, MODEL, true)?.apply(attended.output)?;
         let norm = |name: &str| LayerNorm::new(&layer.enter(name), MODEL, 1e-5);

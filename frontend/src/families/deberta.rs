@@ -231,7 +231,7 @@ fn attention<'g>(
     }
     // Each head is a head of keys of its own: [B, H, 1, T, T] fits.
     let values = split(map("value_proj")?.apply(x)?)?;
-    let segment = Segment { keys, values, position_first: false, bias, mask: Some(shared.mask) };
+    let segment = Segment { bias, ..Segment::new(keys, values, false, Some(shared.mask)) };
     let attended = attend(queries, heads, &[segment], scale)?;
     let output = Linear::new(&place.enter("output.dense"), config.model, config.model, true)?;
     Ok((output.apply(attended.output)?, attended.weights))

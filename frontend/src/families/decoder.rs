@@ -4,7 +4,7 @@ use super::{Settings, gpt2, llama};
 use crate::builder::{Builder, Result};
 use crate::checkpoint::CheckpointError;
 use crate::gguf::{self, Gguf};
-use crate::nn::{CacheForm, Heads, Logits, Parameters};
+use crate::nn::{CacheElement, CacheForm, CacheLayout, Heads, Logits, Parameters};
 use kiln_ir::{Expr, Graph};
 
 /// An extent of a graph's inputs.
@@ -38,6 +38,8 @@ pub struct Form {
     pub capacity: usize,
     /// Which logits are wanted.
     pub logits: Logits,
+    /// What the cache's numbers are kept in.
+    pub cache: CacheElement,
 }
 
 impl Form {
@@ -45,18 +47,18 @@ impl Form {
     ///
     /// # Errors
     /// The builder has such symbols already, or there is no capacity.
-    pub(super) fn dims(&self, builder: &Builder) -> Result<((Expr, Expr), CacheForm)> {
+    pub(super) fn dims(&self, builder: &Builder) -> Result<((Expr, Expr), CacheLayout)> {
         let most = i64::try_from(self.capacity).unwrap_or(i64::MAX);
         let tokens = match self.tokens {
             Extent::Fixed(tokens) => Expr::from(tokens),
             Extent::Free => builder.symbol("tokens", 1..=most)?,
         };
-        let cache = match self.past {
+        let form = match self.past {
             Past::Prefix(Extent::Fixed(past)) => CacheForm::Prefix(past.into()),
             Past::Prefix(Extent::Free) => CacheForm::Prefix(builder.symbol("past", 0..=most)?),
             Past::Capacity => CacheForm::Capacity,
         };
-        Ok(((self.batch.into(), tokens), cache))
+        Ok(((self.batch.into(), tokens), CacheLayout { form, element: self.cache }))
     }
 }
 
@@ -129,7 +131,8 @@ impl Decoder {
         }
     }
 
-    /// The graph of a form: inputs `tokens`, `past_length` (by the form), `past_k.N`, `past_v.N`; outputs `new_k.N`, `new_v.N` and,
+    /// The graph of a form: inputs `tokens`, `past_length` (by the form), `past_k.N`, `past_v.N` (and more, by [`CacheElement::parts`]);
+    /// outputs `new_k.N`, `new_v.N` likewise and,
     /// by the form, `logits`.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ pub(super) fn source_segment<'g>(
         g.input(&format!("source_{kind}.{layer}"), DType::F32, dims)
     };
     let (keys, values): (Value<'g>, Value<'g>) = (input("k", heads.key_size)?, input("v", heads.value_size)?);
-    Ok(Segment { keys, values, position_first: false, bias: None, mask: Some(mask) })
+    Ok(Segment::new(keys, values, false, Some(mask)))
 }
 
 impl Sequence {

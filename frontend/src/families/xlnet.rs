@@ -186,7 +186,7 @@ fn attention<'g>(
         let by = code.lit(sum, scale);
         code.mul(sum, by)
     })?;
-    let segment = Segment { keys, values, position_first: false, bias: Some(bias), mask: Some(shared.mask) };
+    let segment = Segment { bias: Some(bias), ..Segment::new(keys, values, false, Some(shared.mask)) };
     let attended = attend(with("r_w_bias")?, heads, &[segment], scale)?;
     let split = crate::nn::split_heads(attended.output, count, size)?;
     Ok((split.contract(map("o")?, "bthd,ehd->bte")?, attended.weights))

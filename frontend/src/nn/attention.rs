@@ -50,6 +50,24 @@ pub struct Segment<'g> {
     pub bias: Option<Value<'g>>,
     /// Which keys are seen; all without.
     pub mask: Option<Mask<'g>>,
+    /// What keys and values are to be multiplied by; by nothing without.
+    pub scales: Option<Scales<'g>>,
+}
+
+/// Scales of keys and values, one for all elements of a head: each broadcasts to `[B, Hkv, H/Hkv, T, S]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales<'g> {
+    /// Of keys.
+    pub keys: Value<'g>,
+    /// Of values.
+    pub values: Value<'g>,
+}
+
+impl<'g> Segment<'g> {
+    /// Keys and values as they are, without a bias.
+    pub fn new(keys: Value<'g>, values: Value<'g>, position_first: bool, mask: Option<Mask<'g>>) -> Segment<'g> {
+        Segment { keys, values, position_first, bias: None, mask, scales: None }
+    }
 }
 
 /// What [`attend`] gives.
@@ -81,14 +99,23 @@ pub fn attend<'g>(queries: Value<'g>, heads: Heads, segments: &[Segment<'g>], sc
         let letters = if segment.position_first { "sbhd" } else { "bshd" };
         let product = queries.contract(segment.keys, &format!("bthgd,{letters}->bhgts"))?;
         let mut operands: Vec<Value<'g>> = segment.bias.into_iter().collect();
+        operands.extend(segment.scales.map(|s| s.keys));
         operands.extend(segment.mask.map(|m| m.visible));
         scores.push(product.map("scores", &operands, |code, v| {
             let by = code.lit(v[0], scale);
-            let mut score = if scale == 1.0 { v[0] } else { code.mul(v[0], by) };
-            if segment.bias.is_some() {
-                score = code.add(score, v[1]);
+            let mut given = v.iter().copied().skip(1);
+            let bias = segment.bias.and_then(|_| given.next());
+            let mut score = v[0];
+            if let Some(keys) = segment.scales.and_then(|_| given.next()) {
+                score = code.mul(score, keys);
             }
-            if let (Some(mask), Some(&visible)) = (segment.mask, v.last()) {
+            if scale != 1.0 {
+                score = code.mul(score, by);
+            }
+            if let Some(bias) = bias {
+                score = code.add(score, bias);
+            }
+            if let (Some(mask), Some(visible)) = (segment.mask, given.next()) {
                 let fill = code.lit(score, mask.fill);
                 score = code.select(visible, score, fill);
             }
@@ -103,6 +130,10 @@ pub fn attend<'g>(queries: Value<'g>, heads: Heads, segments: &[Segment<'g>], sc
         let letters = if segment.position_first { "sbhd" } else { "bshd" };
         let length = segment.keys.dim(if segment.position_first { 0 } else { 1 })?;
         let own = if segments.len() == 1 { weights } else { weights.part(-1, start.clone(), length.clone())? };
+        let own = match segment.scales {
+            Some(scales) => own.mul(scales.values)?,
+            None => own,
+        };
         let part = own.contract(segment.values, &format!("bhgts,{letters}->bthgd"))?;
         output = Some(match output {
             None => part,

@@ -4,12 +4,86 @@
 //! directly: a step reads its past from the buffer and writes its new keys behind, and nothing is moved. Keys are kept rotated.
 //!
 //! What differs between a past whose length is a dim of the graph and one that is a whole buffer with a number of positions that
-//! count is here alone: [`CacheForm`].
+//! count is here alone: [`CacheForm`]. So is what its numbers are kept in: [`CacheElement`]. New keys and values are rounded before
+//! anything attends to them, so that a token sees the same whether what it sees came with it or before it.
 
-use super::attention::{Mask, Segment};
+use super::attention::{Mask, Scales, Segment};
 use crate::builder::{BuildError, Builder, Result, Value};
 use kiln_ir::ops::OpError;
 use kiln_ir::{DType, Expr};
+use std::fmt;
+use std::str::FromStr;
+
+/// What the numbers of a cache are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CacheElement {
+    /// As they are.
+    #[default]
+    F32,
+    /// 16 bits, of which 10 after the point.
+    F16,
+    /// 16 bits with the range of f32.
+    Bf16,
+    /// -127..127 times a scale in f32 for each head of each position.
+    Int8,
+}
+
+impl CacheElement {
+    const ALL: [CacheElement; 4] = [CacheElement::F32, CacheElement::F16, CacheElement::Bf16, CacheElement::Int8];
+
+    /// The name, as options and artifacts have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheElement::F32 => "f32",
+            CacheElement::F16 => "f16",
+            CacheElement::Bf16 => "bf16",
+            CacheElement::Int8 => "int8",
+        }
+    }
+
+    /// The type of the cache's tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            CacheElement::F32 => DType::F32,
+            CacheElement::F16 => DType::F16,
+            CacheElement::Bf16 => DType::BF16,
+            CacheElement::Int8 => DType::I8,
+        }
+    }
+
+    /// What a layer keeps, as the names of its inputs and outputs have it: keys and values, `[positions, B, Hkv, D]` of
+    /// [`CacheElement::dtype`], and the scales of both, where there are any, f32 `[positions, B, Hkv]`.
+    pub fn parts(self) -> &'static [&'static str] {
+        match self {
+            CacheElement::F32 | CacheElement::F16 | CacheElement::Bf16 => &["k", "v"],
+            CacheElement::Int8 => &["k", "v", "k_scale", "v_scale"],
+        }
+    }
+}
+
+impl fmt::Display for CacheElement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for CacheElement {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<CacheElement, String> {
+        let found = CacheElement::ALL.into_iter().find(|e| e.name() == text);
+        found.ok_or_else(|| format!("{text:?} is none of {}", CacheElement::ALL.map(CacheElement::name).join(", ")))
+    }
+}
+
+/// A cache as a graph has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheLayout {
+    /// How the past is taken.
+    pub form: CacheForm,
+    /// What its numbers are kept in.
+    pub element: CacheElement,
+}
 
 /// How a graph takes the past.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,13 +106,72 @@ pub enum Logits {
     None,
 }
 
-/// One layer's past.
+/// One layer's keys and values of some positions, as a cache keeps them.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerCache<'g> {
-    /// `[past, B, Hkv, D]`.
-    pub keys: Value<'g>,
-    /// `[past, B, Hkv, Dv]`.
-    pub values: Value<'g>,
+    /// `[positions, B, Hkv, D]`.
+    keys: Value<'g>,
+    /// `[positions, B, Hkv, Dv]`.
+    values: Value<'g>,
+    /// Of keys and values, f32 `[positions, B, Hkv]`.
+    scales: Option<[Value<'g>; 2]>,
+}
+
+/// The greatest number of a cache of bytes.
+const MOST: f64 = 127.0;
+
+impl<'g> LayerCache<'g> {
+    /// New keys and values, f32, as a cache of such elements keeps them.
+    fn of(keys: Value<'g>, values: Value<'g>, element: CacheElement) -> Result<LayerCache<'g>> {
+        match element {
+            CacheElement::F32 => Ok(LayerCache { keys, values, scales: None }),
+            CacheElement::F16 | CacheElement::Bf16 => {
+                let to = element.dtype();
+                Ok(LayerCache { keys: keys.cast(to)?, values: values.cast(to)?, scales: None })
+            }
+            CacheElement::Int8 => {
+                let ((keys, of_keys), (values, of_values)) = (in_bytes(keys)?, in_bytes(values)?);
+                Ok(LayerCache { keys, values, scales: Some([of_keys, of_values]) })
+            }
+        }
+    }
+
+    /// The tensors in the order of [`CacheElement::parts`].
+    fn tensors(&self) -> Vec<Value<'g>> {
+        [self.keys, self.values].into_iter().chain(self.scales.into_iter().flatten()).collect()
+    }
+
+    /// What is attended to.
+    fn segment(&self, mask: Option<Mask<'g>>) -> Result<Segment<'g>> {
+        let numbers = |x: Value<'g>| if x.ty().dtype == DType::F32 { Ok(x) } else { x.cast(DType::F32) };
+        // [S, B, Hkv] as scores have their axes: [B, Hkv, 1, 1, S].
+        let beside_scores = |scale: Value<'g>| scale.transpose(&[1, 2, 0])?.unsqueeze(2)?.unsqueeze(3);
+        let scales = match self.scales {
+            Some([keys, values]) => Some(Scales { keys: beside_scores(keys)?, values: beside_scores(values)? }),
+            None => None,
+        };
+        let (keys, values) = (numbers(self.keys)?, numbers(self.values)?);
+        Ok(Segment { scales, ..Segment::new(keys, values, true, mask) })
+    }
+}
+
+/// `[.., D]` as whole numbers in -127..127 and their scales, `[..]`: the greatest absolute value over 127.
+fn in_bytes(x: Value<'_>) -> Result<(Value<'_>, Value<'_>)> {
+    let scale = x.abs()?.maximum(&[-1], false)?.scale(1.0 / MOST)?;
+    let last = scale.rank();
+    let bytes = x.map("in_bytes", &[scale.unsqueeze(last)?], |code, v| {
+        let (zero, one) = (code.lit(v[1], 0.0), code.lit(v[1], 1.0));
+        let (inverse, some) = (code.div(one, v[1]), code.gt(v[1], zero));
+        // Where all are zero there is no scale to divide by.
+        let inverse = code.select(some, inverse, zero);
+        let steps = code.mul(v[0], inverse);
+        let (low, high) = (code.lit(steps, -MOST), code.lit(steps, MOST));
+        let steps = code.max(steps, low);
+        let steps = code.min(steps, high);
+        let whole = code.round(steps);
+        code.cast(DType::I8, whole)
+    })?;
+    Ok((bytes, scale))
 }
 
 /// What all layers of a decoder graph share.
@@ -52,6 +185,7 @@ pub struct Decoding<'g> {
     /// How many of its positions count, as a tensor without axes; nothing where all do.
     past_length: Option<Value<'g>>,
     positions: Value<'g>,
+    element: CacheElement,
 }
 
 impl<'g> Decoding<'g> {
@@ -62,11 +196,11 @@ impl<'g> Decoding<'g> {
     pub fn new(
         builder: &'g Builder,
         (batch, tokens): (Expr, Expr),
-        form: &CacheForm,
+        cache: &CacheLayout,
         capacity: usize,
     ) -> Result<(Decoding<'g>, Value<'g>)> {
         let ids = builder.input("tokens", DType::I64, [batch.clone(), tokens.clone()])?;
-        let (past, past_length, positions) = match form {
+        let (past, past_length, positions) = match &cache.form {
             CacheForm::Prefix(past) => {
                 // Counted from the start of the past, so that the past's length enters as a dim.
                 let all = builder.iota([past.add(&tokens)], 0)?;
@@ -77,7 +211,7 @@ impl<'g> Decoding<'g> {
                 (capacity.into(), Some(length), builder.iota([tokens.clone()], 0)?.add(length)?)
             }
         };
-        Ok((Decoding { builder, batch, tokens, past, past_length, positions }, ids))
+        Ok((Decoding { builder, batch, tokens, past, past_length, positions, element: cache.element }, ids))
     }
 
     /// The positions of the tokens, i64 `[T]`.
@@ -93,19 +227,28 @@ impl<'g> Decoding<'g> {
         self.builder.iota([self.past.clone()], 0)
     }
 
-    /// The inputs `past_k.N` and `past_v.N` of a layer.
+    /// The past of a layer: inputs `past_k.N`, `past_v.N` and so on, by [`CacheElement::parts`].
     ///
     /// # Errors
     /// The names are taken.
     pub fn layer(&self, layer: usize, heads: usize, (key, value): (usize, usize)) -> Result<LayerCache<'g>> {
-        let dims = |size: usize| [self.past.clone(), self.batch.clone(), heads.into(), size.into()];
-        let keys = self.builder.input(&format!("past_k.{layer}"), DType::F32, dims(key))?;
-        let values = self.builder.input(&format!("past_v.{layer}"), DType::F32, dims(value))?;
-        Ok(LayerCache { keys, values })
+        let whole = |size: usize| vec![self.past.clone(), self.batch.clone(), heads.into(), size.into()];
+        let beside = || vec![self.past.clone(), self.batch.clone(), heads.into()];
+        let input =
+            |kind: &str, dtype, dims: Vec<Expr>| self.builder.input(&format!("past_{kind}.{layer}"), dtype, dims);
+        let dtype = self.element.dtype();
+        let (keys, values) = (input("k", dtype, whole(key))?, input("v", dtype, whole(value))?);
+        let scales = match self.element {
+            CacheElement::F32 | CacheElement::F16 | CacheElement::Bf16 => None,
+            CacheElement::Int8 => {
+                Some([input("k_scale", DType::F32, beside())?, input("v_scale", DType::F32, beside())?])
+            }
+        };
+        Ok(LayerCache { keys, values, scales })
     }
 
-    /// The segments of a layer: its past, and the new keys and values (`[B, T, Hkv, D]`), which become the outputs `new_k.N` and
-    /// `new_v.N`. With a window a query sees itself and the `window - 1` positions before it (Beltagy et al. 2020).
+    /// The segments of a layer: its past, and the new keys and values (f32 `[B, T, Hkv, D]`), which become the outputs `new_k.N`,
+    /// `new_v.N` and so on, as the past has them. With a window a query sees itself and the `window - 1` positions before it (Beltagy et al. 2020).
     ///
     /// # Errors
     /// The shapes do not fit.
@@ -116,15 +259,14 @@ impl<'g> Decoding<'g> {
         (keys, values): (Value<'g>, Value<'g>),
         window: Option<usize>,
     ) -> Result<[Segment<'g>; 2]> {
-        let keys = self.position_first(keys)?;
-        let values = self.position_first(values)?;
-        self.builder.output(&format!("new_k.{layer}"), keys)?;
-        self.builder.output(&format!("new_v.{layer}"), values)?;
+        let new = LayerCache::of(self.position_first(keys)?, self.position_first(values)?, self.element)?;
+        for (kind, tensor) in self.element.parts().iter().zip(new.tensors()) {
+            self.builder.output(&format!("new_{kind}.{layer}"), tensor)?;
+        }
         let mask = |visible| Mask { visible, fill: f64::NEG_INFINITY };
         let past_mask = self.past_visible(window)?.map(mask);
         let new_mask = self.new_visible(window)?.map(mask);
-        let segment = |keys, values, mask| Segment { keys, values, position_first: true, bias: None, mask };
-        Ok([segment(past.keys, past.values, past_mask), segment(keys, values, new_mask)])
+        Ok([past.segment(past_mask)?, new.segment(new_mask)?])
     }
 
     /// `[B, T, H, D]` as `[T, B, H, D]`.

@@ -22,8 +22,8 @@ mod relative_xl;
 mod rotary;
 mod scope;
 
-pub use attention::{Attend, Heads, Mask, Segment, attend};
-pub use cache::{CacheForm, Decoding, LayerCache, Logits};
+pub use attention::{Attend, Heads, Mask, Scales, Segment, attend};
+pub use cache::{CacheElement, CacheForm, CacheLayout, Decoding, LayerCache, Logits};
 pub use disentangled::Distances;
 pub use embedding::{Embedding, sinusoids};
 pub use feed_forward::{Activation, FeedForward, Gated};

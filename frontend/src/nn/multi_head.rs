@@ -95,6 +95,6 @@ impl<'g> MultiHead<'g> {
         mask: Option<Mask<'g>>,
     ) -> Result<Attend<'g>> {
         let (keys, values) = self.keys_and_values(memory)?;
-        self.apply(x, &[Segment { keys, values, position_first: false, bias, mask }])
+        self.apply(x, &[Segment { bias, ..Segment::new(keys, values, false, mask) }])
     }
 }

@@ -3,7 +3,7 @@
 use crate::{Fixture, check_close};
 use kiln_frontend::checkpoint::Loader;
 use kiln_frontend::families::{Decoder, Extent, Form, Past, Settings};
-use kiln_frontend::nn::Logits;
+use kiln_frontend::nn::{CacheElement, Logits};
 use kiln_ir::interp::{Options, eval_graph};
 use kiln_ir::{DType, Graph, Tensor};
 use std::collections::BTreeMap;
@@ -34,7 +34,8 @@ pub fn tokens(all: &Tensor, from: usize, to: usize) -> Tensor {
 fn decode(decoder: &Decoder, loader: &Loader<'_>, all: &Tensor, pieces: &[usize], past: Past) -> Vec<f32> {
     let batch = all.shape()[0];
     let heads = decoder.heads();
-    let form = |tokens, past| Form { batch, tokens, past, capacity: CAPACITY, logits: Logits::All };
+    let form =
+        |tokens, past| Form { batch, tokens, past, capacity: CAPACITY, logits: Logits::All, cache: CacheElement::F32 };
     let kinds = [("k", heads.key_size), ("v", heads.value_size)];
     let mut caches = BTreeMap::new();
     for (layer, (kind, size)) in (0..decoder.layers()).flat_map(|l| kinds.map(|k| (l, k))) {
@@ -97,6 +98,7 @@ fn check(name: &str) {
         past: Past::Prefix(Extent::Fixed(0)),
         capacity: CAPACITY,
         logits: Logits::Last,
+        cache: CacheElement::F32,
     };
     let graph = decoder.graph(&loader, &form).unwrap();
     let empty =

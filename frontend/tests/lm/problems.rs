@@ -4,13 +4,19 @@ use crate::Fixture;
 use bytes::Bytes;
 use kiln_frontend::checkpoint::{CheckpointError, Files, Folder, Loader, Safetensors, Stored, Weights};
 use kiln_frontend::families::{Decoder, Extent, Form, Past, Settings};
-use kiln_frontend::nn::Logits;
+use kiln_frontend::nn::{CacheElement, Logits};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-const FORM: Form =
-    Form { batch: 1, tokens: Extent::Free, past: Past::Prefix(Extent::Free), capacity: 16, logits: Logits::Last };
+const FORM: Form = Form {
+    batch: 1,
+    tokens: Extent::Free,
+    past: Past::Prefix(Extent::Free),
+    capacity: 16,
+    logits: Logits::Last,
+    cache: CacheElement::F32,
+};
 
 fn config(change: impl FnOnce(&mut Value)) -> Result<Decoder, CheckpointError> {
     let mut config = Fixture::new("llama").folder().config;

@@ -4,7 +4,7 @@ use crate::decoders::{join, run, tokens};
 use crate::{Fixture, check_close};
 use kiln_frontend::checkpoint::Loader;
 use kiln_frontend::families::{Extent, Form, Past, Sequence, SequenceForm, Settings};
-use kiln_frontend::nn::Logits;
+use kiln_frontend::nn::{CacheElement, Logits};
 use kiln_ir::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -13,8 +13,14 @@ fn check(name: &str) {
     let folder = fixture.folder();
     let model = Sequence::from_json(&Settings::json("config.json", &folder.config)).unwrap();
     let loader = Loader::new(&folder.weights);
-    let target =
-        Form { batch: 2, tokens: Extent::Free, past: Past::Prefix(Extent::Free), capacity: 16, logits: Logits::All };
+    let target = Form {
+        batch: 2,
+        tokens: Extent::Free,
+        past: Past::Prefix(Extent::Free),
+        capacity: 16,
+        logits: Logits::All,
+        cache: CacheElement::F32,
+    };
     let form = SequenceForm { target, source: Extent::Free, longest_source: 8 };
     let (encoder, decoder) = (model.encoder(&loader, &form).unwrap(), model.decoder(&loader, &form).unwrap());
     loader.finish(|name| model.known_surplus(name)).unwrap();

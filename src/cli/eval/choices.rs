@@ -5,6 +5,7 @@ use super::super::options::Machinery;
 use super::{bar, decoder, read};
 use kiln::Error;
 use kiln::lm::{LanguageModel, Scored, Session, Tokenizer, score};
+use kiln::nn::CacheElement;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ pub struct Args {
     /// Between examples, and before the prompt
     #[arg(long, value_name = "TEXT", default_value = "\n\n", requires = "examples")]
     separator: String,
+    /// What keys and values are kept in: f32, f16, bf16, int8 [default: f32, or the artifact's]
+    #[arg(long, value_name = "E")]
+    cache: Option<CacheElement>,
     #[command(flatten)]
     machinery: Machinery,
 }
@@ -74,7 +78,7 @@ impl Args {
             );
         }
         let longest = texts.iter().flatten().map(|(_, tokens)| tokens.len()).max().unwrap_or(1);
-        let (_, mut programs) = decoder(&self.model, longest, &self.machinery, talk)?;
+        let (_, mut programs) = decoder(&self.model, (longest, self.cache), &self.machinery, talk)?;
         // One session: what all questions begin with is read once.
         let mut session = Session::new(&programs)?;
         let bar = bar(talk, tasks.len());
