@@ -7,6 +7,7 @@ mod attention;
 pub mod fusion;
 pub mod group;
 mod hoist;
+pub mod islands;
 pub mod kernel;
 pub mod layout;
 pub mod lower;

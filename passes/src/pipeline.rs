@@ -94,6 +94,7 @@ pub struct Pass {
 /// The passes on graphs, in the order in which they run.
 pub const PASSES: &[Pass] = &[
     Pass { name: "compact", only: None, run: Graph::compact },
+    Pass { name: "integers", only: None, run: rewrite::regions_of_integers },
     // Before weights are folded into floats.
     Pass { name: "bytes", only: None, run: rewrite::products_of_bytes },
     Pass { name: "fold", only: None, run: rewrite::fold_constants },

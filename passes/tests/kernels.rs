@@ -259,6 +259,73 @@ fn integer_products_take_zero_points_out_of_the_sum() {
 }
 
 #[test]
+fn products_of_two_activations_are_products_of_bytes() {
+    for (left, right) in [("u8", "i8"), ("u8", "u8"), ("i8", "i8"), ("i8", "u8")] {
+        for (m, k, n) in [(1, 30, 21), (5, 32, 40)] {
+            for known in [true, false] {
+                let zero = |at: &str, dtype: &str, value: &str| match known {
+                    true => format!("const {at} : {dtype}[] = [{value}{dtype}]"),
+                    false => format!("input {at} : {dtype}[]"),
+                };
+                let c = check(&format!(
+                    "input %0 : {left}[2, {m}, {k}]
+                     input %1 : {right}[2, {n}, {k}]
+                     {}
+                     {}
+                     %4 = map(%0, %2) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32[2, {m}, {k}]
+                     %5 = map(%1, %3) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32[2, {n}, {k}]
+                     %6 = contract(%4, %5) lhs = \"bmk\", rhs = \"bnk\", out = \"bmn\" : i32[2, {m}, {n}]
+                     %7 = contract(%5, %4) lhs = \"bnk\", rhs = \"bmk\", out = \"mbn\" : i32[{m}, 2, {n}]
+                     output %6 \"y\"\n output %7 \"turned\"",
+                    zero("%2", left, "3"),
+                    zero("%3", right, "100"),
+                ));
+                assert!(byte_products(&c) >= 2, "{}", c.plan);
+            }
+        }
+    }
+}
+
+/// Attention of a model in which every value is quantized.
+#[test]
+fn quantized_attention_stays_in_bytes() {
+    let quantize = |from: &str, to: &str, dims: &str, (scale, zero): (&str, u8)| {
+        format!(
+            "const {to}1 : f32[] = [{scale}f32]\n const {to}2 : u8[] = [{zero}u8]
+             {to}3 = map({from}, {to}1, {to}2)
+                body = {{ to_u8(min(max(add(round(div(a0, a1)), to_f32(a2)), 0.0f32), 255.0f32)) }} : u8{dims}
+             {to} = map({to}3, {to}1, {to}2) body = {{ mul(to_f32(sub(to_i32(a0), to_i32(a2))), a1) }} : f32{dims}\n"
+        )
+    };
+    let head = |from: &str, to: &str, perm: &str, made: &str| {
+        let line = ("0.015625", 120);
+        format!(
+            "{}{to}5 = reshape({to}4) dims = [1, 6, 2, 8] : f32[1, 6, 2, 8]\n{}
+             {to}7 = transpose({to}6) perm = {perm} : f32{made}\n{}",
+            quantize(from, &format!("{to}4"), "[1, 6, 16]", line),
+            quantize(&format!("{to}5"), &format!("{to}6"), "[1, 6, 2, 8]", line),
+            quantize(&format!("{to}7"), to, made, line),
+        )
+    };
+    let text = format!(
+        "input %0 : f32[1, 6, 16]\n input %1 : f32[1, 6, 16]\n input %2 : f32[1, 6, 16]
+         {}{}{}%7 = contract(%4, %5) lhs = \"bhmk\", rhs = \"bhkn\", out = \"bhmn\" : f32[1, 2, 6, 6]
+         {}%9 = contract(%8, %6) lhs = \"bhmk\", rhs = \"bhkn\", out = \"bhmn\" : f32[1, 2, 6, 8]
+         {}output %39 \"y\"",
+        head("%0", "%4", "[0, 2, 1, 3]", "[1, 2, 6, 8]"),
+        head("%1", "%5", "[0, 2, 3, 1]", "[1, 2, 8, 6]"),
+        head("%2", "%6", "[0, 2, 1, 3]", "[1, 2, 6, 8]"),
+        quantize("%7", "%8", "[1, 2, 6, 6]", ("0.03125", 128)),
+        quantize("%9", "%39", "[1, 2, 6, 8]", ("0.0625", 110)),
+    );
+    let c = check(&text);
+    assert!(byte_products(&c) >= 2, "{}", c.plan);
+    // Nothing but the model's inputs and its output is in memory as floats.
+    let floats = c.scheduled.groups().filter(|g| c.scheduled.graph.ty(g.output).dtype == DType::F32).count();
+    assert_eq!(floats, 1, "{}", c.plan);
+}
+
+#[test]
 fn convolutions_channels_last() {
     let c = check(
         "input %0 : f32[1, 8, 11, 10]\n const %1 : f32[24, 8, 3, 3] = data 1\n input %2 : f32[24, 1, 1]

@@ -10,6 +10,7 @@ use kiln::ir::graph::{Graph, NodeId, ValueId};
 use kiln::ir::plan::nominal;
 use kiln::passes::fusion::Attempt;
 use kiln::passes::group::{Group, Work};
+use kiln::passes::islands;
 use kiln::passes::kernel::{Machine, Space, preferred_layouts};
 use kiln::passes::pipeline::Scheduled;
 use kiln::runtime::cpu::CpuLevel;
@@ -57,7 +58,8 @@ impl Args {
         let reports: Vec<Value> = kernels.iter().filter_map(|&k| reader.json(k)).collect();
         let report = json!({ "model": compiled.plan.name, "level": level.name(), "kernels": reports,
             "others": others.iter().map(|(what, origin, why)| json!({ "what": what, "origin": origin, "why": why }))
-                .collect::<Vec<_>>() });
+                .collect::<Vec<_>>(),
+            "integers_end": reader.ends(self.node.as_deref()) });
         talk.report(&report, &text(&report, self.node.is_some()))
     }
 }
@@ -131,6 +133,20 @@ impl<'a> Reader<'a> {
             }
         }
         all.retain(|(_, names, _)| name.is_none_or(|name| names.iter().any(|n| n == name)));
+        all
+    }
+
+    /// Where regions of 8-bit integers end.
+    fn ends(&self, name: Option<&str>) -> Vec<Value> {
+        let names = |id: NodeId| self.graph().node(id).origin.names().map(str::to_string).collect::<Vec<_>>();
+        let mut all = Vec::new();
+        for end in islands::ends(self.graph()) {
+            let (of, by) = (names(end.node), end.reader.map(names).unwrap_or_default());
+            if name.is_none_or(|name| of.iter().chain(&by).any(|n| n == name)) {
+                let op = end.reader.map(|id| self.graph().node(id).op.name());
+                all.push(json!({ "of": of, "reader": by, "op": op, "why": end.why.to_string() }));
+            }
+        }
         all
     }
 
@@ -230,6 +246,14 @@ fn text(report: &Value, full: bool) -> String {
         let columns =
             [("kernel", l), ("nodes", l), ("schedule", l), ("result", l), ("what it reads is not fused: why", l)];
         text.push_str(&table("", columns, &rows));
+        let ends = list(&report["integers_end"]);
+        if !ends.is_empty() {
+            let first = |v: &Value| word(&v[0]);
+            let rows: Vec<_> =
+                ends.iter().map(|e| [first(&e["of"]), first(&e["reader"]), word(&e["op"]), word(&e["why"])]).collect();
+            let columns = [("8-bit integers of", l), ("end at", l), ("op", l), ("because", l)];
+            text.push_str(&table("", columns, &rows));
+        }
         text.push_str("`kiln explain MODEL NODE` says all of one node, value or kernel\n");
     }
     // Writing to a string cannot fail.
@@ -271,6 +295,11 @@ fn text(report: &Value, full: bool) -> String {
             word(&k["emitter"]),
             word(&k["programs"])
         );
+    }
+    for e in list(&report["integers_end"]).iter().filter(|_| full) {
+        let at =
+            if e["op"].is_null() { "the end".into() } else { format!("{} ({})", words(&e["reader"]), word(&e["op"])) };
+        let _ = writeln!(text, "8-bit integers of {} end at {at}: {}", words(&e["of"]), word(&e["why"]));
     }
     for o in list(&report["others"]) {
         let _ = writeln!(text, "{}: {}: {}", words(&o["origin"]), word(&o["what"]), word(&o["why"]));

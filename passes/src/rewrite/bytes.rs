@@ -8,6 +8,8 @@
 //! their zero point. `sum((x - zx) * w) = sum(x * w) - zx * sum(w)` takes the zero point out of the sum; that of the weights is
 //! taken off the weights, which are constant.
 
+use super::byte_activations::{pack_first, product_of_activations};
+use super::quantized::{Quantization, argument, is_scalar, quantization, quantized, scalar};
 use super::{Operand, Patch, elements, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
@@ -21,85 +23,12 @@ use kiln_ir::tensor::Tensor;
 /// # Errors
 /// See [`rewrite`].
 pub fn products_of_bytes(graph: &Graph) -> Result<Graph, GraphError> {
-    rewrite(graph, &[convolution, product, requantize])
+    rewrite(graph, &[convolution, product, product_of_activations, pack_first, requantize])
 }
 
 /// Whether the graph holds products of blocks of bytes.
 pub fn has_block_products(graph: &Graph) -> bool {
     graph.nodes().any(|(_, node)| matches!(node.op, Op::BlockProduct(_)))
-}
-
-/// `(x - zero) * scale`, or `x - zero` as an i32.
-struct Quantized {
-    x: ValueId,
-    zero: Option<ValueId>,
-    scale: Option<ValueId>,
-    node: NodeId,
-}
-
-/// The operand that a node of a map's body is, converted or not.
-fn argument(body: &Code, id: Id<Scalar>) -> Option<usize> {
-    match body.node(id) {
-        Scalar::Arg(n) => Some(*n),
-        _ => None,
-    }
-}
-
-/// The operand whose conversion to a type the node is.
-fn converted(body: &Code, id: Id<Scalar>, to: DType) -> Option<usize> {
-    match body.node(id) {
-        Scalar::Cast(found, a) if *found == to => argument(body, *a),
-        _ => None,
-    }
-}
-
-/// A value that a map makes of 8-bit integers.
-fn quantized(graph: &Graph, v: ValueId) -> Option<Quantized> {
-    let id = graph.producer(v)?;
-    let node = graph.node(id);
-    let Op::Map(Map { body }) = &node.op else { return None };
-    let input = |n: usize| node.inputs.get(n).copied();
-    // The integers, and what is subtracted from them.
-    let centred = |at: Id<Scalar>| match body.node(at) {
-        Scalar::Binary(BinaryOp::Sub, x, z) => {
-            Some((converted(body, *x, DType::I32)?, Some(converted(body, *z, DType::I32)?)))
-        }
-        _ => Some((converted(body, at, DType::I32)?, None)),
-    };
-    let result = body.result();
-    let (x, zero, scale) = match body.node(result) {
-        Scalar::Binary(BinaryOp::Mul, value, scale) => {
-            let (x, zero) = match body.node(*value) {
-                Scalar::Cast(DType::F32, inner) => match argument(body, *inner) {
-                    Some(x) => (x, None),
-                    None => centred(*inner)?,
-                },
-                _ => return None,
-            };
-            (x, zero, Some(argument(body, *scale)?))
-        }
-        _ => {
-            let (x, zero) = centred(result)?;
-            (x, zero, None)
-        }
-    };
-    let x = input(x)?;
-    let zero = zero.map(input).map_or(Some(None), |z| z.map(Some))?;
-    let scale = scale.map(input).map_or(Some(None), |s| s.map(Some))?;
-    let ty = graph.ty(x);
-    let same = ty.dims == graph.ty(v).dims && matches!(ty.dtype, DType::U8 | DType::I8);
-    let floats = scale.is_none_or(|s| graph.ty(s).dtype == DType::F32);
-    (same && floats).then_some(Quantized { x, zero, scale, node: id })
-}
-
-/// The only element of a constant.
-fn scalar(graph: &Graph, v: ValueId) -> Option<Constant> {
-    let t = graph.constant(v)?;
-    (t.len() == 1).then(|| Constant::load(t.dtype(), t.bytes(), 0)).flatten()
-}
-
-fn is_scalar(graph: &Graph, v: ValueId) -> bool {
-    graph.ty(v).elements().as_const() == Some(1)
 }
 
 /// Constant weights as signed bytes without a zero point.
@@ -125,7 +54,7 @@ impl Weights {
 }
 
 /// The row-major strides of a shape.
-fn strides(shape: &[usize]) -> Vec<usize> {
+pub(super) fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for n in (1..shape.len()).rev() {
         strides[n - 1] = strides[n] * shape[n];
@@ -212,7 +141,7 @@ impl Weights {
 }
 
 /// A tensor of i32, if all values are ones.
-fn ints(shape: &[usize], values: &[i64]) -> Option<Tensor> {
+pub(super) fn ints(shape: &[usize], values: &[i64]) -> Option<Tensor> {
     let mut bytes = Vec::with_capacity(4 * values.len());
     for &v in values {
         bytes.extend(i32::try_from(v).ok()?.to_le_bytes());
@@ -454,43 +383,10 @@ impl Factors {
     }
 }
 
-/// `to_u8(min(max(round(y / scale) + zero, 0), 255))`: the operand, the scale, the zero point, and the type.
-fn quantization(graph: &Graph, id: NodeId) -> Option<(ValueId, Factors, i64, DType)> {
-    let node = graph.node(id);
-    let Op::Map(Map { body }) = &node.op else { return None };
-    let Scalar::Cast(to @ (DType::U8 | DType::I8), clamped) = body.node(body.result()) else { return None };
-    let constant = |id: Id<Scalar>| match body.node(id) {
-        Scalar::Const(c) => Some(c.as_f64()),
-        _ => None,
-    };
-    let (low, high) = to.int_range()?;
-    let Scalar::Binary(BinaryOp::Min, raised, most) = body.node(*clamped) else { return None };
-    let Scalar::Binary(BinaryOp::Max, shifted, least) = body.node(*raised) else { return None };
-    if constant(*most)? != high as f64 || constant(*least)? != low as f64 {
-        return None;
-    }
-    let input = |n: usize| node.inputs.get(n).copied();
-    let (rounded, zero) = match body.node(*shifted) {
-        Scalar::Binary(BinaryOp::Add, rounded, z) => {
-            (*rounded, scalar(graph, input(converted(body, *z, DType::F32)?)?)?.as_i64()?)
-        }
-        _ => (*shifted, 0),
-    };
-    let Scalar::Unary(UnaryOp::Round, scaled) = body.node(rounded) else { return None };
-    let Scalar::Binary(BinaryOp::Div, y, s) = body.node(*scaled) else { return None };
-    let (y, s) = (input(argument(body, *y)?)?, input(argument(body, *s)?)?);
-    let same = graph.ty(y).dims == graph.ty(node.outputs[0]).dims && graph.ty(y).dtype == DType::F32;
-    same.then_some((y, Factors::of(graph, s)?, zero, *to))
-}
-
 /// The quantization of a scaled sum of products, of that plus a bias, clipped or not: one multiplication of the exact sum.
 fn requantize(graph: &Graph, id: NodeId) -> Option<Patch> {
     let replaces = *graph.node(id).outputs.first()?;
-    let (mut y, scale, zero, to) = quantization(graph, id)?;
-    if !scale.values.iter().all(|s| *s > 0.0 && s.is_finite()) || scale.values.len() > 1 {
-        return None;
-    }
-    let step = *scale.values.first()?;
+    let Quantization { mut y, scale: step, zero, to } = quantization(graph, id)?;
     let (low, high) = to.int_range()?;
     // In steps of the result, before the zero point is added.
     let (mut low, mut high) = (low as f64 - zero as f64, high as f64 - zero as f64);
@@ -520,7 +416,8 @@ fn requantize(graph: &Graph, id: NodeId) -> Option<Patch> {
                 _ => return None,
             };
             let made = graph.node(graph.producer(sum)?);
-            if elements(&made.op) != Some(Elements::Bytes) || graph.ty(sum).dims != graph.ty(replaces).dims {
+            let exact = elements(&made.op) == Some(Elements::Bytes) || matches!(made.op, Op::Map(_));
+            if !exact || graph.ty(sum).dtype != DType::I32 || graph.ty(sum).dims != graph.ty(replaces).dims {
                 return None;
             }
             return scaled_sum(replaces, sum, &share, &number(*b)?, &bias, (step, zero, to), (low, high), also);

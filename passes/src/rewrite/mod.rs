@@ -4,13 +4,16 @@
 //! adds. A value is only replaced by one of the same dtype and dims.
 
 mod activations;
+mod byte_activations;
 mod bytes;
 mod canonicalise;
 mod columns;
 mod common;
 mod fold;
 mod halves;
+mod integers;
 mod pairs;
+mod quantized;
 mod recognise;
 
 pub use activations::activations_in_bytes;
@@ -20,6 +23,7 @@ pub use columns::columns_last;
 pub use common::eliminate_common;
 pub use fold::fold_constants;
 pub use halves::products_of_halves;
+pub use integers::regions_of_integers;
 pub use pairs::products_of_pairs;
 pub use recognise::recognise;
 
@@ -28,7 +32,7 @@ use kiln_ir::ops::{Elements, Op};
 use kiln_ir::tensor::Tensor;
 
 /// What the elements of a product's operands hold; nothing of ops that are none.
-fn elements(op: &Op) -> Option<Elements> {
+pub(crate) fn elements(op: &Op) -> Option<Elements> {
     match op {
         Op::Conv(c) => Some(c.elements),
         Op::Contract(c) => Some(c.elements),
