@@ -293,15 +293,12 @@ fn answer(args: &Answer, talk: Talk) -> Result<(), Error> {
     talk.report(&report, &format!("{found}\n"))
 }
 
-/// A decoder with room for so many tokens.
-fn decoder(
-    path: &Path,
+/// How a decoder with room for so many tokens is made ready to score them.
+fn program_options(
     (capacity, cache): (usize, Option<CacheElement>),
     machinery: &Machinery,
-    talk: Talk,
-) -> Result<(LanguageModel, Programs), Error> {
-    let model = LanguageModel::open(path)?;
-    let options = ProgramOptions {
+) -> Result<ProgramOptions, Error> {
+    Ok(ProgramOptions {
         capacity,
         threads: machinery.threads(),
         level: machinery.level_here()?,
@@ -310,7 +307,18 @@ fn decoder(
         activations: machinery.activations,
         precision: machinery.checked_precision()?,
         cache,
-    };
+    })
+}
+
+/// A decoder with room for so many tokens.
+fn decoder(
+    path: &Path,
+    (capacity, cache): (usize, Option<CacheElement>),
+    machinery: &Machinery,
+    talk: Talk,
+) -> Result<(LanguageModel, Programs), Error> {
+    let model = LanguageModel::open(path)?;
+    let options = program_options((capacity, cache), machinery)?;
     let programs = Programs::new(&model, &options, &mut Progress::new(talk))?;
     Ok((model, programs))
 }

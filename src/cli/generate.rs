@@ -5,8 +5,9 @@ use super::options::{Machinery, Patience, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::lm::{
-    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, ProgramOptions,
-    Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop, Tokenizer, pattern,
+    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, PackedPrograms,
+    ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop, Together, Tokenizer,
+    pattern,
 };
 use kiln::nn::CacheElement;
 use serde_json::{Value, json};
@@ -29,6 +30,11 @@ pub struct Args {
     /// A file with a text to continue in each line; each answer is a line with a JSON string, or all are one report with --json
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
     batch: Option<PathBuf>,
+    /// With --batch: continue up to N texts at once, each with an equal part of the room; the texts are those of one at a time, but for
+    /// the order in which sums are rounded
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), requires = "batch")]
+    #[arg(conflicts_with_all = ["beams", "lookup"])]
+    together: u32,
     /// Take the prompt as what a user says, in the form of the model's chat template
     #[arg(long)]
     chat: bool,
@@ -134,12 +140,19 @@ impl Args {
 
     fn run_within(&self, talk: Talk) -> Result<(), Error> {
         let prompts = self.prompts()?;
+        if self.together > 1 {
+            return self.together(&prompts, talk);
+        }
         let mut ready = if SequenceModel::is_at(&self.model) {
             self.sequence(&prompts, talk)?
         } else {
             self.decoder(&prompts, talk)?
         };
-        let settings = self.settings(&ready)?;
+        let of_model = match &ready.model {
+            Model::Decoder(..) => Sampling::default(),
+            Model::Sequence(model, _) => model.sampling(Some(self.max_tokens.unwrap_or(ready.most))),
+        };
+        let settings = self.settings(of_model, (ready.model.tokenizer(), ready.model.ends()))?;
         let (mut reports, several) = (Vec::new(), self.batch.is_some());
         for prompt in std::mem::take(&mut ready.prompts) {
             let silent = talk.json || several;
@@ -201,6 +214,16 @@ impl Args {
     /// A decoder, with room for the longest prompt.
     fn decoder(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
         let model = LanguageModel::open(&self.model)?;
+        let prompts = self.tokens(&model, prompts)?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let capacity = self.capacity(longest, model.context());
+        let programs = Programs::new(&model, &self.options(capacity)?, &mut Progress::new(talk))?;
+        let session = Session::new(&programs)?;
+        Ok(Ready { model: Model::Decoder(model, programs, session), prompts, most: capacity })
+    }
+
+    /// The tokens of prompts.
+    fn tokens(&self, model: &LanguageModel, prompts: &[String]) -> Result<Vec<Vec<u32>>, Error> {
         let tokens = |prompt: &String| match self.chat {
             false => model.tokenizer().encode(prompt, true),
             true => {
@@ -209,12 +232,36 @@ impl Args {
                 model.chat(&messages)
             }
         };
-        let prompts = prompts.iter().map(tokens).collect::<Result<Vec<_>, _>>()?;
+        Ok(prompts.iter().map(tokens).collect::<Result<_, _>>()?)
+    }
+
+    /// Several prompts of a decoder, continued at once.
+    fn together(&self, prompts: &[String], talk: Talk) -> Result<(), Error> {
+        if SequenceModel::is_at(&self.model) {
+            return Err(Error::Usage("--together is for decoders; this model answers a text by another".into()));
+        }
+        let model = LanguageModel::open(&self.model)?;
+        let prompts = self.tokens(&model, prompts)?;
+        let most = self.together as usize;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let capacity = self.capacity(longest, model.context());
-        let programs = Programs::new(&model, &self.options(capacity)?, &mut Progress::new(talk))?;
-        let session = Session::new(&programs)?;
-        Ok(Ready { model: Model::Decoder(model, programs, session), prompts, most: capacity })
+        let each = self.capacity(longest, model.context());
+        // An artifact has room for so many positions of all texts.
+        let each = if model.cache().is_some() { each.min(model.context() / most) } else { each };
+        let options = self.options(each.saturating_mul(most))?;
+        let mut programs = PackedPrograms::new(&model, &options, &mut Progress::new(talk))?;
+        let settings = self.settings(Sampling::default(), (model.tokenizer(), model.ends()))?;
+        let start = Instant::now();
+        let made = Together { model: &model, settings: &settings, most }.run(&mut programs, &prompts)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens = made.iter().map(|text| text.tokens.len()).sum::<usize>();
+        let mut lines = String::new();
+        for text in &made {
+            lines.push_str(&format!("{}\n", json!(text.text)));
+        }
+        let texts: Vec<Value> = made.iter().map(described).collect();
+        let report = json!({ "texts": texts, "together": most, "seconds": seconds, "generated": tokens,
+                             "tokens_per_s": tokens as f64 / seconds });
+        talk.report(&report, &lines)
     }
 
     /// An encoder-decoder, with room for the longest source.
@@ -236,12 +283,7 @@ impl Args {
         Ok(Ready { model: Model::Sequence(model, programs), prompts, most: capacity })
     }
 
-    fn settings(&self, ready: &Ready) -> Result<Settings, Error> {
-        let of_model = match &ready.model {
-            Model::Decoder(..) => Sampling::default(),
-            Model::Sequence(model, _) => model.sampling(Some(self.max_tokens.unwrap_or(ready.most))),
-        };
-        let tokenizer = ready.model.tokenizer();
+    fn settings(&self, of_model: Sampling, (tokenizer, ends): (&Tokenizer, &BTreeSet<u32>)) -> Result<Settings, Error> {
         let mut bias: BTreeMap<u32, f64> = of_model.bias;
         bias.extend(self.logit_bias.iter().copied());
         for text in &self.ban {
@@ -267,13 +309,13 @@ impl Args {
             max_tokens: self.max_tokens,
             ignore_end: self.ignore_eos,
             stops: self.stop.clone(),
-            constraint: self.constraint(&ready.model)?,
+            constraint: self.constraint((tokenizer, ends))?,
             lookup: self.lookup as usize,
         })
     }
 
     /// What the text must follow.
-    fn constraint(&self, model: &Model) -> Result<Option<Constraint>, Error> {
+    fn constraint(&self, (tokenizer, ends): (&Tokenizer, &BTreeSet<u32>)) -> Result<Option<Constraint>, Error> {
         let expression = match (&self.regex, &self.json_schema) {
             (None, None) => return Ok(None),
             (Some(regex), _) => regex.clone(),
@@ -284,7 +326,7 @@ impl Args {
                 pattern(&schema)?
             }
         };
-        Ok(Some(Constraint::new(&expression, model.tokenizer(), model.ends())?))
+        Ok(Some(Constraint::new(&expression, tokenizer, ends)?))
     }
 
     /// A text that goes on token by token, shown as it comes unless `silent`; nothing where its reader has gone away.
@@ -315,18 +357,7 @@ impl Args {
         let rate = made.tokens_per_second();
         tracing::info!("{} tokens read in {prefill:.3} s, {} generated", prompt.len(), made.tokens.len());
         tracing::info!("{decode:.3} s, {rate:.1} tokens/s, stop: {:?}", made.stop);
-        let stop = match &made.stop {
-            Stop::End => json!("end"),
-            Stop::Length => json!("length"),
-            Stop::Text(text) => json!({ "text": text }),
-            Stop::Capacity => json!("capacity"),
-            Stop::Receiver => json!("receiver"),
-        };
-        let report = json!({
-            "prompt_tokens": prompt.len(), "tokens": made.tokens, "text": made.text, "stop": stop,
-            "prefill_s": prefill, "decode_s": decode, "tokens_per_s": rate, "cache_bytes": made.cache_bytes,
-        });
-        Ok(Some((report, made.text)))
+        Ok(Some((described(&made), made.text)))
     }
 
     /// The best text of several.
@@ -365,6 +396,22 @@ impl Args {
         let most = context.min(DEFAULT_CONTEXT.max(prompt.saturating_add(prompt / 2)));
         self.max_tokens.map_or(most, |n| prompt.saturating_add(n).next_multiple_of(64).min(context))
     }
+}
+
+/// A text and how it came about.
+fn described(made: &Generation) -> Value {
+    let stop = match &made.stop {
+        Stop::End => json!("end"),
+        Stop::Length => json!("length"),
+        Stop::Text(text) => json!({ "text": text }),
+        Stop::Capacity => json!("capacity"),
+        Stop::Receiver => json!("receiver"),
+    };
+    let (prefill, decode) = (made.prefill.as_secs_f64(), made.decode.as_secs_f64());
+    json!({
+        "prompt_tokens": made.prompt_tokens, "tokens": made.tokens, "text": made.text, "stop": stop, "prefill_s": prefill,
+        "decode_s": decode, "tokens_per_s": made.tokens_per_second(), "cache_bytes": made.cache_bytes,
+    })
 }
 
 impl Model {

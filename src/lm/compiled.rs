@@ -1,7 +1,7 @@
 //! A decoder as an artifact.
 //!
-//! Invariant: one section of weights serves three programs: any number of tokens with the logits of the last one (the
-//! artifact's own program), one token, and any number of tokens with all logits. The artifact holds the tokenizer too, so that
+//! Invariant: one section of weights serves four programs: any number of tokens with the logits of the last one (the
+//! artifact's own program), one token, any number of tokens with all logits, and those of several texts at once. The artifact holds the tokenizer too, so that
 //! it needs nothing beside it.
 
 use super::model::Body;
@@ -36,6 +36,8 @@ pub(super) enum Entry {
     One,
     /// Any number of tokens; the logits of all.
     All,
+    /// Any number of tokens of several texts; the logits of those that are chosen.
+    Packed,
 }
 
 impl Entry {
@@ -45,6 +47,7 @@ impl Entry {
             Entry::Many => "",
             Entry::One => "one",
             Entry::All => "all",
+            Entry::Packed => "packed",
         }
     }
 
@@ -53,6 +56,7 @@ impl Entry {
         match self {
             Entry::Many | Entry::One => Logits::Last,
             Entry::All => Logits::All,
+            Entry::Packed => Logits::Chosen,
         }
     }
 }
@@ -150,7 +154,7 @@ pub(super) fn compile(
     for &entry in entries {
         observer.entry(entry.name())?;
         let tokens = if entry == Entry::One { Extent::Fixed(1) } else { Extent::Free };
-        let past = Past::Prefix(Extent::Free);
+        let past = if entry == Entry::Packed { Past::Packed } else { Past::Prefix(Extent::Free) };
         let form = Form { batch: 1, tokens, past, capacity, logits: entry.logits(), cache };
         bundle.add(entry.name(), compile_graph(graph(&form)?, options, observer)?);
     }
@@ -173,7 +177,7 @@ impl LanguageModel {
             return Err(Error::Usage("the model is an artifact, which is compiled already".into()));
         };
         let decoder = &checkpoint.decoder;
-        let entries = [Entry::Many, Entry::One, Entry::All];
+        let entries = [Entry::Many, Entry::One, Entry::All, Entry::Packed];
         let mut bundle = compile(&checkpoint.graphs(), &entries, (capacity, cache), options, observer)?;
         let facts = Facts {
             format: FORMAT,

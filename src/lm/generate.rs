@@ -121,59 +121,125 @@ impl<'a> Generator<'a> {
         session.read_prompt(self.programs, prompt)?;
         let prefill = start.elapsed();
         let start = Instant::now();
-        let mut sampler = Sampler::new(settings.sampling.clone(), prompt).constrained(settings.constraint.as_ref());
         let mut lookup = Lookup::new(prompt, settings.lookup);
-        let (mut tokens, mut text) = (Vec::new(), Held::new(&settings.stops));
-        let tokenizer = self.tokenizer;
-        let mut stream = TextStream::after(tokenizer, prompt)?;
+        let mut writing = Writing::new(self.tokenizer, prompt, settings, self.programs.capacity())?;
         let stop = loop {
-            if sampler.is_complete() {
-                break Stop::End;
-            }
-            if settings.max_tokens.is_some_and(|most| tokens.len() >= most) {
-                break Stop::Length;
-            }
-            if let Some(hook) = &mut self.hook {
-                hook(&tokens, session.logits_mut());
-            }
-            let token = sampler.next(session.logits_mut()).ok_or(Error::Lm(LmError::NoToken))?;
-            tokens.push(token);
-            if self.ends.contains(&token) && !settings.ignore_end {
-                break Stop::End;
-            }
-            if let Some(stop) = text.push(&stream.push(tokenizer, token)?) {
-                break Stop::Text(stop);
-            }
-            if !text.give(receive) {
-                break Stop::Receiver;
-            }
-            // The last token is not read yet.
-            let room = (self.programs.capacity() + 1).saturating_sub(prompt.len() + tokens.len());
-            if room == 0 {
-                break Stop::Capacity;
-            }
-            let left = settings.max_tokens.map_or(room, |most| room.min(most.saturating_sub(tokens.len())));
-            if left > 0 {
-                lookup.step(self.programs, session, token, left)?;
+            let next = writing.next((self.tokenizer, self.ends), session.logits_mut(), &mut self.hook, receive)?;
+            match next {
+                Next::Stop(stop) => break stop,
+                Next::Read(token) => {
+                    let left = writing.left();
+                    if left > 0 {
+                        lookup.step(self.programs, session, token, left)?;
+                    }
+                }
             }
         };
         // What was guessed and not confirmed is no part of the text.
         session.rewind(prompt.len() + lookup.confirmed());
-        if !matches!(stop, Stop::Text(_) | Stop::Receiver) {
-            text.push(&stream.finish(tokenizer)?);
-            text.finish(receive);
+        writing.finish(self.tokenizer, stop, (prefill, start), session.cache_bytes(), receive)
+    }
+}
+
+/// What comes after a token.
+pub(super) enum Next {
+    /// It is to be read.
+    Read(u32),
+    /// Nothing.
+    Stop(Stop),
+}
+
+/// A text that is being written.
+pub(super) struct Writing<'a> {
+    settings: &'a Settings,
+    sampler: Sampler,
+    prompt: usize,
+    /// Positions that there are for prompt and text.
+    capacity: usize,
+    tokens: Vec<u32>,
+    text: Held<'a>,
+    stream: TextStream,
+}
+
+impl<'a> Writing<'a> {
+    /// A text after a prompt, with so many positions for both.
+    ///
+    /// # Errors
+    /// The prompt's tokens are none of the tokenizer's.
+    pub(super) fn new(
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        settings: &'a Settings,
+        capacity: usize,
+    ) -> Result<Writing<'a>, Error> {
+        let sampler = Sampler::new(settings.sampling.clone(), prompt).constrained(settings.constraint.as_ref());
+        let (text, stream) = (Held::new(&settings.stops), TextStream::after(tokenizer, prompt)?);
+        Ok(Writing { settings, sampler, prompt: prompt.len(), capacity, tokens: Vec::new(), text, stream })
+    }
+
+    /// Positions that are left for tokens to read. The last token is not read yet.
+    fn room(&self) -> usize {
+        (self.capacity + 1).saturating_sub(self.prompt + self.tokens.len())
+    }
+
+    /// Tokens that may still be read.
+    fn left(&self) -> usize {
+        let most = self.settings.max_tokens;
+        most.map_or(self.room(), |most| self.room().min(most.saturating_sub(self.tokens.len())))
+    }
+
+    /// Chooses a token from the logits after the last one.
+    ///
+    /// # Errors
+    /// No token is possible.
+    pub(super) fn next(
+        &mut self,
+        (tokenizer, ends): (&Tokenizer, &BTreeSet<u32>),
+        logits: &mut Vec<f32>,
+        hook: &mut Option<&mut Hook<'_>>,
+        receive: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Next, Error> {
+        if self.sampler.is_complete() {
+            return Ok(Next::Stop(Stop::End));
         }
-        let decode = start.elapsed();
-        let prompt_tokens = prompt.len();
-        Ok(Generation {
-            prompt_tokens,
-            tokens,
-            text: text.given,
-            stop,
-            prefill,
-            decode,
-            cache_bytes: session.cache_bytes(),
-        })
+        if self.settings.max_tokens.is_some_and(|most| self.tokens.len() >= most) {
+            return Ok(Next::Stop(Stop::Length));
+        }
+        if let Some(hook) = hook {
+            hook(&self.tokens, logits);
+        }
+        let token = self.sampler.next(logits).ok_or(Error::Lm(LmError::NoToken))?;
+        self.tokens.push(token);
+        if ends.contains(&token) && !self.settings.ignore_end {
+            return Ok(Next::Stop(Stop::End));
+        }
+        if let Some(stop) = self.text.push(&self.stream.push(tokenizer, token)?) {
+            return Ok(Next::Stop(Stop::Text(stop)));
+        }
+        if !self.text.give(receive) {
+            return Ok(Next::Stop(Stop::Receiver));
+        }
+        Ok(if self.room() == 0 { Next::Stop(Stop::Capacity) } else { Next::Read(token) })
+    }
+
+    /// What was written, with the time of the prompt and the moment after it.
+    ///
+    /// # Errors
+    /// The tokens are none of the tokenizer's.
+    pub(super) fn finish(
+        mut self,
+        tokenizer: &Tokenizer,
+        stop: Stop,
+        (prefill, start): (Duration, Instant),
+        cache_bytes: u64,
+        receive: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Generation, Error> {
+        if !matches!(stop, Stop::Text(_) | Stop::Receiver) {
+            self.text.push(&self.stream.finish(tokenizer)?);
+            self.text.finish(receive);
+        }
+        let (prompt_tokens, tokens, text) = (self.prompt, self.tokens, self.text.given);
+        Ok(Generation { prompt_tokens, tokens, text, stop, prefill, decode: start.elapsed(), cache_bytes })
     }
 }
 

@@ -49,7 +49,7 @@ impl ProgramOptions {
 const SOURCE_PARTS: [&str; 2] = ["k", "v"];
 
 /// Most tokens of one call: what a call needs beside weights and cache grows with them.
-const MOST_TOKENS: usize = 256;
+pub(super) const MOST_TOKENS: usize = 256;
 
 /// Keys and values of all layers.
 #[derive(Debug)]
@@ -73,6 +73,18 @@ pub(super) struct EncodedSource {
 }
 
 impl Cache {
+    /// One in which nothing is.
+    ///
+    /// # Errors
+    /// The memory is not to be had.
+    pub(super) fn empty(sizes: &Sizes, capacity: usize, budget: &Budget) -> Result<Cache, Error> {
+        let kinds: Arc<[_]> = sizes.element.parts().iter().map(|kind| sizes.part(kind)).collect();
+        let bytes = |kind: &(DType, Vec<usize>)| (position_bytes(kind) as u64).saturating_mul(capacity as u64);
+        let parts = (0..sizes.layers).flat_map(|_| kinds.iter());
+        let parts = parts.map(|kind| Buffer::zeroed(budget, bytes(kind), "a cache")).collect::<Result<_, _>>()?;
+        Ok(Cache { parts, kinds, capacity, source: None })
+    }
+
     /// The same with a source.
     pub(super) fn with_source(self, source: EncodedSource) -> Cache {
         Cache { source: Some(Arc::new(source)), ..self }
@@ -94,6 +106,20 @@ impl Cache {
             parts.push(to);
         }
         Ok(Cache { parts, kinds: Arc::clone(&self.kinds), capacity: self.capacity, source: self.source.clone() })
+    }
+
+    /// Keeps these positions alone, which are in order, at the front.
+    pub(super) fn keep(&mut self, positions: &[usize]) {
+        for n in 0..self.parts.len() {
+            let row = self.row(n);
+            let Some(bytes) = self.parts.get_mut(n).map(Buffer::as_mut_slice) else { continue };
+            for (to, &from) in positions.iter().enumerate().filter(|(to, from)| to != *from) {
+                // In order, so that `to` is before `from`; what is outside of the cache is not there.
+                if let Some(end) = from.checked_add(1).map(|n| n * row).filter(|&end| end <= bytes.len()) {
+                    bytes.copy_within(from * row..end, to * row);
+                }
+            }
+        }
     }
 
     /// Bytes of the whole.
@@ -121,8 +147,6 @@ fn position_bytes((dtype, dims): &(DType, Vec<usize>)) -> usize {
 #[derive(Debug)]
 pub struct Programs {
     sizes: Sizes,
-    /// What one position of each part of a layer's cache has.
-    kinds: Arc<[(DType, Vec<usize>)]>,
     capacity: usize,
     budget: Budget,
     /// For any number of tokens.
@@ -133,7 +157,7 @@ pub struct Programs {
 
 /// A compiled graph.
 #[derive(Debug)]
-struct Program {
+pub(super) struct Program {
     logits: Logits,
     context: Context,
     inputs: Vec<Input>,
@@ -145,6 +169,8 @@ struct Program {
 #[derive(Clone, Copy, Debug)]
 enum Input {
     Tokens,
+    /// A tensor of whole numbers that describes packed texts, by its place in [`Packed`].
+    Packed(usize),
     /// A part of the cache.
     Past(usize),
     /// Which positions of a source count.
@@ -164,64 +190,33 @@ impl Programs {
         options: &ProgramOptions,
         observer: &mut dyn Observer,
     ) -> Result<Programs, Error> {
-        match &model.body {
-            Body::Compiled(_) if options.activations != Activations::F32 => {
-                let what = "what activations are rounded to is decided when a model is compiled; this is an artifact";
-                Err(Error::Usage(what.into()))
-            }
-            Body::Compiled(_) if options.precision != Precision::F32 => {
-                let what =
-                    "how precisely products are computed is decided when a model is compiled; this is an artifact";
-                Err(Error::Usage(what.into()))
-            }
-            Body::Compiled(compiled) if options.cache.is_some_and(|cache| cache != compiled.sizes.element) => {
-                let has = compiled.sizes.element;
-                let what =
-                    format!("what a cache is kept in is decided when a model is compiled; this artifact's is {has}");
-                Err(Error::Usage(what))
-            }
-            Body::Compiled(compiled) => Programs::of_compiled(compiled, options),
-            Body::Checkpoint(checkpoint) => {
-                let decoder = &checkpoint.decoder;
-                let sizes = (decoder.vocabulary(), decoder.layers(), decoder.heads());
-                Programs::of_graphs(checkpoint.graphs(), sizes, options, observer)
-            }
-        }
+        let many = if options.all_logits { Entry::All } else { Entry::Many };
+        Programs::of_compiled(&compiled_for(model, &[many, Entry::One], options, observer)?, options)
     }
 
     /// Compiles the graphs of a decoder with its vocabulary, layers and heads.
     pub(super) fn of_graphs(
         graph: impl Fn(&Form) -> Result<Graph, Error>,
-        (vocabulary, layers, heads): (usize, usize, Heads),
+        sizes: (usize, usize, Heads),
         options: &ProgramOptions,
         observer: &mut dyn Observer,
     ) -> Result<Programs, Error> {
-        let cache = (options.capacity, options.cache.unwrap_or_default());
-        let sizes = Sizes::new(vocabulary, layers, heads, cache);
         let many = if options.all_logits { Entry::All } else { Entry::Many };
-        let compiling = options.compilation();
-        let bundle = compiled::compile(&graph, &[many, Entry::One], cache, &compiling, observer)?;
-        // What the graphs were made of is not needed beside the artifact.
-        drop(graph);
-        Programs::of_compiled(&Compiled { sizes, artifact: bundle.into_artifact()? }, options)
+        let compiled = compiled_of(graph, sizes, &[many, Entry::One], options, observer)?;
+        Programs::of_compiled(&compiled, options)
     }
 
     fn of_compiled(compiled: &Compiled, options: &ProgramOptions) -> Result<Programs, Error> {
         let sizes = compiled.sizes;
-        if options.capacity > sizes.capacity {
-            return Err(LmError::Positions { wanted: options.capacity, capacity: sizes.capacity }.into());
-        }
         let many = if options.all_logits { Entry::All } else { Entry::Many };
-        let levels = CpuLevel::ALL.into_iter().filter(|&level| level <= options.level).collect();
-        let loading = ModelOptions { levels: Some(levels), ..ModelOptions::default() };
+        let loading = loading(options);
         let ready = |entry: Entry| compiled.program(entry, &loading);
         let many = Program::new(Context::new(&ready(many)?, options.threads, &options.budget)?, many, &sizes)?;
         // The weights are the same memory.
         let one = Context::beside(&many.context, &ready(Entry::One)?, options.threads)?;
         let one = Program::new(one, Entry::One, &sizes)?;
         let (capacity, budget) = (options.capacity, options.budget.clone());
-        let kinds = sizes.element.parts().iter().map(|kind| sizes.part(kind)).collect();
-        Ok(Programs { sizes, kinds, capacity, budget, many, one })
+        Ok(Programs { sizes, capacity, budget, many, one })
     }
 
     /// Number of tokens that the model knows.
@@ -244,10 +239,7 @@ impl Programs {
     /// # Errors
     /// The memory is not to be had.
     pub fn cache(&self) -> Result<Cache, Error> {
-        let bytes = |kind: &(DType, Vec<usize>)| (position_bytes(kind) as u64).saturating_mul(self.capacity as u64);
-        let parts = (0..self.sizes.layers).flat_map(|_| self.kinds.iter());
-        let parts = parts.map(|kind| Buffer::zeroed(&self.budget, bytes(kind), "a cache")).collect::<Result<_, _>>()?;
-        Ok(Cache { parts, kinds: Arc::clone(&self.kinds), capacity: self.capacity, source: None })
+        Cache::empty(&self.sizes, self.capacity, &self.budget)
     }
 
     /// Whether each token's logits are given, not only the last one's.
@@ -279,15 +271,73 @@ impl Programs {
             // The program of one token has the logits of that token alone.
             let alone = now.len() == 1 && (tokens.len() == 1 || self.many.logits == Logits::Last);
             let program = if alone { &mut self.one } else { &mut self.many };
-            program.run(cache, at, now, logits)?;
+            program.run(cache, (at, now), &[], logits)?;
             at += now.len();
         }
         Ok(())
     }
 }
 
+/// The programs of a model: those of an artifact, or compiled now.
+///
+/// # Errors
+/// As [`Programs::new`].
+pub(super) fn compiled_for(
+    model: &LanguageModel,
+    entries: &[Entry],
+    options: &ProgramOptions,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
+    match &model.body {
+        Body::Compiled(_) if options.activations != Activations::F32 => {
+            let what = "what activations are rounded to is decided when a model is compiled; this is an artifact";
+            Err(Error::Usage(what.into()))
+        }
+        Body::Compiled(_) if options.precision != Precision::F32 => {
+            let what = "how precisely products are computed is decided when a model is compiled; this is an artifact";
+            Err(Error::Usage(what.into()))
+        }
+        Body::Compiled(compiled) if options.cache.is_some_and(|cache| cache != compiled.sizes.element) => {
+            let has = compiled.sizes.element;
+            let what = format!("what a cache is kept in is decided when a model is compiled; this artifact's is {has}");
+            Err(Error::Usage(what))
+        }
+        Body::Compiled(compiled) if options.capacity > compiled.sizes.capacity => {
+            Err(LmError::Positions { wanted: options.capacity, capacity: compiled.sizes.capacity }.into())
+        }
+        Body::Compiled(compiled) => Ok(compiled.clone()),
+        Body::Checkpoint(checkpoint) => {
+            let decoder = &checkpoint.decoder;
+            let sizes = (decoder.vocabulary(), decoder.layers(), decoder.heads());
+            compiled_of(checkpoint.graphs(), sizes, entries, options, observer)
+        }
+    }
+}
+
+/// Compiles the graphs of a decoder with its vocabulary, layers and heads.
+fn compiled_of(
+    graph: impl Fn(&Form) -> Result<Graph, Error>,
+    (vocabulary, layers, heads): (usize, usize, Heads),
+    entries: &[Entry],
+    options: &ProgramOptions,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
+    let cache = (options.capacity, options.cache.unwrap_or_default());
+    let sizes = Sizes::new(vocabulary, layers, heads, cache);
+    let bundle = compiled::compile(&graph, entries, cache, &options.compilation(), observer)?;
+    // What the graphs were made of is not needed beside the artifact.
+    drop(graph);
+    Ok(Compiled { sizes, artifact: bundle.into_artifact()? })
+}
+
+/// How a program for this machine is taken from an artifact.
+pub(super) fn loading(options: &ProgramOptions) -> ModelOptions {
+    let levels = CpuLevel::ALL.into_iter().filter(|&level| level <= options.level).collect();
+    ModelOptions { levels: Some(levels), ..ModelOptions::default() }
+}
+
 impl Program {
-    fn new(context: Context, entry: Entry, sizes: &Sizes) -> Result<Program, Error> {
+    pub(super) fn new(context: Context, entry: Entry, sizes: &Sizes) -> Result<Program, Error> {
         let (layers, kinds) = (sizes.layers, sizes.element.parts());
         let plan = context.plan();
         let internal = |name: &str| Error::Internal(format!("a decoder's graph has `{name}`"));
@@ -299,6 +349,11 @@ impl Program {
         let input = |name: &str| match name {
             "tokens" => Ok(Input::Tokens),
             "source_mask" => Ok(Input::SourceMask),
+            "text" => Ok(Input::Packed(0)),
+            "position" => Ok(Input::Packed(1)),
+            "past_text" => Ok(Input::Packed(2)),
+            "past_position" => Ok(Input::Packed(3)),
+            "chosen" => Ok(Input::Packed(4)),
             name => {
                 let place = |kinds: &[&str], (layer, kind): (usize, String)| {
                     Some(kinds.len() * layer + kinds.iter().position(|k| *k == kind)?)
@@ -318,7 +373,17 @@ impl Program {
         Ok(Program { logits: entry.logits(), context, inputs, logits_at, new_at })
     }
 
-    fn run(&mut self, cache: &mut Cache, at: usize, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
+    /// Runs tokens after `at` positions of the cache. `packed` is what the program of packed texts is told beside: text and position of
+    /// each token, of each position of the past, and which tokens' logits are wanted.
+    pub(super) fn run(
+        &mut self,
+        cache: &mut Cache,
+        (at, tokens): (usize, &[u32]),
+        packed: &[Vec<i64>],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        let packed: Vec<([usize; 1], Vec<u8>)> =
+            packed.iter().map(|v| ([v.len()], v.iter().flat_map(|n| n.to_le_bytes()).collect())).collect();
         let ids: Vec<u8> = tokens.iter().flat_map(|&t| i64::from(t).to_le_bytes()).collect();
         let ids_shape = [1, tokens.len()];
         let rows: Vec<usize> = (0..cache.parts.len()).map(|n| cache.row(n)).collect();
@@ -339,6 +404,10 @@ impl Program {
                 let (dtype, shape) = &kinds[n % kinds.len()];
                 Ok(Lent { dtype: *dtype, shape, bytes: past[*n] })
             }
+            Input::Packed(n) => {
+                let given = packed.get(*n).ok_or_else(|| Error::Internal("texts that are not described".into()))?;
+                Ok(Lent { dtype: DType::I64, shape: &given.0, bytes: &given.1 })
+            }
             Input::SourceMask => source(&|s| Some(&s.mask)),
             Input::Source(n) => source(&|s| s.parts.get(*n)),
         };
@@ -346,7 +415,7 @@ impl Program {
         let mut outputs: Vec<(usize, &mut [u8])> = self.new_at.iter().copied().zip(new).collect();
         self.context.run_lent(&inputs, &mut outputs)?;
         if let Some(bytes) = self.logits_at.and_then(|n| self.context.output_bytes(n)) {
-            if self.logits == Logits::Last {
+            if self.logits != Logits::All {
                 logits.clear();
             }
             logits.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));

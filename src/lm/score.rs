@@ -2,7 +2,7 @@
 //!
 //! Invariant: logarithms of probabilities are computed in f64 from the model's logits, softmax first.
 
-use super::{LmError, Programs, Session};
+use super::{LmError, PackedPrograms, Programs, Reading, Session, Texts};
 use crate::Error;
 
 /// The probabilities of a text's tokens, each given those before it.
@@ -76,6 +76,63 @@ pub fn score(
         at += piece.len();
     }
     Ok(())
+}
+
+/// Tokens of which logits are kept at once, where several texts are scored together.
+const TOGETHER: usize = 256;
+
+/// The probabilities of each text's tokens from a place on, given those before: texts with a common beginning, which is read once. No
+/// other text is there.
+///
+/// # Errors
+/// A text has nothing before its place, the texts do not fit, or a run fails.
+pub fn score_together(
+    programs: &mut PackedPrograms,
+    texts: &mut Texts,
+    given: &[(usize, &[u32])],
+) -> Result<Vec<Scored>, Error> {
+    if given.iter().any(|(from, tokens)| *from == 0 || *from >= tokens.len()) {
+        return Err(LmError::Empty.into());
+    }
+    let first = given.first().map(|(_, tokens)| *tokens).unwrap_or_default();
+    // The token before the first that is predicted is read with its text, for its logits.
+    let same =
+        |(from, tokens): &(usize, &[u32])| first.iter().zip(*tokens).take_while(|(a, b)| a == b).count().min(from - 1);
+    let common = given.iter().map(same).min().unwrap_or(0);
+    texts.begin_all_with(programs, first.get(..common).unwrap_or_default())?;
+    let (vocabulary, mut all) = (programs.vocabulary(), Vec::with_capacity(given.len()));
+    let mut rest = given;
+    while !rest.is_empty() {
+        let mut wanted = 0;
+        let fits = |(from, tokens): &&(usize, &[u32])| {
+            wanted += tokens.len() - from;
+            wanted <= TOGETHER
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        let ids: Vec<_> = now.iter().map(|_| texts.begin()).collect();
+        let reading = |(&text, (from, tokens)): (&_, &(usize, &'_ [u32]))| {
+            // What follows the last token is not asked for.
+            let tokens = tokens.get(common..tokens.len() - 1).unwrap_or_default();
+            (text, tokens.to_vec(), from - 1 - common)
+        };
+        let read: Vec<_> = ids.iter().zip(now).map(reading).collect();
+        let readings: Vec<Reading<'_>> =
+            read.iter().map(|(text, tokens, from)| Reading { text: *text, tokens, logits_from: *from }).collect();
+        let logits = texts.read(programs, &readings);
+        ids.iter().for_each(|&text| texts.end(text));
+        for (logits, (from, tokens)) in logits?.iter().zip(now) {
+            let mut scored = Scored { log_probabilities: Vec::new(), greedy: true };
+            for (row, &next) in logits.chunks(vocabulary).zip(tokens.get(*from..).unwrap_or_default()) {
+                let (log, best) = log_softmax(row, next as usize);
+                scored.log_probabilities.push(log);
+                scored.greedy &= best;
+            }
+            all.push(scored);
+        }
+    }
+    Ok(all)
 }
 
 /// Windows of a text: for each its tokens, and the first of them that is predicted. Each token but the first is predicted

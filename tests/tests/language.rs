@@ -8,8 +8,8 @@ use kiln::checkpoint::{Element, Files, Folder, Loader, Safetensors, Weights};
 use kiln::families::bert::{self, Head, Wanted};
 use kiln::families::{Decoder, Extent, Form, Past, Sequence, SequenceForm, Settings};
 use kiln::lm::{
-    BeamSearch, Ending, Generator, LanguageModel, ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms,
-    Session,
+    BeamSearch, Ending, Generator, LanguageModel, PackedPrograms, ProgramOptions, Programs, Reading, Sampling, Scored,
+    SequenceModel, SequencePrograms, Session, TextId, Texts, Together, score, score_together,
 };
 use kiln::nn::{CacheElement, Logits};
 use kiln::runtime::cpu::Machine;
@@ -366,6 +366,87 @@ fn caches_of_fewer_bits_are_smaller_and_nearly_as_exact() {
             }
         }
     }
+}
+
+#[test]
+fn texts_read_together_are_as_if_they_were_alone() {
+    for (name, cache) in [("llama", CacheElement::F32), ("mistral", CacheElement::F32), ("gpt2", CacheElement::Int8)] {
+        let model = LanguageModel::of_folder(&WithWords(place(name))).unwrap();
+        let options = ProgramOptions { cache: Some(cache), ..program_options() };
+        let mut alone = Programs::new(&model, &options, &mut Silent).unwrap();
+        let mut all = PackedPrograms::new(&model, &ProgramOptions { capacity: 48, ..options }, &mut Silent).unwrap();
+        let mut texts = Texts::new(&all).unwrap();
+        let common = [4u32, 7, 9];
+        texts.begin_all_with(&mut all, &common).unwrap();
+        // Texts of several lengths, of which the middle one ends and leaves its place to another.
+        let mut sessions: Vec<(TextId, Session)> = Vec::new();
+        let begin = |texts: &mut Texts, alone: &mut Programs| {
+            let mut session = Session::new(alone).unwrap();
+            session.prefill(alone, &common).unwrap();
+            (texts.begin(), session)
+        };
+        for _ in 0..3 {
+            sessions.push(begin(&mut texts, &mut alone));
+        }
+        let calls: [&[&[u32]]; 3] =
+            [&[&[1, 2, 3, 4, 5], &[30], &[8, 9]], &[&[6], &[7, 7, 7], &[1]], &[&[2], &[3, 5, 8], &[3]]];
+        for (n, call) in calls.into_iter().enumerate() {
+            if n == 2 {
+                texts.end(sessions[1].0);
+                sessions[1] = begin(&mut texts, &mut alone);
+            }
+            let readings: Vec<Reading<'_>> =
+                sessions.iter().zip(call).map(|((text, _), tokens)| Reading::last(*text, tokens)).collect();
+            let got = texts.read(&mut all, &readings).unwrap();
+            for (((_, session), tokens), got) in sessions.iter_mut().zip(call).zip(got) {
+                check(&format!("{name}, call {n}"), &got, session.prefill(&mut alone, tokens).unwrap());
+            }
+        }
+        // What fails leaves the texts as they were; all texts share the capacity.
+        let (text, session) = &mut sessions[0];
+        let error = texts.read(&mut all, &[Reading::last(*text, &[1; 40])]).unwrap_err().to_string();
+        assert!(error.contains("of 48 positions"), "{error}");
+        assert!(texts.read(&mut all, &[Reading::last(*text, &[40])]).unwrap_err().to_string().contains("token 40"));
+        let every = texts.read(&mut all, &[Reading { text: *text, tokens: &[8, 1], logits_from: 0 }]).unwrap();
+        let first = session.prefill(&mut alone, &[8]).unwrap().clone();
+        check("every token", &every[0], &[first, session.prefill(&mut alone, &[1]).unwrap().clone()].concat());
+        // Scores too; the longer beginning is read once, and again only from where it differs.
+        for (text, _) in sessions.drain(..) {
+            texts.end(text);
+        }
+        let mut each = Programs::new(&model, &ProgramOptions { all_logits: true, ..program_options() }, &mut Silent);
+        if cache == CacheElement::F32 {
+            let programs = each.as_mut().unwrap();
+            for choices in [[&[4u32, 7, 9, 3, 2, 8][..], &[4, 7, 9, 3, 1]], [&[4, 7, 2, 5], &[4, 7, 2, 6, 1, 9]]] {
+                let given = choices.map(|tokens| (3, tokens));
+                for (tokens, got) in choices.iter().zip(score_together(&mut all, &mut texts, &given).unwrap()) {
+                    let mut want = Scored::default();
+                    score(programs, &mut Session::new(programs).unwrap(), tokens, 3, &mut want).unwrap();
+                    assert_eq!((got.log_probabilities.len(), got.greedy), (tokens.len() - 3, want.greedy));
+                    let pairs = got.log_probabilities.iter().zip(&want.log_probabilities);
+                    assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} and not {want:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_continued_together_give_the_texts_of_each() {
+    let model = LanguageModel::of_folder(&WithWords(place("llama"))).unwrap();
+    let mut alone = Programs::new(&model, &program_options(), &mut Silent).unwrap();
+    let options = ProgramOptions { capacity: 72, ..program_options() };
+    let mut all = PackedPrograms::new(&model, &options, &mut Silent).unwrap();
+    let prompts: Vec<Vec<u32>> = vec![vec![4, 7, 9], vec![1], vec![30, 2, 8, 8, 5, 6, 7], vec![11; 12], vec![3, 4]];
+    let settings = kiln::lm::Settings { max_tokens: Some(9), ignore_end: true, ..Default::default() };
+    let made = Together { model: &model, settings: &settings, most: 3 }.run(&mut all, &prompts).unwrap();
+    for (prompt, made) in prompts.iter().zip(&made) {
+        let mut session = Session::new(&alone).unwrap();
+        let single = Generator::new(&model, &mut alone).run(&mut session, prompt, &settings, &mut |_| true).unwrap();
+        assert_eq!((&made.tokens, &made.text, &made.stop), (&single.tokens, &single.text, &single.stop));
+    }
+    let error = Together { model: &model, settings: &settings, most: 9 }.run(&mut all, &prompts).unwrap_err();
+    assert!(error.to_string().contains("of 8 positions"), "{error}");
 }
 
 #[test]

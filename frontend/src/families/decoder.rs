@@ -23,6 +23,8 @@ pub enum Past {
     Prefix(Extent),
     /// Inputs of the whole capacity, and `past_length`.
     Capacity,
+    /// Several texts in one row of tokens, as [`CacheForm::Packed`] has them; the past's length is the symbol `past`.
+    Packed,
 }
 
 /// A decoder graph's form.
@@ -57,6 +59,7 @@ impl Form {
             Past::Prefix(Extent::Fixed(past)) => CacheForm::Prefix(past.into()),
             Past::Prefix(Extent::Free) => CacheForm::Prefix(builder.symbol("past", 0..=most)?),
             Past::Capacity => CacheForm::Capacity,
+            Past::Packed => CacheForm::Packed(builder.symbol("past", 0..=most)?),
         };
         Ok(((self.batch.into(), tokens), CacheLayout { form, element: self.cache }))
     }

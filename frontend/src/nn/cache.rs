@@ -93,6 +93,10 @@ pub enum CacheForm {
     /// The past's inputs have the whole capacity, `[C, B, Hkv, D]`; an input `past_length` of type i64 without axes says
     /// how many positions of it count.
     Capacity,
+    /// Several texts beside one another in one row of tokens, each of which sees its own (Krell et al. 2021). Inputs of type i64 say
+    /// what a token is: `text` and `position`, `[T]`, and of the past `past_text` and `past_position`, `[P]` with `P` this dim. What is
+    /// of text 0 is seen by all. A text's tokens come in order.
+    Packed(Expr),
 }
 
 /// Which logits a graph gives.
@@ -102,6 +106,8 @@ pub enum Logits {
     Last,
     /// Of every token: `[B, T, V]`.
     All,
+    /// Of the tokens whose places in `[T]` the input `chosen` has, i64 `[W]`: `[B, W, V]`.
+    Chosen,
     /// None; the graph only fills the cache.
     None,
 }
@@ -185,7 +191,31 @@ pub struct Decoding<'g> {
     /// How many of its positions count, as a tensor without axes; nothing where all do.
     past_length: Option<Value<'g>>,
     positions: Value<'g>,
+    packed: Option<Packed<'g>>,
+    capacity: usize,
     element: CacheElement,
+}
+
+/// Which text tokens are of, and where the past's are in theirs.
+#[derive(Clone, Copy, Debug)]
+struct Packed<'g> {
+    /// `[T]`.
+    text: Value<'g>,
+    /// `[past]`.
+    past_text: Value<'g>,
+    /// `[past]`.
+    past_position: Value<'g>,
+}
+
+impl<'g> Packed<'g> {
+    /// Whether tokens see what is of such texts, `[T, S]`.
+    fn sees(&self, keys: Value<'g>) -> Result<Value<'g>> {
+        self.text.unsqueeze(1)?.map("sees", &[keys], |code, v| {
+            let (own, none) = (code.eq(v[0], v[1]), code.int(v[1], 0));
+            let of_all = code.eq(v[1], none);
+            code.or(own, of_all)
+        })
+    }
 }
 
 impl<'g> Decoding<'g> {
@@ -200,6 +230,7 @@ impl<'g> Decoding<'g> {
         capacity: usize,
     ) -> Result<(Decoding<'g>, Value<'g>)> {
         let ids = builder.input("tokens", DType::I64, [batch.clone(), tokens.clone()])?;
+        let mut packed = None;
         let (past, past_length, positions) = match &cache.form {
             CacheForm::Prefix(past) => {
                 // Counted from the start of the past, so that the past's length enters as a dim.
@@ -210,8 +241,19 @@ impl<'g> Decoding<'g> {
                 let length = builder.input("past_length", DType::I64, [])?;
                 (capacity.into(), Some(length), builder.iota([tokens.clone()], 0)?.add(length)?)
             }
+            CacheForm::Packed(past) => {
+                let each = |name: &str, extent: &Expr| builder.input(name, DType::I64, [extent.clone()]);
+                let [text, position] = [each("text", &tokens)?, each("position", &tokens)?];
+                packed = Some(Packed {
+                    text,
+                    past_text: each("past_text", past)?,
+                    past_position: each("past_position", past)?,
+                });
+                (past.clone(), None, position)
+            }
         };
-        Ok((Decoding { builder, batch, tokens, past, past_length, positions, element: cache.element }, ids))
+        let element = cache.element;
+        Ok((Decoding { builder, batch, tokens, past, past_length, positions, packed, capacity, element }, ids))
     }
 
     /// The positions of the tokens, i64 `[T]`.
@@ -224,7 +266,10 @@ impl<'g> Decoding<'g> {
     /// # Errors
     /// Never for a graph that could be begun.
     pub fn past_positions(&self) -> Result<Value<'g>> {
-        self.builder.iota([self.past.clone()], 0)
+        match self.packed {
+            Some(packed) => Ok(packed.past_position),
+            None => self.builder.iota([self.past.clone()], 0),
+        }
     }
 
     /// The past of a layer: inputs `past_k.N`, `past_v.N` and so on, by [`CacheElement::parts`].
@@ -281,10 +326,11 @@ impl<'g> Decoding<'g> {
 
     /// `[T, past]`.
     fn past_visible(&self, window: Option<usize>) -> Result<Option<Value<'g>>> {
-        let at = self.builder.iota([self.past.clone()], 0)?;
-        let counted = match self.past_length {
-            Some(length) => Some(at.less(length)?),
-            None => None,
+        let at = self.past_positions()?;
+        let counted = match (self.past_length, self.packed) {
+            (Some(length), _) => Some(at.less(length)?),
+            (None, Some(packed)) => Some(packed.sees(packed.past_text)?),
+            (None, None) => None,
         };
         let near = match window {
             Some(window) => Some(self.near(self.positions, at, window)?),
@@ -303,6 +349,10 @@ impl<'g> Decoding<'g> {
         }
         let at = self.builder.iota([self.tokens.clone()], 0)?;
         let causal = at.at_most(at.unsqueeze(1)?)?;
+        let (causal, at) = match self.packed {
+            Some(packed) => (causal.both(packed.sees(packed.text)?)?, self.positions),
+            None => (causal, at),
+        };
         Ok(Some(match window {
             Some(window) => causal.both(self.near(at, at, window)?)?,
             None => causal,
@@ -327,6 +377,11 @@ impl<'g> Decoding<'g> {
         Ok(match logits {
             Logits::None => None,
             Logits::All => Some(hidden),
+            Logits::Chosen => {
+                let most = i64::try_from(self.capacity).unwrap_or(i64::MAX);
+                let wanted = self.builder.symbol("chosen", 1..=most)?;
+                Some(hidden.gather(self.builder.input("chosen", DType::I64, [wanted])?, 1)?)
+            }
             Logits::Last => {
                 let size = hidden.dim(-1)?;
                 let last = self.tokens.sub(&Expr::from(1i64));

@@ -1,10 +1,10 @@
 //! `kiln eval score`: how likely a decoder finds texts that may follow a prompt.
 
 use super::super::Talk;
-use super::super::options::Machinery;
-use super::{bar, decoder, read};
+use super::super::options::{Machinery, Progress};
+use super::{bar, decoder, program_options, read};
 use kiln::Error;
-use kiln::lm::{LanguageModel, Scored, Session, Tokenizer, score};
+use kiln::lm::{LanguageModel, PackedPrograms, Scored, Session, Texts, Tokenizer, score, score_together};
 use kiln::nn::CacheElement;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Between examples, and before the prompt
     #[arg(long, value_name = "TEXT", default_value = "\n\n", requires = "examples")]
     separator: String,
+    /// Score all choices of a question at once; the numbers are those of one at a time, but for the order in which sums are rounded
+    #[arg(long)]
+    together: bool,
     /// What keys and values are kept in: f32, f16, bf16, int8 [default: f32, or the artifact's]
     #[arg(long, value_name = "E")]
     cache: Option<CacheElement>,
@@ -45,6 +48,20 @@ struct Task {
     prompt: String,
     choices: Vec<String>,
     answer: Option<usize>,
+}
+
+impl Task {
+    /// Its choices, the likeliest first.
+    fn ranked(&self, scored: &[Scored]) -> Vec<Ranked> {
+        let value = |(choice, scored): (usize, &Scored)| {
+            let bytes = self.choices.get(choice).map_or(0, String::len);
+            let (total, tokens) = (scored.total(), scored.log_probabilities.len());
+            Ranked { choice, total, tokens, bytes, greedy: scored.greedy }
+        };
+        let mut ranked: Vec<Ranked> = scored.iter().enumerate().map(value).collect();
+        ranked.sort_by(|a, b| b.total.total_cmp(&a.total).then(a.choice.cmp(&b.choice)));
+        ranked
+    }
 }
 
 /// A choice, scored.
@@ -77,6 +94,9 @@ impl Args {
                 task.choices.iter().map(|c| joined(model.tokenizer(), &prompt, c)).collect::<Result<Vec<_>, _>>()?,
             );
         }
+        if self.together {
+            return self.scored_together(&model, &tasks, &texts, talk);
+        }
         let longest = texts.iter().flatten().map(|(_, tokens)| tokens.len()).max().unwrap_or(1);
         let (_, mut programs) = decoder(&self.model, (longest, self.cache), &self.machinery, talk)?;
         // One session: what all questions begin with is read once.
@@ -85,19 +105,44 @@ impl Args {
         let mut results = Vec::with_capacity(tasks.len());
         for (task, texts) in tasks.iter().zip(&texts) {
             let mut ranked = Vec::new();
-            for (choice, (from, tokens)) in texts.iter().enumerate() {
+            for (from, tokens) in texts {
                 let mut scored = Scored::default();
                 score(&mut programs, &mut session, tokens, *from, &mut scored)?;
-                let bytes = task.choices.get(choice).map_or(0, String::len);
-                let (total, tokens) = (scored.total(), scored.log_probabilities.len());
-                ranked.push(Ranked { choice, total, tokens, bytes, greedy: scored.greedy });
+                ranked.push(scored);
             }
-            ranked.sort_by(|a, b| b.total.total_cmp(&a.total).then(a.choice.cmp(&b.choice)));
-            results.push(ranked);
+            results.push(task.ranked(&ranked));
             bar.inc(1);
         }
         bar.finish_and_clear();
-        if self.tasks.is_some() { accuracy(&tasks, &results, talk) } else { ranking(&tasks, &results, talk) }
+        self.shown(&tasks, &results, talk)
+    }
+
+    fn shown(&self, tasks: &[Task], results: &[Vec<Ranked>], talk: Talk) -> Result<(), Error> {
+        if self.tasks.is_some() { accuracy(tasks, results, talk) } else { ranking(tasks, results, talk) }
+    }
+
+    /// The choices of each question at once.
+    fn scored_together(
+        &self,
+        model: &LanguageModel,
+        tasks: &[Task],
+        texts: &[Vec<(usize, Vec<u32>)>],
+        talk: Talk,
+    ) -> Result<(), Error> {
+        let room = |of: &Vec<(usize, Vec<u32>)>| of.iter().map(|(_, tokens)| tokens.len()).sum();
+        let capacity = texts.iter().map(room).max().unwrap_or(1);
+        let options = program_options((capacity, self.cache), &self.machinery)?;
+        let mut programs = PackedPrograms::new(model, &options, &mut Progress::new(talk))?;
+        let mut beside = Texts::new(&programs)?;
+        let bar = bar(talk, tasks.len());
+        let mut results = Vec::with_capacity(tasks.len());
+        for (task, texts) in tasks.iter().zip(texts) {
+            let given: Vec<(usize, &[u32])> = texts.iter().map(|(from, tokens)| (*from, tokens.as_slice())).collect();
+            results.push(task.ranked(&score_together(&mut programs, &mut beside, &given)?));
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        self.shown(tasks, &results, talk)
     }
 
     /// The examples as a text.
