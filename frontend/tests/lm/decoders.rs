@@ -48,10 +48,17 @@ fn decode(decoder: &Decoder, loader: &Loader<'_>, all: &Tensor, pieces: &[usize]
         let past = if past == Past::Prefix(Extent::Fixed(0)) { Past::Prefix(Extent::Fixed(at)) } else { past };
         let graph = decoder.graph(loader, &form(Extent::Free, past)).unwrap();
         let mut inputs = BTreeMap::from([("tokens".to_string(), tokens(all, at, at + length))]);
+        // As one text of several, of which the others are not there.
+        let numbers = |values: Vec<i64>| Tensor::from_i64(&[values.len()], &values).unwrap();
+        let range = |from: usize, to: usize| numbers((from as i64..to as i64).collect());
+        inputs.insert("text".into(), numbers(vec![1; length]));
+        inputs.insert("position".into(), range(at, at + length));
+        inputs.insert("past_text".into(), numbers(vec![1; at]));
+        inputs.insert("past_position".into(), range(0, at));
         inputs.insert("past_length".into(), Tensor::from_i64(&[], &[at as i64]).unwrap());
         for (name, cache) in &caches {
             let shown = match past {
-                Past::Prefix(_) => cache.clone(),
+                Past::Prefix(_) | Past::Packed => cache.clone(),
                 Past::Capacity => {
                     // What does not count is large: it must not be seen.
                     let mut shape = cache.shape().to_vec();
@@ -85,7 +92,7 @@ fn check(name: &str) {
     let whole = decode(&decoder, &loader, &all, &[length], Past::Prefix(Extent::Free));
     loader.finish(|name| decoder.known_surplus(name)).unwrap();
     check_close(name, &whole, &want, 2e-6);
-    for past in [Past::Prefix(Extent::Free), Past::Prefix(Extent::Fixed(0)), Past::Capacity] {
+    for past in [Past::Prefix(Extent::Free), Past::Prefix(Extent::Fixed(0)), Past::Capacity, Past::Packed] {
         for pieces in [vec![1; length], vec![5, 1, 3, length - 9], vec![length]] {
             let cached = decode(&decoder, &loader, &all, &pieces, past);
             check_close(&format!("{name} {past:?} in {pieces:?}"), &cached, &want, 2e-6);
