@@ -6,6 +6,7 @@
 mod attention;
 pub mod fusion;
 pub mod group;
+mod halved;
 mod hoist;
 pub mod islands;
 pub mod kernel;

@@ -5,6 +5,7 @@
 use crate::attention::join_attention;
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
+use crate::halved::keep_halves;
 use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
 use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
@@ -254,6 +255,12 @@ fn number(cut: &mut Cut, next: &mut usize, all: &mut [Vec<TileProgram>], reasons
     }
 }
 
+/// The type to which all targets round the operands of products.
+fn halves_of(targets: &[Target<'_>]) -> Option<kiln_ir::DType> {
+    let half = targets.first()?.machine.gpu?.operands?;
+    targets.iter().all(|t| t.machine.gpu.and_then(|g| g.operands) == Some(half)).then_some(half)
+}
+
 /// Cuts an optimised graph into kernels, and what its host nodes hold.
 ///
 /// # Errors
@@ -293,6 +300,10 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &mut attempts).map_err(fail)?;
         let work = if on_gpus { absorb_views(&graph, join_attention(&graph, work, &apart)) } else { work };
+        let mut work = work;
+        if let Some(half) = halves_of(targets) {
+            keep_halves(&mut graph, &mut work, half);
+        }
         let groups: Vec<_> = groups(&work).collect();
         let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();
         let choices: Vec<Vec<Choice>> = groups.iter().map(|g| targets.iter().map(|t| choose(g, t)).collect()).collect();

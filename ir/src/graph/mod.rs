@@ -291,6 +291,16 @@ impl Graph {
         self.values[id].ty.layout = layout;
     }
 
+    /// Changes the element type of a value, and what it holds where it is a constant; the caller sees to it that everything which makes
+    /// or reads the value does so in that type.
+    pub fn set_dtype(&mut self, id: ValueId, dtype: DType, constant: Option<Tensor>) {
+        let value = &mut self.values[id];
+        value.ty.dtype = dtype;
+        if let (Definition::Constant(held), Some(new)) = (&mut value.definition, constant) {
+            *held = new;
+        }
+    }
+
     /// A node.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id]

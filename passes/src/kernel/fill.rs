@@ -64,6 +64,8 @@ pub(super) struct Work {
     pub inner: i64,
     /// Whether matrix instructions multiply.
     pub matrix: bool,
+    /// Bytes of an element of each operand.
+    pub sizes: [i64; 2],
 }
 
 /// How a product of matrices is cut.
@@ -87,7 +89,8 @@ impl Work {
         let resident = ceil(blocks, gpu.multiprocessors);
         let steps = ceil(self.steps(t.depth), t.splits);
         let each = if self.matrix {
-            let read = (t.rows + t.columns) * t.depth * 4 / SHARED;
+            let [left, right] = self.sizes;
+            let read = (t.rows * left + t.columns * right) * t.depth / SHARED;
             ROUND + resident * (read + t.rows * t.columns * t.depth / PRODUCTS)
         } else {
             let warps = (t.rows * t.columns / 1024).max(1);

@@ -5,6 +5,7 @@
 use super::flat::{FlatNest, Stride, stride};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::id::Id;
 use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source};
 
 /// The addresses of the loads of a fold's body.
@@ -24,6 +25,14 @@ pub(super) fn strides(nest: &FlatNest, symbol: &Symbol) -> Vec<Stride> {
     addresses(nest).map(|e| stride(e, symbol)).collect()
 }
 
+/// The type in which a factor is kept, before it is widened.
+pub(super) fn kept(code: &Code, factor: Id<Scalar>) -> DType {
+    match code.node(factor) {
+        Scalar::Cast(_, kept) => code.dtype(*kept),
+        _ => code.dtype(factor),
+    }
+}
+
 /// Whether the fold is a sum of products, which a multiply-add unit computes.
 pub(super) fn is_product_sum(nest: &FlatNest) -> bool {
     nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
@@ -39,7 +48,7 @@ pub(super) fn is_dot_sum(nest: &FlatNest) -> bool {
 pub(super) fn unpacks(code: &Code) -> bool {
     let live = code.live();
     let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4;
-    let reads = |(id, n): (kiln_ir::Id<Scalar>, &Scalar)| {
+    let reads = |(id, n): (Id<Scalar>, &Scalar)| {
         live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)) && narrow(code.dtype(id))
     };
     code.result_type() == DType::F32
@@ -50,7 +59,7 @@ pub(super) fn unpacks(code: &Code) -> bool {
 /// Whether the code scales dot products of bytes.
 pub(super) fn sums_blocks(code: &Code) -> bool {
     let live = code.live();
-    let dot = |id: kiln_ir::Id<Scalar>| matches!(code.node(id), Scalar::Binary(BinaryOp::Dot4, ..));
+    let dot = |id: Id<Scalar>| matches!(code.node(id), Scalar::Binary(BinaryOp::Dot4, ..));
     code.result_type() == DType::F32
         && code.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Cast(DType::F32, a) if dot(*a)))
 }

@@ -11,7 +11,7 @@
 use super::emit::{Place, tile_axis};
 use super::fill::{Tiles, Work};
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::forms::{addresses, is_product_sum};
+use super::forms::{addresses, is_product_sum, kept};
 use super::{Builder, row_names};
 use crate::group::Group;
 use kiln_ir::dtype::DType;
@@ -352,6 +352,11 @@ impl Builder<'_> {
         rounded: Option<DType>,
     ) -> Option<TileId> {
         let shape = place.shape.clone();
+        // What is kept in the type that it is rounded to is not widened before.
+        let id = match code.node(id) {
+            Scalar::Cast(_, kept) if rounded == Some(code.dtype(*kept)) => *kept,
+            _ => id,
+        };
         let plain = matches!(code.node(id), Scalar::Load(Source::Input(_), coords) if coords.len() == 1);
         let mut e = self.emitter(&[]);
         let mut value = e.part(body, code, id, place)?;
@@ -362,7 +367,7 @@ impl Builder<'_> {
             let zero = e.constant(body, Constant::int(dtype, 0), shape.len());
             value = e.define(body, dtype, shape, TileOp::Select(holds, value, zero));
         }
-        Some(self.rounded(body, value, rounded))
+        Some(self.rounded(body, value, rounded.filter(|to| *to != code.dtype(id))))
     }
 
     /// The tile in another type, where there is one.
@@ -401,6 +406,7 @@ impl Builder<'_> {
             outer: guess(&outer),
             inner: guess(&inner),
             matrix: rounded.is_some(),
+            sizes: [o.left, o.right].map(|factor| kept(&nest.body, factor).size() as i64),
         };
         let Tiles { rows: bm, columns: bn, depth: bk, splits } = work.tiles(&gpu);
         let rows = by_memory(&o.rows, &[&nest.store]);
@@ -540,7 +546,7 @@ pub(super) fn operands(nest: &FlatNest) -> Option<Operands> {
 }
 
 /// The symbols that a node depends on.
-pub(super) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
+pub(crate) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
     let mut found = BTreeSet::new();
     let mut open = vec![id];
     let mut seen = BTreeSet::new();

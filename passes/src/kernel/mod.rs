@@ -34,6 +34,7 @@ use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgra
 use std::collections::BTreeMap;
 
 pub use choice::{Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
+pub(crate) use gpu::symbols;
 pub use schedule::{Gpu, Machine, Schedule};
 
 /// No tile program could be made of a group.
@@ -144,7 +145,8 @@ pub fn tile_program(
     let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.ty(group.output);
     for (n, ty) in types.iter().chain([&output]).enumerate() {
-        if !is_kernel_type(ty.dtype) || machine.gpu.is_some() && ty.dtype.is_half() {
+        if !is_kernel_type(ty.dtype) || machine.gpu.is_some_and(|g| ty.dtype.is_half() && g.operands != Some(ty.dtype))
+        {
             return Err(fail(&format!("{} is no type for kernels", ty.dtype)));
         }
         let written = n == types.len();

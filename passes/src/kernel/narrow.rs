@@ -8,7 +8,7 @@ use super::Builder;
 use super::emit::Place;
 use super::fill::{self, Narrow};
 use super::flat::{FlatNest, Stride, stride};
-use super::forms::addresses;
+use super::forms::{addresses, kept};
 use super::gpu::{DOWN, Operands, across, below, by_memory, down, number, product, unravel};
 use kiln_ir::expr::Expr;
 use kiln_ir::nest::neutral;
@@ -33,7 +33,7 @@ impl Builder<'_> {
         let (width, depth) = (product(&columns).as_const()?, product(&folds).as_const()?);
         let column = columns.last()?;
         let beside = |e: &Expr| matches!(stride(e, &column.symbol), Stride::Known(1));
-        let size = nest.body.dtype(o.right).size() as i64;
+        let size = kept(&nest.body, o.right).size() as i64;
         if depth < LONG || width * size < fill::SECTOR || !addresses(nest).any(beside) {
             return None;
         }
