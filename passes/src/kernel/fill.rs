@@ -120,7 +120,9 @@ impl Work {
                         continue;
                     }
                     let steps = self.steps(depth);
-                    for splits in (1..=MOST_SPLITS).filter(|s| steps % s == 0 && (*s == 1 || steps / s >= 2)) {
+                    // Where the last share is shorter than the others, one loop has to end earlier.
+                    let even = |s: &i64| self.outer == 1 || steps % s == 0;
+                    for splits in (1..=MOST_SPLITS).filter(|s| even(s) && (*s == 1 || steps / s >= 2)) {
                         let tiles = Tiles { rows, columns, depth, splits };
                         let key = (self.time(gpu, &tiles), splits, -rows * columns);
                         if best.as_ref().is_none_or(|(least, _)| key < *least) {

@@ -119,7 +119,10 @@ impl Builder<'_> {
         {
             return Some(());
         }
-        if is_by_fold(&nest) { self.reduced(&nest) } else { self.points(&nest) }
+        if is_by_fold(&nest) {
+            return self.reduced(&nest);
+        }
+        self.tall(&nest).or_else(|| self.points(&nest))
     }
 
     /// A part with a grid of one variable.
@@ -430,25 +433,26 @@ impl Builder<'_> {
         let chunks = depth.ceil_div(&number(bk));
         let var = self.symbol("k");
         let steps = product(&outer).mul(&chunks);
+        let share = steps.ceil_div(&number(splits));
+        let whole = share.scale(splits) == steps || splits == 1;
         // Without outer folds the loop counts elements.
-        let (base, step, hi) = if outer.is_empty() {
-            place.enter(&var, &steps.scale(bk));
-            (Expr::from(&var), bk, steps.scale(bk))
+        let (base, step, share) = if outer.is_empty() {
+            place.enter(&var, &share.scale(splits * bk));
+            (Expr::from(&var), bk, share.scale(bk))
         } else {
             place.enter(&var, &steps);
-            (Expr::from(&var).modulo(&chunks).scale(bk), 1, steps.clone())
+            (Expr::from(&var).modulo(&chunks).scale(bk), 1, share)
         };
         unravel(&outer, &Expr::from(&var).floor_div(&chunks), &mut place.at);
         let split = (splits > 1).then(|| self.split(nest, o, splits));
-        let (lo, hi) = match &split {
-            None => (Expr::default(), hi),
+        let lo = match &split {
+            None => Expr::default(),
             Some(split) => {
                 add(split.symbol.clone(), number(split.count), &mut place);
-                let share = hi.floor_div(&number(split.count));
-                let lo = Expr::from(&split.symbol).mul(&share);
-                (lo.clone(), lo.add(&share))
+                Expr::from(&split.symbol).mul(&share)
             }
         };
+        let hi = lo.add(&share);
 
         let element = |block: &Symbol, size: i64, axis: Expr| Expr::from(block).scale(size).add(&axis);
         let operand = |this: &mut Self, body: &mut Vec<Stmt>, id: Id<Scalar>, left: bool| {
@@ -468,7 +472,10 @@ impl Builder<'_> {
             };
             unravel(axes, &free, &mut place.at);
             unravel(&inner, &at_depth, &mut place.at);
-            let beyond = below(&at_depth, &depth, bk);
+            let beyond = match whole {
+                true => below(&at_depth, &depth, bk),
+                false => Some(Less { left: at_depth.clone(), right: depth.clone() }),
+            };
             place.mask.extend(end.into_iter().chain(beyond.clone()));
             this.product_operand(body, (&nest.body, id), &place, beyond, rounded)
         };

@@ -1,4 +1,5 @@
-//! Products of few rows, as decoding and the last layers of networks have them: a matrix that is read once.
+//! Products of few rows, as decoding and the last layers of networks have them: a matrix that is read once; and other long
+//! folds of few results whose neighbours are results, such as the greatest element of each column.
 //!
 //! Invariant: every element of the matrix is read by one thread, 16 bytes at a time where its rows are aligned, and
 //! neighbouring lanes read neighbouring elements of a row. A thread adds up what it reads in sums of its own, so that many
@@ -23,6 +24,13 @@ const LONG: i64 = 64;
 
 /// Elements of the matrix that a block reads at once, for one row; more rows have more sums.
 const AT_ONCE: i64 = 8192;
+
+/// Results of a block that folds columns: a sector of f32.
+const TALL: i64 = 8;
+
+/// Threads of such a block, and elements that each reads at once.
+const THREADS: i64 = 256;
+const EACH: i64 = 4;
 
 impl Builder<'_> {
     /// A product of few rows with a matrix whose neighbours are columns of the product.
@@ -121,5 +129,67 @@ impl Builder<'_> {
             Some(split) => self.join_split(nest, &split),
             None => Some(()),
         }
+    }
+
+    /// A long fold of few results, of which each has fold after fold of neighbours beside one another.
+    pub(super) fn tall(&mut self, nest: &FlatNest) -> Option<()> {
+        let axes = by_memory(&nest.axes, &[&nest.store]);
+        let folds = by_memory(&nest.folds, &addresses(nest).collect::<Vec<_>>());
+        let (width, depth) = (product(&axes).as_const()?, product(&folds).as_const()?);
+        let gpu = self.machine.gpu?;
+        let column = axes.last().filter(|a| a.known().is_some_and(|e| e >= TALL))?;
+        let beside = |e: &Expr| matches!(stride(e, &column.symbol), Stride::Known(0 | 1));
+        // With more results each thread has some for itself.
+        if nest.body.result_type().is_half()
+            || depth < LONG
+            || width > gpu.multiprocessors * THREADS
+            || !addresses(nest).all(beside)
+        {
+            return None;
+        }
+        let bk = (THREADS * EACH / TALL).min((depth as u64).next_power_of_two() as i64);
+        let steps = (depth as u64).div_ceil(bk as u64) as i64;
+
+        let mut place = self.outermost(nest);
+        let blocks = number(width).ceil_div(&number(TALL));
+        let block = self.blocks(blocks, &mut place);
+        let var = self.symbol("k");
+        place.enter(&var, &number(steps * bk));
+        let result = block.scale(TALL).add(&across());
+        unravel(&axes, &result, &mut place.at);
+        place.mask.extend(below(&result, &number(width), TALL));
+        let mut within = place.clone();
+        Self::shaped(&mut within, [bk, TALL]);
+        let at_depth = Expr::from(&var).add(&down());
+        unravel(&folds, &at_depth, &mut within.at);
+        let beyond = below(&at_depth, &number(depth), bk);
+        within.mask.extend(beyond.clone());
+
+        let dtype = nest.body.result_type();
+        let ty = TileType { dtype, shape: within.shape.clone() };
+        let [init, inside, next, after] = std::array::from_fn(|_| self.program.tiles.push(ty.clone()));
+        let nothing = neutral(nest.combine, dtype);
+        let mut body = vec![Stmt::Let(init, TileOp::Const(nothing))];
+        let mut inner = Vec::new();
+        let mut e = self.emitter(&[]);
+        let value = e.code(&mut inner, &nest.body, &within, None)?;
+        let mut value = e.full(&mut inner, value, &ty.shape);
+        if let Some(beyond) = beyond {
+            let holds = e.holds(&mut inner, &[beyond], &within)?;
+            let other = e.constant(&mut inner, nothing, ty.shape.len());
+            value = e.define(&mut inner, dtype, ty.shape.clone(), TileOp::Select(holds, value, other));
+        }
+        inner.push(Stmt::Let(next, TileOp::Binary(nest.combine, inside, value)));
+        let carried = vec![Carried { init, inside, next, after }];
+        let (lo, hi) = (Expr::default(), number(steps * bk));
+        body.push(Stmt::For(For { var, lo, hi, step: bk, carried, body: inner }));
+        Self::shaped(&mut place, [1, TALL]);
+        let folded = TileOp::Reduce(nest.combine, DOWN, after);
+        let mut e = self.emitter(&[]);
+        let value = e.define(&mut body, dtype, place.shape.clone(), folded);
+        let value = e.code(&mut body, &nest.finish, &place, Some(value))?;
+        self.store(&mut body, nest, &place, value);
+        self.finish_part(body);
+        Some(())
     }
 }
