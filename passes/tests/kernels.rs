@@ -70,6 +70,7 @@ fn parsed(text: &str) -> Graph {
         (DType::I8, vec![16, 1, 3, 3]),
         (DType::I8, vec![30, 21]),
         (DType::I8, vec![5, 3, 2, 2]),
+        (DType::F32, vec![16, 1]),
     ]
     .iter()
     .enumerate()
@@ -254,6 +255,66 @@ fn integer_products_take_zero_points_out_of_the_sum() {
                  output %5 \"y\""
             ));
             assert_eq!(byte_products(&c), 1, "{}", c.plan);
+        }
+    }
+}
+
+/// Weights whose zero point is far from their middle are no signed bytes without it.
+#[test]
+fn weights_with_any_zero_point_are_products_of_bytes() {
+    for (dtype, zero) in [("u8", "7"), ("i8", "-3")] {
+        for (m, letters) in [(1, "mn"), (5, "nm")] {
+            let made = if letters == "mn" { format!("[{m}, 21]") } else { format!("[21, {m}]") };
+            let c = check(&format!(
+                "input %0 : {dtype}[{m}, 30]\n const %1 : {dtype}[] = [{zero}{dtype}]
+                 const %2 : i8[30, 21] = data 8\n const %3 : i8[] = [60i8]
+                 %4 = map(%0, %1) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32[{m}, 30]
+                 %5 = map(%2, %3) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32[30, 21]
+                 %6 = contract(%4, %5) lhs = \"mk\", rhs = \"kn\", out = \"{letters}\" : i32{made}
+                 output %6 \"y\""
+            ));
+            assert!(byte_products(&c) >= 1, "{}", c.plan);
+        }
+        for (x, w, made, data, groups, strides) in [
+            ("[1, 8, 7, 9]", "[24, 8, 3, 3]", "[1, 24, 3, 4]", 6, 1, "[2, 2]"),
+            ("[2, 3, 6, 5]", "[5, 3, 2, 2]", "[2, 5, 5, 4]", 9, 1, "[1, 1]"),
+            ("[1, 16, 5, 6]", "[16, 1, 3, 3]", "[1, 16, 3, 4]", 7, 16, "[1, 1]"),
+        ] {
+            let c = check(&format!(
+                "input %0 : {dtype}{x}\n const %1 : {dtype}[] = [{zero}{dtype}]
+                 const %2 : i8{w} = data {data}\n const %3 : i8[] = [60i8]
+                 %4 = map(%0, %1) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32{x}
+                 %5 = map(%2, %3) body = {{ sub(to_i32(a0), to_i32(a1)) }} : i32{w}
+                 %6 = conv(%4, %5) strides = {strides}, dilations = [1, 1], groups = {groups} : i32{made}
+                 output %6 \"y\""
+            ));
+            assert!(byte_products(&c) >= 1, "{}", c.plan);
+        }
+    }
+}
+
+#[test]
+fn weights_of_8_bits_are_exact_in_bf16() {
+    for (scale, dims) in [("[0.25f32]", "[]"), ("data 10", "[16, 1]")] {
+        let text = format!(
+            "input %0 : f32[2, 600]
+             const %1 : u8[600, 16, 32] = data 4\n const %2 : f32{dims} = {scale}
+             %3 = map(%1) body = {{ to_f32(a0) }} : f32[600, 16, 32]
+             %4 = map(%3, %2) body = {{ mul(a0, a1) }} : f32[600, 16, 32]
+             %5 = contract(%0, %4) lhs = \"mk\", rhs = \"kno\", out = \"mno\" : f32[2, 16, 32]
+             output %5 \"y\""
+        );
+        assert_eq!(pair_products(&check_at(Precision::Bf16, &text, &[&[]])), 1);
+        // Activations of few bits are exact too, so the result is that of floats.
+        let eighths = text
+            .replace("contract(%0", "contract(%6")
+            .replace("%5 =", "%6 = map(%0) body = { div(round(mul(a0, 64.0f32)), 64.0f32) } : f32[2, 600]\n %5 =");
+        let graph = parsed(&eighths);
+        let pairs = optimise(graph.clone(), Precision::Bf16, &mut |_, _, _| Ok(())).unwrap();
+        let x = [random(DType::F32, &[2, 600], 1)];
+        let run = |g: &Graph| eval_graph(g, &x, &Options::default()).unwrap()[0].to_f32().unwrap();
+        for (a, b) in run(&graph).iter().zip(run(&pairs)) {
+            assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{a} {b}");
         }
     }
 }

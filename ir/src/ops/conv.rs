@@ -11,7 +11,8 @@ use crate::scalar::{BinaryOp, Code, Scalar, Source};
 /// for `x[n, C, d...]` and `w[O, C/groups, k...]`, where `g(o)` is the group of output channel `o`. Padding is an op of its own.
 ///
 /// Elements that are bytes or pairs are i32, as [`super::Pack`] makes them, and the product of two of them is their dot product; of
-/// bytes, those of `x` are unsigned and those of `w` signed, and `x` may be u8: its elements are the lowest bytes, the others 0.
+/// bytes, those of `x` are unsigned and those of `w` signed, and `x` may be u8 or u16: its elements are
+/// the lowest bytes, the others 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Step of the window along each spatial axis, at least 1.
@@ -65,8 +66,8 @@ impl Operator for Conv {
         let wrong = match self.elements {
             Elements::Numbers => (x.dtype != w.dtype || !(x.dtype.is_float() || x.dtype.is_int()))
                 .then_some("operands must have one numeric element type"),
-            Elements::Bytes => (w.dtype != DType::I32 || !matches!(x.dtype, DType::I32 | DType::U8))
-                .then_some("products of bytes take i32 (or u8 on the left) and i32"),
+            Elements::Bytes => (w.dtype != DType::I32 || !matches!(x.dtype, DType::I32 | DType::U8 | DType::U16))
+                .then_some("products of bytes take i32 (or u8 or u16 on the left) and i32"),
             Elements::Pairs => {
                 (w.dtype != DType::I32 || x.dtype != DType::I32).then_some("products of pairs take i32 and i32")
             }

@@ -49,10 +49,22 @@ impl Side {
     }
 }
 
+/// The sums of the four bytes of each element of a packed operand.
+pub(super) fn sums_of_four(nodes: &mut Vec<(Op, Vec<Operand>)>, packed: Operand, unsigned: bool) -> Option<Operand> {
+    let mut body = Code::new();
+    let bytes = body.arg(0, DType::I32);
+    let ones = body.constant(Constant::int(DType::I32, 0x0101_0101));
+    let (left, right) = if unsigned { (bytes, ones) } else { (ones, bytes) };
+    let sum = body.binary(BinaryOp::Dot4, left, right).ok()?;
+    body.set_result(sum);
+    nodes.push((Map { body }.into(), vec![packed]));
+    Some(Operand::New(nodes.len() - 1))
+}
+
 /// A patch that grows, with what its maps read.
-struct Building<'a> {
-    graph: &'a Graph,
-    nodes: Vec<(Op, Vec<Operand>)>,
+pub(super) struct Building<'a> {
+    pub graph: &'a Graph,
+    pub nodes: Vec<(Op, Vec<Operand>)>,
 }
 
 impl Building<'_> {
@@ -76,7 +88,7 @@ impl Building<'_> {
     }
 
     /// The sums of an operand's bytes over its packed axis, with axes as the product's result has them.
-    fn sums(
+    pub fn sums(
         &mut self,
         packed: Operand,
         unsigned: bool,
@@ -84,11 +96,7 @@ impl Building<'_> {
         v: ValueId,
         out: &str,
     ) -> Option<Operand> {
-        let fours = self.map(DType::I32, packed, |body, bytes| {
-            let ones = body.constant(Constant::int(DType::I32, 0x0101_0101));
-            let (left, right) = if unsigned { (bytes, ones) } else { (ones, bytes) };
-            body.binary(BinaryOp::Dot4, left, right).ok()
-        })?;
+        let fours = sums_of_four(&mut self.nodes, packed, unsigned)?;
         let mut sum = self.add(Reduce { combine: BinaryOp::Add, axes: vec![summed], keep: false }, vec![fours]);
         let dims = &self.graph.ty(v).dims;
         // The axes that are left, each with its place in the result.

@@ -5,16 +5,16 @@
 //! exact here and rounded once, so that a quantized result is at most one step away.
 //!
 //! A product wants unsigned bytes on the left and signed ones on the right. Activations of type i8 are moved up by 128 together with
-//! their zero point. `sum((x - zx) * w) = sum(x * w) - zx * sum(w)` takes the zero point out of the sum; that of the weights is
+//! their zero point; weights that are no signed bytes are moved by what makes them so, and the activations' sums bring that back. `sum((x - zx) * w) = sum(x * w) - zx * sum(w)` takes the zero point out of the sum; that of the weights is
 //! taken off the weights, which are constant.
 
-use super::byte_activations::{pack_first, product_of_activations};
+use super::byte_activations::{Building, pack_first, product_of_activations, sums_of_four};
 use super::quantized::{Quantization, argument, is_scalar, quantization, quantized, scalar};
 use super::{Operand, Patch, elements, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
-use kiln_ir::ops::{Contract, Conv, Elements, Map, Op, Pack, Pad};
+use kiln_ir::ops::{Contract, Conv, Elements, Map, Op, Pack, Pad, Pool, Reduce};
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, UnaryOp};
 use kiln_ir::tensor::Tensor;
 
@@ -34,6 +34,8 @@ pub fn has_block_products(graph: &Graph) -> bool {
 /// Constant weights as signed bytes without a zero point.
 struct Weights {
     values: Vec<i8>,
+    /// What each value is less than the weight: 0, where the weights are signed bytes once their zero point is taken off.
+    offset: i64,
     shape: Vec<usize>,
     /// One number, or one for each index along an axis.
     scale: Option<Tensor>,
@@ -74,13 +76,20 @@ fn broadcast(tensor: &[usize], shape: &[usize]) -> Option<Vec<usize>> {
     fits.then(|| (0..count).map(|i| (0..shape.len()).map(|n| i / all[n] % shape[n] * step[n]).sum()).collect())
 }
 
-/// The operand as weights, where its values less their zero points fit signed bytes.
+/// The weights as signed bytes and what is the same for all of them, the least that it may be.
+fn signed(weights: &[i64]) -> Option<(Vec<i8>, i64)> {
+    let (least, most) = (*weights.iter().min()?, *weights.iter().max()?);
+    let offset = if least < -128 { least + 128 } else { (most - 127).max(0) };
+    let values = weights.iter().map(|w| i8::try_from(w - offset)).collect::<Result<_, _>>().ok()?;
+    Some((values, offset))
+}
+
+/// The operand as weights, where its values less their zero points are 256 neighbouring integers.
 fn weights(graph: &Graph, v: ValueId) -> Option<Weights> {
     if let Some(t) = graph.constant(v) {
         let fits = t.dtype() == DType::I32;
-        let values =
-            fits.then(|| t.to_i64()).flatten()?.into_iter().map(i8::try_from).collect::<Result<Vec<_>, _>>().ok()?;
-        return Some(Weights { values, shape: t.shape().to_vec(), scale: None, node: None });
+        let (values, offset) = signed(&fits.then(|| t.to_i64()).flatten()?)?;
+        return Some(Weights { values, offset, shape: t.shape().to_vec(), scale: None, node: None });
     }
     let q = quantized(graph, v)?;
     let t = graph.constant(q.x)?;
@@ -92,12 +101,12 @@ fn weights(graph: &Graph, v: ValueId) -> Option<Weights> {
             *v -= zeros.get(at)?;
         }
     }
-    let values = values.into_iter().map(i8::try_from).collect::<Result<Vec<_>, _>>().ok()?;
+    let (values, offset) = signed(&values)?;
     let scale = match q.scale {
         Some(s) => Some(graph.constant(s)?.clone()),
         None => None,
     };
-    Some(Weights { values, shape: t.shape().to_vec(), scale, node: Some(q.node) })
+    Some(Weights { values, offset, shape: t.shape().to_vec(), scale, node: Some(q.node) })
 }
 
 impl Weights {
@@ -127,14 +136,25 @@ impl Weights {
         Tensor::new(DType::I32, self.shape.clone(), bytes).ok()
     }
 
-    /// The sums over all axes but some, in the order given.
+    /// Each weight as the sum of the two low bytes of an i32, where it is one.
+    fn halved(&self) -> Option<Tensor> {
+        let mut bytes = Vec::with_capacity(4 * self.values.len());
+        for &v in &self.values {
+            let weight = i64::from(v) + self.offset;
+            let half = weight.div_euclid(2);
+            bytes.extend([i8::try_from(half).ok()? as u8, i8::try_from(weight - half).ok()? as u8, 0, 0]);
+        }
+        Tensor::new(DType::I32, self.shape.clone(), bytes).ok()
+    }
+
+    /// The sums of the weights over all axes but some, in the order given.
     fn sums(&self, kept: &[usize]) -> Vec<i64> {
         let shape: Vec<usize> = kept.iter().map(|&n| self.shape[n]).collect();
         let (own, to) = (strides(&self.shape), strides(&shape));
         let mut sums = vec![0; shape.iter().product()];
         for (i, &v) in self.values.iter().enumerate() {
             let at: usize = kept.iter().zip(&to).map(|(&n, to)| i / own[n] % self.shape[n] * to).sum();
-            sums[at] += i64::from(v);
+            sums[at] += i64::from(v) + self.offset;
         }
         sums
     }
@@ -158,6 +178,8 @@ struct Activations {
     /// A zero point that is not, with what is to be added to it.
     runtime_zero: Option<(ValueId, i64)>,
     scale: Option<ValueId>,
+    /// Sums of the activations that each result takes, and what they are to be multiplied with.
+    offset: Option<(Operand, i64)>,
     also: Vec<NodeId>,
 }
 
@@ -205,7 +227,7 @@ fn activations(graph: &Graph, v: ValueId) -> Option<Activations> {
         nodes.push((Pad { value, ..border }.into(), vec![x]));
         x = Operand::New(nodes.len() - 1);
     }
-    Some(Activations { nodes, x, zero, runtime_zero, scale: q.scale, also })
+    Some(Activations { nodes, x, zero, runtime_zero, scale: q.scale, offset: None, also })
 }
 
 /// Finishes a patch: the sum of products less the zero point's share, scaled where the model's product is one of floats. `sums` are
@@ -219,9 +241,21 @@ fn finish(
     scale: Option<(Vec<f32>, Vec<usize>)>,
     weights: Option<NodeId>,
 ) -> Option<Patch> {
-    let Activations { mut nodes, zero, runtime_zero, scale: by, mut also, .. } = a;
+    let Activations { mut nodes, zero, runtime_zero, scale: by, mut also, offset, .. } = a;
     nodes.push(product);
     let mut operands = vec![Operand::New(nodes.len() - 1)];
+    if let Some((taken, offset)) = offset {
+        // A map of its own: what quantizes the result looks for a scaled sum.
+        let mut body = Code::new();
+        let (sum, taken_sum) = (body.arg(0, DType::I32), body.arg(1, DType::I32));
+        let offset = body.constant(Constant::int(DType::I32, offset));
+        let share = body.binary(BinaryOp::Mul, taken_sum, offset).ok()?;
+        let sum = body.binary(BinaryOp::Add, sum, share).ok()?;
+        body.set_result(sum);
+        operands.push(taken);
+        nodes.push((Map { body }.into(), operands));
+        operands = vec![Operand::New(nodes.len() - 1)];
+    }
     let mut body = Code::new();
     let mut value = body.arg(0, DType::I32);
     let all_zero = sums.iter().all(|&s| s == 0);
@@ -278,6 +312,19 @@ fn agree(activations: &Activations, weights: &Weights) -> bool {
     activations.scale.is_some() == weights.scale.is_some()
 }
 
+/// The sums of the packed activations in each window of a convolution.
+fn windows(nodes: &mut Vec<(Op, Vec<Operand>)>, x: Operand, conv: &Conv, weights: &[usize]) -> Option<Operand> {
+    let fours = sums_of_four(nodes, x, true)?;
+    nodes.push((Reduce { combine: BinaryOp::Add, axes: vec![1], keep: true }.into(), vec![fours]));
+    let window = weights.get(2..)?.to_vec();
+    if window.iter().chain(&conv.strides).any(|&n| n != 1) {
+        let (strides, dilations) = (conv.strides.clone(), conv.dilations.clone());
+        let sum = Pool { combine: BinaryOp::Add, window, strides, dilations };
+        nodes.push((sum.into(), vec![Operand::New(nodes.len() - 1)]));
+    }
+    Some(Operand::New(nodes.len() - 1))
+}
+
 /// A convolution.
 fn convolution(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
@@ -295,9 +342,27 @@ fn convolution(graph: &Graph, id: NodeId) -> Option<Patch> {
     let packed = if conv.groups == 1 || channels % 4 == 0 {
         a.nodes.push((Pack { axis: 1 }.into(), vec![a.x.clone()]));
         a.x = Operand::New(a.nodes.len() - 1);
+        if w.offset != 0 {
+            if conv.groups != 1 {
+                return None;
+            }
+            let sums = windows(&mut a.nodes, a.x.clone(), conv, &w.shape)?;
+            a.offset = Some((sums, w.offset));
+        }
         w.packed(1)?
-    } else if channels == 1 {
+    } else if channels == 1 && w.offset == 0 {
         w.widened()?
+    } else if channels == 1 {
+        // Each activation meets both halves of its weight.
+        let mut body = Code::new();
+        let x = body.arg(0, DType::U8);
+        let x = body.cast(DType::U16, x).ok()?;
+        let twice = body.constant(Constant::int(DType::U16, 0x0101));
+        let x = body.binary(BinaryOp::Mul, x, twice).ok()?;
+        body.set_result(x);
+        a.nodes.push((Map { body }.into(), vec![a.x]));
+        a.x = Operand::New(a.nodes.len() - 1);
+        w.halved()?
     } else {
         return None;
     };
@@ -333,6 +398,12 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     }
     a.nodes.push((Pack { axis: left }.into(), vec![a.x.clone()]));
     a.x = Operand::New(a.nodes.len() - 1);
+    if w.offset != 0 {
+        let mut building = Building { graph, nodes: std::mem::take(&mut a.nodes) };
+        let sums = building.sums(a.x.clone(), true, (&contract.lhs, left), node.inputs[0], &contract.out)?;
+        a.nodes = building.nodes;
+        a.offset = Some((sums, w.offset));
+    }
     let op = Contract { elements: Elements::Bytes, ..contract.clone() };
     let operands = vec![a.x.clone(), Operand::Constant(w.packed(right)?)];
     // In the order of the result's axes.

@@ -164,8 +164,9 @@ pub(super) fn quantize_dynamically(cx: &mut Context, x: ValueId) -> Result<(Valu
 pub(super) fn rounded(cx: &mut Context, x: ValueId) -> Result<ValueId, Failure> {
     let (steps, scale, zero_point) = quantize_dynamically(cx, x)?;
     cx.map(&[steps, scale, zero_point], |b, a| {
-        let (steps, zero) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[2]));
+        let (steps, zero) = (b.cast(DType::I32, a[0]), b.cast(DType::I32, a[2]));
         let steps = b.sub(steps, zero);
+        let steps = b.cast(DType::F32, steps);
         b.mul(steps, a[1])
     })
 }

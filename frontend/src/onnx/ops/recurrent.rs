@@ -1,7 +1,7 @@
 //! `LSTM`, `GRU` and `RNN`, and ONNX Runtime's `DynamicQuantizeLSTM`.
 
 use super::quantize::rounded;
-use super::recurrent_steps::{Layer, scanned, written_out};
+use super::recurrent_steps::{Integers, Layer, Steps, scanned, written_out};
 use super::support::{filled, real};
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
@@ -26,7 +26,7 @@ pub(super) const OPS: &[Spec] = &[
 
 fn plain(cx: &mut Context, name: &'static str, gates: usize, default: &[&str]) -> Result<Outputs, Failure> {
     let operands = [cx.input(0)?, cx.input(1)?, cx.input(2)?];
-    layer(cx, operands, name, gates, default)
+    layer(cx, operands, None, name, gates, default)
 }
 
 /// An LSTM with quantized weights `[directions, input or hidden, 4 * hidden]`. What they are multiplied with, the input as a
@@ -57,7 +57,34 @@ fn dynamic_quantize_lstm(cx: &mut Context) -> Result<Outputs, Failure> {
         cx.transpose(real, &[0, 2, 1])
     };
     let (w, r) = (weights(1, 8)?, weights(2, 10)?);
-    layer(cx, [x, w, r], "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])
+    let integers = match (integers(cx, 1, 8)?, integers(cx, 2, 10)?) {
+        (Some(w), Some(r)) => Some(Integers { w, r }),
+        _ => None,
+    };
+    layer(cx, [x, w, r], integers, "lstm", 4, &["Sigmoid", "Tanh", "Tanh"])
+}
+
+/// Each direction of the constant weights at an input, as integers with their scale and zero point.
+fn integers(cx: &mut Context, at: usize, scale: usize) -> Result<Option<Vec<Steps>>, Failure> {
+    let inputs = [cx.input(at)?, cx.input(scale)?, cx.input(scale + 1)?];
+    let [Some(w), Some(scale), Some(zero)] = inputs.map(|v| cx.constant_of(v).cloned()) else { return Ok(None) };
+    let &[directions, rows, columns] = w.shape() else { return Ok(None) };
+    let mut all = Vec::new();
+    for d in 0..directions {
+        // A part of each tensor, where it has as many elements for every direction.
+        let mut part = |t: &Tensor, shape: Option<Vec<usize>>| -> Result<Option<ValueId>, Failure> {
+            let each = t.bytes().len() / directions;
+            let count = each.checked_div(t.dtype().size()).unwrap_or(0);
+            let shape = shape.unwrap_or(if count == 1 { vec![] } else { vec![count] });
+            let fits = (count == 1 || count == columns || shape.len() == 2) && each * directions == t.bytes().len();
+            let Some(bytes) = t.bytes().get(d * each..(d + 1) * each).filter(|_| fits) else { return Ok(None) };
+            Ok(Some(cx.constant(Tensor::new(t.dtype(), shape, bytes.to_vec())?)))
+        };
+        let (x, scale, zero) = (part(&w, Some(vec![rows, columns]))?, part(&scale, None)?, part(&zero, None)?);
+        let (Some(x), Some(scale), Some(zero)) = (x, scale, zero) else { return Ok(None) };
+        all.push(Steps { x, scale, zero });
+    }
+    Ok(Some(all))
 }
 
 /// Constant weights `[directions, rows, columns]` as floats, transposed to `[directions, columns, rows]`: what would be done in every run
@@ -116,6 +143,7 @@ fn activations(cx: &Context, directions: usize, default: &[&str]) -> Result<Stri
 fn layer(
     cx: &mut Context,
     [mut x, w, r]: [ValueId; 3],
+    integers: Option<Integers>,
     name: &'static str,
     gates: usize,
     default: &[&str],
@@ -186,7 +214,7 @@ fn layer(
     let quantized = a.get("rounded").is_some();
     let (lengths, peepholes) = (cx.optional(4)?, if name == "lstm" { cx.optional(7)? } else { None });
     let memory = (name == "lstm").then(|| inputs[6]);
-    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, rounded: quantized, x, w, r, b, h, c: memory, lengths, peepholes };
+    let layer = Layer { name, gates, reverse, clip, activations: functions, flag, rounded: quantized, integers, x, w, r, b, h, c: memory, lengths, peepholes };
     // The host op says what is wrong with operands that do not fit.
     let types: Vec<_> = inputs.iter().map(|&v| cx.ty(v).clone()).collect();
     let op: Op = Host::new(name, a.clone()).map_err(|e| Failure::unsupported(e.0))?.into();

@@ -26,6 +26,8 @@ pub(super) struct Layer {
     pub flag: bool,
     /// The state is rounded to 8 bits before it is multiplied.
     pub rounded: bool,
+    /// The weights as 8-bit integers, where they are constant ones.
+    pub integers: Option<Integers>,
     pub x: ValueId,
     pub w: ValueId,
     pub r: ValueId,
@@ -36,6 +38,33 @@ pub(super) struct Layer {
     pub lengths: Option<ValueId>,
     /// What gates see of the cell: `[directions, 3 * hidden]` (i o f).
     pub peepholes: Option<ValueId>,
+}
+
+/// Constant weights of few bits, each direction's by itself.
+pub(super) struct Integers {
+    /// `[input, gates * hidden]`.
+    pub w: Vec<Steps>,
+    /// `[hidden, gates * hidden]`.
+    pub r: Vec<Steps>,
+}
+
+/// Numbers as 8-bit integers with a scale and a zero point, for all of them or for each column.
+#[derive(Clone, Copy)]
+pub(super) struct Steps {
+    pub x: ValueId,
+    pub scale: ValueId,
+    pub zero: ValueId,
+}
+
+impl Steps {
+    fn real(self, cx: &mut Context) -> Result<ValueId, Failure> {
+        cx.map(&[self.x, self.scale, self.zero], |b, a| {
+            let (x, zero) = (b.cast(DType::I32, a[0]), b.cast(DType::I32, a[2]));
+            let steps = b.sub(x, zero);
+            let steps = b.cast(DType::F32, steps);
+            b.mul(steps, a[1])
+        })
+    }
 }
 
 /// An activation with its parameters.
@@ -226,7 +255,8 @@ pub(super) fn scanned(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<Valu
         }
         slices.push(direction.projected);
         backward.push(usize::from(d == 1 || layer.reverse));
-        outside.extend([direction.recurrent, direction.bias]);
+        outside.extend(direction.recurrent.values());
+        outside.push(direction.bias);
         outside.extend(direction.peepholes);
         made.push(direction);
     }
@@ -246,7 +276,7 @@ pub(super) fn scanned(cx: &mut Context, layer: &Layer) -> Result<Option<Vec<Valu
         let mut next = || outside.next().ok_or_else(|| Failure::invalid("a recurrent layer lacks an operand"));
         let mut inner = Vec::new();
         for direction in &made {
-            let (recurrent, bias) = (next()?, next()?);
+            let (recurrent, bias) = (direction.recurrent.with(&mut next)?, next()?);
             let peepholes = direction.peepholes.map(|_| next()).transpose()?;
             inner.push(Direction { recurrent, bias, peepholes, ..direction.clone() });
         }
@@ -339,6 +369,30 @@ fn part(cx: &mut Context, v: ValueId, n: usize) -> Result<ValueId, Failure> {
     cx.reshape(one, rest)
 }
 
+/// Recurrent weights as numbers, or as integers that every step makes numbers of, so that its product sees what they are.
+#[derive(Clone, Copy)]
+enum Recurrent {
+    Numbers(ValueId),
+    Steps(Steps),
+}
+
+impl Recurrent {
+    fn values(self) -> Vec<ValueId> {
+        match self {
+            Recurrent::Numbers(v) => vec![v],
+            Recurrent::Steps(Steps { x, scale, zero }) => vec![x, scale, zero],
+        }
+    }
+
+    /// The same with other values.
+    fn with<E>(self, next: &mut dyn FnMut() -> Result<ValueId, E>) -> Result<Recurrent, E> {
+        Ok(match self {
+            Recurrent::Numbers(_) => Recurrent::Numbers(next()?),
+            Recurrent::Steps(_) => Recurrent::Steps(Steps { x: next()?, scale: next()?, zero: next()? }),
+        })
+    }
+}
+
 /// What one direction computes with.
 #[derive(Clone)]
 struct Direction<'a> {
@@ -348,7 +402,7 @@ struct Direction<'a> {
     /// `W x + bW` of all steps and gates: `[time, batch, gates * hidden]`.
     projected: ValueId,
     /// The recurrent weights, transposed, so that lanes run along gates: `[hidden, gates * hidden]`.
-    recurrent: ValueId,
+    recurrent: Recurrent,
     /// The recurrent bias: `[gates * hidden]`.
     bias: ValueId,
     /// `[3 * hidden]` (i o f).
@@ -364,9 +418,19 @@ impl<'a> Direction<'a> {
         activations: &'a [Activation],
     ) -> Result<Direction<'a>, Failure> {
         let wide = hidden.scale(layer.gates as i64);
-        let (w, recurrent, biases) = (part(cx, layer.w, d)?, part(cx, layer.r, d)?, part(cx, layer.b, d)?);
-        let recurrent = cx.transpose(recurrent, &[1, 0])?;
-        let product = cx.add(Contract::new("tbi", "gi", "tbg"), &[layer.x, w])?;
+        let biases = part(cx, layer.b, d)?;
+        let integers = layer.integers.as_ref().and_then(|all| Some((*all.w.get(d)?, *all.r.get(d)?)));
+        let (product, recurrent) = match integers {
+            Some((w, r)) => {
+                let w = w.real(cx)?;
+                (cx.add(Contract::new("tbi", "ig", "tbg"), &[layer.x, w])?, Recurrent::Steps(r))
+            }
+            None => {
+                let (w, r) = (part(cx, layer.w, d)?, part(cx, layer.r, d)?);
+                let r = cx.transpose(r, &[1, 0])?;
+                (cx.add(Contract::new("tbi", "gi", "tbg"), &[layer.x, w])?, Recurrent::Numbers(r))
+            }
+        };
         let (first, bias) =
             (cut(cx, biases, 0, Expr::default(), wide.clone())?, cut(cx, biases, 0, wide.clone(), wide)?);
         let projected = cx.map(&[product, first], |b, a| b.add(a[0], a[1]))?;
@@ -384,7 +448,11 @@ impl<'a> Direction<'a> {
 
     /// `R v + bR` for gates `first..last`: `[batch, gates * hidden]`.
     fn product(&self, cx: &mut Context, v: ValueId, first: usize, last: usize) -> Result<ValueId, Failure> {
-        let (r, bias) = (self.gates(cx, self.recurrent, 1, first, last)?, self.gates(cx, self.bias, 0, first, last)?);
+        let r = match self.recurrent {
+            Recurrent::Numbers(v) => v,
+            Recurrent::Steps(steps) => steps.real(cx)?,
+        };
+        let (r, bias) = (self.gates(cx, r, 1, first, last)?, self.gates(cx, self.bias, 0, first, last)?);
         let v = if self.layer.rounded { rounded(cx, v)? } else { v };
         let product = cx.add(Contract::new("bh", "hg", "bg"), &[v, r])?;
         cx.map(&[product, bias], |b, a| b.add(a[0], a[1]))
