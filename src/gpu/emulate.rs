@@ -106,6 +106,7 @@ pub fn run(
                         }
                         Argument::Dim(_) => emulate::Argument::Value(0),
                         Argument::Status => emulate::Argument::Buffer(status),
+                        Argument::Map(map) => emulate::Argument::Map(map.buffer, map.into()),
                     });
                     let launch = Launch {
                         grid: [blocks, 1, 1],

@@ -8,7 +8,7 @@ use super::{ARCHITECTURES, Architecture, Compiled};
 use crate::Error;
 use kiln_ir::plan::{Place, Plan};
 use kiln_runtime::artifact::{self, Artifact};
-use kiln_runtime::cuda::{Argument, CudaError, Device, Kernel, Model, Unavailable};
+use kiln_runtime::cuda::{Argument, CudaError, Device, Kernel, Model, TensorMap, Unavailable};
 use kiln_runtime::engine::{LoadError, read_plan};
 use std::collections::BTreeMap;
 
@@ -35,10 +35,8 @@ impl From<CudaError> for Error {
 
 /// The latest architecture that a device runs code for.
 pub fn architecture(device: &Device) -> Architecture {
-    let (major, minor) = device.properties().capability;
-    let known =
-        |a: &&Architecture| a.name.trim_start_matches("sm_").parse().is_ok_and(|n: i32| n <= 10 * major + minor);
-    ARCHITECTURES.iter().rfind(known).copied().unwrap_or(ARCHITECTURES[0])
+    let runs = |a: &&Architecture| a.runs_on(device.properties().capability);
+    ARCHITECTURES.iter().rfind(runs).copied().unwrap_or(ARCHITECTURES[0])
 }
 
 /// Launches as a device takes them.
@@ -50,9 +48,13 @@ pub fn kernels(launches: Launches) -> Result<Vec<Vec<Kernel>>, Error> {
         // The first dimension of a grid has 31 bits.
         let blocks = u32::try_from(launch.blocks).ok().filter(|b| i32::try_from(*b).is_ok());
         let blocks = blocks.ok_or_else(|| Error::Limit(format!("{} blocks of {}", launch.blocks, launch.entry)))?;
-        let argument = |handed: &Handed| match *handed {
-            Handed::Slot(n) => Argument::Slot(n),
+        let argument = |handed: &Handed| match handed {
+            Handed::Slot(n) => Argument::Slot(*n),
             Handed::Status => Argument::Status,
+            Handed::Map(map) => {
+                let stored::Map { slot, first, extents, strides, shape } = map.clone();
+                Argument::Map(TensorMap { slot, first, extents, strides, shape })
+            }
         };
         Ok(Kernel {
             blocks,
@@ -94,7 +96,8 @@ pub fn load_stored(artifact: &Artifact, device: Device) -> Result<Stored, Error>
     let rank = |name: &str| ARCHITECTURES.iter().position(|a| a.name == name);
     let all = stored::launches(artifact)?;
     let names: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
-    let runs = |name: &str| rank(name).is_some_and(|n| Some(n) <= rank(newest.name));
+    let capability = device.properties().capability;
+    let runs = |name: &str| ARCHITECTURES.iter().any(|a| a.name == name && a.runs_on(capability));
     let Some((entry, launches)) = all.into_iter().filter(|(name, _)| runs(name)).max_by_key(|(name, _)| rank(name))
     else {
         let there = if names.is_empty() { "no GPU".to_string() } else { names.join(", ") };

@@ -37,12 +37,32 @@ pub struct Architecture {
     pub multiprocessors: u16,
 }
 
+/// The architecture whose code may have products of four warps, and runs on no other.
+const GROUPS: &str = "sm_90a";
+
+impl Architecture {
+    /// Whether a device of a compute capability runs its code: later ones do, but for code that is of one alone.
+    pub fn runs_on(self, (major, minor): (i32, i32)) -> bool {
+        let number = self.name.trim_start_matches("sm_");
+        match number.strip_suffix('a') {
+            Some(number) => number.parse() == Ok(10 * major + minor),
+            None => number.parse().is_ok_and(|n: i32| n <= 10 * major + minor),
+        }
+    }
+
+    /// Whether kernels may have products of four warps.
+    fn has_groups(self) -> bool {
+        self.name == GROUPS
+    }
+}
+
 /// The architectures that `--target` takes.
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "sm_80", what: "A100", multiprocessors: 108 },
     Architecture { name: "sm_86", what: "RTX 30, A10", multiprocessors: 84 },
     Architecture { name: "sm_89", what: "RTX 40, L4", multiprocessors: 128 },
     Architecture { name: "sm_90", what: "H100", multiprocessors: 132 },
+    Architecture { name: GROUPS, what: "H100 and no other, with wgmma", multiprocessors: 132 },
     Architecture { name: "sm_100", what: "B200", multiprocessors: 148 },
     Architecture { name: "sm_120", what: "RTX 50", multiprocessors: 170 },
 ];
@@ -128,8 +148,9 @@ pub struct Kernel {
 }
 
 /// The launches of a tile program.
-fn lowered(program: &TileProgram, dims: &Ranges) -> Result<Kernel, String> {
-    let warps = warp::lower(program, dims, &warp::Options::default()).map_err(|e| e.to_string())?;
+fn lowered(program: &TileProgram, dims: &Ranges, groups: bool) -> Result<Kernel, String> {
+    let options = warp::Options { groups, ..warp::Options::default() };
+    let warps = warp::lower(program, dims, &options).map_err(|e| e.to_string())?;
     let modules = warps.iter().map(|w| kiln_ptx::emit(w).map_err(|e| e.to_string())).collect::<Result<_, _>>()?;
     Ok(Kernel { tile: program.clone(), warps, modules })
 }
@@ -175,17 +196,21 @@ fn compile_with(
         return Err(Error::Unsupported(text));
     }
     let graph = optimised(graph, options, observer)?;
+    let graph = kiln_passes::rewrite::products_in_halves(&graph, precision.operands())
+        .map_err(|error| Error::from(pipeline::PassError::Graph { pass: "in-halves", error }))?;
     observer.stage("schedule");
-    let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims).map(|_| ());
-    let machine =
-        Machine::gpu(Gpu { multiprocessors: architecture.multiprocessors.into(), operands: precision.operands() });
+    let groups = architecture.has_groups();
+    let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims, groups).map(|_| ());
+    let multiprocessors = architecture.multiprocessors.into();
+    let machine = Machine::gpu(Gpu { multiprocessors, operands: precision.operands(), groups });
     let mut targets = [pipeline::Target { machine, lowers: &mut lowers, chosen: None }];
     let pipeline::Compiled { plan, weights, kernels, host_reasons, .. } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
     observer.stage("emit");
     let dims = plan.ranges();
     let tiles = kernels.into_iter().next().unwrap_or_default();
-    let code = |k: &TileProgram| lowered(k, &dims).map_err(|message| Error::Code { kernel: k.name.clone(), message });
+    let code =
+        |k: &TileProgram| lowered(k, &dims, groups).map_err(|message| Error::Code { kernel: k.name.clone(), message });
     let kernels = tiles.iter().map(code).collect::<Result<Vec<_>, _>>()?;
     observer.plan(&plan)?;
     let notes = Notes::of(&graph, &plan, &host_reasons, operators);
@@ -217,6 +242,7 @@ fn argument(argument: &Argument) -> Value {
         }
         Argument::Dim(symbol) => json!({ "dim": symbol.to_string(), "dtype": "i64" }),
         Argument::Status => json!({ "status": "u32" }),
+        Argument::Map(map) => json!({ "map": stored::Map::from(map) }),
     }
 }
 

@@ -40,13 +40,38 @@ pub struct Launch {
 pub type Launches = Vec<Vec<Launch>>;
 
 /// An argument of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Handed {
     /// The address of the n-th slot of the step.
     Slot(usize),
     /// The address of a u32 for the status.
     Status,
+    /// A tensor map over a slot of the step.
+    Map(Map),
+}
+
+/// A tensor map: elements of 2 bytes, boxes with the swizzle of 128 bytes, zeros outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Map {
+    /// Number of the slot among the step's.
+    pub slot: usize,
+    /// Element where the array begins.
+    pub first: u64,
+    /// Elements along each axis, first that of neighbours.
+    pub extents: Vec<u64>,
+    /// Elements from one place to the next along each axis but the first.
+    pub strides: Vec<u64>,
+    /// Elements of a box along each axis.
+    pub shape: Vec<u32>,
+}
+
+impl From<&kiln_ir::warp::Map> for Map {
+    fn from(map: &kiln_ir::warp::Map) -> Map {
+        let kiln_ir::warp::Map { buffer, first, extents, strides, shape } = map.clone();
+        Map { slot: buffer, first, extents, strides, shape }
+    }
 }
 
 impl Compiled {
@@ -63,6 +88,7 @@ impl Compiled {
             let argument = |argument: &Argument| match argument {
                 Argument::Buffer { .. } => Ok(Handed::Slot(slots.next().unwrap_or(usize::MAX))),
                 Argument::Status => Ok(Handed::Status),
+                Argument::Map(map) => Ok(Handed::Map(map.into())),
                 Argument::Dim(symbol) => Err(free(symbol)),
             };
             Ok(Launch {

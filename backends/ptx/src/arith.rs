@@ -67,7 +67,8 @@ impl Emitter<'_> {
                 self.out.line(format!("cvt.rn.{}x2.f32 \t{target}, {high}, {low}", number(*to)));
             }
             Op::Shuffle(a, mask) => self.shuffle(&target, *a, *mask),
-            Op::Const(_) | Op::Thread | Op::Block | Op::Dim(_) | Op::Load(..) | Op::Matrix { .. } | Op::Mma { .. } => {}
+            Op::Const(_) | Op::Thread | Op::Block | Op::Dim(_) | Op::Load(..) | Op::Matrix { .. } => {}
+            Op::Mma { .. } | Op::GroupMma(_) => {}
         }
     }
 

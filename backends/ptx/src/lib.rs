@@ -5,9 +5,11 @@
 //! value `%12` of the program.
 //!
 //! The text is a complete module with one kernel, for the oldest PTX version and GPU that have the instructions:
-//! version 7.1 (for `cvt` of bf16), `sm_80`. Drivers for later GPUs take it too.
+//! version 7.1 (for `cvt` of bf16), `sm_80`. Drivers for later GPUs take it too. A kernel with products of four warps is for
+//! version 8.0 and `sm_90a` alone.
 
 mod arith;
+mod bulk;
 pub mod emulate;
 mod memory;
 mod module;
@@ -15,7 +17,7 @@ mod writer;
 
 use kiln_ir::DType;
 use kiln_ir::expr::{Expr, Symbol};
-use kiln_ir::warp::{VerifyError, WarpProgram};
+use kiln_ir::warp::{Map, VerifyError, WarpProgram};
 use std::fmt;
 
 /// The PTX version of the text.
@@ -23,6 +25,12 @@ pub const VERSION: &str = "7.1";
 
 /// The GPU that the text is for; it runs on this and every later one.
 pub const TARGET: &str = "sm_80";
+
+/// The PTX version of the text of a kernel with products of four warps.
+pub const BULK_VERSION: &str = "8.0";
+
+/// The GPU that such a text is for, and no other.
+pub const BULK_TARGET: &str = "sm_90a";
 
 /// Most bytes of shared memory that a kernel can have without asking the driver for more.
 pub const STATIC_SHARED: usize = 48 << 10;
@@ -86,6 +94,8 @@ pub enum Argument {
     Dim(Symbol),
     /// A pointer to a u32 that is 0; afterwards it holds the greatest status of a check that failed.
     Status,
+    /// A tensor map of 128 bytes, with the swizzle of 128 bytes, over a buffer among the arguments.
+    Map(Map),
 }
 
 impl fmt::Display for Launch {
@@ -106,6 +116,7 @@ impl fmt::Display for Launch {
                 }
                 Argument::Dim(symbol) => write!(f, "    {{ \"dim\": \"{symbol}\" }}")?,
                 Argument::Status => write!(f, "    {{ \"status\": \"u32\" }}")?,
+                Argument::Map(map) => write!(f, "    {{ \"map\": \"{map}\" }}")?,
             }
             writeln!(f, "{}", if i + 1 < arguments.len() { "," } else { "" })?;
         }

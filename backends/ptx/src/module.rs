@@ -4,9 +4,10 @@
 //! and at its end; every other register is assigned once.
 
 use crate::writer::{Class, Writer, immediate};
-use crate::{Argument, EmitError, Launch, Module, STATIC_SHARED, TARGET, VERSION};
+use crate::{Argument, BULK_TARGET, BULK_VERSION, EmitError, Launch, Module, STATIC_SHARED, TARGET, VERSION};
 use kiln_ir::DType;
 use kiln_ir::scalar::Constant;
+use kiln_ir::warp::bulk::SWIZZLED;
 use kiln_ir::warp::{Carried, For, Op, Stmt, ValueId, WarpProgram};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -19,6 +20,10 @@ pub(crate) struct Emitter<'a> {
     aliases: HashMap<ValueId, ValueId>,
     /// Registers that hold where the buffers begin.
     pub buffers: Vec<String>,
+    /// Registers that hold where the maps are.
+    pub maps: Vec<String>,
+    /// The number of the barrier of the threads whose statements these are, and how many they are where not all.
+    pub barrier: String,
     /// The register that holds where the status is.
     status: String,
     /// Bytes at which the shared buffers begin.
@@ -37,6 +42,8 @@ impl<'a> Emitter<'a> {
             constants: HashMap::new(),
             aliases: HashMap::new(),
             buffers: Vec::new(),
+            maps: Vec::new(),
+            barrier: "0".to_string(),
             status: String::new(),
             shared,
             addresses: vec![HashMap::new()],
@@ -59,13 +66,23 @@ impl<'a> Emitter<'a> {
             self.out.line(format!("ld.param.u64 \t{generic}, [{name}_{n}]"));
             self.out.line(format!("cvta.to.global.u64 \t{}, {generic}", self.status));
         }
+        let first_map = buffers.len() + dims.len() + usize::from(self.program.has_checks());
+        for n in 0..self.program.maps.len() {
+            let (place, register) = (self.out.temporary(Class::Double), self.out.temporary(Class::Double));
+            self.out.line(format!("mov.b64 \t{place}, {name}_{}", first_map + n));
+            self.out.line(format!("cvta.param.u64 \t{register}, {place}"));
+            self.maps.push(register);
+        }
+        let bulk = !self.program.maps.is_empty();
         self.region(&self.program.body)?;
         self.out.line("ret");
-        let mut text = format!(".version {VERSION}\n.target {TARGET}\n.address_size 64\n\n");
+        let (version, target) = if bulk { (BULK_VERSION, BULK_TARGET) } else { (VERSION, TARGET) };
+        let mut text = format!(".version {version}\n.target {target}\n.address_size 64\n\n");
         let (_, shared) = self.program.shared_layout();
         let dynamic_shared = if shared > STATIC_SHARED { shared } else { 0 };
+        let align = if bulk { SWIZZLED } else { 16 };
         if dynamic_shared > 0 {
-            let _ = writeln!(text, ".extern .shared .align 16 .b8 shared[];\n");
+            let _ = writeln!(text, ".extern .shared .align {align} .b8 shared[];\n");
         }
         let kinds = buffers
             .iter()
@@ -74,15 +91,17 @@ impl<'a> Emitter<'a> {
         if self.program.has_checks() {
             kinds.push(("u64", "status".to_string()));
         }
+        kinds.extend(self.program.maps.iter().map(|map| ("b8", map.to_string())));
         let _ = writeln!(text, ".visible .entry {name}(");
         for (i, (kind, what)) in kinds.iter().enumerate() {
             let comma = if i + 1 < kinds.len() { "," } else { "" };
-            let _ = writeln!(text, "\t.param .{kind} {name}_{i}{comma}\t// {what}");
+            let (align, array) = if *kind == "b8" { (".align 64 ", "[128]") } else { ("", "") };
+            let _ = writeln!(text, "\t.param {align}.{kind} {name}_{i}{array}{comma}\t// {what}");
         }
         // Without the last line ptxas spills registers where that lets a few more blocks in.
         let _ = writeln!(text, ")\n.reqntid {threads}, 1, 1\n.minnctapersm 1\n{{");
         if shared > 0 && dynamic_shared == 0 {
-            let _ = writeln!(text, "\t.shared .align 16 .b8 shared[{shared}];");
+            let _ = writeln!(text, "\t.shared .align {align} .b8 shared[{shared}];");
         }
         text += &self.out.finish();
         text += "}\n";
@@ -100,6 +119,7 @@ impl<'a> Emitter<'a> {
             arguments: arguments
                 .chain(dims.iter().cloned().map(Argument::Dim))
                 .chain(self.program.has_checks().then_some(Argument::Status))
+                .chain(self.program.maps.iter().cloned().map(Argument::Map))
                 .collect(),
         };
         Ok(Module { text, launch })
@@ -165,17 +185,32 @@ impl<'a> Emitter<'a> {
             Stmt::Copy { to, from, count, condition } => self.copy(to, from, *count, *condition),
             Stmt::Commit => self.plain("cp.async.commit_group"),
             Stmt::Wait(groups) => self.plain(format!("cp.async.wait_group {groups}")),
-            Stmt::Barrier => self.plain("bar.sync \t0"),
+            Stmt::Barrier => self.plain(format!("bar.sync \t{}", self.barrier)),
             Stmt::Fail { condition, status } => {
                 let guard = self.guard(Some(*condition));
                 self.plain(format!("{guard}red.global.max.u32 \t[{}], {status}", self.status))
             }
             Stmt::For(counted) => self.counted_loop(counted),
+            Stmt::Bulk(bulk) => self.bulk(bulk),
         }
     }
 
+    /// Statements whose address registers are not known outside.
+    pub fn within(&mut self, body: &[Stmt]) -> Result<(), EmitError> {
+        self.addresses.push(HashMap::new());
+        self.region(body)?;
+        self.addresses.pop();
+        Ok(())
+    }
+
+    /// Gives a value the register of another one.
+    pub fn share(&mut self, id: ValueId, with: ValueId) {
+        let holder = self.aliases.get(&with).copied().unwrap_or(with);
+        self.aliases.insert(id, holder);
+    }
+
     /// An instruction as it stands.
-    fn plain(&mut self, text: impl AsRef<str>) -> Result<(), EmitError> {
+    pub fn plain(&mut self, text: impl AsRef<str>) -> Result<(), EmitError> {
         self.out.line(text);
         Ok(())
     }
@@ -213,6 +248,7 @@ impl<'a> Emitter<'a> {
                 let op = format!("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32");
                 self.out.line(format!("{op} \t{{{}}}, {{{a}}}, {{{b}}}, {{{c}}}", d.join(", ")));
             }
+            Op::GroupMma(product) => self.group_product(ids, product)?,
             Op::Unary(..)
             | Op::Exp2(_)
             | Op::Binary(..)
@@ -245,9 +281,7 @@ impl<'a> Emitter<'a> {
             self.out.line(format!("@{never} bra.uni \t{done}"));
         }
         self.out.place(&begin);
-        self.addresses.push(HashMap::new());
-        self.region(body)?;
-        self.addresses.pop();
+        self.within(body)?;
         self.hand_on(carried);
         let again = self.out.temporary(Class::Predicate);
         self.out.line(format!("add.{number} \t{variable}, {variable}, {step}"));

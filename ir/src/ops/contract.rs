@@ -82,8 +82,12 @@ impl Operator for Contract {
         if lhs.dtype != rhs.dtype || !(lhs.dtype.is_float() || lhs.dtype.is_int()) {
             return Err(OpError::new("operands must have one numeric element type"));
         }
-        if self.elements != Elements::Numbers && lhs.dtype != DType::I32 {
-            return Err(OpError::new("four bytes, or two bf16, are an i32"));
+        match self.elements {
+            Elements::Numbers => {}
+            Elements::Halves if lhs.dtype.is_half() => {}
+            Elements::Halves => return Err(OpError::new("halves are f16 or bf16")),
+            Elements::Bytes | Elements::Pairs if lhs.dtype == DType::I32 => {}
+            Elements::Bytes | Elements::Pairs => return Err(OpError::new("four bytes, or two bf16, are an i32")),
         }
         for (i, c) in self.lhs.chars().enumerate() {
             if let Some(j) = self.rhs.find(c)
@@ -118,8 +122,11 @@ impl Operator for Contract {
             letters.chars().map(symbol).collect()
         };
         let mut body = Code::new();
-        let a = body.load_at(Source::Input(0), index(&self.lhs), lhs.dtype);
-        let b = body.load_at(Source::Input(1), index(&self.rhs), rhs.dtype);
+        let mut a = body.load_at(Source::Input(0), index(&self.lhs), lhs.dtype);
+        let mut b = body.load_at(Source::Input(1), index(&self.rhs), rhs.dtype);
+        if self.elements == Elements::Halves {
+            (a, b) = (body.cast(DType::F32, a)?, body.cast(DType::F32, b)?);
+        }
         let product = body.binary(self.elements.product(), a, b)?;
         body.set_result(product);
         let folds: Vec<Expr> = summed.chars().filter_map(|c| self.extent(c, lhs, rhs)).collect();

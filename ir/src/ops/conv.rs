@@ -71,6 +71,7 @@ impl Operator for Conv {
             Elements::Pairs => {
                 (w.dtype != DType::I32 || x.dtype != DType::I32).then_some("products of pairs take i32 and i32")
             }
+            Elements::Halves => Some("convolutions are not of halves"),
         };
         if let Some(message) = wrong {
             return Err(OpError::new(message));

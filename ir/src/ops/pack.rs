@@ -19,15 +19,18 @@ pub enum Elements {
     Bytes,
     /// Two bf16 in an i32: the product of two elements is their `dot2`, an f32.
     Pairs,
+    /// An f16 or bf16, whose products are f32 and exact.
+    Halves,
 }
 
 impl Elements {
     pub(super) fn from_attributes(a: &Attributes) -> Result<Elements, OpError> {
-        match (a.optional_flag("bytes")?, a.optional_flag("pairs")?) {
-            (false, false) => Ok(Elements::Numbers),
-            (true, false) => Ok(Elements::Bytes),
-            (false, true) => Ok(Elements::Pairs),
-            (true, true) => Err(OpError::new("elements are bytes or pairs, not both")),
+        match (a.optional_flag("bytes")?, a.optional_flag("pairs")?, a.optional_flag("halves")?) {
+            (false, false, false) => Ok(Elements::Numbers),
+            (true, false, false) => Ok(Elements::Bytes),
+            (false, true, false) => Ok(Elements::Pairs),
+            (false, false, true) => Ok(Elements::Halves),
+            _ => Err(OpError::new("elements are bytes, pairs or halves, not two of them")),
         }
     }
 
@@ -37,13 +40,14 @@ impl Elements {
             Elements::Numbers => attributes,
             Elements::Bytes => attributes.with("bytes", true),
             Elements::Pairs => attributes.with("pairs", true),
+            Elements::Halves => attributes.with("halves", true),
         }
     }
 
     /// What the product of two elements is.
     pub(super) fn product(self) -> BinaryOp {
         match self {
-            Elements::Numbers => BinaryOp::Mul,
+            Elements::Numbers | Elements::Halves => BinaryOp::Mul,
             Elements::Bytes => BinaryOp::Dot4,
             Elements::Pairs => BinaryOp::Dot2,
         }
@@ -51,7 +55,10 @@ impl Elements {
 
     /// The type of the product of two elements of a type.
     pub(super) fn result_type(self, operand: DType) -> DType {
-        self.product().result_type(operand)
+        match self {
+            Elements::Halves => DType::F32,
+            Elements::Numbers | Elements::Bytes | Elements::Pairs => self.product().result_type(operand),
+        }
     }
 }
 

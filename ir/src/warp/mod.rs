@@ -34,6 +34,7 @@
 //! The other operations: `add(%1, %2)`, `neg(%1)`, `exp2(%1)`, `fma(%1, %2, %3)`, `select(%1, %2, %3)`,
 //! `to_i64(%1)`, `bits_u32(%1)`, `pack_f16(%1, %2)`, `matrix_transposed s1[%0]`.
 
+pub mod bulk;
 mod interp;
 mod parse;
 mod print;
@@ -50,6 +51,7 @@ use crate::expr::{Expr, Symbol};
 use crate::id::{Arena, Id};
 use crate::scalar::{BinaryOp, Constant, UnaryOp};
 pub use crate::tile::Buffer;
+pub use bulk::{Bulk, GroupProduct, Map, Roles};
 
 /// Bytes to which every buffer that a kernel is given is aligned; a wide access counts on it.
 pub const BUFFER_ALIGNMENT: usize = 16;
@@ -72,6 +74,8 @@ pub struct WarpProgram {
     pub threads: u32,
     /// Shared buffers, each block's own, not initialised.
     pub shared: Vec<Shared>,
+    /// Arrays that are fetched from: arguments after all others.
+    pub maps: Vec<Map>,
     /// Types of all values.
     pub values: Arena<DType>,
     /// Body.
@@ -100,6 +104,7 @@ impl WarpProgram {
                 Stmt::For(For { body, .. }) => any(body),
                 Stmt::Let(..) | Stmt::Store { .. } | Stmt::Copy { .. } => false,
                 Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => false,
+                Stmt::Bulk(bulk) => bulk.bodies().into_iter().any(any),
             })
         }
         any(&self.body)
@@ -186,6 +191,8 @@ pub enum Stmt {
     },
     /// A counted loop that carries values.
     For(For),
+    /// What is done for a whole block.
+    Bulk(Bulk),
 }
 
 /// `for var in lo..hi step step`, with bounds that are the same in all threads of the block.
@@ -273,6 +280,8 @@ pub enum Op {
         /// Addend, 4 f32.
         c: [ValueId; 4],
     },
+    /// A product of groups of four warps, which is under way until it is waited for.
+    GroupMma(GroupProduct),
 }
 
 impl Op {
@@ -291,6 +300,9 @@ impl Op {
             Op::Binary(_, a, b) | Op::Pack(_, a, b) => [*a, *b].into_iter().for_each(f),
             Op::Fma(a, b, c) | Op::Select(a, b, c) => [*a, *b, *c].into_iter().for_each(f),
             Op::Mma { a, b, c, .. } => a.iter().chain(b).chain(c).copied().for_each(f),
+            Op::GroupMma(GroupProduct { a, b, c, .. }) => {
+                [a, b].into_iter().filter_map(|o| o.address.index).chain(c.iter().copied()).for_each(f);
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: any text gives a program or an error with its place; the program need not verify.
 
+mod bulk;
+
 use super::{Address, Buffer, Carried, For, Op, Place, Shared, Stmt, ValueId, WarpProgram};
 use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
@@ -60,6 +62,7 @@ impl WarpProgram {
             })?;
         }
         let mut parser = Parser { lexer, types: Vec::new() };
+        let maps = if parser.lexer.eat_word("maps") { parser.maps()? } else { Vec::new() };
         let body = parser.region()?;
         if *parser.lexer.peek() != Token::End {
             return Err(parser.lexer.error("expected the end of the program"));
@@ -68,7 +71,7 @@ impl WarpProgram {
         for ty in parser.types {
             values.push(ty.unwrap_or(DType::Bool));
         }
-        Ok(WarpProgram { name, buffers, dims, grid, threads, shared, values, body })
+        Ok(WarpProgram { name, buffers, dims, grid, threads, shared, maps, values, body })
     }
 }
 
@@ -167,7 +170,10 @@ impl Parser<'_> {
                 Ok(Stmt::Fail { condition: self.value()?, status })
             }
             "for" => Ok(Stmt::For(self.counted_loop()?)),
-            _ => Err(error),
+            word => match self.bulk(word)? {
+                Some(bulk) => Ok(Stmt::Bulk(bulk)),
+                None => Err(error),
+            },
         }
     }
 
@@ -305,6 +311,8 @@ impl Parser<'_> {
                 } else if let Some(to) = named("pack_") {
                     let [a, b] = self.operands()?;
                     Op::Pack(to, a, b)
+                } else if let Some(dtype) = named("group_mma_") {
+                    Op::GroupMma(self.group_product(dtype)?)
                 } else if let Some(dtype) = named("mma_") {
                     let [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3] = self.operands()?;
                     Op::Mma { dtype, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] }

@@ -3,7 +3,7 @@
 //! Invariant: [`WarpProgram::parse`](super::WarpProgram::parse) of the text gives back the program, provided that
 //! every value in it is defined.
 
-use super::{Address, For, Op, Place, Shared, Stmt, ValueId, WarpProgram};
+use super::{Address, Bulk, For, Op, Place, Roles, Shared, Stmt, ValueId, WarpProgram};
 use crate::text::Commas;
 use std::fmt::{self, Display, Formatter, Result};
 
@@ -43,6 +43,7 @@ impl Display for Op {
             Op::Matrix { address, transposed: false } => write!(f, "matrix {address}"),
             Op::Matrix { address, transposed: true } => write!(f, "matrix_transposed {address}"),
             Op::Mma { dtype, a, b, c } => write!(f, "mma_{dtype}({}, {}, {})", Commas(a), Commas(b), Commas(c)),
+            Op::GroupMma(product) => product.fmt(f),
         }
     }
 }
@@ -58,6 +59,10 @@ impl Display for WarpProgram {
             let items =
                 self.shared.iter().enumerate().map(|(i, Shared { dtype, len })| format!("s{i}: {dtype}[{len}]"));
             write!(f, " shared({})", Commas(items))?;
+        }
+        if !self.maps.is_empty() {
+            let items = self.maps.iter().enumerate().map(|(i, map)| format!("m{i}: {map}"));
+            write!(f, " maps({})", Commas(items))?;
         }
         writeln!(f, " {{")?;
         self.write_region(f, &self.body, 1)?;
@@ -102,6 +107,7 @@ impl WarpProgram {
                 }
                 f.write_str(" {")
             }
+            Stmt::Bulk(bulk) => bulk.fmt(f),
         })
     }
 
@@ -121,6 +127,13 @@ impl WarpProgram {
                     }
                     writeln!(f)?;
                 }
+                Stmt::Bulk(Bulk::Roles(Roles { multiply, fetch, .. })) => {
+                    self.write_region(f, multiply, depth + 1)?;
+                    writeln!(f, "{indent}}} fetch {{")?;
+                    self.write_region(f, fetch, depth + 1)?;
+                    writeln!(f, "{indent}}}")?;
+                }
+                Stmt::Bulk(_) => {}
             }
         }
         Ok(())

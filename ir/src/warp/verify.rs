@@ -3,10 +3,13 @@
 //! Invariant: a program that verifies can be interpreted without any check other than those on memory and loop
 //! variables, and translated without any check but for what a target cannot do. All errors are collected.
 
+mod bulk;
+
 use super::{Address, BUFFER_ALIGNMENT, For, LANES, Op, Place, Shared, Stmt, ValueId, WarpProgram};
 use crate::dtype::DType;
 use crate::scalar::{BinaryOp, UnaryOp};
 use crate::tile::loads_from;
+use bulk::Side;
 use std::collections::HashSet;
 
 /// A rule that a warp program breaks.
@@ -39,9 +42,11 @@ impl WarpProgram {
             assigned: vec![false; self.values.len()],
             visible: vec![false; self.values.len()],
             uniform: vec![false; self.values.len()],
+            side: Side::All,
             errors: Vec::new(),
         };
         verifier.head();
+        verifier.maps();
         verifier.region(&self.body, &[], |_| {});
         if verifier.errors.is_empty() { Ok(()) } else { Err(verifier.errors) }
     }
@@ -88,6 +93,8 @@ struct Verifier<'a> {
     visible: Vec<bool>,
     /// Values known to be the same in all threads of a block.
     uniform: Vec<bool>,
+    /// Which threads' statements are looked at.
+    side: Side,
     errors: Vec<VerifyError>,
 }
 
@@ -198,6 +205,7 @@ impl Verifier<'_> {
     }
 
     fn stmt(&mut self, stmt: &Stmt) {
+        self.belongs(stmt);
         match stmt {
             Stmt::Let(ids, op) => {
                 let types: Vec<DType> = ids.iter().filter_map(|&id| self.program.values.get(id).copied()).collect();
@@ -206,6 +214,7 @@ impl Verifier<'_> {
                 }
                 let mut uniform = match op {
                     Op::Thread | Op::Load(..) | Op::Shuffle(..) | Op::Matrix { .. } | Op::Mma { .. } => false,
+                    Op::GroupMma(_) => false,
                     Op::Const(_) | Op::Block | Op::Dim(_) => true,
                     Op::Unary(..) | Op::Exp2(_) | Op::Binary(..) | Op::Fma(..) => true,
                     Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) | Op::Pack(..) => true,
@@ -213,6 +222,10 @@ impl Verifier<'_> {
                 op.for_each_operand(|v| uniform &= self.is_uniform(v));
                 for &id in ids {
                     self.define(stmt, id, uniform);
+                }
+                if let Op::GroupMma(product) = op {
+                    // Their registers are the results' now.
+                    product.c.iter().for_each(|c| self.visible[c.index()] = false);
                 }
             }
             Stmt::Store { address, values, condition } => {
@@ -242,6 +255,7 @@ impl Verifier<'_> {
                 }
             }
             Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => {}
+            Stmt::Bulk(bulk) => self.bulk(stmt, bulk),
             Stmt::Fail { condition, status } => {
                 self.want(stmt, *condition, DType::Bool);
                 if *status == 0 {
@@ -438,6 +452,10 @@ impl Verifier<'_> {
                     self.report(Some(stmt), format!("no matrix product of {dtype}"));
                 }
                 wants = 4;
+                Some(DType::F32)
+            }
+            Op::GroupMma(product) => {
+                wants = self.group_product(stmt, product);
                 Some(DType::F32)
             }
         };

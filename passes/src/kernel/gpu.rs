@@ -12,6 +12,7 @@ use super::emit::{Place, tile_axis};
 use super::fill::{Tiles, Work};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, is_product_sum, kept};
+use super::groups::halves;
 use super::{Builder, row_names};
 use crate::group::Group;
 use kiln_ir::dtype::DType;
@@ -375,7 +376,7 @@ impl Builder<'_> {
 
     /// The tile in another type, where there is one.
     pub(super) fn rounded(&mut self, body: &mut Vec<Stmt>, value: TileId, to: Option<DType>) -> TileId {
-        let Some(to) = to else { return value };
+        let Some(to) = to.filter(|&to| self.program.tiles[value].dtype != to) else { return value };
         let shape = self.program.tiles[value].shape.clone();
         self.emitter(&[]).define(body, to, shape, TileOp::Cast(to, value))
     }
@@ -387,8 +388,18 @@ impl Builder<'_> {
         if m < 8 || n < 8 || k < 8 {
             return None;
         }
+        if self.matrix_of_groups(nest, o, [m, n, k]).is_some() {
+            return Some(());
+        }
+        self.matrix_of(nest, o, None)
+    }
+
+    /// The product in tiles of so many rows, columns and elements of the fold, its operands of that type; or as is best.
+    pub(super) fn matrix_of(&mut self, nest: &FlatNest, o: &Operands, given: Option<([i64; 3], DType)>) -> Option<()> {
+        let guess = |axes: &[Axis]| axes.iter().map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
+        let (m, n, k) = (guess(&o.rows), guess(&o.columns), guess(&nest.folds));
         let gpu = self.machine.gpu?;
-        let least = if k <= 8 { 8 } else { 16 };
+        let least = given.map_or(if k <= 8 { 8 } else { 16 }, |([.., depth], _)| depth);
         // The fold that both operands' tiles walk along: a long one whose elements are neighbours in one of them, around
         // which the others are loops; or all folds as one.
         let neighbours = |a: &&Axis| {
@@ -401,7 +412,11 @@ impl Builder<'_> {
             None => (vec![], folds.clone()),
         };
         // Matrix instructions take 16 elements of the fold at a time.
-        let rounded = gpu.operands.filter(|_| least == 16);
+        let halves = halves(&nest.body, o);
+        let rounded = match given {
+            Some((_, dtype)) => Some(dtype),
+            None => halves.or(gpu.operands).filter(|_| least == 16),
+        };
         let work = Work {
             batch: guess(&o.batch),
             rows: m,
@@ -411,7 +426,11 @@ impl Builder<'_> {
             matrix: rounded.is_some(),
             sizes: [o.left, o.right].map(|factor| kept(&nest.body, factor).size() as i64),
         };
-        let Tiles { rows: bm, columns: bn, depth: bk, splits } = work.tiles(&gpu);
+        let tiles = match given {
+            Some(([rows, columns, depth], _)) => Tiles { rows, columns, depth, splits: 1 },
+            None => work.tiles(&gpu),
+        };
+        let Tiles { rows: bm, columns: bn, depth: bk, splits } = tiles;
         let rows = by_memory(&o.rows, &[&nest.store]);
         let columns = by_memory(&o.columns, &[&nest.store]);
         let (down_count, across_count) = (product(&rows), product(&columns));

@@ -13,6 +13,7 @@ mod fill;
 pub mod flat;
 mod forms;
 mod gpu;
+mod groups;
 mod narrow;
 pub mod scatter;
 mod schedule;
@@ -145,8 +146,7 @@ pub fn tile_program(
     let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.ty(group.output);
     for (n, ty) in types.iter().chain([&output]).enumerate() {
-        if !is_kernel_type(ty.dtype) || machine.gpu.is_some_and(|g| ty.dtype.is_half() && g.operands != Some(ty.dtype))
-        {
+        if !is_kernel_type(ty.dtype) {
             return Err(fail(&format!("{} is no type for kernels", ty.dtype)));
         }
         let written = n == types.len();

@@ -16,6 +16,8 @@ pub struct Gpu {
     /// The type to which the operands of products of f32 are rounded, for matrix instructions (f16 or bf16); the sums stay
     /// f32. Nothing for plain multiply-adds.
     pub operands: Option<DType>,
+    /// Whether there are products of four warps that read tiles fetched by bulk copies (sm_90a).
+    pub groups: bool,
 }
 
 /// What the cost model knows of the target.

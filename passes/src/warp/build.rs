@@ -185,6 +185,16 @@ impl Builder {
         Place::Shared(self.shared.len() - 1)
     }
 
+    /// Begins a region; statements are its until it is closed.
+    pub fn open(&mut self) {
+        self.regions.push(Region::default());
+    }
+
+    /// Ends the region that was opened last. Gives its statements.
+    pub fn close(&mut self) -> Vec<Stmt> {
+        self.regions.pop().unwrap_or_default().stmts
+    }
+
     /// A loop that carries values; `body` is given the loop variable and the values inside, and gives the next ones.
     /// Returns the values after the loop.
     pub fn repeat<E>(

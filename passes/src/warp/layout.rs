@@ -179,6 +179,19 @@ impl<'a> Layouts<'a> {
         layouts
     }
 
+    /// Gives a product and its class the registers of products of four warps: each group of four has 64 rows.
+    pub fn by_groups(&mut self, id: TileId) {
+        let class = self.class(id);
+        let extents: Vec<usize> = self.program.tiles[id].shape.iter().map(|&e| bits_for(e)).collect();
+        let &[rows, columns] = extents.as_slice() else { return };
+        let (t, r) = (Bit::Thread, Bit::Register);
+        let mut down = vec![t(2), t(3), t(4), r, t(5), t(6)];
+        down.extend((7..).map(t).take(rows.saturating_sub(down.len())));
+        let mut across = vec![r, t(0), t(1)];
+        across.resize(columns.max(across.len()), r);
+        self.bits[class] = vec![down, across];
+    }
+
     /// The layout of a tile.
     pub fn of(&self, id: TileId) -> Layout {
         let shape = self.program.tiles[id].shape.clone();

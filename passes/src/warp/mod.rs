@@ -17,6 +17,7 @@ mod pipeline;
 mod product;
 mod reduce;
 mod softmax;
+pub(crate) mod stream;
 mod tiles;
 
 #[cfg(test)]
@@ -26,10 +27,11 @@ use build::Builder;
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tile::{Part, Stmt as TileStmt, TileId, TileOp, TileProgram};
-use kiln_ir::warp::{Op, Stmt, ValueId, WarpProgram};
+use kiln_ir::warp::{Bulk, Op, Stmt, ValueId, WarpProgram};
 use kiln_ir::{DType, Expr};
 use layout::Layouts;
 use std::collections::HashMap;
+use stream::Stream;
 
 /// A tile program cannot be lowered to warp programs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,13 +53,15 @@ pub struct Options {
     pub stages: usize,
     /// Most bytes of shared memory of a block.
     pub shared: usize,
+    /// Whether the GPU has products of four warps and bulk copies (sm_90a).
+    pub groups: bool,
 }
 
 impl Default for Options {
     /// Three stages, and what every GPU from sm_80 on has for each of two blocks (sm_86 has 100 KiB, of which each
     /// block takes 1).
     fn default() -> Options {
-        Options { threads: None, stages: 3, shared: 49 << 10 }
+        Options { threads: None, stages: 3, shared: 49 << 10, groups: false }
     }
 }
 
@@ -84,11 +88,15 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
     let mut kernels = Vec::new();
     for (n, part) in program.parts.iter().enumerate() {
         let name = if program.parts.len() == 1 { program.name.clone() } else { format!("{}_{n}", program.name) };
+        let stream = if options.groups { Stream::of(program, part) } else { None };
         let with = |stages: usize| {
             let lowering = Lowering {
                 program,
                 options: Options { stages, ..options.clone() },
-                layouts: Layouts::choose(program, part, threads),
+                layouts: match &stream {
+                    Some(stream) => stream.layouts(program, part),
+                    None => Layouts::choose(program, part, threads),
+                },
                 code: Builder::new(),
                 env: HashMap::new(),
                 ranges: dims.clone(),
@@ -98,12 +106,12 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
                 fragments: HashMap::new(),
                 definitions: definitions(part),
             };
-            lowering.part(name.clone(), part, dims)
+            lowering.part(name.clone(), (part, stream.as_ref()), dims)
         };
         let bytes = |kernel: &WarpProgram| kernel.shared_layout().1;
         let mut stages = options.stages;
         let mut kernel = with(stages)?;
-        while bytes(&kernel) > options.shared {
+        while stream.is_none() && bytes(&kernel) > options.shared {
             if stages <= 1 {
                 let what = format!("{} bytes of shared memory; {} are allowed", bytes(&kernel), options.shared);
                 return Err(error(what));
@@ -161,14 +169,24 @@ impl Lowering<'_> {
         LowerError { kernel: self.program.name.clone(), what: what.into() }
     }
 
-    fn part(mut self, name: String, part: &Part, dims: &Ranges) -> Result<WarpProgram, LowerError> {
+    fn part(
+        mut self,
+        name: String,
+        (part, stream): (&Part, Option<&Stream<'_>>),
+        dims: &Ranges,
+    ) -> Result<WarpProgram, LowerError> {
         for (n, dim) in dims.keys().enumerate() {
             let value = self.code.op(DType::I64, Op::Dim(n));
             self.env.insert(dim.clone(), value);
         }
         self.grid(part)?;
-        self.region(&part.body)?;
-        let threads = 1 << self.layouts.threads;
+        let (maps, threads) = match stream {
+            Some(stream) => self.stream(stream)?,
+            None => {
+                self.region(&part.body)?;
+                (Vec::new(), 1 << self.layouts.threads)
+            }
+        };
         let (values, shared, body) = self.code.finish();
         Ok(WarpProgram {
             name,
@@ -177,6 +195,7 @@ impl Lowering<'_> {
             grid: part.programs(),
             threads,
             shared,
+            maps,
             values,
             body: without_unused(body),
         })
@@ -253,6 +272,17 @@ fn keep(body: Vec<Stmt>, used: &mut std::collections::HashSet<ValueId>) -> Vec<S
                 kept.push(stmt);
             }
             Stmt::Commit | Stmt::Wait(_) | Stmt::Barrier => kept.push(stmt),
+            Stmt::Bulk(mut bulk) => {
+                bulk.for_each_operand(|v| _ = used.insert(v));
+                if let Bulk::Roles(roles) = &mut bulk {
+                    for body in [&mut roles.multiply, &mut roles.fetch] {
+                        let mut kept = keep(std::mem::take(body), used);
+                        kept.reverse();
+                        *body = kept;
+                    }
+                }
+                kept.push(Stmt::Bulk(bulk));
+            }
             Stmt::Fail { condition, .. } => {
                 used.insert(condition);
                 kept.push(stmt);

@@ -11,9 +11,13 @@
 
 mod state;
 
+use kiln_ptx::emulate::{Swizzle, TensorMap};
 use state::{Node, STATE, State, Status};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::PoisonError;
+
+/// Most bytes of a kernel's parameter: those of a tensor map.
+const MOST_PARAMETER: usize = 128;
 
 const OK: Status = 0;
 const INVALID_VALUE: Status = 1;
@@ -265,16 +269,52 @@ driver! {
             let function = number(function)?;
             let mut arguments = Vec::new();
             for (n, bytes) in state.parameters(function)?.into_iter().enumerate() {
-                let mut value = [0u8; 8];
-                if parameters.is_null() || bytes > 8 {
+                let mut value = vec![0u8; bytes];
+                if parameters.is_null() || bytes > MOST_PARAMETER {
                     return Err(INVALID_VALUE);
                 }
                 // SAFETY: the caller passes a pointer to each argument that the kernel declares, of its size.
                 unsafe { std::ptr::copy_nonoverlapping((*parameters.add(n)).cast(), value.as_mut_ptr(), bytes) };
-                arguments.push(u64::from_le_bytes(value));
+                arguments.push(value);
             }
             let (grid, block) = ([x, y, z], [threads_x, threads_y, threads_z]);
             state.submit(Node::Launch { function, grid, block, shared: shared as usize, arguments })
+        })
+    }
+    fn cuTensorMapEncodeTiled(
+        map: *mut [u8; 128],
+        dtype: c_uint,
+        rank: c_uint,
+        address: *mut c_void,
+        extents: *const u64,
+        strides: *const u64,
+        shape: *const u32,
+        steps: *const u32,
+        interleave: c_uint,
+        swizzle: c_uint,
+        _promotion: c_uint,
+        fill: c_uint,
+    ) {
+        within(|_| {
+            let rank = usize::try_from(rank).ok().filter(|n| (1..=5).contains(n)).ok_or(INVALID_VALUE)?;
+            // SAFETY: the caller passes lists of `rank` numbers, of which those of strides are one fewer.
+            let (extents, strides, shape, steps) = unsafe {
+                (
+                    std::slice::from_raw_parts(extents, rank),
+                    std::slice::from_raw_parts(strides, rank - 1),
+                    std::slice::from_raw_parts(shape, rank),
+                    std::slice::from_raw_parts(steps, rank),
+                )
+            };
+            // Elements of two bytes, no interleaving, the swizzle of 128 bytes, zeros outside.
+            if !matches!(dtype, 1 | 6 | 9) || interleave != 0 || swizzle != 3 || fill != 0 || steps.iter().any(|s| *s != 1) {
+                return Err(INVALID_VALUE);
+            }
+            let (extents, strides, shape) = (extents.to_vec(), strides.to_vec(), shape.to_vec());
+            let address = address.addr() as u64;
+            let made = TensorMap { address, element: 2, extents, strides, shape, swizzle: Swizzle::Row(128) };
+            // SAFETY: as the caller promises.
+            unsafe { give(map, made.encode().map_err(|_| INVALID_VALUE)?) }
         })
     }
     fn cuStreamCreate(stream: *mut *mut c_void, _flags: c_uint) {

@@ -16,7 +16,7 @@ pub type Status = u32;
 /// Something that is done in order on the one stream.
 #[derive(Clone)]
 pub enum Node {
-    Launch { function: usize, grid: [u32; 3], block: [u32; 3], shared: usize, arguments: Vec<u64> },
+    Launch { function: usize, grid: [u32; 3], block: [u32; 3], shared: usize, arguments: Vec<Vec<u8>> },
     Copy { to: u64, from: u64, bytes: usize },
     Set { to: u64, value: u8, bytes: usize },
 }
@@ -175,7 +175,7 @@ impl State {
                 if shared > function.allowed {
                     return Err(INVALID_VALUE);
                 }
-                let arguments = arguments.into_iter().map(Argument::Value).collect();
+                let arguments = arguments.into_iter().map(Argument::Bytes).collect();
                 let launch = Launch { grid, block, shared, arguments };
                 let options = Options { checks: self.worse("checks").is_some(), ..Options::default() };
                 let report = emulate::run(&module, kernel, &launch, &mut self.memory, &options).map_err(|e| {

@@ -6,6 +6,7 @@
 
 use super::{compile, golden, ptxas, tool};
 use kiln_passes::warp::Options;
+use kiln_ptx::Argument;
 use kiln_ptx::emulate::{self, Buffer, Launch};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -82,7 +83,8 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
         eprintln!("SKIPPED: budgets are those of ptxas {VERSION}");
         return;
     }
-    let options = |threads, stages| Options { threads: Some(threads), stages, shared: 100 << 10 };
+    let options = |threads, stages| Options { threads: Some(threads), stages, shared: 100 << 10, groups: false };
+    let groups = Options { groups: true, ..Options::default() };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut text = String::new();
     for (name, arch, tile, options) in [
@@ -94,6 +96,8 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
             super::attention("f16", 1024, (128, 64, 64)),
             options(128, 2),
         ),
+        ("f16 product 128x256x64, 3 groups of warps", "sm_90a", product(512, (128, 256, 64)), groups.clone()),
+        ("f16 product 128x128x64, 3 groups of warps", "sm_90a", product(256, (128, 128, 64)), groups),
         ("softmax of 4096, 4 warps", "sm_90", super::softmax(4096), options(128, 1)),
     ] {
         let (_, module) = compile(&tile, &options);
@@ -108,14 +112,20 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
         // One block in the interpreter.
         let parsed = emulate::Module::parse(&module.text).expect("our own PTX");
         let kernel = parsed.kernel(&module.launch.entry).expect("the entry");
-        let mut buffers: Vec<Buffer> = (0..module.launch.arguments.len())
+        let of_buffers = |a: &&Argument| matches!(a, Argument::Buffer { .. });
+        let mut buffers: Vec<Buffer> = (0..module.launch.arguments.iter().filter(of_buffers).count())
             .map(|_| Buffer { bytes: vec![0; 4 << 20], written: true, initialised: true, granule: 4 })
             .collect();
         let launch = Launch {
             grid: [1, 1, 1],
             block: [module.launch.threads, 1, 1],
             shared: module.launch.dynamic_shared,
-            arguments: (0..buffers.len()).map(emulate::Argument::Buffer).collect(),
+            arguments: (module.launch.arguments.iter().enumerate())
+                .map(|(n, argument)| match argument {
+                    Argument::Map(map) => emulate::Argument::Map(map.buffer, map.into()),
+                    Argument::Buffer { .. } | Argument::Dim(_) | Argument::Status => emulate::Argument::Buffer(n),
+                })
+                .collect(),
         };
         let report = emulate::run(&parsed, kernel, &launch, &mut buffers, &emulate::Options::default()).expect("a run");
         assert_eq!(report.findings, [], "{name}");
@@ -133,11 +143,34 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 continue;
             }
             let of = |what: &str| format!("{what} {}", count(list, what));
-            let kinds = ["HMMA", "LDSM", "LDGSTS", "LDG.E", "STG", "LDS.", "STS", "MUFU", "SHFL", "BAR", "PRMT", "F2F"];
+            let kinds = [
+                "HGMMA",
+                "UTMALDG",
+                "SYNCS",
+                "USETMAXREG",
+                "HMMA",
+                "LDSM",
+                "LDGSTS",
+                "LDG.E",
+                "STG",
+                "LDS.",
+                "STS",
+                "MUFU",
+                "SHFL",
+                "BAR",
+                "PRMT",
+                "F2F",
+            ];
             let kinds: Vec<String> = kinds.iter().filter(|k| count(list, k) > 0).map(|k| of(k)).collect();
             let _ = writeln!(text, "  {what}: {} instructions, {}", list.len(), kinds.join(", "));
         }
-        if name.starts_with("f16") {
+        if arch == "sm_90a" {
+            assert!(!log.contains("serialized") && !log.contains("setmaxnreg"), "{name}: {log}");
+            for none in ["LDGSTS", "LDSM", "PRMT", "LDL", "STL"] {
+                assert_eq!(count(&all, none), 0, "{name}: {none}");
+            }
+            assert!(count(&hot, "HGMMA") > 0 && count(&all, "UTMALDG") > 0, "{name}: {all:?}");
+        } else if name.starts_with("f16") {
             let wide = |what: &str, end: &str| all.iter().filter(|o| o.starts_with(what)).all(|o| o.ends_with(end));
             assert!(count(&hot, "HMMA.16816.F32") > 0 && wide("LDGSTS", "128") && wide("LDSM", "4"), "{name}: {hot:?}");
             // Attention rounds its probabilities, two at a time.

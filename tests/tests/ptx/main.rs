@@ -6,6 +6,7 @@
 
 mod attention;
 mod budgets;
+mod groups;
 mod models;
 mod mutation;
 
@@ -49,6 +50,17 @@ fn execute(
     dims: &[i64],
     options: &emulate::Options,
 ) -> Report {
+    try_execute(module, program, buffers, dims, options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The same for one that may not end.
+fn try_execute(
+    module: &kiln_ptx::Module,
+    program: &WarpProgram,
+    buffers: &mut [Vec<u8>],
+    dims: &[i64],
+    options: &emulate::Options,
+) -> Result<Report, emulate::RunError> {
     let text = emulate::Module::parse(&module.text).unwrap_or_else(|e| panic!("{e}\n{}", module.text));
     let kernel = text.kernel(&module.launch.entry).expect("the entry");
     let (mut next, mut dim, status) = (0, 0, buffers.len() - 1);
@@ -62,6 +74,7 @@ fn execute(
             emulate::Argument::Value(dims[dim - 1] as u64)
         }
         Argument::Status => emulate::Argument::Buffer(status),
+        Argument::Map(map) => emulate::Argument::Map(map.buffer, map.into()),
     });
     let arguments = arguments.collect();
     let symbol = |s: &kiln_ir::expr::Symbol| program.dims.iter().position(|d| d == s).map(|i| dims[i]);
@@ -77,9 +90,9 @@ fn execute(
             Buffer { bytes: bytes.clone(), written: of.is_none_or(|b| b.written), initialised: true, granule }
         })
         .collect();
-    let report = emulate::run(&text, kernel, &launch, &mut given, options).unwrap_or_else(|e| panic!("{e}"));
+    let report = emulate::run(&text, kernel, &launch, &mut given, options)?;
     buffers.iter_mut().zip(given).for_each(|(to, from)| *to = from.bytes);
-    report
+    Ok(report)
 }
 
 /// A program of NVIDIA's tools: what the variable names, or on the PATH, or where `scripts/ptxas.py` puts it.
@@ -106,8 +119,10 @@ fn assemble(name: &str, text: &str) -> Vec<(u32, u32)> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = folder.path().join("kernel.ptx");
     std::fs::write(&source, text).expect("a file in the temporary folder");
-    ["sm_80", "sm_90"]
-        .into_iter()
+    // What is for one GPU is no text for another.
+    let one = text.contains(".target sm_90a");
+    (if one { &["sm_90a"][..] } else { &["sm_80", "sm_90"] })
+        .iter()
         .map(|arch| {
             let output = Command::new(&program)
                 .args(["-arch", arch, "-v", "-warn-spills", "-warn-lmem-usage", "-Werror"])

@@ -6,6 +6,9 @@
 
 use super::alu::{Compare, Convert, FloatOp, IntOp, Mode, Round, Ty};
 use super::parse::{self, Entry, Operand, ParseError, Space as Where, Statement, Variable};
+mod bulk;
+
+pub(super) use bulk::{Bulk, GroupMma, Scale};
 use std::collections::HashMap;
 
 /// Where a value comes from.
@@ -234,6 +237,7 @@ pub(super) enum Op {
     },
     Commit,
     Wait(Option<u64>),
+    Bulk(Box<Bulk>),
     Trap,
 }
 
@@ -274,6 +278,11 @@ impl Kernel {
     /// Bytes of each parameter.
     pub fn parameter_bytes(&self) -> impl Iterator<Item = usize> + '_ {
         self.parameters.iter().map(|(_, bytes)| *bytes)
+    }
+
+    /// Whether there are products of four warps.
+    pub(super) fn has_products(&self) -> bool {
+        self.instructions.iter().any(|i| matches!(&i.op, Op::Bulk(bulk) if matches!(**bulk, Bulk::Mma(_))))
     }
 
     /// Bytes of the variables in shared memory.
@@ -407,9 +416,12 @@ impl<'a> Decoder<'a> {
                 (None, Some(&n)) => Ok(Src::Imm(n)),
                 (None, None) => Err(format!("`{}` is not declared", name.lines().next().unwrap_or(name))),
             },
-            Operand::Pair(..) | Operand::Not(_) | Operand::Memory(..) | Operand::List(_) | Operand::Nothing => {
-                Err("a register or a number belongs here".into())
-            }
+            Operand::Pair(..)
+            | Operand::Not(_)
+            | Operand::Memory(..)
+            | Operand::Tensor(..)
+            | Operand::List(_)
+            | Operand::Nothing => Err("a register or a number belongs here".into()),
         }
     }
 
@@ -508,12 +520,20 @@ impl<'a> Decoder<'a> {
             let [a, b, c] = [self.float_src(ty, at(1)?)?, self.float_src(ty, at(2)?)?, self.float_src(ty, at(3)?)?];
             Ok(Op::Fma(ty, mode(0.0), self.reg(at(0)?)?, a, b, c))
         };
+        if let Some(bulk) = self.bulk(s, &name)? {
+            return Ok(Op::Bulk(Box::new(bulk)));
+        }
         match name[0] {
             "mov" => self.mov(typed()?, at(0)?, at(1)?),
             "cvta" | "isspacep" if name[0] == "cvta" => {
                 let shared = has("shared") || has("shared::cta");
                 let (d, a) = (self.reg(at(0)?)?, self.src(at(1)?)?);
-                Ok(match (shared, has("to")) {
+                let parameter = has("param");
+                Ok(match (shared || parameter, has("to")) {
+                    (true, to) if parameter => {
+                        let op = if to { IntOp::Sub } else { IntOp::Add };
+                        Op::Int(op, Ty::U64, d, a, Src::Imm(super::PARAMETER_WINDOW))
+                    }
                     (false, _) => Op::Mov(d, a, u64::MAX),
                     (true, true) => Op::Int(IntOp::Sub, Ty::U64, d, a, Src::Imm(super::SHARED_WINDOW)),
                     (true, false) => Op::Int(IntOp::Add, Ty::U64, d, a, Src::Imm(super::SHARED_WINDOW)),
@@ -610,6 +630,7 @@ impl<'a> Decoder<'a> {
                 Ok(Op::St { space: space(), ty, sources, address: self.address(at(0)?)? })
             }
             "atom" | "red" if name[0] == "atom" || !has("async") => self.atom(s, &name, space()),
+            "fence" if has("mbarrier_init") => Ok(Op::Bulk(Box::new(Bulk::ProxyFence))),
             "membar" | "fence" | "prefetch" | "prefetchu" | "nanosleep" | "discard" | "applypriority" => Ok(Op::Nop),
             "createpolicy" => Ok(Op::Mov(self.reg(at(0)?)?, Src::Imm(0), u64::MAX)),
             "griddepcontrol" => Ok(Op::Nop),

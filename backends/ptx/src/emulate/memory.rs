@@ -105,6 +105,8 @@ struct Cell {
     list: u32,
     /// The thread that is copying here.
     copying: u32,
+    /// Whether a bulk copy has written it.
+    bulk: bool,
 }
 
 /// What a block's threads know of one another.
@@ -119,13 +121,31 @@ impl Order {
     }
 
     /// Whether what a thread (from 0) did at a time is before what another one does now.
-    fn before(&self, other: u32, time: u32, me: u32) -> bool {
+    pub fn before(&self, other: u32, time: u32, me: u32) -> bool {
         other == me || self.seen[me as usize / 32][other as usize / 32] > time
     }
 
     /// Whether what warps did at these times, or never where it is 0, is before what a thread does now.
     fn all_before(&self, times: &[u32], me: u32) -> bool {
         self.seen[me as usize / 32].iter().zip(times).all(|(seen, time)| *time == 0 || seen > time)
+    }
+
+    /// The next time.
+    pub fn tick(&mut self) -> u32 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// What a warp has seen, and what it did itself.
+    pub fn snapshot(&self, warp: usize) -> Vec<u32> {
+        let mut seen = self.seen[warp].clone();
+        seen[warp] = self.clock;
+        seen
+    }
+
+    /// A warp has seen what somebody else had.
+    pub fn merge(&mut self, warp: usize, seen: &[u32]) {
+        self.seen[warp].iter_mut().zip(seen).for_each(|(own, seen)| *own = (*own).max(*seen));
     }
 
     /// The lanes of a warp have seen one another.
@@ -267,6 +287,25 @@ impl Shared {
             *cell = Cell { writer: me + 1, written: order.clock, copying, ..Cell::default() };
         }
         wrong
+    }
+
+    /// When the granule was written.
+    pub fn stamp(&self, at: usize) -> u32 {
+        self.cells.get(at / self.granule).map_or(0, |c| c.written)
+    }
+
+    /// A bulk copy has written here.
+    pub fn by_copy(&mut self, at: usize, bytes: usize) {
+        for n in self.range(at, bytes) {
+            self.cells[n].bulk = true;
+        }
+    }
+
+    /// The thread that wrote here and has no fence after that, which bulk copies and products need.
+    pub fn unfenced(&self, at: usize, fences: &[u32]) -> Option<u32> {
+        let cell = self.cells.get(at / self.granule).filter(|c| !c.bulk)?;
+        let writer = cell.writer.checked_sub(1)?;
+        (fences.get(writer as usize).is_none_or(|f| *f <= cell.written)).then_some(writer)
     }
 
     /// The copy of thread `me` has landed.

@@ -15,11 +15,13 @@ mod machine;
 mod matrix;
 mod memory;
 mod parse;
+mod tensor;
 #[cfg(test)]
 mod tests;
 
 pub use decode::Kernel;
 pub use parse::ParseError;
+pub use tensor::{Swizzle, TensorMap};
 
 use decode::variable_base;
 use memory::{Global, base};
@@ -30,6 +32,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Where shared memory begins among generic addresses.
 const SHARED_WINDOW: u64 = 0x7fff << 40;
+
+/// Where parameters begin among generic addresses.
+const PARAMETER_WINDOW: u64 = 0x7ffe << 40;
 
 /// A module: its kernels and its variables.
 #[derive(Clone, Debug)]
@@ -73,12 +78,16 @@ pub struct Buffer {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {
     /// Where the n-th buffer begins.
     Buffer(usize),
     /// The low bytes of a number.
     Value(u64),
+    /// A tensor map, which begins so many bytes after its address in the n-th buffer.
+    Map(usize, TensorMap),
+    /// The bytes themselves.
+    Bytes(Vec<u8>),
 }
 
 /// How a kernel is started.
@@ -153,6 +162,8 @@ pub enum Kind {
     Pending,
     /// A barrier, shuffle or matrix instruction that only some lanes of a warp reach.
     Divergent,
+    /// A product reads or adds to registers or shared memory that no fence stands before.
+    Unfenced,
     /// Threads wait at a barrier that others never reach.
     MissingBarrier,
     /// A shuffle reads a lane that does not take part.
@@ -174,6 +185,7 @@ impl Kind {
             Kind::GlobalRace => "race in global memory",
             Kind::Pending => "copy not waited for",
             Kind::Divergent => "divergent",
+            Kind::Unfenced => "missing fence",
             Kind::MissingBarrier => "missing barrier",
             Kind::AbsentLane => "absent lane",
             Kind::Trap => "trap",
@@ -333,6 +345,17 @@ pub fn run(
             Argument::Buffer(n) if *n < buffers.len() => base(*n),
             Argument::Buffer(n) => return Err(wrong(format!("there is no buffer {n}"))),
             Argument::Value(v) => *v,
+            Argument::Map(n, map) if *n < buffers.len() => {
+                let map = TensorMap { address: base(*n).wrapping_add(map.address), ..map.clone() };
+                let encoded = map.encode().map_err(|e| wrong(format!("a tensor map with {e}")))?;
+                parameters[at..at + bytes].iter_mut().zip(encoded).for_each(|(to, from)| *to = from);
+                continue;
+            }
+            Argument::Map(n, _) => return Err(wrong(format!("there is no buffer {n}"))),
+            Argument::Bytes(all) => {
+                parameters[at..at + bytes].iter_mut().zip(all).for_each(|(to, from)| *to = *from);
+                continue;
+            }
         };
         for (to, from) in parameters[at..at + bytes].iter_mut().zip(value.to_le_bytes()) {
             *to = from;

@@ -44,6 +44,8 @@ pub(super) enum Operand {
     /// A variable, a special register or a label, by name.
     Name(String),
     Memory(Box<Operand>, i64),
+    /// `[%d, {%r, %s}]`: a tensor map and coordinates.
+    Tensor(Box<Operand>, Vec<Operand>),
     List(Vec<Operand>),
     /// `_`
     Nothing,
@@ -632,6 +634,14 @@ impl Body<'_> {
             let mut offset = 0i64;
             if lexer.take('+') || *lexer.peek() == Token::Mark('-') {
                 offset = lexer.number()? as i64;
+            }
+            if lexer.take(',') {
+                let at = self.operand(lexer)?;
+                lexer.expect(']')?;
+                return Ok(match at {
+                    Operand::List(at) => Operand::Tensor(Box::new(base), at),
+                    one => Operand::Tensor(Box::new(base), vec![one]),
+                });
             }
             lexer.expect(']')?;
             return Ok(Operand::Memory(Box::new(base), offset));

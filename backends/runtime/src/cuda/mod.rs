@@ -12,6 +12,7 @@ mod device;
 mod memory;
 mod model;
 mod staging;
+mod tensor;
 
 pub use device::{Device, Properties};
 pub use model::{Model, Visit};
@@ -36,12 +37,29 @@ pub struct Kernel {
 }
 
 /// An argument of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {
     /// Where the slot lies that is the n-th argument of the plan's step.
     Slot(usize),
     /// A u32 that is 0 before and greater than 0 after a check that failed.
     Status,
+    /// A tensor map over a slot.
+    Map(TensorMap),
+}
+
+/// An array of elements of 2 bytes in a slot, of which boxes are fetched with the swizzle of 128 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// The slot, the n-th argument of the plan's step.
+    pub slot: usize,
+    /// Its element where the array begins.
+    pub first: u64,
+    /// Elements along each axis, first that of neighbours.
+    pub extents: Vec<u64>,
+    /// Elements from one place to the next along each axis but the first.
+    pub strides: Vec<u64>,
+    /// Elements of a box along each axis.
+    pub shape: Vec<u32>,
 }
 
 /// There is no GPU to run on.

@@ -5,7 +5,7 @@
 
 use super::memory::{Layout, Memory};
 use super::staging::Staging;
-use super::{Argument, CudaError, Device, Kernel, meaning};
+use super::{Argument, CudaError, Device, Kernel, meaning, tensor};
 use cudarc::driver::sys::{
     CUevent_flags, CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
 };
@@ -33,6 +33,12 @@ pub struct Model {
 struct Loaded {
     kernel: Kernel,
     function: CudaFunction,
+}
+
+/// An argument as the driver takes it.
+enum Given {
+    Pointer(u64),
+    Map(tensor::Encoded),
 }
 
 enum Segment {
@@ -189,18 +195,25 @@ impl Model {
             Some(Step::Launch { kernel, arguments, .. }) => {
                 let none = || CudaError::Inconsistent(format!("there is no code for kernel {kernel}"));
                 for part in self.kernels.get(*kernel).ok_or_else(none)? {
-                    let mut pointers = Vec::with_capacity(part.kernel.arguments.len());
+                    let mut given = Vec::with_capacity(part.kernel.arguments.len());
                     for argument in &part.kernel.arguments {
-                        pointers.push(match argument {
+                        given.push(Given::Pointer(match argument {
                             Argument::Status => self.memory.address(self.layout.status + 4 * n as u64),
+                            Argument::Map(map) => {
+                                let none = || CudaError::Inconsistent(format!("step {n} has no argument {}", map.slot));
+                                let (at, bytes) = on_device(*arguments.get(map.slot).ok_or_else(none)?)?;
+                                let encoded = tensor::encode(map, self.memory.address(at), bytes as u64)?;
+                                given.push(Given::Map(encoded));
+                                continue;
+                            }
                             Argument::Slot(k) => {
                                 let none = || CudaError::Inconsistent(format!("step {n} has no argument {k}"));
                                 let slot = arguments.get(*k).ok_or_else(none)?;
                                 self.memory.address(on_device(*slot)?.0)
                             }
-                        });
+                        }));
                     }
-                    self.launch(part, &pointers)?;
+                    self.launch(part, &given)?;
                 }
             }
             Some(Step::Copy { from, to }) => {
@@ -213,14 +226,17 @@ impl Model {
         Ok(())
     }
 
-    fn launch(&self, part: &Loaded, pointers: &[u64]) -> Result<(), CudaError> {
+    fn launch(&self, part: &Loaded, given: &[Given]) -> Result<(), CudaError> {
         let Kernel { entry, blocks, threads, dynamic_shared, .. } = &part.kernel;
         if *blocks == 0 {
             return Ok(());
         }
         let mut launch = self.device.stream.launch_builder(&part.function);
-        for pointer in pointers {
-            launch.arg(pointer);
+        for argument in given {
+            match argument {
+                Given::Pointer(address) => launch.arg(address),
+                Given::Map(map) => launch.arg(map),
+            };
         }
         let shape =
             LaunchConfig { grid_dim: (*blocks, 1, 1), block_dim: (*threads, 1, 1), shared_mem_bytes: *dynamic_shared };

@@ -29,6 +29,14 @@ pub enum RunError {
         /// What is wrong.
         message: String,
     },
+    /// Threads of the program do different things at a time; its PTX can be interpreted instead.
+    #[error("warp program @{program}: `{statement}` is only interpreted as PTX")]
+    Concurrent {
+        /// Name of the program.
+        program: String,
+        /// First line of the statement in the text form.
+        statement: String,
+    },
     /// A thread did what it must not.
     #[error("warp program @{program}: `{statement}`: block {block}, thread {thread}: {fault}")]
     Fault {
@@ -200,6 +208,10 @@ impl Machine<'_> {
         }
     }
 
+    fn concurrent(&self, stmt: &Stmt) -> RunError {
+        RunError::Concurrent { program: self.program.name.clone(), statement: self.program.head(stmt).to_string() }
+    }
+
     /// The first element of each thread's access; nothing in threads where the condition does not hold.
     fn places(&self, address: &Address, condition: Option<ValueId>) -> Vec<Option<i64>> {
         let index = address.index.map(|i| self.get(i));
@@ -253,6 +265,7 @@ impl Machine<'_> {
                 }
             }
             Stmt::For(counted) => self.counted_loop(stmt, counted)?,
+            Stmt::Bulk(_) => return Err(self.concurrent(stmt)),
         }
         Ok(())
     }
@@ -301,6 +314,7 @@ impl Machine<'_> {
                 }
                 return Ok(());
             }
+            Op::GroupMma(_) => return Err(self.concurrent(stmt)),
             Op::Const(c) => vec![c.bits; threads],
             Op::Thread => (0..threads as u64).collect(),
             Op::Block => vec![self.block as u64; threads],

@@ -20,7 +20,7 @@ pub(super) struct Access {
 
 /// An address in bytes of the space that it is in.
 #[derive(Clone, Copy)]
-enum Spot {
+pub(super) enum Spot {
     Global(usize, usize),
     Shared(usize),
     Local(usize),
@@ -29,7 +29,14 @@ enum Spot {
 
 impl<'a> Machine<'a> {
     /// Where an access of one lane goes; nothing (and a finding) where that is nowhere.
-    fn spot(&mut self, i: &Instruction, space: Space, address: u64, bytes: usize, thread: u32) -> Option<Spot> {
+    pub(super) fn spot(
+        &mut self,
+        i: &Instruction,
+        space: Space,
+        address: u64,
+        bytes: usize,
+        thread: u32,
+    ) -> Option<Spot> {
         if !address.is_multiple_of(bytes.max(1) as u64) {
             let detail = format!("{bytes} bytes at address {address:#x}");
             self.report(Kind::Misaligned, i.line, thread, detail);
@@ -92,7 +99,7 @@ impl<'a> Machine<'a> {
     }
 
     /// What is wrong with a race or a read, as a finding.
-    fn wrong(&mut self, i: &Instruction, me: u32, found: Option<(Kind, u32)>) {
+    pub(super) fn wrong(&mut self, i: &Instruction, me: u32, found: Option<(Kind, u32)>) {
         let Some((kind, other)) = found else { return };
         let detail = match kind {
             Kind::SharedRace => match other {
@@ -107,7 +114,15 @@ impl<'a> Machine<'a> {
         self.report(kind, i.line, me, detail);
     }
 
-    fn read(&mut self, warp: &Warp, i: &Instruction, spot: &Spot, lane: usize, each: usize, count: usize) -> [u64; 8] {
+    pub(super) fn read(
+        &mut self,
+        warp: &Warp,
+        i: &Instruction,
+        spot: &Spot,
+        lane: usize,
+        each: usize,
+        count: usize,
+    ) -> [u64; 8] {
         let me = (32 * warp.number + lane) as u32;
         let mut values = [0; 8];
         match *spot {

@@ -6,6 +6,7 @@
 //! Here is what is launched and whose turn it is; [`step`] is what instructions do, [`access`] where they read and write.
 
 mod access;
+mod bulk;
 mod step;
 
 use super::decode::Kernel;
@@ -57,6 +58,7 @@ struct Warp {
     /// Groups of copies that each lane has closed.
     closed: [u64; 32],
     waiting: Option<usize>,
+    products: bulk::Products,
     steps: u64,
     local: Vec<Vec<u8>>,
 }
@@ -74,6 +76,8 @@ enum Flow {
     Next,
     Jump(u32, usize),
     Wait,
+    /// Waits, and executes the instruction again.
+    Again,
     End,
 }
 
@@ -85,6 +89,9 @@ pub(super) struct Machine<'a> {
     shared: Shared,
     order: Order,
     barriers: Vec<Barrier>,
+    bulk: bulk::Barriers,
+    /// When each thread's last `fence.proxy.async` was.
+    fences: Vec<u32>,
     findings: BTreeMap<(usize, Kind), Finding>,
     counts: Counts,
     checks: bool,
@@ -107,6 +114,8 @@ impl<'a> Machine<'a> {
             shared: Shared::new(shape.shared, shape.kernel.granule.max(1), checks),
             order: Order::new(0),
             barriers: Vec::new(),
+            bulk: bulk::Barriers::new(),
+            fences: Vec::new(),
             findings: BTreeMap::new(),
             counts: Counts::default(),
             checks,
@@ -136,6 +145,8 @@ impl<'a> Machine<'a> {
         self.order = Order::new(count);
         self.shared.clear();
         self.barriers = (0..16).map(|_| Barrier::default()).collect();
+        self.bulk.clear();
+        self.fences = vec![0; 32 * count];
         self.random = shape.options.seed ^ block.wrapping_mul(0x2545_f491_4f6c_dd1d);
         let registers = shape.kernel.registers.len();
         let mut warps = std::mem::take(&mut self.warps);
@@ -148,6 +159,7 @@ impl<'a> Machine<'a> {
             copies: Vec::new(),
             closed: [0; 32],
             waiting: None,
+            products: bulk::Products::default(),
             steps: 0,
             local: Vec::new(),
         });
@@ -159,6 +171,10 @@ impl<'a> Machine<'a> {
             warp.copies.clear();
             warp.closed = [0; 32];
             (warp.waiting, warp.steps) = (None, 0);
+            warp.products = bulk::Products::default();
+            if shape.kernel.has_products() {
+                warp.products.touched = vec![0; registers];
+            }
             if shape.kernel.local > 0 {
                 warp.local = vec![vec![0xff; shape.kernel.local]; 32];
             }
@@ -179,7 +195,7 @@ impl<'a> Machine<'a> {
             }
             let mut ran = false;
             for &w in &order {
-                if warps[w].live == 0 || warps[w].waiting.is_some() {
+                if warps[w].live == 0 || warps[w].waiting.is_some() || warps[w].products.blocked.is_some() {
                     continue;
                 }
                 ran = true;
@@ -197,6 +213,11 @@ impl<'a> Machine<'a> {
                     let detail = format!("the threads at barrier {id} wait for others for ever");
                     self.report(Kind::MissingBarrier, line, 32 * warp as u32, detail);
                 }
+                let stuck = warps.iter().find_map(|w| Some((w.products.blocked?, w.number)));
+                if let Some(((at, parity, line), warp)) = stuck {
+                    let detail = format!("the phase of parity {parity} of the barrier at {at} never ends");
+                    self.report(Kind::MissingBarrier, line, 32 * warp as u32, detail);
+                }
                 return Ok(());
             }
         }
@@ -204,6 +225,11 @@ impl<'a> Machine<'a> {
 
     /// Lets go of those who wait at barriers that all have reached.
     fn release(&mut self, warps: &mut [Warp]) {
+        for warp in warps.iter_mut() {
+            if warp.products.blocked.is_some_and(|(at, parity, _)| self.has_ended(at, parity)) {
+                warp.products.blocked = None;
+            }
+        }
         let live = warps.iter().filter(|w| w.live != 0).count() as u32 * 32;
         for id in 0..self.barriers.len() {
             let barrier = &mut self.barriers[id];
@@ -308,6 +334,10 @@ impl<'a> Machine<'a> {
                     Flow::Wait => {
                         warp.groups[0].0 = at + 1;
                         merge(&mut warp.groups);
+                        return Ok(());
+                    }
+                    Flow::Again => {
+                        warp.groups[0].0 = at;
                         return Ok(());
                     }
                     Flow::End => {

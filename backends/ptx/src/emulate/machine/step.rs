@@ -32,6 +32,9 @@ impl<'a> Machine<'a> {
             Src::Reg(r) => {
                 if self.checks {
                     self.defined(warp, i, r, mask);
+                    if !warp.products.under_way.is_empty() {
+                        self.not_busy(warp, i, r);
+                    }
                 }
                 warp.registers[r]
             }
@@ -234,6 +237,7 @@ impl<'a> Machine<'a> {
                 self.copy(warp, i, active, (*to, *from), *bytes, (*read, *off));
             }
             Op::Commit => lanes(active).for_each(|l| warp.closed[l] += 1),
+            Op::Bulk(bulk) => return self.bulk(warp, i, active, bulk),
             Op::Wait(groups) => {
                 let copies = std::mem::take(&mut warp.copies);
                 let (done, open): (Vec<Copy>, Vec<Copy>) = copies.into_iter().partition(|c| {
@@ -452,6 +456,9 @@ pub(super) fn put(warp: &mut Warp, d: usize, mask: u32, f: impl Fn(usize) -> u64
         }
     }
     warp.defined[d] |= mask;
+    if let Some(touched) = warp.products.touched.get_mut(d) {
+        *touched = warp.steps;
+    }
 }
 
 /// `a * b + c` of f32 in all lanes.
