@@ -5,7 +5,7 @@ use super::{Spec, of, onnx};
 use crate::onnx::import::{Body, Context, Failure, Outputs, S};
 use kiln_ir::graph::ValueId;
 use kiln_ir::ops::Reduce;
-use kiln_ir::{BinaryOp, DType, Expr};
+use kiln_ir::{BinaryOp, DType, Expr, Tensor};
 
 pub(super) const OPS: &[Spec] = &[
     onnx("QuantizeLinear", 10, &["axis", "block_size", "output_dtype", "precision", "saturate"], quantize),
@@ -103,6 +103,9 @@ fn dequantize(cx: &mut Context) -> Result<Outputs, Failure> {
     let (axis, block) = (cx.node.int_or("axis", 1)?, cx.node.int_or("block_size", 0)?);
     let to = type_attribute(cx, "output_dtype")?.unwrap_or(cx.dtype(scale));
     let integer = cx.dtype(x).is_int();
+    if let Some(y) = matrix_of_few_bits(cx, [x, scale], zero_point, axis, block)? {
+        return Ok(cx.cast(y, to)?.into());
+    }
     let scale = spread(cx, scale, x, axis, block)?;
     let mut inputs = vec![x, scale];
     if let (Some(z), true) = (zero_point, integer) {
@@ -128,6 +131,67 @@ fn dequantize(cx: &mut Context) -> Result<Outputs, Failure> {
         return Err(Failure::invalid(format!("the scale does not broadcast to {}", cx.ty(x))));
     }
     Ok(y.into())
+}
+
+/// A constant matrix of 2 or 4 bits in blocks along an axis, as `MatMulNBits` has it: its numbers as unsigned bytes `[n, blocks, block]`,
+/// with a scale and a zero point for each block, so that products unpack it in registers. Nothing where it is no such matrix.
+fn matrix_of_few_bits(
+    cx: &mut Context,
+    [x, scale]: [ValueId; 2],
+    zero: Option<ValueId>,
+    axis: i64,
+    block: i64,
+) -> Result<Option<ValueId>, Failure> {
+    let up = match cx.dtype(x) {
+        DType::I4 => 8,
+        DType::I2 => 2,
+        DType::U4 | DType::U2 => 0,
+        _ => return Ok(None),
+    };
+    let Ok(block @ 1..) = usize::try_from(block) else { return Ok(None) };
+    let (Some(t), Some(scales)) = (cx.constant_of(x).cloned(), cx.constant_of(scale).cloned()) else { return Ok(None) };
+    let zeros = match zero {
+        Some(z) if cx.dtype(z) != cx.dtype(x) => return Ok(None),
+        Some(z) => match cx.constant_of(z).cloned() {
+            Some(zeros) => Some(zeros),
+            None => return Ok(None),
+        },
+        None => None,
+    };
+    let along_rows = cx.axis(axis, cx.rank(x))? == 0;
+    let &[rows, columns] = t.shape() else { return Ok(None) };
+    let (n, k) = if along_rows { (columns, rows) } else { (rows, columns) };
+    let blocks = k / block;
+    let parameters = if along_rows { [blocks, n] } else { [n, blocks] };
+    let fits = scales.shape() == parameters && zeros.as_ref().is_none_or(|z| z.shape() == parameters);
+    if k % block != 0 || t.is_empty() || !fits || scales.dtype() != DType::F32 {
+        return Ok(None);
+    }
+    // With the axis of the blocks last.
+    let turned = |values: Vec<i64>, k: usize| -> Vec<u8> {
+        let at = |row: usize, column: usize| if along_rows { column * n + row } else { row * k + column };
+        let value = |i: usize| values.get(at(i / k, i % k)).map_or(0, |v| (v + up) as u8);
+        (0..n * k).map(value).collect()
+    };
+    let Some(numbers) = t.to_i64() else { return Ok(None) };
+    let numbers = cx.constant(Tensor::new(DType::U8, vec![n, blocks, block], turned(numbers, k))?);
+    let scale = if along_rows { cx.transpose(scale, &[1, 0])? } else { scale };
+    let per_block = [n, blocks, 1].map(Expr::from).to_vec();
+    let mut inputs = vec![numbers, cx.reshape(scale, per_block)?];
+    if let Some(zeros) = zeros.and_then(|z| z.to_i64()) {
+        inputs.push(cx.constant(Tensor::new(DType::U8, vec![n, blocks, 1], turned(zeros, blocks))?));
+    }
+    let y = cx.map(&inputs, |b, a| {
+        let (w, s) = (b.cast(DType::F32, a[0]), a[1]);
+        let zero = match a.get(2) {
+            Some(&z) => b.cast(DType::F32, z),
+            None => b.lit(w, up as f64),
+        };
+        let steps = b.sub(w, zero);
+        b.mul(steps, s)
+    })?;
+    let y = cx.reshape(y, vec![Expr::from(n), Expr::from(k)])?;
+    Ok(Some(if along_rows { cx.transpose(y, &[1, 0])? } else { y }))
 }
 
 /// The value as u8 with its scale and zero point, which cover the range of the values and 0.
