@@ -83,8 +83,8 @@ fn an_artifact_says_what_its_checkpoint_says() {
     let (place, model) = (Place::new(), fixture("tiny.gguf"));
     let artifact = place.path("tiny.kiln");
     let made = kiln!("compile", &model, "-o", &artifact, "--context", "48", "--json").succeeds().json();
-    assert_eq!(made["entries"], serde_json::json!(["one", "all"]));
-    // Three programs, and the weights of one.
+    assert_eq!(made["entries"], serde_json::json!(["one", "all", "packed"]));
+    // Four programs, and the weights of one.
     let plain = kiln!("inspect", &artifact, "--json").succeeds().json();
     assert_eq!(plain["weight_bytes"], made["weight_bytes"]);
     for case in expected() {
