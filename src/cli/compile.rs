@@ -287,7 +287,7 @@ impl Args {
         let hosts = compiled.notes.hosts.len();
         let seconds = start.elapsed().as_secs_f64();
         talk.say(format_args!(
-            "{} kernels for {} ({}), {hosts} host ops, in {seconds:.2} s; never run on hardware",
+            "{} kernels for {} ({}), {hosts} host ops, in {seconds:.2} s",
             launches, target.name, target.what,
         ));
         if talk.json {

@@ -94,12 +94,12 @@ pub fn report(compiled: &Compiled, talk: Talk) -> Result<(), Error> {
         ("us on H100", Align::Right),
         ("what", Align::Left),
     ];
-    let mut text = format!("kernels for {}; never run on hardware\n", compiled.architecture.name);
+    let mut text = format!("kernels for {}\n", compiled.architecture.name);
     text.push_str(&table("  ", columns, &rows));
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "estimates from public data (rooflines, occupancy on A100) that nobody has measured; all kernels together, at least:"
+        "estimates from public data (rooflines, occupancy on A100), not measured; all kernels together, at least:"
     );
     for (gpu, total) in GPUS.iter().zip(&totals) {
         let _ = writeln!(text, "  {}: {:.0} us", gpu.name, total * 1e6);

@@ -38,8 +38,8 @@ pub struct Args {
     /// Draw a picture instead
     #[arg(long, value_name = "KIND", conflicts_with_all = ["graph", "plan", "json"])]
     picture: Option<Picture>,
-    /// Show the kernels for this GPU architecture: launches, registers (where ptxas is found), and estimates of speed that
-    /// nobody has measured
+    /// Show the kernels for this GPU architecture: launches, registers (where ptxas is found), and estimates of speed, not
+    /// measurements
     #[arg(long, value_name = "SM", conflicts_with_all = ["graph", "plan", "picture", "cpu"])]
     target: Option<Architecture>,
     #[command(flatten)]

@@ -210,8 +210,8 @@ impl Args {
         }
         let _ = writeln!(
             text,
-            "{} kernels, {} instructions of warps ({} of threads), {} bank conflicts, {:.0} % of moved sectors needed; \
-             interpreted, never run on hardware",
+            "{} kernels, {} instructions of warps ({} of threads), {} bank conflicts, {:.0} % of moved sectors needed, \
+             in the interpreter",
             kernels.len(),
             total.instructions,
             total.thread_instructions,
