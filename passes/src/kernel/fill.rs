@@ -12,18 +12,20 @@ pub(super) const SECTOR: i64 = 32;
 const JOIN: i64 = 2000;
 
 /// Bytes in a nanosecond that all multiprocessors together read of sums that were just written.
-const JOINED: i64 = 1500;
+const JOINED: i64 = 8000;
 
 /// Bytes in a nanosecond that one multiprocessor gets of the memory, and of what others read too.
 const STREAM: i64 = 24;
 const SHARED: i64 = 100;
 
 /// Nanoseconds for one place of the fold of a tile of 1,024 elements in each quarter of a multiprocessor, by multiply-adds.
-const STEP: i64 = 37;
+const STEP: i64 = 40;
 
-/// Nanoseconds of a step whose operands are read, rounded and stored before they are multiplied, and products in a nanosecond.
+/// Nanoseconds of a step whose operands are copied ahead, and of one that reads, rounds and stores some before they are multiplied;
+/// and products in a nanosecond.
+const COPY: i64 = 150;
 const ROUND: i64 = 300;
-const PRODUCTS: i64 = 1000;
+const PRODUCTS: i64 = 2000;
 
 /// Most shares of a fold.
 const MOST_SPLITS: i64 = 16;
@@ -91,12 +93,13 @@ impl Work {
         let each = if self.matrix {
             let [left, right] = self.sizes;
             let read = (t.rows * left + t.columns * right) * t.depth / SHARED;
-            ROUND + resident * (read + t.rows * t.columns * t.depth / PRODUCTS)
+            let wait = if left.max(right) > 2 { ROUND } else { COPY };
+            wait + resident * (read + t.rows * t.columns * t.depth / PRODUCTS)
         } else {
             let warps = (t.rows * t.columns / 1024).max(1);
-            // Large tiles read their operands less often.
-            let step = if t.rows.min(t.columns) >= 128 { STEP * 4 / 5 } else { STEP };
-            ceil(resident * warps, 4) * t.depth * step
+            // Square tiles read their operands less often; for a tile of 64 by 64 this is 1.
+            let reads = (t.rows + t.columns) as f64 / (4.0 * (t.rows * t.columns) as f64).sqrt();
+            (ceil(resident * warps, 4) * t.depth * STEP) * (100.0 * reads) as i64 / 100
         };
         let sums = t.splits * self.batch * self.rows * self.columns * 8;
         steps * each + if t.splits > 1 { JOIN + sums / JOINED } else { 0 }
