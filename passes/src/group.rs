@@ -6,13 +6,14 @@
 
 use crate::fusion::{Attempt, Refusal, Way};
 use crate::kernel::scatter::Scatter;
+use crate::layers::scales_of_layers;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
 use kiln_ir::ops::{Meaning, Op, Pack};
 use kiln_ir::plan::nominal;
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One kernel's worth of the graph.
 #[derive(Clone, Debug)]
@@ -158,6 +159,7 @@ pub fn group(
     let mut groups: HashMap<ValueId, Group> = HashMap::new();
     let mut hosts: HashMap<ValueId, NodeId> = HashMap::new();
     let mut aliases: HashMap<ValueId, ValueId> = HashMap::new();
+    let weights = scales_of_layers(graph);
     for &id in &order {
         let node = graph.node(id);
         let types: Vec<_> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
@@ -194,7 +196,7 @@ pub fn group(
         };
         let mut note = |value, verdict| tried.push(Attempt { value, reader: id, verdict });
         absorb_producers(graph, &mut group, &groups, &users, &mut note);
-        write_out_constants(graph, &mut group);
+        write_out_constants(graph, &mut group, &weights);
         merge_into_fold(graph, &mut group, &groups, &users, &mut note);
         groups.insert(output, group);
     }
@@ -266,13 +268,14 @@ fn absorb_producers(
 }
 
 /// Replaces what an elementwise group loads of constants with one element by their values, which the lowering can then take into
-/// account (a power of 3 is two multiplications). What only moves elements stays a view.
-fn write_out_constants(graph: &Graph, group: &mut Group) {
+/// account (a power of 3 is two multiplications), but for `weights`. What only moves elements stays a view.
+fn write_out_constants(graph: &Graph, group: &mut Group, weights: &HashSet<ValueId>) {
     if !group.is_pointwise() || group.is_view() {
         return;
     }
     let single = |&v: &ValueId| {
-        let tensor = graph.constant(v).filter(|t| t.len() == 1 && crate::kernel::is_kernel_type(t.dtype()))?;
+        let constant = graph.constant(v).filter(|_| !weights.contains(&v));
+        let tensor = constant.filter(|t| t.len() == 1 && crate::kernel::is_kernel_type(t.dtype()))?;
         Constant::load(tensor.dtype(), tensor.bytes(), 0)
     };
     let values: Vec<Option<Constant>> = group.inputs.iter().map(single).collect();

@@ -10,6 +10,7 @@ mod halved;
 mod hoist;
 pub mod islands;
 pub mod kernel;
+mod layers;
 pub mod layout;
 pub mod lower;
 pub mod memory;

@@ -126,6 +126,42 @@ fn halves_are_converted_exactly() {
     }
 }
 
+/// Rows of 15 floats lie at addresses that 16 does not divide, where instructions of the oldest level may not read memory: each
+/// comparison of rows with one row, on every level. (Found by random graph 7479.)
+#[test]
+fn comparisons_read_from_any_address() {
+    let comparisons = [BinaryOp::Eq, BinaryOp::Ne, BinaryOp::Lt, BinaryOp::Le, BinaryOp::Gt, BinaryOp::Ge];
+    for dtype in [DType::F32, DType::F64] {
+        let mut graph = Graph::new("comparisons");
+        let row = graph.add_input("row", TensorType::new(dtype, vec![1.into(), 15.into()]));
+        let rows = graph.add_input("rows", TensorType::new(dtype, vec![7.into(), 15.into()]));
+        for (n, op) in comparisons.into_iter().enumerate() {
+            for (side, operands) in [[row, rows], [rows, row]].into_iter().enumerate() {
+                let mut body = Code::new();
+                let (a, b) = (body.arg(0, dtype), body.arg(1, dtype));
+                let chosen = body.binary(op, a, b).and_then(|c| body.select(c, a, b)).unwrap();
+                body.set_result(chosen);
+                let value = graph.add(Map { body }.into(), &operands, &Origin::new("map")).unwrap();
+                graph.add_output(&format!("y{n}{side}"), value);
+            }
+        }
+        let numbers = |count: usize| {
+            let values = (0..count).map(|k| (k * 7 % 5) as f64);
+            let bytes: Vec<u8> = match dtype {
+                DType::F32 => values.flat_map(|v| (v as f32).to_le_bytes()).collect(),
+                _ => values.flat_map(f64::to_le_bytes).collect(),
+            };
+            bytes
+        };
+        let tensor = |rows: usize| Tensor::new(dtype, vec![rows, 15], numbers(15 * rows)).unwrap();
+        let same = |n: usize, expected: &Tensor, found: &Tensor| {
+            let d = compare::difference(expected, found);
+            (!d.within(0.0)).then(|| format!("output {n}: {d}"))
+        };
+        cross::check(&graph, &[vec![tensor(1), tensor(7)]], &[Way::Levels], &same).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
 /// Scatters of every combination, type and form of indices give the interpreter's bits in every way, and refuse what it refuses.
 #[test]
 fn scatters_are_kernels() {

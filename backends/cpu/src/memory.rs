@@ -5,6 +5,7 @@
 
 use crate::Error;
 use crate::emit::Emitter;
+use crate::target::Target;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
 use kiln_ir::DType;
@@ -60,6 +61,12 @@ impl Emitter<'_, '_> {
             return self.load_element(result.dtype, address, 0);
         }
         let (pointer, offset) = self.place(address, 0)?;
+        // Cranelift 0.135 makes a load the memory operand of `cmpps` or `cmppd`, which without AVX fault where 16 does not divide the
+        // address. Integers that are then taken for floats are loaded by an instruction of their own.
+        if self.target == Target::X86_64 && result.dtype.is_float() {
+            let loaded = self.builder.ins().load(types::I8X16, flags(), pointer, offset);
+            return Ok(self.bitcast(ty, loaded));
+        }
         Ok(self.builder.ins().load(ty, flags(), pointer, offset))
     }
 

@@ -192,11 +192,13 @@ pub fn tile_program(
 /// Most elements of a constant that kernels have as constants of their own, where it is known which element is read.
 const SMALL: usize = 64;
 
-/// The elements of a small constant; empty where it is none.
+/// The elements of a small constant; empty where it is none, and for a float by itself: the group has written those into its code
+/// that are no layer's scale ([`crate::layers`]).
 fn small_constant(graph: &Graph, value: ValueId) -> Vec<Constant> {
     let ty = graph.ty(value);
     let Some(tensor) = graph.constant(value).filter(|_| ty.layout.is_row_major()) else { return vec![] };
     match ty.elements().as_size() {
+        Some(1) if ty.dtype == DType::F32 => vec![],
         Some(n) if n <= SMALL => (0..n).map_while(|i| Constant::load(ty.dtype, tensor.bytes(), i)).collect(),
         Some(_) | None => vec![],
     }
