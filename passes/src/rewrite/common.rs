@@ -3,23 +3,26 @@
 use super::Graph;
 use kiln_ir::graph::{GraphError, ValueId};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Makes readers of equal computations read the first of them; equal small constants are joined too.
+/// Makes readers of equal computations read the first of them; equal constants are joined too.
 ///
 /// # Errors
 /// The graph has a cycle.
 pub fn eliminate_common(graph: &Graph) -> Result<Graph, GraphError> {
     let mut graph = graph.compact()?;
-    let mut constants: HashMap<(String, Vec<u8>), ValueId> = HashMap::new();
+    // By type and hash, as weights are large: a layer that is written out step by step has packed the same ones for each.
+    let mut constants: HashMap<(String, u64), Vec<ValueId>> = HashMap::new();
     let ids: Vec<ValueId> = graph.values().map(|(id, _)| id).collect();
     for id in ids {
-        let Some(t) = graph.constant(id).filter(|t| t.bytes().len() <= 4096 && t.strings().is_none()) else { continue };
-        let key = (graph.ty(id).to_string(), t.bytes().to_vec());
-        match constants.get(&key) {
-            Some(&first) => graph.replace(id, first),
-            None => {
-                constants.insert(key, id);
-            }
+        let Some(t) = graph.constant(id).filter(|t| t.strings().is_none() && t.tensors().is_none()) else { continue };
+        let mut hasher = DefaultHasher::new();
+        t.bytes().hash(&mut hasher);
+        let alike = constants.entry((graph.ty(id).to_string(), hasher.finish())).or_default();
+        let equal = |first: &&ValueId| graph.constant(**first).is_some_and(|f| f.bytes() == t.bytes());
+        match alike.iter().find(equal).copied() {
+            Some(first) => graph.replace(id, first),
+            None => alike.push(id),
         }
     }
     let mut seen: HashMap<(String, Vec<ValueId>), Vec<ValueId>> = HashMap::new();
