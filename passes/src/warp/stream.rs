@@ -150,7 +150,10 @@ fn source(
     let (across, depth) = (axis(free), axis(1 - free));
     let (of_across, of_depth) = (address.coefficient(&across)?, address.coefficient(&depth)?);
     let along = of_depth == 1;
-    if address.coefficient(&counted.var)? != of_depth || !along && of_across != 1 || !along && extent % 64 != 0 {
+    if address.coefficient(&counted.var)? != of_depth
+        || !along && of_across != 1
+        || !along && !extent.is_multiple_of(64)
+    {
         return None;
     }
     let mut rest = address.clone();
@@ -170,9 +173,11 @@ fn source(
         take(symbol, stride);
         // Batches may be as far apart as blocks; then the mask says which they are.
         let masked = mask.iter().find(|m| m.left.mentions(&across)).is_none_or(|m| m.left.mentions(symbol));
+        // The only one of its axis is 0.
         if count == 1 {
-            // It is 0.
-        } else if stride == of_across * extent as i64 && block.is_none() && masked {
+            continue;
+        }
+        if stride == of_across * extent as i64 && block.is_none() && masked {
             block = Some((symbol.clone(), count));
         } else {
             batches.push((symbol.clone(), count, stride));
@@ -214,7 +219,7 @@ fn source(
     }
     let map = Map { buffer, first, extents, strides, shape };
     let len = program.buffers.get(buffer)?.len.as_const().and_then(size)?;
-    let even = map.first % 8 == 0 && map.strides.iter().all(|s| *s > 0 && s % 8 == 0 && *s < 1 << 39);
+    let even = map.first.is_multiple_of(8) && map.strides.iter().all(|s| *s > 0 && s.is_multiple_of(8) && *s < 1 << 39);
     let fits = map.extents.iter().all(|&e| (1..=1 << 32).contains(&e)) && map.extents.len() <= 5;
     (even && fits && map.end().is_some_and(|end| end <= len)).then_some(Source { map, coordinates, along, extent })
 }

@@ -117,7 +117,7 @@ fn what_is_taken_away_of_groups_is_missed() {
     assert!(missed(&module.text), "the kernel itself");
     let (mut tried, mut survivors) = (0, Vec::new());
     for (n, line) in module.text.lines().enumerate() {
-        let code = line.trim().trim_start_matches(|c: char| c == '@').to_string();
+        let code = line.trim().trim_start_matches('@').to_string();
         let what = ["mbarrier.", "fence", "wgmma.commit", "wgmma.wait", "wgmma.fence", "bar.sync", "setmaxnreg"];
         if !what.iter().any(|w| code.split_whitespace().take(2).any(|word| word.starts_with(w))) {
             continue;

@@ -44,11 +44,13 @@ impl Verifier<'_> {
             if !b.dtype.is_half() || b.written || !fits {
                 self.report(None, format!("map m{n}: no array of which boxes are fetched: {map}"));
             }
-            if std::iter::once(first).chain(strides).any(|e| e % 8 != 0) || strides.iter().any(|&s| s >= 1 << 39) {
+            if std::iter::once(first).chain(strides).any(|e| !e.is_multiple_of(8))
+                || strides.iter().any(|&s| s >= 1 << 39)
+            {
                 self.report(None, format!("map m{n}: begins or goes on at no multiple of 8 elements"));
             }
             let len = b.len.as_const().and_then(|len| u64::try_from(len).ok());
-            if !len.is_some_and(|len| map.end().is_some_and(|end| end <= len)) {
+            if len.is_none_or(|len| map.end().is_none_or(|end| end > len)) {
                 self.report(None, format!("map m{n}: is not inside of b{buffer}"));
             }
         }
@@ -166,7 +168,7 @@ impl Verifier<'_> {
             self.access(stmt, address, 1, Some(*dtype), None);
             self.begins_a_group(stmt, address);
             if let Rows::Across(apart) = rows
-                && (*apart as usize % SWIZZLED != 0 || *apart >= 1 << 18)
+                && (!(*apart as usize).is_multiple_of(SWIZZLED) || *apart >= 1 << 18)
             {
                 self.report(
                     Some(stmt),

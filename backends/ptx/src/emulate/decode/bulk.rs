@@ -103,7 +103,7 @@ impl Decoder<'_> {
             ["wgmma", "wait_group", "sync", "aligned"] => Bulk::Wait(number(at(0)?)?),
             ["setmaxnreg", "inc" | "dec", "sync", "aligned", "u32"] => {
                 let registers = number(at(0)?)?;
-                if !(24..=256).contains(&registers) || registers % 8 != 0 {
+                if !(24..=256).contains(&registers) || !registers.is_multiple_of(8) {
                     return Err("`setmaxnreg` takes a multiple of 8 from 24 to 256".into());
                 }
                 Bulk::Registers
@@ -115,7 +115,7 @@ impl Decoder<'_> {
                     _ => return Err(unknown()),
                 };
                 let columns = shape.strip_prefix("m64n").and_then(|s| s.strip_suffix("k16")?.parse::<usize>().ok());
-                let columns = columns.filter(|n| (8..=256).contains(n) && n % 8 == 0).ok_or_else(unknown)?;
+                let columns = columns.filter(|n| (8..=256).contains(n) && n.is_multiple_of(8)).ok_or_else(unknown)?;
                 let d = self.list(at(0)?, |s, o| s.reg(o))?;
                 if d.len() != columns / 2 || matches!(at(1)?, Operand::List(_)) {
                     return Err(unknown());

@@ -224,7 +224,9 @@ impl<'a> Machine<'a> {
             let Some(told) = self.barrier_at(warp, i, lane, barrier) else { continue };
             let begin = to_base[lane].wrapping_add(to.offset as u64) & 0xffff_ffff;
             let (bytes, alignment) = (map.bytes() as usize, if map.element == 2 { 128 } else { 16 });
-            if begin % alignment != 0 || !matches!(self.spot(i, Space::Shared, begin, 1, me), Some(Spot::Shared(_))) {
+            if !begin.is_multiple_of(alignment)
+                || !matches!(self.spot(i, Space::Shared, begin, 1, me), Some(Spot::Shared(_)))
+            {
                 self.report(Kind::Misaligned, i.line, me, format!("a box at {begin}"));
                 continue;
             }
