@@ -56,18 +56,26 @@ impl Emitters {
             CpuLevel::X86_64V4Bf16 if x86 => {
                 Some(Emitters { wide: Some(WideLevel::Avx512Bf16), narrow: Target::X86_64V3 })
             }
+            CpuLevel::X86_64V4Amx if x86 => Some(Emitters { wide: Some(WideLevel::Amx), narrow: Target::X86_64V3 }),
             CpuLevel::X86_64V3
             | CpuLevel::X86_64V4
             | CpuLevel::X86_64V4Vnni
             | CpuLevel::X86_64V4Bf16
-            | CpuLevel::Amx => None,
+            | CpuLevel::X86_64V4Amx => None,
         }
     }
 }
 
-/// The levels that code is made for where nothing else is asked.
-pub fn default_levels() -> Vec<CpuLevel> {
+/// The levels that this build makes code for.
+pub fn levels() -> Vec<CpuLevel> {
     CpuLevel::ALL.into_iter().filter(|level| Emitters::of(*level).is_some()).collect()
+}
+
+/// The levels that code is made for where nothing else is asked. AMX is asked for: f32 gains nothing from it, and the code is a
+/// level more to store.
+pub fn default_levels() -> Vec<CpuLevel> {
+    let asked = |level: &CpuLevel| *level == CpuLevel::X86_64V4Amx;
+    levels().into_iter().filter(|level| !asked(level)).collect()
 }
 
 /// A distinct kernel of a level.
@@ -96,7 +104,7 @@ fn lower_to(tile: &TileProgram, target: VectorTarget, dims: &Ranges) -> Result<V
 }
 
 fn narrow(tile: &TileProgram, dims: &Ranges) -> Result<VectorProgram, String> {
-    lower_to(tile, VectorTarget { bytes: 16, pairs: false }, dims)
+    lower_to(tile, VectorTarget { bytes: 16, pairs: false, matrices: false }, dims)
 }
 
 /// Machine code and the name of what emitted it.
@@ -121,6 +129,7 @@ impl Emitter {
             Some(WideLevel::Avx512) => Machine::avx512(),
             Some(WideLevel::Avx512Vnni) => Machine::avx512_vnni(),
             Some(WideLevel::Avx512Bf16) => Machine::avx512_bf16(),
+            Some(WideLevel::Amx) => Machine::amx(),
         }
     }
 
@@ -135,10 +144,14 @@ impl Emitter {
         if let Some(known) = self.numbers.get(&key) {
             return known.clone();
         }
-        let wide = self
-            .emitters
-            .wide
-            .and_then(|w| lower_to(&nameless, VectorTarget { bytes: w.bytes(), pairs: w.has_pairs() }, dims).ok());
+        let wide = self.emitters.wide.and_then(|w| {
+            lower_to(
+                &nameless,
+                VectorTarget { bytes: w.bytes(), pairs: w.has_pairs(), matrices: w.has_matrices() },
+                dims,
+            )
+            .ok()
+        });
         let is_wide = wide.is_some();
         let made = wide.map_or_else(|| narrow(&nameless, dims), Ok).map(|vector| {
             self.programs.push(Program { tile: nameless, vector, wide: is_wide });

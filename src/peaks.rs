@@ -90,7 +90,7 @@ pub fn measure(level: CpuLevel, threads: usize, budget: &Budget) -> Result<Peaks
     let (lanes, sums) = match emitters.wide {
         None => (4, 12),
         Some(WideLevel::Avx2) => (8, 12),
-        Some(WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16) => (16, 24),
+        Some(WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx) => (16, 24),
     };
     let mut programs = vec![multiply_adds(lanes, sums)];
     programs.extend(PROBES.iter().map(|p| reads(lanes, p)));

@@ -333,7 +333,8 @@ pub fn binary_int(op: BinaryOp, dtype: DType, a: i64, b: i64) -> Option<i64> {
 }
 
 /// The dot product of the low four bytes, unsigned those of `a` and signed those of `b`: at most 130,560 in size.
-fn dot4(a: i64, b: i64) -> i64 {
+/// The dot product of four unsigned bytes and four signed ones, each four the low half of a number.
+pub fn dot4(a: i64, b: i64) -> i64 {
     let (a, b) = ((a as i32).to_le_bytes(), (b as i32).to_le_bytes());
     a.iter().zip(b).map(|(&a, b)| i64::from(a) * i64::from(b as i8)).sum()
 }

@@ -271,8 +271,9 @@ impl Builder<'_> {
     fn launch(&mut self, scope: &mut Scope<'_>, group: &Group, number: usize) -> Result<(), GraphError> {
         let mut arguments = self.all(scope, &group.inputs)?;
         let buffers = self.programs.get(number).map_or(&[][..], |p| &p.buffers);
-        let between = buffers.iter().filter(|b| b.written).count().saturating_sub(1);
-        for b in buffers.iter().filter(|b| b.written).take(between) {
+        let written = || buffers.iter().filter(|b| b.written && !b.local);
+        let between = written().count().saturating_sub(1);
+        for b in written().take(between) {
             let ty = TensorType::new(b.dtype, vec![b.len.clone()]);
             arguments.push(self.plan.slots.push(Slot { name: None, ty, place: Place::Arena(0) }));
         }

@@ -88,6 +88,7 @@ fn check_graph(precision: Precision, graph: Graph, bindings: &[&[(&str, i64)]]) 
         Machine::avx2(),
         Machine::narrow(),
         Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() },
+        Machine::amx(),
     ];
     let targets = |lowers: &mut [Box<dyn FnMut(&_, &_) -> _>]| -> Compiled {
         let mut targets: Vec<Target<'_>> = machines
@@ -98,6 +99,7 @@ fn check_graph(precision: Precision, graph: Graph, bindings: &[&[(&str, i64)]]) 
         schedule(&optimised, &mut targets).unwrap_or_else(|e| panic!("{e}"))
     };
     let compiled = targets(&mut [
+        Box::new(|_, _| Ok(())),
         Box::new(|_, _| Ok(())),
         Box::new(|_, _| Ok(())),
         Box::new(|_, _| Ok(())),
@@ -852,6 +854,32 @@ fn products_with_weights_in_bf16() {
     }
 }
 
+/// How many of the last machine's kernels leave products to the unit for matrices.
+fn by_unit(c: &Compiled) -> usize {
+    c.kernels[4].iter().filter(|k| k.to_string().contains("multiply sums[")).count()
+}
+
+/// Blocks of rows and columns that the registers' sizes do not divide; steps that are no sixteen elements; too few rows.
+#[test]
+fn products_by_a_unit_for_matrices() {
+    for (rows, k, columns, units) in
+        [(37, 40, 70, 1), (4, 64, 33, 1), (16, 24, 16, 1), (65, 36, 9, 1), (3, 64, 64, 0), (40, 74, 64, 0)]
+    {
+        let weight =
+            Tensor::from_f32(&[k, columns], &(0..k * columns).map(|n| (n % 23) as f32 - 11.0).collect::<Vec<_>>());
+        let text = format!(
+            "graph \"unit\" {{ input %0 : f32[{rows}, {k}]\n input %4 : f32[{rows}, {columns}]
+             const %1 : f32[{k}, {columns}] = data 0
+             %2 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[{rows}, {columns}]
+             %3 = map(%2, %4) body = {{ max(add(a0, a1), 0.0f32) }} : f32[{rows}, {columns}]
+             output %3 \"y\" }}"
+        );
+        let graph = Graph::parse(&text, &[weight.unwrap()]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let c = check_graph(Precision::Bf16, graph, &[&[]]);
+        assert_eq!(by_unit(&c), units, "{rows} by {k} by {columns}");
+    }
+}
+
 #[test]
 fn convolutions_in_bf16() {
     for (x, weight, groups, out) in [
@@ -871,5 +899,25 @@ fn convolutions_in_bf16() {
             &[&[]],
         );
         assert_eq!(pair_products(&c), 1, "{}", c.plan);
+    }
+}
+
+/// Rows of pixels, down which the window moves by its stride.
+#[test]
+fn convolutions_by_a_unit_for_matrices() {
+    let weight: Vec<f32> = (0..24 * 16 * 9).map(|n| (n % 23) as f32 - 11.0).collect();
+    for (stride, out) in [(1, "11, 10"), (2, "6, 5")] {
+        let text = format!(
+            "graph \"unit\" {{ input %0 : f32[1, 16, 11, 10]\n const %1 : f32[24, 16, 3, 3] = data 0
+             %2 = pad(%0) low = [0, 0, 1, 1], high = [0, 0, 1, 1], interior = [0, 0, 0, 0], value = 0.0f32 : f32[1, 16, 13, 12]
+             %3 = conv(%2, %1) strides = [{stride}, {stride}], dilations = [1, 1], groups = 1 : f32[1, 24, {out}]
+             %4 = map(%3) body = {{ max(a0, 0.0f32) }} : f32[1, 24, {out}]
+             %6 = reduce(%4) combine = max, axes = [2, 3], keep = false : f32[1, 24]
+             output %6 \"y\" }}"
+        );
+        let data = [Tensor::from_f32(&[24, 16, 3, 3], &weight).unwrap()];
+        let graph = Graph::parse(&text, &data).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let c = check_graph(Precision::Bf16, graph, &[&[]]);
+        assert_eq!(by_unit(&c), 1, "{}", c.plan);
     }
 }

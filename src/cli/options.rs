@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Options of everything that compiles or runs.
 #[derive(Clone, Debug, Args)]
 pub struct Machinery {
-    /// CPU levels: portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16, amx
+    /// CPU levels: portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16, x86-64-v4-amx
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     pub cpu: Vec<CpuLevel>,
     /// How precisely products with weights are computed: f32, or bf16 (both factors rounded, sums in f32); f16 on GPUs

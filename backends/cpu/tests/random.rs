@@ -333,7 +333,7 @@ fn program(seed: u64) -> VectorProgram {
     let mut body = generator.region(0, usize::MAX);
     generator.store_all(&mut body);
     let buffers = DTYPES.iter().map(|d| (*d, false)).chain(DTYPES.iter().map(|d| (*d, true))).collect();
-    VectorProgram { name: format!("r{seed}"), buffers, dims: 2, values: generator.values, body }
+    VectorProgram { name: format!("r{seed}"), buffers, locals: vec![], dims: 2, values: generator.values, body }
 }
 
 fn buffers(seed: u64) -> Vec<Vec<u8>> {

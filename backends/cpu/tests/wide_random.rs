@@ -299,7 +299,7 @@ fn program(seed: u64, bytes: u32) -> VectorProgram {
         }
     }
     let buffers = BUFFERS.iter().map(|d| (*d, false)).chain(BUFFERS.iter().map(|d| (*d, true))).collect();
-    VectorProgram { name: format!("r{seed}"), buffers, dims: 1, values: generator.values, body }
+    VectorProgram { name: format!("r{seed}"), buffers, locals: vec![], dims: 1, values: generator.values, body }
 }
 
 fn buffers(seed: u64) -> Vec<Vec<u8>> {

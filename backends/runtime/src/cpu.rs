@@ -22,20 +22,20 @@ pub enum CpuLevel {
     /// [`CpuLevel::X86_64V4Vnni`] and AVX-512 BF16: dot products of pairs of bf16.
     X86_64V4Bf16,
     /// [`CpuLevel::X86_64V4Bf16`] and AMX tiles for int8 and bf16.
-    Amx,
+    X86_64V4Amx,
 }
 
 /// A name that is no CPU level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16 and amx"
+    "unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16 and x86-64-v4-amx"
 )]
 pub struct UnknownLevel(pub String);
 
 impl CpuLevel {
     /// All levels in ascending order.
     pub const ALL: [Self; 6] =
-        [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::X86_64V4Vnni, Self::X86_64V4Bf16, Self::Amx];
+        [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::X86_64V4Vnni, Self::X86_64V4Bf16, Self::X86_64V4Amx];
 
     /// The name used on the command line and in artifacts.
     pub fn name(self) -> &'static str {
@@ -45,7 +45,7 @@ impl CpuLevel {
             Self::X86_64V4 => "x86-64-v4",
             Self::X86_64V4Vnni => "x86-64-v4-vnni",
             Self::X86_64V4Bf16 => "x86-64-v4-bf16",
-            Self::Amx => "amx",
+            Self::X86_64V4Amx => "x86-64-v4-amx",
         }
     }
 }
@@ -135,7 +135,7 @@ mod detect {
             }
             CpuLevel::X86_64V4Vnni => has_feature!("avx512vnni"),
             CpuLevel::X86_64V4Bf16 => has_feature!("avx512bf16"),
-            CpuLevel::Amx => cpu_has_tiles() && system_allows_tiles(),
+            CpuLevel::X86_64V4Amx => cpu_has_tiles() && system_allows_tiles(),
         }
     }
 
@@ -203,12 +203,12 @@ mod tests {
         assert_eq!(machine.levels().collect::<Vec<_>>(), &CpuLevel::ALL[..3], "ascending, up to the highest");
         let all = CpuLevel::ALL;
         assert_eq!(machine.choose(all), Some(CpuLevel::X86_64V4));
-        assert_eq!(machine.capped(CpuLevel::Amx), machine);
+        assert_eq!(machine.capped(CpuLevel::X86_64V4Amx), machine);
         let capped = machine.capped(CpuLevel::Portable);
         assert_eq!(capped.choose(all), Some(CpuLevel::Portable));
         assert_eq!(capped.choose([CpuLevel::X86_64V3]), None);
         let none = Machine { highest: None };
-        assert_eq!(none.capped(CpuLevel::Amx).choose(all), None);
+        assert_eq!(none.capped(CpuLevel::X86_64V4Amx).choose(all), None);
     }
 
     #[test]

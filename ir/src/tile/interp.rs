@@ -4,11 +4,12 @@
 //! the buffer's declared length and its bytes. A program need not verify; what it means otherwise is an error.
 
 use super::verify::MAX_ELEMENTS;
-use super::{For, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis, gathered as gathered_symbol};
+use super::{For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis, gathered as gathered_symbol};
 use crate::dtype::{Class, DType};
 use crate::expr::{Expr, Symbol};
 use crate::scalar::{BinaryOp, Constant, Less, UnaryOp};
 use crate::semantics;
+use crate::vector::Product;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -56,9 +57,17 @@ pub fn run(
     dims: &dyn Fn(&Symbol) -> Option<i64>,
     programs: Range<i64>,
 ) -> Result<(), RunError> {
-    let mut machine = Machine { program, buffers, dims, env: Vec::new(), tiles: vec![None; program.tiles.len()] };
-    if machine.buffers.len() != program.buffers.len() {
-        return Err(machine.invalid(format!("{} buffers were given", machine.buffers.len())));
+    let given = buffers.len();
+    let mut locals = Vec::new();
+    for b in program.buffers.iter().filter(|b| b.local) {
+        let elements = b.len.as_size().filter(|&n| n <= MAX_ELEMENTS).unwrap_or(0);
+        locals.push(vec![0; elements * b.dtype.size()]);
+    }
+    let memory = buffers.iter_mut().chain(&mut locals).collect();
+    let mut machine =
+        Machine { program, buffers: memory, dims, env: Vec::new(), tiles: vec![None; program.tiles.len()] };
+    if given != program.arguments().count() {
+        return Err(machine.invalid(format!("{given} buffers were given")));
     }
     let mut start = 0i64;
     for part in &program.parts {
@@ -92,7 +101,8 @@ struct Tile {
 
 struct Machine<'a> {
     program: &'a TileProgram,
-    buffers: &'a mut [Vec<u8>],
+    /// The arguments, then what is local.
+    buffers: Vec<&'a mut Vec<u8>>,
     dims: &'a dyn Fn(&Symbol) -> Option<i64>,
     env: Vec<(Symbol, i64)>,
     tiles: Vec<Option<Rc<Tile>>>,
@@ -313,9 +323,65 @@ impl Machine<'_> {
                     self.store(*buffer, address, &gathered, mask, &tile)?;
                 }
                 Stmt::For(f) => self.counted_loop(f)?,
+                Stmt::Multiply(m) => self.multiply(m)?,
             }
         }
         Ok(())
+    }
+
+    fn multiply(&mut self, m: &Multiply) -> Result<(), RunError> {
+        let [rows, columns] = m.shape();
+        if rows.saturating_mul(columns) > MAX_ELEMENTS || m.depth > MAX_ELEMENTS || m.folds.iter().any(|f| f.2 < 1) {
+            return Err(self.invalid("a product that is too large, or without steps"));
+        }
+        let mut sums = vec![0u32; rows * columns];
+        let mut counters: Vec<i64> = vec![0; m.folds.len()];
+        let extents = m.folds.iter().map(|(_, e, _)| self.eval(e)).collect::<Result<Vec<_>, _>>()?;
+        let around = self.env.len();
+        let mut more = extents.iter().all(|&e| e > 0);
+        while more {
+            self.env.extend(m.folds.iter().zip(&counters).map(|((variable, ..), &at)| (variable.clone(), at)));
+            let left = self.operand_of(&m.left, &[rows, m.depth])?;
+            let right = self.operand_of(&m.right, &[m.depth, columns])?;
+            self.env.truncate(around);
+            for (n, sum) in sums.iter_mut().enumerate() {
+                for k in 0..m.depth {
+                    let (l, r) = (left[n / columns * m.depth + k], right[k * columns + n % columns]);
+                    let (a, b) = m.product.ordered(l, r);
+                    *sum = match m.product {
+                        Product::Pairs => semantics::dot2(a, b, f32::from_bits(*sum)).to_bits(),
+                        Product::UnsignedSigned | Product::SignedUnsigned => {
+                            sum.wrapping_add(semantics::dot4(a, b) as u32)
+                        }
+                    };
+                }
+            }
+            more = false;
+            for ((at, extent), (_, _, step)) in counters.iter_mut().zip(&extents).zip(&m.folds).rev() {
+                *at = at.saturating_add(*step);
+                if *at < *extent {
+                    more = true;
+                    break;
+                }
+                *at = 0;
+            }
+        }
+        let bytes: Vec<u8> = sums.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let out = self.program.buffers.get(m.out).filter(|b| b.local && b.dtype.size() == 4);
+        let fail = self.invalid("the result of a product has no place");
+        let to = out.and_then(|_| self.buffers.get_mut(m.out)?.get_mut(..bytes.len())).ok_or(fail)?;
+        to.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// The elements of an operand of a product, row-major.
+    fn operand_of(&self, (buffer, address): &(usize, Expr), shape: &[usize]) -> Result<Vec<i64>, RunError> {
+        let ty = TileType { dtype: DType::I32, shape: shape.to_vec() };
+        let load = Load { buffer: *buffer, address, gathered: &[], mask: &[], other: Constant::int(DType::I32, 0) };
+        match self.load(&ty, &load)? {
+            Data::Int(v) => Ok(v),
+            Data::Float(_) | Data::Double(_) => Err(self.invalid("operands of products are integers")),
+        }
     }
 
     fn counted_loop(&mut self, f: &For) -> Result<(), RunError> {
@@ -460,7 +526,7 @@ impl Machine<'_> {
                 return Ok(());
             }
             let element = self.element(buffer, len, address.at(self, at, &values)?)?;
-            let loaded = Constant::load(b.dtype, &self.buffers[buffer], element);
+            let loaded = Constant::load(b.dtype, self.buffers[buffer], element);
             let loaded = loaded.ok_or_else(|| self.invalid("a load of no number"))?;
             data.push(if b.dtype == ty.dtype { loaded } else { Constant::int(ty.dtype, loaded.as_i64().unwrap_or(0)) });
             Ok(())

@@ -24,11 +24,14 @@
 //! }
 //! ```
 //!
+//! A product by a unit for matrices: `multiply sums[16+8,16+16] pairs by 16 x[a0*768 + a1 + q] y[a0*32 + a1 + 32*q] for(q = 48 step 16)`.
+//!
 //! The other operations: `index(a0 + k)`, `load x[v0 + a1] with(%3) if(a0 < n, k < 9) else 0.0f32`, `exp %1`,
 //! `add %1, %2`, `select %1, %2, %3`, `cast %1`, `reduce add 1, %2`, `transpose [1, 0], %2`, `dot %1, %2, %3`,
 //! `check %1 in(extent) status 3`; stores to computed places: `store y[8*v0 + a0] = %5 with(%3)`.
 
 mod interp;
+mod multiply;
 mod parse;
 mod print;
 mod verify;
@@ -37,6 +40,7 @@ mod verify;
 mod tests;
 
 pub use interp::{RunError, run};
+pub use multiply::Multiply;
 pub use verify::VerifyError;
 
 use crate::dtype::DType;
@@ -61,6 +65,11 @@ pub struct TileProgram {
 pub type TileId = Id<TileType>;
 
 impl TileProgram {
+    /// The kernel's arguments: all buffers that are not local.
+    pub fn arguments(&self) -> impl DoubleEndedIterator<Item = &Buffer> {
+        self.buffers.iter().filter(|b| !b.local)
+    }
+
     /// How many programs all parts have together.
     pub fn programs(&self) -> Expr {
         self.parts.iter().fold(Expr::default(), |sum, part| sum.add(&part.programs()))
@@ -127,6 +136,9 @@ pub struct Buffer {
     pub len: Expr,
     /// Whether the kernel stores to it.
     pub written: bool,
+    /// Whether it is memory of each program's own, which begins as anything, and no argument. Such buffers are written, have a
+    /// constant number of elements, and follow all others.
+    pub local: bool,
 }
 
 /// Programs with the same body.
@@ -160,6 +172,8 @@ pub enum Stmt {
         /// The tile.
         value: TileId,
     },
+    /// A product of matrices into local memory.
+    Multiply(Multiply),
 }
 
 /// `for var in lo..hi step step`: `hi - lo` is a multiple of `step` by construction.

@@ -2,12 +2,13 @@
 //!
 //! Invariant: any text gives a program or an error with its place; the program need not verify.
 
-use super::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram, TileType};
+use super::{Buffer, Carried, For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
 use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
 use crate::id::{Arena, Id};
 use crate::scalar::{BinaryOp, Constant, Less, UnaryOp};
 use crate::text::{Lexer, ParseError, Token};
+use crate::vector::Product;
 
 /// Most tiles of a program in the text form: their numbers may be sparse, and each costs memory.
 const MAX_TILES: usize = 1 << 20;
@@ -32,7 +33,8 @@ impl TileProgram {
             lexer.expect('[')?;
             let len = Expr::parse(lexer)?;
             lexer.expect(']')?;
-            Ok(Buffer { name, dtype, len, written: lexer.eat_word("written") })
+            let local = lexer.eat_word("local");
+            Ok(Buffer { name, dtype, len, written: local || lexer.eat_word("written"), local })
         })?;
         let mut parser = Parser { lexer, buffers: &buffers, types: Vec::new() };
         parser.lexer.expect('{')?;
@@ -117,7 +119,7 @@ impl Parser<'_> {
             self.lexer.expect('=')?;
             return Ok(Stmt::Let(id, self.op()?));
         }
-        let error = self.lexer.error("expected a statement: `%3: f32[4,8] = ...`, `for` or `store`");
+        let error = self.lexer.error("expected a statement: `%3: f32[4,8] = ...`, `for`, `store` or `multiply`");
         match self.lexer.word()? {
             "store" => {
                 let (buffer, address) = self.place()?;
@@ -126,9 +128,45 @@ impl Parser<'_> {
                 let gathered = self.gathered()?;
                 Ok(Stmt::Store { buffer, address, gathered, mask: self.mask()?, value })
             }
+            "multiply" => Ok(Stmt::Multiply(self.multiply()?)),
             "for" => Ok(Stmt::For(self.counted_loop()?)),
             _ => Err(error),
         }
+    }
+
+    /// `16+8`
+    fn cut(&mut self) -> Result<Vec<usize>, ParseError> {
+        let mut sizes = vec![self.lexer.size()?];
+        while self.lexer.eat('+') {
+            sizes.push(self.lexer.size()?);
+        }
+        Ok(sizes)
+    }
+
+    fn multiply(&mut self) -> Result<Multiply, ParseError> {
+        let error = self.lexer.error("expected the name of a buffer of the kernel");
+        let name = self.lexer.word()?;
+        let out = self.buffers.iter().position(|b| b.name == name).ok_or(error)?;
+        self.lexer.expect('[')?;
+        let rows = self.cut()?;
+        self.lexer.expect(',')?;
+        let columns = self.cut()?;
+        self.lexer.expect(']')?;
+        let error = self.lexer.error("expected `pairs`, `u8s8` or `s8u8`");
+        let word = self.lexer.word()?;
+        let product = Product::ALL.into_iter().find(|p| p.name() == word).ok_or(error)?;
+        self.lexer.expect_word("by")?;
+        let depth = self.lexer.size()?;
+        let (left, right) = (self.place()?, self.place()?);
+        self.lexer.expect_word("for")?;
+        let folds = self.lexer.list('(', ')', |lexer| {
+            let variable = Symbol::new(lexer.word()?);
+            lexer.expect('=')?;
+            let extent = Expr::parse(lexer)?;
+            lexer.expect_word("step")?;
+            Ok((variable, extent, lexer.integer()?))
+        })?;
+        Ok(Multiply { out, rows, columns, product, depth, left, right, folds })
     }
 
     fn counted_loop(&mut self) -> Result<For, ParseError> {

@@ -3,7 +3,7 @@
 //! Invariant: [`TileProgram::parse`](super::TileProgram::parse) of the text gives back the program, provided that
 //! every tile in its arena is defined and it verifies.
 
-use super::{Buffer, For, Part, Stmt, TileId, TileOp, TileProgram, TileType};
+use super::{Buffer, For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
 use crate::scalar::{Constant, Less};
 use crate::text::Commas;
 use std::fmt::{self, Display, Formatter, Result};
@@ -16,7 +16,11 @@ impl Display for TileType {
 
 impl Display for Buffer {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let written = if self.written { " written" } else { "" };
+        let written = match (self.local, self.written) {
+            (true, _) => " local",
+            (false, true) => " written",
+            (false, false) => "",
+        };
         write!(f, "{}: {}[{}]{written}", self.name, self.dtype, self.len)
     }
 }
@@ -103,6 +107,15 @@ impl TileProgram {
                 }
                 write!(f, "{}", mask(conditions))
             }
+            Stmt::Multiply(Multiply { out, rows, columns, product, depth, left, right, folds }) => {
+                let cut = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
+                let (out, product) = (self.buffer_name(*out), product.name());
+                write!(f, "multiply {out}[{},{}] {product} by {depth}", cut(rows), cut(columns))?;
+                for (buffer, address) in [left, right] {
+                    write!(f, " {}[{address}]", self.buffer_name(*buffer))?;
+                }
+                write!(f, " for({})", Commas(folds.iter().map(|(v, e, step)| format!("{v} = {e} step {step}"))))
+            }
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {
                 write!(f, "for {var} in {lo}..{hi} step {step}")?;
                 if !carried.is_empty() {
@@ -119,7 +132,7 @@ impl TileProgram {
         for stmt in body {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
-                Stmt::Let(..) | Stmt::Store { .. } => {}
+                Stmt::Let(..) | Stmt::Store { .. } | Stmt::Multiply(_) => {}
                 Stmt::For(For { carried, body, .. }) => {
                     self.write_region(f, body, depth + 1)?;
                     write!(f, "{indent}}}")?;

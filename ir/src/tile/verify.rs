@@ -3,10 +3,11 @@
 //! Invariant: a program that verifies can be interpreted and lowered without any check but those on the values of
 //! dims, addresses that are not affine, and limits of a target. All errors are collected.
 
-use super::{Buffer, For, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved};
+use super::{Buffer, For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved};
 use crate::dtype::{Class, DType};
 use crate::expr::{Atom, Expr, Ranges, Symbol};
 use crate::scalar::{BinaryOp, Code, Less, Scalar};
+use crate::vector::Product;
 use std::collections::{BTreeMap, HashSet};
 
 /// A rule that a tile program breaks.
@@ -88,7 +89,13 @@ impl<'a> Verifier<'a> {
             self.report(None, format!("the dim `{dim}` has the name of an axis or a gathered tile"));
         }
         let mut names = HashSet::new();
-        for Buffer { name, dtype, len, .. } in &self.program.buffers {
+        if self.program.buffers.windows(2).any(|w| w[0].local && !w[1].local) {
+            self.report(None, "local buffers follow all others");
+        }
+        for Buffer { name, dtype, len, local, written } in &self.program.buffers {
+            if *local && (!written || len.as_size().is_none_or(|n| n > MAX_ELEMENTS)) {
+                self.report(None, format!("local memory `{name}` is written and has up to {MAX_ELEMENTS} elements"));
+            }
             if !plain(name) {
                 self.report(None, format!("the name of buffer `{name}` is not made of letters, digits and `_`"));
             }
@@ -240,7 +247,53 @@ impl<'a> Verifier<'a> {
                 }
             }
             Stmt::For(f) => self.counted_loop(stmt, f, runs),
+            Stmt::Multiply(m) => self.multiply(stmt, m, runs),
         }
+    }
+
+    fn multiply(&mut self, stmt: &Stmt, m: &Multiply, runs: bool) {
+        let [rows, columns] = m.shape();
+        let sizes = || m.rows.iter().chain(&m.columns).chain([&m.depth]);
+        if m.rows.is_empty() || m.columns.is_empty() || sizes().any(|&n| n == 0 || n > 16) {
+            self.report(Some(stmt), "registers have 1 to 16 rows, and rows 1 to 16 elements");
+        }
+        let sums = match m.product {
+            Product::Pairs => DType::F32,
+            Product::UnsignedSigned | Product::SignedUnsigned => DType::I32,
+        };
+        let elements = rows.saturating_mul(columns);
+        let fits = |b: &Buffer| b.local && b.dtype == sums && b.len.as_size().is_some_and(|n| n >= elements);
+        if !self.program.buffers.get(m.out).is_some_and(fits) {
+            self.report(Some(stmt), format!("the result wants local memory of {elements} {sums}"));
+        }
+        let outside = self.symbols.clone();
+        let mut runs = runs;
+        for (variable, extent, step) in &m.folds {
+            self.expr(Some(stmt), extent, 0, 0);
+            let known = extent.as_const();
+            if *step < 1 || known.is_some_and(|n| n % step != 0) {
+                self.report(Some(stmt), format!("the step {step} does not divide the fold `{variable}`"));
+                self.symbols = outside;
+                return;
+            }
+            runs &= known.is_some_and(|n| n > 0);
+            let end = extent.bounds(&self.ranges(&[])).1;
+            let last = if known.is_some() { end.saturating_sub(*step) } else { end.saturating_sub(1) };
+            let bounds = Bounds { bounds: (0, last.max(0)), exact: known.is_some() };
+            self.variable(Some(stmt), variable, bounds);
+        }
+        for ((buffer, address), shape) in [(&m.left, [rows, m.depth]), (&m.right, [m.depth, columns])] {
+            self.expr(Some(stmt), address, 2, 0);
+            match self.program.buffers.get(*buffer) {
+                Some(b) if b.dtype == DType::I32 && !b.written => {
+                    if runs {
+                        self.in_bounds(stmt, address, &shape, b);
+                    }
+                }
+                Some(_) | None => self.report(Some(stmt), "operands are i32 that the kernel does not store to"),
+            }
+        }
+        self.symbols = outside;
     }
 
     fn counted_loop(&mut self, stmt: &Stmt, f: &For, runs: bool) {

@@ -3,7 +3,7 @@
 //! Invariant: it never panics, and what it computes is what compiled code must compute, bit by bit (but for the
 //! payload and sign of a NaN that an operation made): every scalar operation is that of [`crate::semantics`].
 
-use super::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType, VerifyError};
+use super::{Address, For, Matrix, Op, Registers, Stmt, ValueId, VectorProgram, VectorType, VerifyError};
 use crate::dtype::{Class, DType};
 use crate::scalar::{BinaryOp, UnaryOp};
 use crate::semantics;
@@ -81,7 +81,11 @@ pub fn run(
         start.push(lanes);
         lanes += ty.lanes as usize;
     }
-    let mut frame = Frame { program, buffers, dims, lo, hi, fused, start, lanes: vec![0; lanes] };
+    let mut locals: Vec<Vec<u8>> = program.locals.iter().map(|(dtype, len)| vec![0; dtype.size() * len]).collect();
+    let memory: Vec<&mut [u8]> =
+        buffers.iter_mut().map(|b| &mut **b).chain(locals.iter_mut().map(Vec::as_mut_slice)).collect();
+    let (lanes, registers) = (vec![0; lanes], Registers::default());
+    let mut frame = Frame { program, memory, dims, lo, hi, fused, start, lanes, registers };
     match frame.region(&program.body) {
         Ok(()) => Ok(0),
         Err(Stop::Fail(status)) => Ok(status),
@@ -182,9 +186,10 @@ fn scale(a: Lane, n: Lane) -> Lane {
     lane_of(if ignored { factor } else { f64::from(a) * factor } as f32)
 }
 
-struct Frame<'a, 'b> {
+struct Frame<'a> {
     program: &'a VectorProgram,
-    buffers: &'a mut [&'b mut [u8]],
+    /// Buffers, then local memory.
+    memory: Vec<&'a mut [u8]>,
     dims: &'a [i64],
     lo: i64,
     hi: i64,
@@ -192,9 +197,10 @@ struct Frame<'a, 'b> {
     /// Where the lanes of each value begin.
     start: Vec<usize>,
     lanes: Vec<Lane>,
+    registers: Registers,
 }
 
-impl Frame<'_, '_> {
+impl Frame<'_> {
     fn ty(&self, id: ValueId) -> VectorType {
         self.program.values[id]
     }
@@ -221,7 +227,7 @@ impl Frame<'_, '_> {
             Stmt::Let(id, op) => self.op(stmt, *id, op),
             Stmt::Store(address, value) => {
                 let lanes = self.ty(*value).lanes as usize;
-                let dtype = self.program.buffers[address.buffer].0;
+                let dtype = self.program.element(address.buffer);
                 let from = self.at(*value);
                 for lane in 0..lanes {
                     let element = self.element(stmt, address, lane as i128)?;
@@ -229,12 +235,13 @@ impl Frame<'_, '_> {
                     let lane =
                         if dtype == DType::F16 { Lane::from(f16::from_f32(f32_of(lane)).to_bits()) } else { lane };
                     let begin = element * dtype.size();
-                    self.buffers[address.buffer][begin..begin + dtype.size()]
+                    self.memory[address.buffer][begin..begin + dtype.size()]
                         .copy_from_slice(&lane.to_le_bytes()[..dtype.size()]);
                 }
                 Ok(())
             }
             Stmt::Prefetch(_) => Ok(()),
+            Stmt::Matrix(matrix) => self.matrix(stmt, matrix),
             Stmt::If { condition, then, otherwise } => {
                 let holds = self.scalar(*condition) != 0;
                 self.region(if holds { then } else { otherwise })
@@ -284,11 +291,40 @@ impl Frame<'_, '_> {
         }
     }
 
+    fn matrix(&mut self, stmt: &Stmt, matrix: &Matrix) -> Result<(), Stop> {
+        match matrix {
+            Matrix::Shape(shapes) => self.registers.shape(shapes),
+            Matrix::Zero(register) => self.registers.zero(*register),
+            Matrix::Multiply { product, sum, left, right } => self.registers.multiply(*product, *sum, *left, *right),
+            Matrix::Load { to: register, from: address, stride }
+            | Matrix::Store { from: register, to: address, stride } => {
+                let shape = self.registers.shape_of(*register);
+                let size = self.program.element(address.buffer).size();
+                let bytes = usize::from(shape.row_bytes);
+                for row in 0..usize::from(shape.rows) {
+                    let distance = row as i128 * i128::from(*stride);
+                    let first = self.element(stmt, address, distance)?;
+                    self.element(stmt, address, distance + (bytes / size) as i128 - 1)?;
+                    let memory = &mut self.memory[address.buffer][first * size..][..bytes];
+                    for (element, there) in
+                        self.registers.row(*register, row).iter_mut().zip(memory.chunks_exact_mut(4))
+                    {
+                        match matrix {
+                            Matrix::Store { .. } => there.copy_from_slice(&element.to_le_bytes()),
+                            _ => *element = semantics::load_i64(DType::U32, there, 0) as u32,
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The element `distance` after an address, which must lie in the buffer.
     fn element(&self, stmt: &Stmt, address: &Address, distance: i128) -> Result<usize, Stop> {
         let index = address.index.map_or(0, |id| self.scalar(id) as i64);
         let element = i128::from(index) + i128::from(address.offset) + distance;
-        let len = self.buffers[address.buffer].len() / self.program.buffers[address.buffer].0.size();
+        let len = self.memory[address.buffer].len() / self.program.element(address.buffer).size();
         match usize::try_from(element) {
             Ok(element) if element < len => Ok(element),
             _ => Err(Stop::Error(InterpError::OutOfBounds {
@@ -311,7 +347,7 @@ impl Frame<'_, '_> {
             Op::Hi => self.lanes[to] = self.hi as u64,
             Op::Load(a) => self.load_lanes(stmt, a, dtype, to, count, 1)?,
             Op::LoadWide(a) => {
-                let narrow = self.program.buffers[a.buffer].0;
+                let narrow = self.program.element(a.buffer);
                 self.load_lanes(stmt, a, narrow, to, count, 1)?;
                 for lane in &mut self.lanes[to..to + count] {
                     let c = crate::Constant { dtype: narrow, bits: *lane };
@@ -422,7 +458,7 @@ impl Frame<'_, '_> {
     ) -> Result<(), Stop> {
         for lane in 0..count {
             let element = self.element(stmt, address, lane as i128 * i128::from(stride))?;
-            self.lanes[to + lane] = load(dtype, self.buffers[address.buffer], element);
+            self.lanes[to + lane] = load(dtype, self.memory[address.buffer], element);
         }
         Ok(())
     }

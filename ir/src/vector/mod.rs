@@ -25,6 +25,7 @@
 //! ```
 
 mod interp;
+mod matrix;
 mod parse;
 mod print;
 mod verify;
@@ -33,6 +34,7 @@ mod verify;
 mod tests;
 
 pub use interp::{InterpError, run};
+pub use matrix::{Matrix, Product, REGISTERS, Registers, Shape, Shapes, multiplies};
 pub use verify::VerifyError;
 
 use crate::dtype::DType;
@@ -46,12 +48,28 @@ pub struct VectorProgram {
     pub name: String,
     /// Element type of each buffer argument, with whether it is stored to.
     pub buffers: Vec<(DType, bool)>,
+    /// Memory that a run of the kernel has for itself, which begins as anything: element type and elements. Addresses number it on
+    /// after the buffers.
+    pub locals: Vec<(DType, usize)>,
     /// How many run-time dims the kernel takes.
     pub dims: usize,
     /// Types of all values.
     pub values: Arena<VectorType>,
     /// Body.
     pub body: Vec<Stmt>,
+}
+
+impl VectorProgram {
+    /// The element type of a buffer or local memory, with whether it may be stored to.
+    pub fn memory(&self, number: usize) -> Option<(DType, bool)> {
+        let local = || Some((self.locals.get(number.checked_sub(self.buffers.len())?)?.0, true));
+        self.buffers.get(number).copied().or_else(local)
+    }
+
+    /// The element type of a buffer or local memory of a program that verifies.
+    pub fn element(&self, number: usize) -> DType {
+        self.memory(number).map_or(DType::U8, |(dtype, _)| dtype)
+    }
 }
 
 /// A handle to a value.
@@ -96,7 +114,7 @@ pub fn widened(narrow: DType) -> Option<DType> {
 /// A place in a buffer: element `index + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Index into the buffers.
+    /// Index into the buffers, and on into local memory.
     pub buffer: usize,
     /// i64 value in elements, or nothing for 0.
     pub index: Option<ValueId>,
@@ -116,6 +134,8 @@ pub enum Stmt {
     Store(Address, ValueId),
     /// Asks for the memory at an address, which may lie beyond the buffer: it changes how long later loads take and nothing else.
     Prefetch(Address),
+    /// What matrix registers do.
+    Matrix(Matrix),
     /// A two-way branch without results.
     If {
         /// Scalar bool.

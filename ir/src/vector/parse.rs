@@ -2,7 +2,7 @@
 //!
 //! Invariant: any text gives a program or an error with its place; the program need not verify.
 
-use super::{Address, Carried, For, Op, Stmt, ValueId, VectorProgram, VectorType};
+use super::{Address, Carried, For, Matrix, Op, Product, Shape, Shapes, Stmt, ValueId, VectorProgram, VectorType};
 use crate::dtype::DType;
 use crate::id::{Arena, Id};
 use crate::scalar::{BinaryOp, Constant, UnaryOp};
@@ -33,6 +33,16 @@ impl VectorProgram {
             lexer.expect(',')?;
         }
         let dims = lexer.size()?;
+        let mut locals = Vec::new();
+        while lexer.eat(',') {
+            lexer.expect_word("local")?;
+            lexer.expect_word(&format!("b{}", buffers.len() + locals.len()))?;
+            lexer.expect(':')?;
+            let dtype = dtype(&mut lexer)?;
+            lexer.expect('[')?;
+            locals.push((dtype, lexer.size()?));
+            lexer.expect(']')?;
+        }
         lexer.expect(')')?;
         let mut parser = Parser { lexer, types: Vec::new() };
         let body = parser.region()?;
@@ -43,7 +53,7 @@ impl VectorProgram {
         for ty in parser.types {
             values.push(ty.unwrap_or(VectorType::scalar(DType::Bool)));
         }
-        Ok(VectorProgram { name, buffers, dims, values, body })
+        Ok(VectorProgram { name, buffers, locals, dims, values, body })
     }
 }
 
@@ -116,8 +126,9 @@ impl Parser<'_> {
             self.lexer.expect('=')?;
             return Ok(Stmt::Let(id, self.op()?));
         }
-        let error =
-            self.lexer.error("expected a statement: `%3: type = ...`, `for`, `if`, `store`, `prefetch` or `fail`");
+        let error = self
+            .lexer
+            .error("expected a statement: `%3: type = ...`, `for`, `if`, `store`, `prefetch`, `matrix` or `fail`");
         match self.lexer.word().map_err(|_| error.clone())? {
             "store" => {
                 let address = self.address()?;
@@ -125,6 +136,7 @@ impl Parser<'_> {
                 Ok(Stmt::Store(address, self.value()?))
             }
             "prefetch" => Ok(Stmt::Prefetch(self.address()?)),
+            "matrix" => Ok(Stmt::Matrix(self.matrix()?)),
             "fail" => {
                 let error = self.lexer.error("a status is a number below 2^32");
                 let status = u32::try_from(self.lexer.integer()?).map_err(|_| error)?;
@@ -140,6 +152,56 @@ impl Parser<'_> {
             "for" => Ok(Stmt::For(self.counted_loop()?)),
             _ => Err(error),
         }
+    }
+
+    /// A number below 256.
+    fn small(&mut self) -> Result<u8, ParseError> {
+        let error = self.lexer.error("expected a number below 256");
+        u8::try_from(self.lexer.integer()?).map_err(|_| error)
+    }
+
+    fn matrix(&mut self) -> Result<Matrix, ParseError> {
+        let error = self.lexer.error("expected `shape`, `zero`, `load`, `store`, `pairs`, `u8s8` or `s8u8`");
+        let word = self.lexer.word()?;
+        Ok(match word {
+            "shape" => {
+                let mut shapes = Shapes::default();
+                self.lexer.expect('(')?;
+                for (n, shape) in shapes.iter_mut().enumerate() {
+                    if n > 0 {
+                        self.lexer.expect(',')?;
+                    }
+                    let rows = self.small()?;
+                    self.lexer.expect_word("by")?;
+                    *shape = Shape { rows, row_bytes: self.small()? };
+                }
+                self.lexer.expect(')')?;
+                Matrix::Shape(Box::new(shapes))
+            }
+            "zero" => Matrix::Zero(self.small()?),
+            "load" => {
+                let to = self.small()?;
+                self.lexer.expect(',')?;
+                let from = self.address()?;
+                self.lexer.expect_word("by")?;
+                Matrix::Load { to, from, stride: self.lexer.integer()? }
+            }
+            "store" => {
+                let to = self.address()?;
+                self.lexer.expect_word("by")?;
+                let stride = self.lexer.integer()?;
+                self.lexer.expect(',')?;
+                Matrix::Store { from: self.small()?, to, stride }
+            }
+            _ => {
+                let product = Product::ALL.into_iter().find(|p| p.name() == word).ok_or(error)?;
+                let sum = self.small()?;
+                self.lexer.expect(',')?;
+                let left = self.small()?;
+                self.lexer.expect(',')?;
+                Matrix::Multiply { product, sum, left, right: self.small()? }
+            }
+        })
     }
 
     fn counted_loop(&mut self) -> Result<For, ParseError> {

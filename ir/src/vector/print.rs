@@ -3,7 +3,7 @@
 //! Invariant: [`VectorProgram::parse`](super::VectorProgram::parse) of the text gives back the program, provided that
 //! every value in it is defined and it verifies.
 
-use super::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType};
+use super::{Address, For, Matrix, Op, Stmt, ValueId, VectorProgram, VectorType};
 use crate::text::Commas;
 use std::fmt::{self, Display, Formatter, Result, Write};
 
@@ -54,13 +54,36 @@ impl Display for Op {
     }
 }
 
+impl Display for Matrix {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Matrix::Shape(shapes) => {
+                let shape = |f: &mut Formatter<'_>, (n, s): (usize, &super::Shape)| {
+                    write!(f, "{}{} by {}", if n > 0 { ", " } else { "" }, s.rows, s.row_bytes)
+                };
+                f.write_str("shape (")?;
+                shapes.iter().enumerate().try_for_each(|s| shape(f, s))?;
+                f.write_char(')')
+            }
+            Matrix::Zero(register) => write!(f, "zero {register}"),
+            Matrix::Load { to, from, stride } => write!(f, "load {to}, {from} by {stride}"),
+            Matrix::Store { from, to, stride } => write!(f, "store {to} by {stride}, {from}"),
+            Matrix::Multiply { product, sum, left, right } => write!(f, "{} {sum}, {left}, {right}", product.name()),
+        }
+    }
+}
+
 impl Display for VectorProgram {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         write!(f, "vector @{}(", self.name)?;
         for (i, (dtype, written)) in self.buffers.iter().enumerate() {
             write!(f, "b{i}: {dtype}{}, ", if *written { " written" } else { "" })?;
         }
-        writeln!(f, "dims {}) {{", self.dims)?;
+        write!(f, "dims {}", self.dims)?;
+        for (i, (dtype, len)) in self.locals.iter().enumerate() {
+            write!(f, ", local b{}: {dtype}[{len}]", self.buffers.len() + i)?;
+        }
+        writeln!(f, ") {{")?;
         self.write_region(f, &self.body, 1)?;
         writeln!(f, "}}")
     }
@@ -90,6 +113,7 @@ impl VectorProgram {
             Stmt::Let(id, op) => write!(f, "{} = {op}", self.typed(*id)),
             Stmt::Store(address, value) => write!(f, "store {address}, {value}"),
             Stmt::Prefetch(address) => write!(f, "prefetch {address}"),
+            Stmt::Matrix(matrix) => write!(f, "matrix {matrix}"),
             Stmt::Fail { condition, status } => write!(f, "fail {status} if {condition}"),
             Stmt::If { condition, .. } => write!(f, "if {condition} {{"),
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {
@@ -108,7 +132,7 @@ impl VectorProgram {
         for stmt in body {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
-                Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Fail { .. } => {}
+                Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Matrix(_) | Stmt::Fail { .. } => {}
                 Stmt::If { then, otherwise, .. } => {
                     self.write_region(f, then, depth + 1)?;
                     if !otherwise.is_empty() {

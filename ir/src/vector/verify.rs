@@ -3,7 +3,8 @@
 //! Invariant: a program that verifies can be interpreted without any check other than those on addresses, sizes
 //! and loop bounds, and compiled without any check but for what a target cannot do. All errors are collected.
 
-use super::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType};
+use super::matrix::{MAX_ROW_BYTES, MAX_ROWS};
+use super::{Address, For, Matrix, Op, Shapes, Stmt, ValueId, VectorProgram, VectorType, multiplies};
 use crate::dtype::{Class, DType};
 use crate::scalar::{BinaryOp, UnaryOp};
 
@@ -22,6 +23,19 @@ pub struct VerifyError {
 /// Most lanes of a vector: 64 bytes of one-byte elements, the widest registers there are.
 const MAX_LANES: u32 = 64;
 
+/// Most bytes of one local memory: it lies on the stack.
+const MAX_LOCAL_BYTES: usize = 1 << 14;
+
+/// Whether statements give matrix registers shapes.
+fn reshapes(body: &[Stmt]) -> bool {
+    body.iter().any(|stmt| match stmt {
+        Stmt::Matrix(matrix) => matches!(matrix, Matrix::Shape(_)),
+        Stmt::If { then, otherwise, .. } => reshapes(then) || reshapes(otherwise),
+        Stmt::For(f) => reshapes(&f.body),
+        Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Fail { .. } => false,
+    })
+}
+
 impl VectorProgram {
     /// Checks that every value is assigned once and before its uses, and all types, lanes, buffers and dims.
     ///
@@ -32,6 +46,7 @@ impl VectorProgram {
             program: self,
             assigned: vec![false; self.values.len()],
             visible: vec![false; self.values.len()],
+            shapes: None,
             errors: Vec::new(),
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -41,6 +56,11 @@ impl VectorProgram {
         for (i, (dtype, _)) in self.buffers.iter().enumerate() {
             if !computable(*dtype) && *dtype != DType::F16 {
                 verifier.report(None, format!("buffer b{i}: vector programs do not compute with {dtype}"));
+            }
+        }
+        for (i, (dtype, len)) in self.locals.iter().enumerate() {
+            if !computable(*dtype) || len.saturating_mul(dtype.size()) > MAX_LOCAL_BYTES {
+                verifier.report(None, format!("local memory {i}: {len} of {dtype}"));
             }
         }
         verifier.region(&self.body, &[], |_| {});
@@ -89,6 +109,8 @@ struct Verifier<'a> {
     assigned: Vec<bool>,
     /// Values that may be used here.
     visible: Vec<bool>,
+    /// The shapes that matrix registers surely have here.
+    shapes: Option<Shapes>,
     errors: Vec<VerifyError>,
 }
 
@@ -163,21 +185,23 @@ impl Verifier<'_> {
                 self.define(stmt, *id);
             }
             Stmt::Store(address, value) => {
-                let buffer = self.program.buffers.get(address.buffer).map(|b| b.0);
+                let buffer = self.program.memory(address.buffer).map(|b| b.0);
                 let stored = self.used(stmt, *value).map(|ty| match buffer {
                     Some(dtype) if super::widened(dtype) == Some(ty.dtype) => VectorType { dtype, ..ty },
                     Some(_) | None => ty,
                 });
                 self.memory(stmt, address, stored);
-                if self.program.buffers.get(address.buffer).is_some_and(|(_, written)| !written) {
-                    self.report(Some(stmt), format!("b{} is not declared `written`", address.buffer));
-                }
+                self.written(stmt, address);
             }
+            Stmt::Matrix(matrix) => self.matrix(stmt, matrix),
             Stmt::Prefetch(address) => self.memory(stmt, address, None),
             Stmt::If { condition, then, otherwise } => {
                 self.want(stmt, *condition, bool);
+                let before = self.shapes;
                 self.region(then, &[], |_| {});
+                self.shapes = before;
                 self.region(otherwise, &[], |_| {});
+                self.shapes = before.filter(|_| !reshapes(then) && !reshapes(otherwise));
             }
             Stmt::Fail { condition, status } => {
                 self.want(stmt, *condition, bool);
@@ -199,6 +223,9 @@ impl Verifier<'_> {
                 }
                 let mut inside = vec![(stmt, *var)];
                 inside.extend(carried.iter().map(|c| (stmt, c.inside)));
+                // The first iteration finds other shapes than the later ones.
+                let lasting = self.shapes.filter(|_| !reshapes(body));
+                self.shapes = lasting;
                 self.region(body, &inside, |verifier| {
                     for c in carried {
                         if let Some(&inside) = verifier.program.values.get(c.inside) {
@@ -206,6 +233,7 @@ impl Verifier<'_> {
                         }
                     }
                 });
+                self.shapes = lasting;
                 if self.program.values.get(*var).is_some_and(|ty| *ty != i64) {
                     self.report(Some(stmt), format!("{var} is not i64"));
                 }
@@ -222,13 +250,66 @@ impl Verifier<'_> {
         }
     }
 
+    fn written(&mut self, stmt: &Stmt, address: &Address) {
+        if self.program.memory(address.buffer).is_some_and(|(_, written)| !written) {
+            self.report(Some(stmt), format!("b{} is not declared `written`", address.buffer));
+        }
+    }
+
+    fn matrix(&mut self, stmt: &Stmt, matrix: &Matrix) {
+        if let Matrix::Shape(shapes) = matrix {
+            let fine = |rows, bytes| {
+                (rows == 0) == (bytes == 0) && rows <= MAX_ROWS && bytes <= MAX_ROW_BYTES && bytes % 4 == 0
+            };
+            if !shapes.iter().all(|s| fine(s.rows, s.row_bytes)) {
+                self.report(Some(stmt), "no register has such a shape");
+            }
+            self.shapes = Some(**shapes);
+            return;
+        }
+        let Some(shapes) = self.shapes else { return self.report(Some(stmt), "registers may have no shape here") };
+        let mut shape = |register: u8| {
+            let found = shapes.get(usize::from(register)).copied().filter(|s| s.rows > 0);
+            if found.is_none() {
+                self.report(Some(stmt), format!("register {register} is not used in this shape"));
+            }
+            found
+        };
+        match matrix {
+            Matrix::Shape(_) => {}
+            Matrix::Zero(register) => {
+                shape(*register);
+            }
+            Matrix::Load { to: register, from: address, stride }
+            | Matrix::Store { from: register, to: address, stride } => {
+                let found = shape(*register);
+                self.memory(stmt, address, None);
+                if matches!(matrix, Matrix::Store { .. }) {
+                    self.written(stmt, address);
+                }
+                let size = self.program.memory(address.buffer).map_or(1, |(dtype, _)| dtype.size());
+                let bytes = stride.checked_mul(size as i64).is_some_and(|b| i32::try_from(b).is_ok());
+                if !bytes || found.is_some_and(|s| usize::from(s.row_bytes) % size != 0) {
+                    self.report(Some(stmt), format!("rows of b{} cannot be {stride} elements apart", address.buffer));
+                }
+            }
+            Matrix::Multiply { sum, left, right, .. } => {
+                if let (Some(s), Some(l), Some(r)) = (shape(*sum), shape(*left), shape(*right))
+                    && (!multiplies(s, l, r) || [left, right].contains(&sum) || left == right)
+                {
+                    self.report(Some(stmt), "the registers' shapes are none of a product, or it has one of them twice");
+                }
+            }
+        }
+    }
+
     /// An access of a value of a type.
     fn memory(&mut self, stmt: &Stmt, address: &Address, ty: Option<VectorType>) {
-        match self.program.buffers.get(address.buffer) {
+        match self.program.memory(address.buffer) {
             None => self.report(Some(stmt), format!("there is no buffer b{}", address.buffer)),
             Some((dtype, _)) => {
                 if let Some(ty) = ty
-                    && ty.dtype != *dtype
+                    && ty.dtype != dtype
                 {
                     self.report(Some(stmt), format!("b{} holds {dtype}, the value is {ty}", address.buffer));
                 }
@@ -261,7 +342,7 @@ impl Verifier<'_> {
                 None
             }
             Op::LoadWide(a) => {
-                let narrow = self.program.buffers.get(a.buffer).map(|b| b.0);
+                let narrow = self.program.memory(a.buffer).map(|b| b.0);
                 let wide = narrow.and_then(super::widened);
                 match narrow.filter(|_| wide.is_some()) {
                     Some(dtype) => self.memory(stmt, a, Some(VectorType { dtype, ..result })),

@@ -36,7 +36,7 @@ impl WarpProgram {
             lexer.expect('[')?;
             let len = Expr::parse(&mut lexer)?;
             lexer.expect(']')?;
-            buffers.push(Buffer { name, dtype, len, written: lexer.eat_word("written") });
+            buffers.push(Buffer { name, dtype, len, written: lexer.eat_word("written"), local: false });
             lexer.expect(',')?;
         }
         let dims = lexer.list('(', ')', |l| Ok(Symbol::new(l.word()?)))?;

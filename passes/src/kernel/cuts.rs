@@ -24,6 +24,18 @@ impl Segment {
         Segment { lo: lo.into(), block, count: count.into(), parts: 1 }
     }
 
+    /// The first element of a block, over the variables of [`block_variables`].
+    pub fn first(&self, axis: &Symbol) -> Expr {
+        let mut e = self.lo.clone();
+        if !self.is_single() {
+            e = e.add(&Expr::symbol(&format!("{axis}_block")).scale(self.block * self.parts));
+        }
+        if self.parts > 1 {
+            e = e.add(&Expr::symbol(&format!("{axis}_part")).scale(self.block));
+        }
+        e
+    }
+
     /// Whether there is surely one block: no loop or grid variable is needed.
     pub fn is_single(&self) -> bool {
         self.count.as_const() == Some(1)

@@ -115,7 +115,7 @@ impl Builder<'_> {
             base.enter(&splits.split, &number(count));
             grid.push((splits.split.clone(), number(count)));
             let len = queries.iter().fold(number(count * parts.stride()), |n, (_, e)| n.mul(e));
-            let buffer = Buffer { name: "parts".into(), dtype: DType::F32, len, written: true };
+            let buffer = Buffer { name: "parts".into(), dtype: DType::F32, len, written: true, local: false };
             self.program.buffers.insert(parts.buffer, buffer);
         }
         base.enter(&splits.var, &number(share));

@@ -624,6 +624,7 @@ fn without_repeats(program: &mut TileProgram, body: Vec<Stmt>) -> Vec<Stmt> {
                 gathered.iter_mut().for_each(|id| *id = same.get(id).copied().unwrap_or(*id));
                 kept.push(Stmt::Store { buffer, address, gathered, mask, value });
             }
+            Stmt::Multiply(m) => kept.push(Stmt::Multiply(m)),
             Stmt::For(mut counted) => {
                 rename(&mut counted, &same);
                 kept.push(Stmt::For(counted));
@@ -643,6 +644,7 @@ fn rename(counted: &mut For, same: &HashMap<TileId, TileId>) {
         match stmt {
             Stmt::Let(_, op) => op.for_each_operand(&mut |o| find(o)),
             Stmt::Store { value, gathered, .. } => gathered.iter_mut().chain([value]).for_each(find),
+            Stmt::Multiply(_) => {}
             Stmt::For(inner) => rename(inner, same),
         }
     }

@@ -14,6 +14,7 @@ pub mod flat;
 mod forms;
 mod gpu;
 mod groups;
+mod matrix;
 mod narrow;
 pub mod scatter;
 mod schedule;
@@ -32,6 +33,7 @@ use kiln_ir::layout::Layout;
 use kiln_ir::nest;
 use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
+use matrix::Unit;
 use std::collections::BTreeMap;
 
 pub use choice::{Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
@@ -152,7 +154,7 @@ pub fn tile_program(
         let written = n == types.len();
         let name = if written { "out".to_string() } else { format!("in{n}") };
         let len = ty.layout.storage_len(&ty.dims);
-        buffers.push(Buffer { name, dtype: ty.dtype, len, written });
+        buffers.push(Buffer { name, dtype: ty.dtype, len, written, local: false });
     }
     for stage in &group.stages {
         for (id, node) in stage.body.nodes().chain(stage.finish.nodes()) {
@@ -422,7 +424,7 @@ impl Builder<'_> {
     }
 
     fn store(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, value: TileId) {
-        let buffer = self.program.buffers.len() - 1;
+        let Some(buffer) = self.program.arguments().count().checked_sub(1) else { return };
         let address = place.expr(&nest.store);
         // A value that is the same along an axis of the tile is repeated: a store writes what it is given.
         let full: Vec<usize> =
@@ -433,11 +435,21 @@ impl Builder<'_> {
 
     /// A fold: register tiles of rows and columns.
     fn fold(&mut self, nest: &FlatNest) -> Option<()> {
-        let schedule = Schedule::choose(nest, self.machine).with(self.choice);
+        let mut schedule = Schedule::choose(nest, self.machine).with(self.choice);
         let lanes = self.machine.lanes as i64;
         let axis = |s: &Symbol| nest.axes.iter().find(|a| a.symbol == *s).cloned();
         let row = schedule.row.as_ref().and_then(axis);
         let column = schedule.column.as_ref().and_then(axis);
+        let unit = match (&row, &column) {
+            (Some(row), Some(column)) if self.machine.matrices && schedule.lanes.is_none() => {
+                Unit::of(nest, row, column)
+            }
+            _ => None,
+        };
+        if unit.is_some() {
+            (schedule.rows, schedule.columns) = (matrix::BLOCK, schedule.columns.min(matrix::BLOCK));
+        }
+        let unit = unit.as_ref();
         let taken = |a: &Axis| [&row, &column].iter().any(|t| t.as_ref().is_some_and(|t| t.symbol == a.symbol));
         let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
         let cut = |a: &Option<Axis>, cut: &dyn Fn(&Axis) -> Vec<Segment>| match a {
@@ -462,6 +474,8 @@ impl Builder<'_> {
             let order = self.choice.order.unwrap_or(if many { Order::Columns } else { Order::Tiles });
             let rows = cut(&row, &|a| match panel_of(nest, &a.symbol) {
                 Some(_) => panels(a, schedule.rows, 1),
+                // Registers that are not full take as long.
+                None if unit.is_some() => segments(&a.extent, schedule.rows, 1, &nest.dims),
                 None => row_segments(&a.extent, schedule.rows, &nest.dims),
             });
             if matches!(order, Order::Columns | Order::Outer) {
@@ -473,7 +487,7 @@ impl Builder<'_> {
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
                 for row in &rows {
-                    self.row_loop(&mut body, nest, &schedule, &place, row.clone(), column.clone())?;
+                    self.row_loop(&mut body, nest, (&schedule, unit), &place, row.clone(), column.clone())?;
                 }
                 self.program.parts.push(Part { grid, body });
                 continue;
@@ -486,7 +500,7 @@ impl Builder<'_> {
                 };
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
-                self.register_tile(&mut body, nest, &schedule, &place, row, column.clone())?;
+                self.block_of(&mut body, nest, (&schedule, unit), &place, row, column.clone())?;
                 self.program.parts.push(Part { grid, body });
             }
         }
@@ -504,7 +518,7 @@ impl Builder<'_> {
         &mut self,
         body: &mut Vec<Stmt>,
         nest: &FlatNest,
-        schedule: &Schedule,
+        by: (&Schedule, Option<&Unit>),
         place: &Place,
         row: Option<(Symbol, Segment)>,
         column: Option<(Symbol, Segment)>,
@@ -513,12 +527,34 @@ impl Builder<'_> {
         let variables = block_variables(&row);
         variables.iter().for_each(|(var, extent)| place.enter(var, extent));
         let mut inner = Vec::new();
-        self.register_tile(&mut inner, nest, schedule, &place, row, column)?;
+        self.block_of(&mut inner, nest, by, &place, row, column)?;
         for (var, hi) in variables.into_iter().rev() {
             inner = vec![Stmt::For(For { var, lo: Expr::default(), hi, step: 1, carried: vec![], body: inner })];
         }
         body.extend(inner);
         Some(())
+    }
+
+    /// Fold, finish and store of one block of rows and columns, by the unit for matrices where it is one for that.
+    fn block_of(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        nest: &FlatNest,
+        (schedule, unit): (&Schedule, Option<&Unit>),
+        place: &Place,
+        row: Option<(Symbol, Segment)>,
+        column: Option<(Symbol, Segment)>,
+    ) -> Option<()> {
+        if let (Some(unit), Some(row), Some(column)) = (unit, &row, &column) {
+            let mut place = place.clone();
+            for (symbol, segment) in [row, column] {
+                place.at.insert(symbol.clone(), segment.first(symbol));
+            }
+            if self.multiplied(body, nest, unit, &place, (row, column))? {
+                return Some(());
+            }
+        }
+        self.register_tile(body, nest, schedule, place, row, column)
     }
 
     /// Fold, finish and store of one register tile.
@@ -547,14 +583,7 @@ impl Builder<'_> {
             let Some((symbol, s)) = axis else { continue };
             place.shape[n] = s.block as usize;
             place.ranges.insert(tile_axis(n), (0, s.block - 1));
-            let mut e = s.lo.add(&Expr::from(tile_axis(n)));
-            if !s.is_single() {
-                e = e.add(&Expr::symbol(&format!("{symbol}_block")).scale(s.block * s.parts));
-            }
-            if s.parts > 1 {
-                e = e.add(&Expr::symbol(&format!("{symbol}_part")).scale(s.block));
-            }
-            place.at.insert(symbol.clone(), e);
+            place.at.insert(symbol.clone(), s.first(symbol).add(&Expr::from(tile_axis(n))));
         }
         let value = self.folded(body, &tiling, &place, &[])?;
         let value = self.finished(body, nest, &place, value, &[])?;

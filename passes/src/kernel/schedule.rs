@@ -38,12 +38,23 @@ pub struct Machine {
     pub dots: bool,
     /// The same of pairs of bf16.
     pub pairs: bool,
+    /// Whether there is a unit that multiplies matrices of bytes and of pairs.
+    pub matrices: bool,
 }
 
 impl Machine {
     /// 128-bit vectors in 16 registers: x86-64 below AVX-512 as Cranelift uses it, and aarch64.
     pub fn narrow() -> Machine {
-        Machine { lanes: 4, registers: 16, chunk: 8192, enough_programs: 12, gpu: None, dots: false, pairs: false }
+        Machine {
+            lanes: 4,
+            registers: 16,
+            chunk: 8192,
+            enough_programs: 12,
+            gpu: None,
+            dots: false,
+            pairs: false,
+            matrices: false,
+        }
     }
 
     /// 256-bit vectors in 16 registers: x86-64-v3.
@@ -69,6 +80,11 @@ impl Machine {
     /// 512-bit vectors in 32 registers with dot products of bytes and of bf16: x86-64-v4 with AVX-512 VNNI and BF16.
     pub fn avx512_bf16() -> Machine {
         Machine { pairs: true, ..Machine::avx512_vnni() }
+    }
+
+    /// The same with a unit that multiplies matrices: AMX.
+    pub fn amx() -> Machine {
+        Machine { matrices: true, ..Machine::avx512_bf16() }
     }
 
     /// How many columns a register tile of a product has, for a result with that many rows and columns.

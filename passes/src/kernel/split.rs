@@ -44,7 +44,7 @@ impl Builder<'_> {
         let elements = axes.iter().fold(number(1), |n, a| n.mul(&a.extent));
         let buffer = self.program.buffers.len() - 1;
         let (dtype, len) = (nest.body.result_type(), elements.scale(count));
-        self.program.buffers.insert(buffer, Buffer { name: "sums".into(), dtype, len, written: true });
+        self.program.buffers.insert(buffer, Buffer { name: "sums".into(), dtype, len, written: true, local: false });
         Split { symbol: self.symbol("s"), count, buffer, element, elements }
     }
 

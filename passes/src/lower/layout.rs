@@ -138,6 +138,7 @@ impl Walk<'_> {
                         }
                     }
                 }
+                Stmt::Multiply(_) => {}
                 Stmt::Store { address, gathered, mask, value, .. } => {
                     if !joining {
                         self.access(*value, address, gathered, mask, weight * 1.1);

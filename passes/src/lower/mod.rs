@@ -11,6 +11,7 @@
 //! - [`tiles`] computes tiles, one register at a time, on demand; [`memory`] their loads and stores;
 //! - [`address`] turns index expressions into i64 code, each part in the outermost loop where it is known;
 //! - [`half`] is how f16 and bf16, which are f32 in registers, are in memory;
+//! - [`multiply`] are products by a unit for matrices;
 //! - [`ops`] are the elementwise operations, [`math`] the functions that no target has as an instruction.
 
 mod address;
@@ -19,6 +20,7 @@ mod half;
 mod layout;
 pub mod math;
 mod memory;
+mod multiply;
 mod ops;
 mod stmts;
 mod tiles;
@@ -38,6 +40,8 @@ pub struct VectorTarget {
     pub bytes: u32,
     /// Whether pairs of bf16 are made and multiplied by one instruction; else by plain arithmetic.
     pub pairs: bool,
+    /// Whether there are matrix registers.
+    pub matrices: bool,
 }
 
 /// A tile program cannot be lowered.
@@ -91,9 +95,11 @@ pub fn lower(
     let mut lowering = tiles::Lowering::new(program, layout::choose(program, target.bytes), target, dims, ranges);
     lowering.parts()?;
     let (values, body) = lowering.builder.finish();
+    let locals = program.buffers.iter().filter(|b| b.local);
     Ok(VectorProgram {
         name: program.name.clone(),
-        buffers: program.buffers.iter().map(|b| (half::in_memory(b.dtype, target.bytes), b.written)).collect(),
+        buffers: program.arguments().map(|b| (half::in_memory(b.dtype, target.bytes), b.written)).collect(),
+        locals: locals.map(|b| (b.dtype, b.len.as_size().unwrap_or(0))).collect(),
         dims: dims.len(),
         values,
         body,

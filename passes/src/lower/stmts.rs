@@ -5,6 +5,7 @@
 
 use super::LowerError;
 use super::memory::Target;
+use super::multiply::Wanted;
 use super::tiles::{Lowering, flat, positions};
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
@@ -37,6 +38,7 @@ impl<'a> Lowering<'a> {
         let last = self.outer(end)?;
         let hi = self.builder.emit(0, I64, Op::Hi);
         let hi = self.builder.i64_op(BinaryOp::Min, hi, last);
+        self.reshape(Wanted::by_all(&part.body));
         self.builder.open();
         let var = self.builder.fresh(self.builder.depth(), I64);
         self.decode(part, start, var)?;
@@ -45,6 +47,9 @@ impl<'a> Lowering<'a> {
             self.symbols.remove(variable);
             self.fixed.remove(variable);
             self.ranges.remove(variable);
+        }
+        if matches!(Wanted::by_all(&part.body), Wanted::Several) {
+            self.shapes = None;
         }
         let body = self.builder.close();
         let depth = self.builder.depth();
@@ -84,12 +89,17 @@ impl<'a> Lowering<'a> {
 
     fn region(&mut self, body: &'a [Stmt]) -> Result<(), LowerError> {
         for stmt in body {
+            self.reshape(Wanted::by(stmt));
             match stmt {
                 Stmt::Let(id, op) => self.define(*id, op)?,
                 Stmt::Store { buffer, address, gathered, mask, value } => {
                     self.store(&Target { buffer: *buffer, address, gathered, mask }, *value)?;
                 }
                 Stmt::For(f) => self.counted_loop(f)?,
+                Stmt::Multiply(m) => self.multiply(m)?,
+            }
+            if matches!(Wanted::by(stmt), Wanted::Several) {
+                self.shapes = None;
             }
         }
         Ok(())

@@ -29,6 +29,10 @@ pub(super) struct Lowering<'a> {
     pub(super) bytes: u32,
     /// See [`VectorTarget::pairs`].
     pub(super) pairs: bool,
+    /// See [`VectorTarget::matrices`].
+    pub(super) matrices: bool,
+    /// The shapes that matrix registers surely have here.
+    pub(super) shapes: Option<vector::Shapes>,
     pub(super) dims: &'a [Symbol],
     pub(super) ranges: Ranges,
     pub(super) builder: Builder,
@@ -79,6 +83,8 @@ impl<'a> Lowering<'a> {
             homes,
             bytes: target.bytes,
             pairs: target.pairs,
+            matrices: target.matrices,
+            shapes: None,
             dims,
             ranges,
             builder: Builder::new(program.buffers.iter().map(|b| b.written).collect(), target.bytes == 64),

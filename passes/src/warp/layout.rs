@@ -310,7 +310,7 @@ impl<'a> Layouts<'a> {
                     [c.init, c.next, c.after].into_iter().for_each(|id| self.join(c.inside, id, &[]));
                 }
             }
-            Stmt::Store { .. } => {}
+            Stmt::Store { .. } | Stmt::Multiply(_) => {}
         });
     }
 
@@ -385,6 +385,7 @@ impl<'a> Layouts<'a> {
             Stmt::Store { buffer, address, mask, value, .. } => {
                 memory(facts, *value, address, mask, self.program.buffers[*buffer].dtype);
             }
+            Stmt::Multiply(_) => {}
         });
     }
 }

@@ -52,7 +52,7 @@ impl Lowering<'_> {
             TileStmt::Let(_, TileOp::Dot(a, b, acc)) => {
                 Some([*a, *b].iter().filter(|o| **o == id).count() * usize::from(*acc != id))
             }
-            TileStmt::Let(..) | TileStmt::For(_) | TileStmt::Store { .. } => None,
+            TileStmt::Let(..) | TileStmt::For(_) | TileStmt::Store { .. } | TileStmt::Multiply(_) => None,
         });
         let products: usize = products.sum();
         let mut uses = 0;
@@ -148,5 +148,6 @@ fn uses_of(stmt: &TileStmt, id: TileId) -> usize {
         },
         TileStmt::For(For { carried, .. }) => carried.iter().map(|c| count(&[c.init, c.next])).sum(),
         TileStmt::Store { value, .. } => count(&[*value]),
+        TileStmt::Multiply(_) => 0,
     }
 }

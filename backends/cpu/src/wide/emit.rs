@@ -50,7 +50,12 @@ pub(super) struct Emitter<'a> {
     pub halves: HashMap<(ValueId, bool), [VReg; 2]>,
     /// AVX2: bytes of the lanes of each mask.
     pub mask_bytes: Vec<u32>,
-    pub bases: Vec<VReg>,
+    /// Of buffers, then of local memory.
+    pub bases: Vec<Base>,
+    /// Distances between rows in registers; of this block.
+    pub strides: HashMap<i64, VReg>,
+    /// Whether there are statements about matrix registers.
+    matrices: bool,
     dims: VReg,
     lo: VReg,
     hi: VReg,
@@ -77,6 +82,8 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         halves: HashMap::new(),
         mask_bytes: vec![0; program.values.len()],
         bases: Vec::new(),
+        strides: HashMap::new(),
+        matrices: false,
         dims: none,
         lo: none,
         hi: none,
@@ -96,7 +103,12 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
     (emitter.dims, emitter.lo, emitter.hi) = (dims, lo, hi);
     for i in 0..program.buffers.len() {
         let base = emitter.word(args, i)?;
-        emitter.bases.push(base);
+        emitter.bases.push(Base::Register(base));
+    }
+    let mut local_bytes = 0usize;
+    for (dtype, len) in &program.locals {
+        emitter.bases.push(Base::Local(local_bytes));
+        local_bytes = (local_bytes + dtype.size() * len).next_multiple_of(64);
     }
     emitter.region(&program.body)?;
     emitter.leave(0);
@@ -104,7 +116,8 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
     if emitter.registers >= VReg::MAX {
         return Err(Error::Codegen { program: program.name.clone(), message: "too many values".into() });
     }
-    let machine = Machine::new(emitter.drafts, &emitter.order, emitter.registers, words);
+    let mut machine = Machine::new(emitter.drafts, &emitter.order, emitter.registers, words);
+    machine.local_bytes = local_bytes;
     Ok((machine, emitter.pool))
 }
 
@@ -143,6 +156,10 @@ impl<'a> Emitter<'a> {
                     used(*value);
                 }
                 Stmt::Prefetch(address) => address.index.iter().for_each(|&i| used(i)),
+                Stmt::Matrix(matrix) => {
+                    matrix.address().and_then(|a| a.index).into_iter().for_each(used);
+                    self.matrices = true;
+                }
                 Stmt::Fail { condition, .. } => used(*condition),
                 Stmt::If { condition, then, otherwise } => {
                     used(*condition);
@@ -202,6 +219,7 @@ impl<'a> Emitter<'a> {
         self.order.push(block);
         self.current = block;
         self.halves.clear();
+        self.strides.clear();
     }
 
     pub fn push(&mut self, inst: Inst) {
@@ -223,6 +241,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave(&mut self, status: u32) {
+        if self.matrices {
+            self.ins(Code::VEX_Tilerelease, &[]);
+        }
         let result = self.general();
         self.ins(
             Code::Mov_r32_imm32,
@@ -253,7 +274,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Loads what has been put off, before memory may change or control goes elsewhere.
-    fn settle(&mut self) -> Result<(), Error> {
+    pub fn settle(&mut self) -> Result<(), Error> {
         for id in std::mem::take(&mut self.pending) {
             let waits = matches!(self.values[id.index()], Some(Value::Load(..) | Value::Strided(_) | Value::Dot(..)));
             if waits && self.uses[id.index()] > 0 {
@@ -287,6 +308,7 @@ impl<'a> Emitter<'a> {
                 self.ins(Code::Prefetcht0_m8, &[place]);
                 Ok(())
             }
+            Stmt::Matrix(matrix) => self.matrix(matrix),
             Stmt::Fail { condition, status } => {
                 self.truth(*condition)?;
                 let (failed, on) = (self.block(), self.block());

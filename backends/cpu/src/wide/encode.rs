@@ -18,14 +18,7 @@ fn environment(level: WideLevel) -> MachineEnv {
     let set = |class: RegClass, numbers: &mut dyn Iterator<Item = usize>| {
         numbers.fold(PRegSet::empty(), |set, n| set.with(PReg::new(n, class)))
     };
-    let vectors = match level {
-        WideLevel::Avx2 => 16,
-        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => 32,
-    };
-    let masks = match level {
-        WideLevel::Avx2 => 1..1,
-        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => 1..8,
-    };
+    let (vectors, masks) = if level.has_masks() { (32, 1..8) } else { (16, 1..1) };
     let none = PRegSet::empty();
     MachineEnv {
         preferred_regs_by_class: [
@@ -128,7 +121,7 @@ impl Encoder<'_> {
         saved.sort_unstable();
         saved.dedup();
         self.saved = saved;
-        let frame = self.output.num_spillslots * 8;
+        let frame = self.locals_at() + self.machine.local_bytes;
         let frame = i32::try_from(frame.next_multiple_of(64)).map_err(|_| "the frame is too large".to_string())?;
         let (rsp, rbp) = (Register::RSP, Register::RBP);
         self.push(Instruction::with1(Code::Push_r64, rbp))?;
@@ -156,6 +149,11 @@ impl Encoder<'_> {
             self.code[at].set_near_branch64(start as u64 + 1);
         }
         Ok(())
+    }
+
+    /// Where local memory begins, above the spilled registers.
+    fn locals_at(&self) -> usize {
+        (self.output.num_spillslots * 8).next_multiple_of(64)
     }
 
     /// Where control really goes on: past blocks that only jump.
@@ -303,6 +301,10 @@ impl Encoder<'_> {
                     instruction.set_op_kind(n, OpKind::Register);
                     instruction.set_op_register(n, register(allocations.next()?, width));
                 }
+                Arg::Matrix(number) => {
+                    instruction.set_op_kind(n, OpKind::Register);
+                    instruction.set_op_register(n, Register::TMM0 + u32::from(number));
+                }
                 Arg::Memory(place) => {
                     instruction.set_op_kind(n, OpKind::Memory);
                     self.memory(&mut instruction, place, &mut allocations)?;
@@ -332,6 +334,12 @@ impl Encoder<'_> {
                 instruction.set_memory_base(register(allocations.next()?, Width::Q));
                 instruction.set_memory_displacement64(i64::from(place.displacement) as u64);
                 instruction.set_memory_displ_size(u32::from(place.displacement != 0));
+            }
+            Base::Local(offset) => {
+                instruction.set_memory_base(Register::RSP);
+                let offset = (self.locals_at() + offset) as u64;
+                instruction.set_memory_displacement64(offset.wrapping_add(i64::from(place.displacement) as u64));
+                instruction.set_memory_displ_size(1);
             }
             Base::Pool(offset) => {
                 instruction.set_memory_base(Register::RIP);

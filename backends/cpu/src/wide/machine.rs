@@ -24,6 +24,8 @@ pub(super) enum Width {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Base {
     Register(VReg),
+    /// A byte of local memory.
+    Local(usize),
     /// A byte of the constants.
     Pool(usize),
 }
@@ -51,6 +53,8 @@ pub(super) enum Arg {
         width: Width,
     },
     Memory(Place),
+    /// A matrix register, which the program names.
+    Matrix(u8),
     Immediate(i64, OpKind),
 }
 
@@ -107,7 +111,7 @@ impl Inst {
                         all.push(Operand::reg_use(v));
                     }
                 }
-                Arg::Immediate(..) => {}
+                Arg::Matrix(_) | Arg::Immediate(..) => {}
             }
         }
         all.extend(self.mask.map(Operand::reg_use));
@@ -139,6 +143,8 @@ pub(super) struct Machine {
     registers: usize,
     /// In 8-byte words.
     vector_slot: usize,
+    /// Bytes of local memory.
+    pub local_bytes: usize,
 }
 
 impl Machine {
@@ -160,6 +166,7 @@ impl Machine {
             predecessors: vec![Vec::new(); drafts.len()],
             registers,
             vector_slot,
+            local_bytes: 0,
         };
         for (at, &b) in order.iter().enumerate() {
             let draft = std::mem::take(&mut drafts[b]);

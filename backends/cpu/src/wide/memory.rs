@@ -20,7 +20,7 @@ pub(super) struct Stored {
 impl Emitter<'_> {
     /// The place of the element `distance` after an address.
     pub fn place(&mut self, address: &Address, distance: i128) -> Result<Place, Error> {
-        let size = self.program.buffers[address.buffer].0.size();
+        let size = self.program.element(address.buffer).size();
         let mut elements = i128::from(address.offset) + distance;
         let mut index = None;
         if let Some(id) = address.index {
@@ -29,18 +29,19 @@ impl Emitter<'_> {
                 None => index = Some((self.integer(id)?, size as u32)),
             }
         }
-        let mut base = self.bases[address.buffer];
+        let Some(&(mut base)) = self.bases.get(address.buffer) else { return Err(self.unsupported("no such memory")) };
         let bytes = elements * size as i128;
         let displacement = match i32::try_from(bytes) {
             Ok(bytes) => bytes,
             Err(_) => {
                 let bytes = i64::try_from(bytes).map_err(|_| self.unsupported("the offset in bytes overflows"))?;
                 let distance = self.number(bytes);
-                base = self.sum(base, distance);
+                let Base::Register(start) = base else { return Err(self.unsupported("the address is not local")) };
+                base = Base::Register(self.sum(start, distance));
                 0
             }
         };
-        Ok(Place { base: Base::Register(base), index, displacement, repeated: false })
+        Ok(Place { base, index, displacement, repeated: false })
     }
 
     pub fn load_integer(&mut self, dtype: DType, address: &Address, distance: i128) -> Result<VReg, Error> {
@@ -90,7 +91,7 @@ impl Emitter<'_> {
 
     /// Narrow integers as i32, f16 as f32.
     pub fn load_wide(&mut self, ty: VectorType, address: &Address) -> Result<VReg, Error> {
-        let narrow = self.program.buffers[address.buffer].0;
+        let narrow = self.program.element(address.buffer);
         if narrow == DType::F16 {
             return self.load_halves(ty, address);
         }
@@ -171,7 +172,7 @@ impl Emitter<'_> {
     pub fn store(&mut self, address: &Address, value: Stored) -> Result<(), Error> {
         let Stored { ty, register } = value;
         // Of 32-bit lanes narrower elements are the low bits, or the nearest f16.
-        let narrow = self.program.buffers[address.buffer].0;
+        let narrow = self.program.element(address.buffer);
         let size = narrow.size();
         if narrow == DType::F16 && ty.is_scalar() {
             let half = self.narrowed_to_halves(register, Width::X)?;

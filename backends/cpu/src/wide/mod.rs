@@ -6,7 +6,7 @@
 //!
 //! - [`emit`] walks the program: control flow, constants, operands;
 //! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`bytes`] dot products of bytes, [`pairs`] those of bf16, [`convert`] casts,
-//!   [`shuffle`] what moves lanes, [`memory`] loads and stores;
+//!   [`shuffle`] what moves lanes, [`memory`] loads and stores, [`matrix`] the matrix registers;
 //! - [`machine`] is what they make: instructions with virtual registers; [`encode`] gives them registers and bytes.
 
 mod bytes;
@@ -17,6 +17,7 @@ mod encode;
 mod half;
 mod lanes;
 mod machine;
+mod matrix;
 mod memory;
 mod pairs;
 mod scalar;
@@ -36,36 +37,41 @@ pub enum WideLevel {
     Avx512Vnni,
     /// AVX-512 BF16 besides: two products of bf16 and their sum in one instruction.
     Avx512Bf16,
+    /// AMX besides: matrix registers, and products of them, for int8 and bf16.
+    Amx,
 }
 
 impl WideLevel {
     /// Every level.
-    pub const ALL: [WideLevel; 4] = [WideLevel::Avx2, WideLevel::Avx512, WideLevel::Avx512Vnni, WideLevel::Avx512Bf16];
+    pub const ALL: [WideLevel; 5] =
+        [WideLevel::Avx2, WideLevel::Avx512, WideLevel::Avx512Vnni, WideLevel::Avx512Bf16, WideLevel::Amx];
 
     /// Whether it has AVX-512: 32 vector registers and mask registers.
     pub(crate) fn has_masks(self) -> bool {
         match self {
             WideLevel::Avx2 => false,
-            WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => true,
+            WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx => true,
         }
     }
 
     /// Bytes of its widest vectors.
     pub fn bytes(self) -> u32 {
-        match self {
-            WideLevel::Avx2 => 32,
-            WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => 64,
-        }
+        if self.has_masks() { 64 } else { 32 }
     }
 
     /// Whether a dot product of bytes is one instruction.
     pub(crate) fn has_dots(self) -> bool {
-        matches!(self, WideLevel::Avx512Vnni | WideLevel::Avx512Bf16)
+        matches!(self, WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx)
     }
 
     /// Whether pairs of bf16 are made and multiplied by one instruction; programs for other levels hold none.
     pub fn has_pairs(self) -> bool {
-        self == WideLevel::Avx512Bf16
+        matches!(self, WideLevel::Avx512Bf16 | WideLevel::Amx)
+    }
+
+    /// Whether there are matrix registers; programs for other levels use none.
+    pub fn has_matrices(self) -> bool {
+        self == WideLevel::Amx
     }
 }
 

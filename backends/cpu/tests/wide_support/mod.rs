@@ -26,9 +26,10 @@ pub fn runs_here(level: WideLevel) -> bool {
                 && is_x86_feature_detected!("bmi1")
                 && is_x86_feature_detected!("bmi2")
         }
-        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 => {
+        WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx => {
             (level == WideLevel::Avx512 || is_x86_feature_detected!("avx512vnni"))
-                && (level != WideLevel::Avx512Bf16 || is_x86_feature_detected!("avx512bf16"))
+                && (level < WideLevel::Avx512Bf16 || is_x86_feature_detected!("avx512bf16"))
+                && (level != WideLevel::Amx || allows_matrices())
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -42,6 +43,16 @@ pub fn runs_here(level: WideLevel) -> bool {
         eprintln!("SKIPPED: this machine has no {level:?}; its code is compiled but not run");
     }
     has
+}
+
+/// Whether the CPU has AMX and the system lets this process use it: see `cpu` in the runtime, which this crate does not know.
+#[cfg(target_arch = "x86_64")]
+fn allows_matrices() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    let tiles = 1 << 22 | 1 << 24 | 1 << 25;
+    let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & tiles == tiles;
+    // SAFETY: this request takes no pointers and only adds a permission to the process.
+    has && unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
 }
 
 /// Bytes that end at a page without access.

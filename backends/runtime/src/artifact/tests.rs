@@ -28,7 +28,7 @@ fn sections<'a>() -> Vec<Section<'a>> {
         Section::new(PLAN, b"plan text\n"),
         Section::new(kernels_section(CpuLevel::Portable), b"k0 0 3 cranelift\n"),
         Section::new(code_section(CpuLevel::Portable), b"\xc3\xc3\xc3"),
-        Section::new(code_section(CpuLevel::Amx), b""),
+        Section::new(code_section(CpuLevel::X86_64V4Amx), b""),
     ]
 }
 
@@ -54,7 +54,7 @@ fn what_is_written_is_read() {
     assert_eq!(artifact.text(PLAN).unwrap(), "plan text\n");
     assert_eq!(artifact.section(WEIGHTS).unwrap(), WEIGHT_BYTES);
     assert_eq!(artifact.section("code.amx").unwrap(), b"");
-    assert_eq!(artifact.levels().collect::<Vec<_>>(), [CpuLevel::Portable, CpuLevel::Amx]);
+    assert_eq!(artifact.levels().collect::<Vec<_>>(), [CpuLevel::Portable, CpuLevel::X86_64V4Amx]);
     let listed: Vec<_> = artifact.sections().collect();
     assert_eq!(
         listed,

@@ -264,7 +264,7 @@ fn levels_are_chosen_or_missed() {
     let file = || artifact(&plan(), [0, 1], &[CpuLevel::Portable]);
     let options = |levels: &[CpuLevel]| ModelOptions { levels: Some(levels.to_vec()), ..ModelOptions::default() };
     let level = |o| Model::from_buffer(file(), &o).map(|m| m.level());
-    assert_eq!(level(options(&[CpuLevel::Amx, CpuLevel::Portable])).unwrap(), CpuLevel::Portable);
+    assert_eq!(level(options(&[CpuLevel::X86_64V4Amx, CpuLevel::Portable])).unwrap(), CpuLevel::Portable);
     // A level that the artifact has no code for means the next lower one.
     assert_eq!(level(options(&[CpuLevel::X86_64V3])).unwrap(), CpuLevel::Portable);
     let file = artifact(&plan(), [0, 1], &[CpuLevel::X86_64V3]);

@@ -26,7 +26,7 @@ fn program(
     builder.push(0, Stmt::For(For { var, lo, hi, step: i64::from(lanes), carried: Vec::new(), body }));
     let (values, body) = builder.finish();
     let buffers = (0..=inputs).map(|b| (dtype, b == inputs)).collect();
-    VectorProgram { name: "math".into(), buffers, dims: 0, values, body }
+    VectorProgram { name: "math".into(), buffers, locals: vec![], dims: 0, values, body }
 }
 
 fn bytes(dtype: DType, values: &[f64]) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! Kernels as they matter: their lowered form is kept beside them in `tests/golden/lower` (`BLESS=1` rewrites it),
 //! and does what the tile interpreter does.
 
-use super::{Random, Setting, TARGET, agree, lower};
+use super::{Random, Setting, TARGET, agree, agree_for, lower};
 use crate::lower::{LowerError, VectorTarget};
 use kiln_ir::DType;
 use kiln_ir::expr::{Ranges, Symbol};
@@ -190,7 +190,8 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
     };
     let asks = |rows, step, bytes| {
         let lowered =
-            lower(&program(2, rows, step), VectorTarget { bytes, pairs: false }, &[], &Ranges::new()).expect("lowers");
+            lower(&program(2, rows, step), VectorTarget { bytes, pairs: false, matrices: false }, &[], &Ranges::new())
+                .expect("lowers");
         assert_eq!(lowered.verify(), Ok(()));
         lowered.to_string().matches("prefetch b1[").count()
     };
@@ -199,6 +200,42 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
     assert_eq!(asks(256, 16, 64), 0, "what is small stays in cache");
     assert_eq!(asks(256, 4096, 64), 0, "rows far apart are no stream");
     let one =
-        lower(&program(1, 8192, 16), VectorTarget { bytes: 64, pairs: false }, &[], &Ranges::new()).expect("lowers");
+        lower(&program(1, 8192, 16), VectorTarget { bytes: 64, pairs: false, matrices: false }, &[], &Ranges::new())
+            .expect("lowers");
     assert!(!one.to_string().contains("prefetch"), "a single row reads as fast as it can: {one}");
+}
+
+/// Products by matrix registers, whose shapes are set once for a part where all of its products want the same ones, and else for
+/// each loop; the sums are finished from local memory.
+#[test]
+fn a_unit_for_matrices_sums_what_is_finished_by_vectors() {
+    let target = VectorTarget { bytes: 64, pairs: true, matrices: true };
+    let block = |rows: &str, many: usize, first: usize, at: &str| {
+        format!(
+            "multiply sums[{rows},16+8] u8s8 by 4 x[8*a0 + a1 + k + 8*i + {at}] w[24*a0 + a1 + 24*k] for(j = 2 step 1, k = 8 step 4)
+      for r in 0..{many} step {many} {{
+        %{first}: i32[{many},24,1] = load sums[24*a0 + a1 + 24*r]
+        %{}: i32[{many},24,1] = max %{first}, %{first}
+        store y[24*a0 + a1 + 24*i + 24*r + 3*({at})] = %{}
+      }}",
+            first + 1,
+            first + 1
+        )
+    };
+    let same = format!("for i in 0..12 step 6 {{\n{}\n}}", block("6", 6, 0, "0"));
+    let other = format!("for i in 0..36 step 18 {{\n{}\n}}", block("16+2", 18, 2, "96"));
+    for (body, configurations) in [(same.clone(), 1), (format!("{same}\n{other}"), 2)] {
+        let text = format!(
+            "kernel @unit(x: i32[384], w: i32[192], y: i32[1152] written, sums: i32[1024] local) {{ part grid(p = 2) {{ {body} }} }}"
+        );
+        let program = TileProgram::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        assert_eq!(TileProgram::parse(&program.to_string()).as_ref(), Ok(&program));
+        let mut random = Random(5);
+        let buffers = [384, 192, 1152].map(|n| random.elements(DType::I32, n, -1_000_000, 1_000_000)).to_vec();
+        let setting = Setting { buffers, dims: vec![] };
+        let lowered = agree_for(target, &program, &setting, &Ranges::new(), 0.0).to_string();
+        assert_eq!(lowered.matches("matrix shape").count(), configurations, "{lowered}");
+        assert_eq!(lowered.find("matrix shape") < lowered.find("for"), configurations == 1, "{lowered}");
+        assert!(lower(&program, VectorTarget { matrices: false, ..target }, &[], &Ranges::new()).is_err());
+    }
 }

@@ -9,7 +9,7 @@ use kiln_ir::tile::{self, TileProgram};
 use kiln_ir::vector::{self, VectorProgram};
 use kiln_ir::{Class, DType, semantics};
 
-const TARGET: VectorTarget = VectorTarget { bytes: 16, pairs: false };
+const TARGET: VectorTarget = VectorTarget { bytes: 16, pairs: false, matrices: false };
 
 /// Element types, bytes and dims for a run.
 struct Setting {
@@ -67,8 +67,18 @@ impl Random {
 /// Lowers, runs both interpreters and compares what they stored: bit by bit, or floats within the tolerance,
 /// relative to the greatest of the buffer. The lowered program runs in two halves.
 fn agree(program: &TileProgram, setting: &Setting, ranges: &Ranges, tolerance: f64) -> VectorProgram {
+    agree_for(TARGET, program, setting, ranges, tolerance)
+}
+
+fn agree_for(
+    target: VectorTarget,
+    program: &TileProgram,
+    setting: &Setting,
+    ranges: &Ranges,
+    tolerance: f64,
+) -> VectorProgram {
     let dims: Vec<Symbol> = setting.dims.iter().map(|(d, _)| d.clone()).collect();
-    let lowered = lower(program, TARGET, &dims, ranges).unwrap_or_else(|e| panic!("{e}\n{program}"));
+    let lowered = lower(program, target, &dims, ranges).unwrap_or_else(|e| panic!("{e}\n{program}"));
     let mut expected = setting.buffers.clone();
     let count = program.programs().eval(&|s| setting.value(s)).expect("a number of programs");
     let wanted = tile::run(program, &mut expected, &|s| setting.value(s), 0..count);
@@ -90,7 +100,7 @@ fn agree(program: &TileProgram, setting: &Setting, ranges: &Ranges, tolerance: f
         }
         Err(e) => panic!("{e}\n{program}"),
     }
-    for (k, buffer) in program.buffers.iter().enumerate() {
+    for (k, buffer) in program.arguments().enumerate() {
         let (a, b) = (&expected[k], &found[k]);
         let n = a.len() / buffer.dtype.size();
         let number = |bytes: &[u8], i: usize| semantics::load_f64(buffer.dtype, bytes, i);

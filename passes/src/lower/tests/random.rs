@@ -48,7 +48,7 @@ impl Maker {
         let bytes = self.random.elements(dtype, count, lo, hi);
         self.setting.buffers.push(bytes);
         let name = format!("b{}", self.program.buffers.len());
-        self.program.buffers.push(Buffer { name, dtype, len, written });
+        self.program.buffers.push(Buffer { name, dtype, len, written, local: false });
         self.program.buffers.len() - 1
     }
 

@@ -1,0 +1,36 @@
+//! Products of matrices by a unit that multiplies whole tiles.
+//!
+//! Invariant: what the unit needs is a part of the statement: how the rows and columns are cut into its registers, and by how much
+//! it walks along the folds. Cutting otherwise changes nothing but the order of float additions.
+
+use crate::expr::{Expr, Symbol};
+use crate::vector::Product;
+
+/// Sets local memory, `[rows][columns]`, to sums of products: over all folds and, within a step of the innermost one, over `depth`
+/// elements of both operands. In which order floats are added is open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Multiply {
+    /// The local buffer; its first `rows * columns` elements are set.
+    pub out: usize,
+    /// Rows, as many as each register has.
+    pub rows: Vec<usize>,
+    /// Columns, as many as each register has.
+    pub columns: Vec<usize>,
+    /// How two elements are multiplied.
+    pub product: Product,
+    /// Elements of a row of the left operand's registers, and rows of the right one's.
+    pub depth: usize,
+    /// Buffer and address of the left operand's element in row `a0` at step `a1`.
+    pub left: (usize, Expr),
+    /// Buffer and address of the right operand's element at step `a0` in column `a1`.
+    pub right: (usize, Expr),
+    /// Variables with their extents and steps, outermost first.
+    pub folds: Vec<(Symbol, Expr, i64)>,
+}
+
+impl Multiply {
+    /// Rows and columns of the result.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows.iter().sum(), self.columns.iter().sum()]
+    }
+}
