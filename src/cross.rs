@@ -259,7 +259,7 @@ fn same_bits(a: &Outcome, b: &Outcome) -> bool {
 
 fn levels_here() -> Vec<CpuLevel> {
     let here = cpu::Machine::detect();
-    crate::levels().into_iter().filter(|level| here.supports(*level)).collect()
+    crate::default_levels().into_iter().filter(|level| here.supports(*level)).collect()
 }
 
 fn context(model: &engine::Model, threads: usize) -> Result<Context, String> {

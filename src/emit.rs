@@ -66,16 +66,9 @@ impl Emitters {
     }
 }
 
-/// The levels that this build makes code for.
-pub fn levels() -> Vec<CpuLevel> {
-    CpuLevel::ALL.into_iter().filter(|level| Emitters::of(*level).is_some()).collect()
-}
-
-/// The levels that code is made for where nothing else is asked. AMX is asked for: f32 gains nothing from it, and the code is a
-/// level more to store.
+/// The levels that code is made for where nothing else is asked: all of them. What a level would only repeat is not stored.
 pub fn default_levels() -> Vec<CpuLevel> {
-    let asked = |level: &CpuLevel| *level == CpuLevel::X86_64V4Amx;
-    levels().into_iter().filter(|level| !asked(level)).collect()
+    CpuLevel::ALL.into_iter().filter(|level| Emitters::of(*level).is_some()).collect()
 }
 
 /// A distinct kernel of a level.

@@ -32,7 +32,7 @@ pub mod tune;
 pub use activations::Activations;
 pub use bundle::Bundle;
 use emit::Emitter;
-pub use emit::{LevelCode, default_levels, levels};
+pub use emit::{LevelCode, default_levels};
 pub use error::{Error, Kind};
 pub use kiln_frontend::{builder, checkpoint, families, nn, onnx};
 pub use kiln_ir as ir;

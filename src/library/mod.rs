@@ -59,7 +59,8 @@ fn needs(level: CpuLevel) -> Result<Needs, Error> {
         CpuLevel::X86_64V4 => Ok(Needs::Avx512),
         CpuLevel::X86_64V4Vnni => Ok(Needs::Avx512Vnni),
         CpuLevel::X86_64V4Bf16 => Ok(Needs::Avx512Bf16),
-        CpuLevel::Portable | CpuLevel::X86_64V4Amx => {
+        CpuLevel::X86_64V4Amx => Ok(Needs::Amx),
+        CpuLevel::Portable => {
             Err(Error::Unsupported(format!("libraries are made for x86-64 up to v4, not for {level} of this machine")))
         }
     }

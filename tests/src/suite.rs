@@ -185,7 +185,7 @@ fn run_set(
     let names = data::wanted(onnx).into_iter().map(|w| w.name);
     let named: BTreeMap<String, Tensor> = names.zip(inputs.iter().cloned()).collect();
     let here = Machine::detect();
-    let levels = kiln::levels().into_iter().filter(|level| here.supports(*level)).collect();
+    let levels = kiln::default_levels().into_iter().filter(|level| here.supports(*level)).collect();
     let dense = named.iter().filter(|(_, tensor)| tensor.tensors().is_none());
     let shapes = dense.map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
     let mut options = Options { shapes, levels, threads: 1, ..Options::default() };

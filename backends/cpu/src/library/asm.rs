@@ -73,11 +73,13 @@ pub(super) enum Routine {
     CpuId,
     /// `xgetbv() -> bits of XCR0`
     XGetBv,
+    /// `tiles() -> 0 where the system lets the process use matrix registers`
+    Tiles,
 }
 
 impl Routine {
     /// In the order of the code; those that are exported first.
-    pub const ALL: [Routine; 23] = [
+    pub const ALL: [Routine; 24] = [
         Routine::Abi,
         Routine::Model,
         Routine::Input,
@@ -101,6 +103,7 @@ impl Routine {
         Routine::Body,
         Routine::CpuId,
         Routine::XGetBv,
+        Routine::Tiles,
     ];
 
     /// What follows the model's prefix in the symbol, where the routine is exported.
@@ -128,7 +131,8 @@ impl Routine {
             | Routine::Move
             | Routine::Body
             | Routine::CpuId
-            | Routine::XGetBv => None,
+            | Routine::XGetBv
+            | Routine::Tiles => None,
         }
     }
 
@@ -151,7 +155,7 @@ impl Routine {
             Routine::Move => (&[I64; 3], None),
             Routine::Body => (&[I64; 3], Some(I32)),
             Routine::CpuId => (&[I64; 3], None),
-            Routine::XGetBv => (&[], Some(I64)),
+            Routine::XGetBv | Routine::Tiles => (&[], Some(I64)),
         };
         signature(params, result)
     }

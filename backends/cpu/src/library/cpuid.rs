@@ -35,9 +35,23 @@ pub(super) fn xgetbv() -> Compiled {
     Compiled { bytes: bytes.concat(), calls: vec![], references: vec![] }
 }
 
+/// `tiles()`: asks Linux for the matrix registers (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`,
+/// Documentation/arch/x86/xstate.rst); 0 where the process may use them from then on.
+pub(super) fn tiles() -> Compiled {
+    let bytes = [
+        &[0xb8, 0x9e, 0, 0, 0][..], // mov eax, 158
+        &[0xbf, 0x23, 0x10, 0, 0],  // mov edi, 0x1023
+        &[0xbe, 0x12, 0, 0, 0],     // mov esi, 18
+        &[0x0f, 0x05],              // syscall, which overwrites rcx and r11
+        &[0xc3],                    // ret
+    ];
+    Compiled { bytes: bytes.concat(), calls: vec![], references: vec![] }
+}
+
 const EAX: i32 = 0;
 const EBX: i32 = 4;
 const ECX: i32 = 8;
+const EDX: i32 = 12;
 
 /// SSSE3, SSE4.1, SSE4.2, POPCNT (leaf 1, ECX); all bits are from the Intel SDM, volume 2A, CPUID.
 const V2_LEAF_1: i64 = 1 << 9 | 1 << 19 | 1 << 20 | 1 << 23;
@@ -53,9 +67,13 @@ const V4_LEAF_7: i64 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31;
 const VNNI_LEAF_7: i64 = 1 << 11;
 /// AVX-512 BF16 (leaf 7, subleaf 1, EAX); EAX of subleaf 0 is the highest subleaf.
 const BF16_LEAF_7_1: i64 = 1 << 5;
+/// AMX-BF16, AMX-TILE, AMX-INT8 (leaf 7, EDX).
+const AMX_LEAF_7: i64 = 1 << 22 | 1 << 24 | 1 << 25;
 /// XCR0: the system saves XMM and YMM registers; and opmasks and ZMM registers.
 const SAVES_YMM: i64 = 1 << 1 | 1 << 2;
 const SAVES_ZMM: i64 = SAVES_YMM | 1 << 5 | 1 << 6 | 1 << 7;
+/// And the configuration and the elements of matrix registers.
+const SAVES_TILES: i64 = 1 << 17 | 1 << 18;
 
 /// `level()`: the highest level that runs here, -1 for none.
 pub(super) fn level(c: &mut Code<'_, '_>) {
@@ -102,6 +120,15 @@ pub(super) fn level(c: &mut Code<'_, '_>) {
     });
     let newer = part(c, 7, 1, EAX);
     stop_unless(c, newer, BF16_LEAF_7_1, 3);
-    let level = c.int32(4);
+    let tiles = leaf(c, 7, EDX);
+    stop_unless(c, tiles, AMX_LEAF_7, 4);
+    stop_unless(c, saved, SAVES_TILES, 4);
+    let refused = c.get(Routine::Tiles, &[]);
+    let refused = c.icmp_imm(IntCC::NotEqual, refused, 0);
+    c.guard(refused, |c| {
+        let level = c.int32(4);
+        c.ret(level);
+    });
+    let level = c.int32(5);
     c.ret(level);
 }

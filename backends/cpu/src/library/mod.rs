@@ -44,6 +44,8 @@ pub enum Needs {
     Avx512Vnni,
     /// AVX-512 BF16 besides.
     Avx512Bf16,
+    /// AMX besides: tiles, int8 and bf16.
+    Amx,
 }
 
 impl Needs {
@@ -55,6 +57,7 @@ impl Needs {
             Needs::Avx512 => 2,
             Needs::Avx512Vnni => 3,
             Needs::Avx512Bf16 => 4,
+            Needs::Amx => 5,
         }
     }
 }
@@ -287,5 +290,6 @@ fn routine_code(routine: Routine, t: &Tables<'_>, data: &mut Data) -> Result<Com
         Routine::Body => asm::compile(routine, data, steps::body),
         Routine::CpuId => Ok(cpuid::cpuid()),
         Routine::XGetBv => Ok(cpuid::xgetbv()),
+        Routine::Tiles => Ok(cpuid::tiles()),
     }
 }
