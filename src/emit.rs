@@ -146,9 +146,13 @@ impl Emitter {
             .ok()
         });
         let is_wide = wide.is_some();
-        let made = wide.map_or_else(|| narrow(&nameless, dims), Ok).map(|vector| {
+        let made = wide.map_or_else(|| narrow(&nameless, dims), Ok).and_then(|vector| {
+            // Cranelift, to which other programs fall back, has no matrix registers.
+            if let Some(level) = self.emitters.wide.filter(|_| !vector.locals.is_empty()) {
+                wide::compile(&vector, level).map_err(|e| e.to_string())?;
+            }
             self.programs.push(Program { tile: nameless, vector, wide: is_wide });
-            self.programs.len() - 1
+            Ok(self.programs.len() - 1)
         });
         self.numbers.insert(key, made.clone());
         made

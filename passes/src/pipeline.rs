@@ -324,8 +324,13 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         for (n, (g, choices)) in groups.iter().zip(&choices).enumerate() {
             for ((target, kernels), choice) in targets.iter_mut().zip(&mut kernels).zip(choices) {
                 let name = format!("k{n}");
-                let made = tile_program(&graph, g, &name, &target.machine, choice).map_err(|e| e.to_string());
-                match made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p)) {
+                let mut made = |machine: &Machine| {
+                    let made = tile_program(&graph, g, &name, machine, choice).map_err(|e| e.to_string());
+                    made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p))
+                };
+                // What cannot be finished beside the unit for matrices still can be without it.
+                let plain = target.machine.matrices.then(|| Machine { matrices: false, ..target.machine.clone() });
+                match made(&target.machine).or_else(|e| plain.as_ref().map_or(Err(e), &mut made)) {
                     Ok(program) => kernels.push(program),
                     Err(_) if g.is_attention() => {
                         refused = true;
