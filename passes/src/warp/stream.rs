@@ -73,7 +73,9 @@ impl<'a> Stream<'a> {
         let (TileStmt::For(counted), after) = (rest.first()?, rest.get(1..)?) else { return None };
         let [carried] = counted.carried.as_slice() else { return None };
         let plain = |stmt: &TileStmt| match stmt {
-            TileStmt::For(_) | TileStmt::Let(_, TileOp::Dot(..) | TileOp::Reduce(..) | TileOp::Transpose(..)) => false,
+            TileStmt::For(_)
+            | TileStmt::Multiply(_)
+            | TileStmt::Let(_, TileOp::Dot(..) | TileOp::Reduce(..) | TileOp::Transpose(..)) => false,
             TileStmt::Let(..) | TileStmt::Store { .. } => true,
         };
         if counted.step != CHUNK || !before.iter().chain(after).all(plain) {
