@@ -86,6 +86,7 @@ pub struct Emitter {
     /// The level.
     pub level: CpuLevel,
     emitters: Emitters,
+    pairs: bool,
     numbers: HashMap<String, Result<usize, String>>,
     programs: Vec<Program>,
 }
@@ -104,14 +105,15 @@ fn narrow(tile: &TileProgram, dims: &Ranges) -> Result<VectorProgram, String> {
 type Made = Result<(MachineCode, &'static str), String>;
 
 impl Emitter {
-    /// The emitter of a level.
+    /// The emitter of a level. `pairs` says whether the graph has products of pairs of bf16: only beside those may the instructions
+    /// for pairs, which take subnormal numbers as 0, round other numbers too.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where this build has none.
-    pub fn new(level: CpuLevel) -> Result<Emitter, Error> {
+    pub fn new(level: CpuLevel, pairs: bool) -> Result<Emitter, Error> {
         let none = || Error::Unsupported(format!("this build makes no code for the CPU level {level}"));
         let emitters = Emitters::of(level).ok_or_else(none)?;
-        Ok(Emitter { level, emitters, numbers: HashMap::new(), programs: Vec::new() })
+        Ok(Emitter { level, emitters, pairs, numbers: HashMap::new(), programs: Vec::new() })
     }
 
     /// What the cost model knows of the level.
@@ -140,7 +142,7 @@ impl Emitter {
         let wide = self.emitters.wide.and_then(|w| {
             lower_to(
                 &nameless,
-                VectorTarget { bytes: w.bytes(), pairs: w.has_pairs(), matrices: w.has_matrices() },
+                VectorTarget { bytes: w.bytes(), pairs: self.pairs && w.has_pairs(), matrices: w.has_matrices() },
                 dims,
             )
             .ok()

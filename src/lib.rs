@@ -183,15 +183,17 @@ fn compile_with(
     levels.sort_unstable_by(|a, b| b.cmp(a));
     levels.dedup();
     // Without products of pairs, or of bytes, it would be the code of the level below.
+    let (pairs, bytes) = (has_products_of(&graph, Elements::Pairs), has_products_of(&graph, Elements::Bytes));
     let same = [
-        (has_products_of(&graph, Elements::Pairs), CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
-        (has_products_of(&graph, Elements::Bytes), CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
+        (pairs || bytes, CpuLevel::X86_64V4Amx, CpuLevel::X86_64V4Bf16),
+        (pairs, CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
+        (bytes, CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
     ];
     for (_, level, below) in same.into_iter().filter(|(differs, ..)| !differs) {
         levels.iter_mut().filter(|l| **l == level).for_each(|l| *l = below);
         levels.dedup();
     }
-    let mut emitters = levels.iter().copied().map(Emitter::new).collect::<Result<Vec<_>, _>>()?;
+    let mut emitters = levels.iter().map(|&level| Emitter::new(level, pairs)).collect::<Result<Vec<_>, _>>()?;
     let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
     let mut lowers: Vec<_> =
         emitters.iter_mut().map(|e| |program: &_, dims: &_| e.number(program, dims).map(|_| ())).collect();

@@ -62,7 +62,7 @@ impl Args {
         drop(onnx);
         // The level of the code, which may be one below what was asked for.
         let level = compiled.code.last().map_or(level, |code| code.level);
-        let machine = emit::Emitter::new(level)?.machine();
+        let machine = emit::Emitter::new(level, false)?.machine();
         let mut subjects = tune::subjects(&compiled, &machine);
         let named = |s: &Subject, name: &String| format!("k{}", s.first) == *name;
         if let Some(name) = self.kernel.iter().find(|name| !subjects.iter().any(|s| named(s, name))) {

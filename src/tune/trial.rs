@@ -92,7 +92,8 @@ impl<'a> Trials<'a> {
     /// # Errors
     /// The schedule cannot be compiled, or there is no memory.
     pub fn measure(&mut self, choice: &Choice, limit: Option<f64>) -> Result<Measured, Error> {
-        let mut emitter = Emitter::new(self.level)?;
+        // Only its time is looked at.
+        let mut emitter = Emitter::new(self.level, true)?;
         let machine = emitter.machine();
         for (value, layout) in preferred_layouts(self.graph, self.group, &machine, choice) {
             self.laid_out.set_layout(value, layout);

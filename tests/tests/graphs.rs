@@ -1,6 +1,7 @@
 //! Random graphs in every way that Kiln has to run them. `KILN_GRAPHS` is how many (`FROM..TO` are the seeds themselves); without it
 //! the ways that cost most take turns.
 
+use kiln::Options;
 use kiln::compare;
 use kiln::cross::{self, Way};
 use kiln::ir::graph::Origin;
@@ -8,6 +9,7 @@ use kiln::ir::ops::{Attributes, Broadcast, Host, Map};
 use kiln::ir::plan::Step;
 use kiln::ir::scalar::{BinaryOp, Code};
 use kiln::ir::{DType, Expr, Graph, Ranges, Symbol, Tensor, TensorType};
+use kiln::runtime::cpu::CpuLevel;
 use kiln_tests::graphs::Random;
 use kiln_tests::graphs::sample;
 use std::ops::Range;
@@ -123,6 +125,27 @@ fn halves_are_converted_exactly() {
         for (graph, input) in [(own, numbers), (of_singles, singles), (of_doubles, doubles.unwrap())] {
             cross::check(&graph, &[vec![input]], &[Way::Levels], &same).unwrap_or_else(|e| panic!("{e}"));
         }
+    }
+}
+
+/// A level whose own products a graph does not have is not made for it: its instructions for pairs of bf16 take subnormal numbers
+/// as 0, which conversions to bf16 may not. (Found by random graphs on a machine with AMX.)
+#[test]
+fn levels_without_products_of_their_own_are_not_made() {
+    let convert = |code: &mut Code| {
+        let x = code.arg(0, DType::F32);
+        let y = code.cast(DType::BF16, x).unwrap();
+        code.set_result(y);
+    };
+    let graph = elementwise(&[DType::F32], 64, &[&convert]);
+    for level in [CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Amx] {
+        if !kiln::default_levels().contains(&level) {
+            continue;
+        }
+        let options = Options { levels: vec![level], ..Options::default() };
+        let compiled = kiln::compile_graph(graph.clone(), &options, &mut kiln::Silent).unwrap();
+        let made: Vec<CpuLevel> = compiled.code.iter().map(|code| code.level).collect();
+        assert_eq!(made, [CpuLevel::X86_64V4], "asked for {level}");
     }
 }
 
