@@ -53,12 +53,12 @@ fn what_is_written_is_read() {
     assert_eq!(artifact.hashes(), &manifest().hashes);
     assert_eq!(artifact.text(PLAN).unwrap(), "plan text\n");
     assert_eq!(artifact.section(WEIGHTS).unwrap(), WEIGHT_BYTES);
-    assert_eq!(artifact.section("code.amx").unwrap(), b"");
+    assert_eq!(artifact.section("code.x86-64-v4-amx").unwrap(), b"");
     assert_eq!(artifact.levels().collect::<Vec<_>>(), [CpuLevel::Portable, CpuLevel::X86_64V4Amx]);
     let listed: Vec<_> = artifact.sections().collect();
     assert_eq!(
         listed,
-        [("code.amx", 0), ("code.portable", 3), ("kernels.portable", 17), ("plan", 10), ("weights", 300)]
+        [("code.portable", 3), ("code.x86-64-v4-amx", 0), ("kernels.portable", 17), ("plan", 10), ("weights", 300)]
     );
     for (name, bytes) in listed {
         let section = artifact.section(name).unwrap();
