@@ -5,12 +5,11 @@
 //! and no host step does.
 
 use crate::group::{Group, Work};
+use crate::rewrite::constant_in;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, ValueId};
 use kiln_ir::nest::{Nest, axis};
 use kiln_ir::scalar::{BinaryOp, Code, Scalar, Source};
-use kiln_ir::semantics;
-use kiln_ir::tensor::Tensor;
 use std::collections::{HashMap, HashSet};
 
 /// Places of a fold from which its product is worth its operands' rounding.
@@ -60,7 +59,7 @@ pub(crate) fn keep_halves(graph: &mut Graph, work: &mut [Work], half: DType) {
         .filter(|v| made.contains(v) || graph.constant(*v).is_some())
         .collect();
     for &value in &chosen {
-        let rounded = graph.constant(value).and_then(|tensor| rounded(tensor, half));
+        let rounded = graph.constant(value).and_then(|tensor| constant_in(half, tensor));
         if graph.constant(value).is_some() == rounded.is_some() {
             graph.set_dtype(value, half, rounded);
         }
@@ -76,14 +75,6 @@ pub(crate) fn keep_halves(graph: &mut Graph, work: &mut [Work], half: DType) {
             group.stages = stages;
         }
     }
-}
-
-/// A constant's elements in another type.
-fn rounded(tensor: &Tensor, half: DType) -> Option<Tensor> {
-    let values = tensor.to_f32()?;
-    let mut bytes = Vec::with_capacity(2 * values.len());
-    values.into_iter().for_each(|v| semantics::store_f32(half, v, &mut bytes));
-    Tensor::new(half, tensor.shape().to_vec(), bytes).ok()
 }
 
 /// Whether all that a group does with its `k`-th input is to multiply its elements in a sum of products, other than one that has

@@ -32,16 +32,15 @@ pub fn scales_of_layers(graph: &Graph) -> HashSet<ValueId> {
     }
     let mut found = HashSet::new();
     for layers in alike.into_values().filter(|l| l.len() >= LEAST_LAYERS) {
-        for id in &layers {
-            let node = graph.node(*id);
-            let Op::Map(map) = &node.op else { continue };
-            found.extend(scales(graph, map, &node.inputs).into_iter().filter_map(|k| {
-                let first = graph.constant(graph.node(layers[0]).inputs[k]);
-                let differ = layers
-                    .iter()
-                    .any(|&l| graph.constant(graph.node(l).inputs[k]).map(|t| t.bytes()) != first.map(|t| t.bytes()));
-                differ.then_some(node.inputs[k])
-            }));
+        // The code is the same in all of them, and so are the places of its scales.
+        let first = graph.node(layers[0]);
+        let Op::Map(map) = &first.op else { continue };
+        for k in scales(graph, map, &first.inputs) {
+            let values: HashSet<ValueId> = layers.iter().map(|&l| graph.node(l).inputs[k]).collect();
+            let numbers: HashSet<_> = values.iter().map(|&v| graph.constant(v).map(|t| t.bytes())).collect();
+            if numbers.len() > 1 {
+                found.extend(values);
+            }
         }
     }
     found

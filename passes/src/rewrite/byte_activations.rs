@@ -7,6 +7,7 @@
 //! `sum((l - zl) * (r - zr)) = sum(l * r') - (zr - c) * sum(l) - zl * sum(r) + K * zl * zr`. Sums of one operand's bytes are taken from
 //! its packed form.
 
+use super::bytes::summed_axes;
 use super::quantized::{Quantized, is_scalar, quantized, scalar};
 use super::{Operand, Patch};
 use kiln_ir::Id;
@@ -151,14 +152,8 @@ fn is_none(zero: Zero, add: i64) -> bool {
 pub(super) fn product_of_activations(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(contract) = &node.op else { return None };
-    let summed = contract.summed();
-    let mut letters = summed.chars();
-    let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
-    if contract.elements != Elements::Numbers {
-        return None;
-    }
+    let axes = summed_axes(contract)?;
     let &[lhs, rhs] = node.inputs.as_slice() else { return None };
-    let axes = [contract.lhs.find(letter)?, contract.rhs.find(letter)?];
     let (left, right) = (Side::of(graph, lhs)?, Side::of(graph, rhs)?);
     if left.q.scale.is_some() != right.q.scale.is_some() {
         return None;

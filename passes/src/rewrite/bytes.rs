@@ -379,17 +379,20 @@ fn convolution(graph: &Graph, id: NodeId) -> Option<Patch> {
     finish(graph, node.outputs[0], a, (op.into(), operands), (w.sums(&[0]), &shape), scale, w.node)
 }
 
+/// Which axes of the operands a product of numbers sums over, where it is one axis of each.
+pub(super) fn summed_axes(contract: &Contract) -> Option<[usize; 2]> {
+    let summed = contract.summed();
+    let mut letters = summed.chars();
+    let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
+    let axes = [contract.lhs.find(letter)?, contract.rhs.find(letter)?];
+    (contract.elements == Elements::Numbers).then_some(axes)
+}
+
 /// A matrix product with a constant on the right.
 fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(contract) = &node.op else { return None };
-    let summed = contract.summed();
-    let mut letters = summed.chars();
-    let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
-    if contract.elements != Elements::Numbers {
-        return None;
-    }
-    let (left, right) = (contract.lhs.find(letter)?, contract.rhs.find(letter)?);
+    let [left, right] = summed_axes(contract)?;
     let w = weights(graph, node.inputs[1])?;
     let mut a = activations(graph, node.inputs[0])?;
     let along = w.scale_axis()?;

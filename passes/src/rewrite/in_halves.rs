@@ -10,7 +10,7 @@ use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
 use kiln_ir::ops::{Contract, Elements, Op};
 use kiln_ir::scalar::Scalar;
 use kiln_ir::tensor::Tensor;
-use kiln_ir::{Constant, DType};
+use kiln_ir::{DType, semantics};
 
 /// Products with constants read both operands as halves of that type, where one is given; and as those of the model, where
 /// it has them.
@@ -37,17 +37,12 @@ fn widened(graph: &Graph, value: ValueId) -> Option<ValueId> {
     (same && graph.ty(from).dtype.is_half()).then_some(from)
 }
 
-/// A constant of f32 in another type, and whether it is the same in it.
-fn converted(tensor: &Tensor, to: DType) -> Option<(Tensor, bool)> {
+/// A constant of f32 in a half type.
+pub(crate) fn constant_in(half: DType, tensor: &Tensor) -> Option<Tensor> {
     let values = tensor.to_f32()?;
-    let mut bytes = Vec::with_capacity(values.len() * to.size());
-    let mut exact = true;
-    for value in values {
-        let half = Constant::float(to, f64::from(value));
-        exact &= half.as_f64() == f64::from(value);
-        half.store(&mut bytes);
-    }
-    Some((Tensor::new(to, tensor.shape().to_vec(), bytes).ok()?, exact))
+    let mut bytes = Vec::with_capacity(values.len() * half.size());
+    values.into_iter().for_each(|v| semantics::store_f32(half, v, &mut bytes));
+    Tensor::new(half, tensor.shape().to_vec(), bytes).ok()
 }
 
 fn product(graph: &Graph, id: NodeId, rounded: Option<DType>) -> Option<Patch> {
@@ -69,8 +64,9 @@ fn product(graph: &Graph, id: NodeId, rounded: Option<DType>) -> Option<Patch> {
     let weights = match of_type(constant).filter(|v| graph.ty(*v).dtype == half) {
         Some(value) => Operand::Value(value),
         None => {
-            let (weights, exact) = converted(graph.constant(constant)?, half)?;
-            if rounded.is_none() && !exact {
+            let given = graph.constant(constant)?;
+            let weights = constant_in(half, given)?;
+            if rounded.is_none() && weights.to_f32() != given.to_f32() {
                 return None;
             }
             Operand::Constant(weights)

@@ -24,6 +24,7 @@ pub use columns::columns_last;
 pub use common::eliminate_common;
 pub use fold::fold_constants;
 pub use halves::products_of_halves;
+pub(crate) use in_halves::constant_in;
 pub use in_halves::products_in_halves;
 pub use integers::regions_of_integers;
 pub use pairs::products_of_pairs;

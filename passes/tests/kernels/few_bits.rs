@@ -1,0 +1,133 @@
+//! Weights of few bits, and tables of them.
+
+use crate::{check, check_graph, parsed, random};
+use kiln_ir::interp::{Options, eval_graph};
+use kiln_ir::{DType, Tensor};
+use kiln_passes::pipeline::Precision;
+use kiln_passes::rewrite::{activations_in_bytes, has_block_products};
+
+#[test]
+fn weights_of_few_bits_are_unpacked_in_the_product() {
+    // Smaller weights would be unpacked at compile time.
+    for rows in [1, 3] {
+        let c = check(&format!(
+            "input %0 : f32[{rows}, 512]\n const %1 : u8[600, 16, 32] = data 4\n const %2 : f32[600, 16, 1] = data 5
+             %3 = map(%1, %2) body = {{ mul(sub(to_f32(a0), 8.0f32), a1) }} : f32[600, 16, 32]
+             %4 = reshape(%3) dims = [600, 512] : f32[600, 512]
+             %5 = contract(%0, %4) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[{rows}, 600]
+             output %5 \"y\""
+        ));
+        assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
+        let text = c.kernels[0][0].to_string();
+        // Bytes are widened by their loads, a vector of columns at a time.
+        assert!(text.contains("i32[1,128,1] = load in1[") || text.contains("i32[1,32,1] = load in1["), "{text}");
+        // For one row the scale is read twice for the 32 steps of a block: for their sum, and with the zero point.
+        let scales = text.matches("load in2[").count();
+        let steps = text.matches("load in1[").count();
+        assert!(if rows == 1 { steps == 16 * scales } else { steps == scales }, "{scales} of {steps}: {text}");
+    }
+}
+
+/// A weight of few bits as a graph's text, with its scales.
+const FEW_BITS: &str = "const %1 : u8[600, 16, 32] = data 4\n const %2 : f32[600, 16, 1] = data 5
+    %3 = map(%1, %2) body = { mul(sub(to_f32(a0), 8.0f32), a1) } : f32[600, 16, 32]
+    %4 = reshape(%3) dims = [600, 512] : f32[600, 512]";
+
+#[test]
+fn activations_are_rounded_to_bytes_where_that_is_asked_for() {
+    for rows in [1i64, 2, 7] {
+        let text = format!(
+            "input %0 : f32[{rows}, 512]\n {FEW_BITS}
+             %5 = contract(%0, %4) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[{rows}, 600]
+             output %5 \"y\""
+        );
+        let graph = parsed(&text);
+        let rounded = activations_in_bytes(&graph).unwrap();
+        assert!(has_block_products(&rounded), "{rounded}");
+        let x = random(DType::F32, &[rows as usize, 512], 7);
+        let found = eval_graph(&rounded, std::slice::from_ref(&x), &Options::default()).unwrap();
+        // The same by hand, of rows rounded by hand.
+        let constant = |n: usize| graph.constant(graph.nodes().next().unwrap().1.inputs[n]).unwrap().to_f64().unwrap();
+        let (numbers, scales) = (constant(0), constant(1));
+        let (x, y) = (x.to_f64().unwrap(), found[0].to_f64().unwrap());
+        let rounded_row = |row: &[f64]| -> Vec<f64> {
+            row.chunks(32)
+                .flat_map(|block| {
+                    let step = block.iter().fold(0f64, |m, v| m.max(v.abs())) / 127.0;
+                    block.iter().map(move |v| (v / step).round_ties_even() * step)
+                })
+                .collect()
+        };
+        let (mut worst, mut lost) = (0f64, 0f64);
+        for (m, row) in x.chunks(512).enumerate() {
+            let near = rounded_row(row);
+            for n in 0..600 {
+                let weight = |k: usize| (numbers[n * 512 + k] - 8.0) * scales[n * 16 + k / 32];
+                let sum = |x: &[f64]| x.iter().enumerate().map(|(k, x)| x * weight(k)).sum::<f64>();
+                worst = worst.max((sum(&near) - y[m * 600 + n]).abs());
+                lost = lost.max((sum(row) - y[m * 600 + n]).abs());
+            }
+        }
+        let largest = y.iter().fold(0f64, |a, b| a.max(b.abs()));
+        // A tie may be rounded to either side.
+        assert!(worst < 1e-3 * largest && lost > worst && lost < 0.02 * largest, "{worst} {lost} of {largest}");
+        // Rounding, sums and numbers of the rows, and the product.
+        assert_eq!(check_graph(Precision::F32, rounded, &[&[]]).kernels[0].len(), 4);
+    }
+}
+
+#[test]
+fn rows_of_a_table_are_picked_from_what_the_product_reads() {
+    let text = format!(
+        "input %0 : f32[3, 512]\n input %6 : i64[2]\n {FEW_BITS}
+         %5 = contract(%0, %4) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[3, 600]
+         %7 = gather(%1, %6) axis = 0 : u8[2, 16, 32]\n output %5 \"y\"\n output %7 \"rows\""
+    );
+    // Numbers of 8 bits; those of 4 are two a byte in the product, and one each in the table.
+    let mut graph = parsed(&text.replace("8.0f32", "200.0f32"));
+    let table = graph.nodes().next().unwrap().1.inputs[0];
+    let wide: Vec<u8> =
+        graph.constant(table).unwrap().bytes().iter().enumerate().map(|(n, b)| b + (n % 99) as u8).collect();
+    let wide = graph.add_constant(Tensor::new(DType::U8, vec![600, 16, 32], wide).unwrap());
+    graph.replace(table, wide);
+    let rounded = activations_in_bytes(&graph.compact().unwrap()).unwrap();
+    let constants = rounded.values().filter_map(|(v, _)| rounded.constant(v));
+    assert_eq!(constants.filter(|c| c.bytes().len() == 600 * 512).count(), 1, "{rounded}");
+    check_graph(Precision::F32, rounded, &[&[]]);
+}
+
+#[test]
+fn weights_without_blocks_keep_their_activations() {
+    let text = "input %0 : f32[3, 512]\n const %1 : u8[600, 16, 32] = data 4
+        %2 = map(%1) body = { mul(to_f32(a0), to_f32(a0)) } : f32[600, 16, 32]
+        %4 = reshape(%2) dims = [600, 512] : f32[600, 512]
+        %5 = contract(%0, %4) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[3, 600]\n output %5 \"y\"";
+    assert!(!has_block_products(&activations_in_bytes(&parsed(text)).unwrap()));
+}
+
+/// The numbers and scales of a table, and what they stand for.
+const TABLE: &str = "const %1 : u8[600, 16, 32] = data 4\n const %2 : f32[600, 16, 1] = data 5
+    %3 = map(%1, %2) body = { mul(sub(to_f32(a0), 8.0f32), a1) } : f32[600, 16, 32]";
+
+#[test]
+fn what_is_picked_from_a_table_is_all_that_is_unpacked() {
+    for (axis, most, dims) in [(0, 255, "2, 3, 16, 32"), (2, 31, "600, 16, 2, 3")] {
+        let c = check(&format!(
+            "input %0 : u8[2, 3]\n {TABLE}\n %4 = map(%0) body = {{ min(a0, {most}u8) }} : u8[2, 3]
+             %5 = gather(%3, %4) axis = {axis} : f32[{dims}]\n output %5 \"y\""
+        ));
+        let unpacked = 4 * 600 * 16 * 32;
+        assert!(c.plan.arena_bytes < unpacked, "axis {axis}: {} bytes\n{}", c.plan.arena_bytes, c.plan);
+    }
+}
+
+#[test]
+fn what_constants_alone_make_is_made_once() {
+    let c = check(&format!(
+        "input %0 : f32[5, 600]\n {TABLE}
+         %4 = reduce(%3) combine = max, axes = [1, 2], keep = false : f32[600]
+         %5 = contract(%0, %4) lhs = \"mk\", rhs = \"k\", out = \"m\" : f32[5]\n output %5 \"y\""
+    ));
+    assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
+    assert!(c.weights.iter().all(|w| w.tensor.shape() == [600]), "{}", c.plan);
+}
