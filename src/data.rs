@@ -10,6 +10,7 @@ pub use kiln_frontend::onnx::value::Value;
 use kiln_ir::plan::{Plan, SlotId};
 use kiln_ir::{DType, Tensor};
 use kiln_runtime::memory::Budget;
+use kiln_runtime::unfinished::Unfinished;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -222,20 +223,19 @@ pub fn write_folder(folder: &Path, outputs: &[Output]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a file under a temporary name beside `path` and renames it when it is complete.
+/// Writes a file, which appears under its name complete or not at all.
 ///
 /// # Errors
-/// What the system says; `path` is then as it was, and the temporary file is gone.
+/// What the system says; `path` is then as it was.
 pub fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut std::fs::File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut temporary = beside(path)?;
-    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    let mut unfinished = Unfinished::create(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, unfinished.file());
     write(&mut out)?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    temporary.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    unfinished.finish()
 }
 
 /// Whether [`replace`] could write a file at `path` now: asked before long work whose result goes there.
@@ -243,7 +243,7 @@ pub fn replace(
 /// # Errors
 /// [`Error::Write`].
 pub fn writable(path: &Path) -> Result<(), Error> {
-    beside(path).map(drop).map_err(|source| Error::Write { path: path.into(), source })
+    Unfinished::create(path).map(drop).map_err(|source| Error::Write { path: path.into(), source })
 }
 
 /// Writes a text file, which appears complete or not at all.
@@ -251,28 +251,8 @@ pub fn writable(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Write`].
 pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    use std::io::Write;
-    let write = || {
-        let mut temporary = beside(path)?;
-        temporary.write_all(text.as_bytes())?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|source| Error::Write { path: path.into(), source })
-}
-
-/// A temporary file in the folder of `path`, which may become `path`.
-fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it exists and is not a regular file"));
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".kiln-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
+    let written = replace(path, |out| io::Write::write_all(out, text.as_bytes()));
+    written.map_err(|source| Error::Write { path: path.into(), source })
 }
 
 #[cfg(test)]

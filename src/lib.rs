@@ -253,13 +253,14 @@ fn chosen(tuning: &Tuning, level: CpuLevel) -> impl Fn(&str) -> Option<Choice> {
     move |key| tuning.get(&tune::hash(key.as_bytes()), level)
 }
 
-/// The part of a tuning that is about kernels of this model.
+/// The part of a tuning that is about kernels of this model, and what was asked of their fusion.
 fn used(tuning: &Tuning, scheduled: &Scheduled) -> Tuning {
     if tuning.choices.is_empty() {
         return Tuning::default();
     }
-    let kernels = scheduled.groups().map(|g| tune::hash(kiln_passes::kernel::key(&scheduled.graph, g).as_bytes()));
-    let kernels: BTreeSet<String> = kernels.collect();
+    let kernels = scheduled.groups().map(|g| kiln_passes::kernel::key(&scheduled.graph, g));
+    let places = scheduled.asked.iter().cloned();
+    let kernels: BTreeSet<String> = kernels.chain(places).map(|key| tune::hash(key.as_bytes())).collect();
     let choices = tuning.choices.iter().filter(|((kernel, _), _)| kernels.contains(kernel));
     Tuning { choices: choices.map(|(at, choice)| (at.clone(), *choice)).collect() }
 }

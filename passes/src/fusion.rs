@@ -34,6 +34,8 @@ pub enum Refusal {
     Computed,
     /// The kernel would have more scalar operations than that.
     Size(usize),
+    /// A search by measurements found it quicker so.
+    Asked,
 }
 
 impl fmt::Display for Refusal {
@@ -57,6 +59,7 @@ impl fmt::Display for Refusal {
             Refusal::Layout => f.write_str("it is laid out in memory in another way than the result"),
             Refusal::Another => f.write_str("the reader was merged into the fold of another operand"),
             Refusal::Computed => f.write_str("it is read at computed indices"),
+            Refusal::Asked => f.write_str("measurements found two kernels quicker than one"),
             Refusal::Size(most) => write!(f, "the kernel would have more than {most} scalar operations"),
         }
     }

@@ -4,6 +4,7 @@
 //! provide; its stages are nests whose `Source::Input(k)` is `inputs[k]`, and only the last stage's result leaves it. A scatter is
 //! a group of its own without stages: where it stores is computed.
 
+use crate::boundary::Wishes;
 use crate::fusion::{Attempt, Refusal, Way};
 use crate::kernel::scatter::Scatter;
 use crate::layers::scales_of_layers;
@@ -48,6 +49,24 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// The kernel, where it is one.
+    pub fn kernel(&self) -> Option<&Group> {
+        match self {
+            Work::Kernel(group) => Some(group),
+            Work::Host(_) | Work::Alias { .. } => None,
+        }
+    }
+
+    /// The node of the host, where it is one.
+    pub fn host(&self) -> Option<NodeId> {
+        match self {
+            Work::Host(node) => Some(*node),
+            Work::Kernel(_) | Work::Alias { .. } => None,
+        }
+    }
+}
+
 impl Group {
     /// Whether the group is a single nest without fold.
     pub(crate) fn is_pointwise(&self) -> bool {
@@ -56,6 +75,11 @@ impl Group {
 
     fn is_identity(&self, code: &Code) -> bool {
         matches!(code.node(code.result()), Scalar::Load(..) | Scalar::Arg(_))
+    }
+
+    /// Whether a stage folds: a product, a reduction.
+    pub(crate) fn folds(&self) -> bool {
+        self.stages.iter().any(|s| !s.folds.is_empty())
     }
 
     /// Whether the group only moves elements, at affine indices and without conditions.
@@ -141,7 +165,8 @@ fn is_affine(e: &Expr) -> bool {
 
 /// Cuts the graph into groups and host nodes, in an order in which they can run.
 ///
-/// `on_host` says of a node that no kernel can be made of it (its types, its op); such nodes are not fused.
+/// `on_host` says of a node that no kernel can be made of it (its types, its op); such nodes are not fused. `wishes` go before what
+/// fusion decides by cost.
 /// The fusion rules: a producer without fold goes into its only reader (views go into all readers that can absorb
 /// them); a chain of elementwise work after a fold goes into that fold's `finish`.
 ///
@@ -152,10 +177,11 @@ fn is_affine(e: &Expr) -> bool {
 pub fn group(
     graph: &Graph,
     on_host: &dyn Fn(NodeId) -> bool,
+    wishes: &Wishes,
     tried: &mut Vec<Attempt>,
 ) -> Result<Vec<Work>, kiln_ir::graph::GraphError> {
     let order = graph.live_order()?;
-    let users = Users { graph, live: order.iter().copied().collect() };
+    let users = Users { graph, live: order.iter().copied().collect(), wishes };
     let mut groups: HashMap<ValueId, Group> = HashMap::new();
     let mut hosts: HashMap<ValueId, NodeId> = HashMap::new();
     let mut aliases: HashMap<ValueId, ValueId> = HashMap::new();
@@ -201,6 +227,17 @@ pub fn group(
         groups.insert(output, group);
     }
     Ok(demanded(graph, &order, groups, &hosts, &aliases))
+}
+
+/// Whether a node only moves elements, as a group of its own would.
+pub(crate) fn only_moves(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let types: Vec<_> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+    let (Ok(Meaning::Nests(stages)), Some(&output)) = (node.op.meaning(&types), node.outputs.first()) else {
+        return false;
+    };
+    let (inputs, origin, what) = (node.inputs.clone(), node.origin.clone(), String::new());
+    Group { stages, inputs, output, origin, what, nodes: vec![id] }.is_view()
 }
 
 fn is_host(graph: &Graph, node: NodeId, on_host: &dyn Fn(NodeId) -> bool) -> bool {
@@ -301,6 +338,10 @@ fn write_out_constants(graph: &Graph, group: &mut Group, weights: &HashSet<Value
 /// Why a producer's code does not replace the loads of the group's k-th input.
 fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Users<'_>) -> Option<Refusal> {
     let value = producer.output;
+    let wish = users.wishes.of(value);
+    if wish == Some(false) {
+        return Some(Refusal::Asked);
+    }
     if !producer.is_pointwise() {
         return Some(if group.is_pointwise() { Refusal::Folds } else { Refusal::BothFold });
     }
@@ -310,8 +351,9 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
     if group.code_size() + producer.code_size() > MOST_CODE {
         return Some(Refusal::Size(MOST_CODE));
     }
+    let by_cost = |refusal: Refusal| Some(refusal).filter(|_| wish != Some(true));
     if producer.is_view() {
-        return scatters_columns(graph, group, k, producer).then_some(Refusal::Product);
+        return scatters_columns(graph, group, k, producer).then_some(Refusal::Product).and_then(by_cost);
     }
     if !users.all_in(value, &group.nodes) {
         return Some(Refusal::Readers(users.count(value)));
@@ -322,14 +364,14 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
         guards.filter(|_| group.has_guard())
     } else if group.stages.len() > 1 {
         let cost = producer.element_cost();
-        guards.or((cost > 2).then_some(Refusal::Cost(cost)))
+        guards.or((cost > 2).then_some(Refusal::Cost(cost)).and_then(by_cost))
     } else if is_plain_reduction(&group.stages[0]) {
         guards
     } else if expands(graph, producer) {
         let times = reuse(graph, group, k);
-        (times > MOST_REUSE).then_some(Refusal::Reuse(times))
+        (times > MOST_REUSE).then_some(Refusal::Reuse(times)).and_then(by_cost)
     } else {
-        Some(Refusal::Product)
+        by_cost(Refusal::Product).or(guards)
     }
 }
 
@@ -392,10 +434,11 @@ fn reuse(graph: &Graph, group: &Group, k: usize) -> i64 {
     most
 }
 
-/// Who reads a value.
+/// Who reads a value, and what was asked for it.
 struct Users<'a> {
     graph: &'a Graph,
     live: std::collections::HashSet<NodeId>,
+    wishes: &'a Wishes,
 }
 
 impl Users<'_> {
@@ -579,6 +622,9 @@ fn merge_into_fold(
 fn finish_refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Users<'_>) -> Option<Refusal> {
     let value = producer.output;
     let dims = &group.stages[0].dims;
+    if users.wishes.of(value) == Some(false) {
+        return Some(Refusal::Asked);
+    }
     if graph.is_output(value) {
         return Some(Refusal::Output);
     }

@@ -4,6 +4,7 @@
 //! registers while it reads weights of few bits stays as it is. Such weights were made small on purpose, so that nothing is computed
 //! where the constants would grow by much.
 
+use crate::boundary::Wishes;
 use crate::group::{Group, Work, group};
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
 use kiln_ir::interp::eval_op;
@@ -39,7 +40,7 @@ pub fn hoist_constants(graph: &Graph, on_host: &dyn Fn(&Graph, NodeId) -> bool) 
             break;
         }
         let place: HashMap<NodeId, usize> = order.into_iter().enumerate().map(|(n, id)| (id, n)).collect();
-        let work = group(&graph, &|id| on_host(&graph, id), &mut Vec::new())?;
+        let work = group(&graph, &|id| on_host(&graph, id), &Wishes::default(), &mut Vec::new())?;
         let groups: Vec<(&Group, usize)> = work.iter().filter_map(|w| expansion(&graph, w)).collect();
         let growth = groups.iter().fold(0usize, |sum, (_, made)| sum.saturating_add(*made));
         if growth > allowed {

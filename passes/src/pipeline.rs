@@ -3,6 +3,7 @@
 //! Invariant: every pass takes a verified graph and leaves one; the list below is the only place that orders them.
 
 use crate::attention::join_attention;
+use crate::boundary::{Boundary, Wishes, boundaries};
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::halved::keep_halves;
@@ -164,6 +165,8 @@ pub struct Scheduled {
     pub work: Vec<Work>,
     /// Which fusions were tried.
     pub attempts: Vec<Attempt>,
+    /// The keys of the places of fusion at which something was asked for and done.
+    pub asked: BTreeSet<String>,
 }
 
 impl Scheduled {
@@ -171,13 +174,27 @@ impl Scheduled {
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         groups(&self.work)
     }
+
+    /// The places where fusion has a choice.
+    pub fn boundaries(&self) -> Vec<Boundary> {
+        boundaries(&self.graph, &self.work, &self.attempts)
+    }
+
+    /// The same graph cut with other wishes.
+    ///
+    /// # Errors
+    /// The graph is not valid.
+    pub fn recut(&self, wishes: &Wishes) -> Result<Scheduled, PassError> {
+        let hosts: HashSet<NodeId> = self.work.iter().filter_map(Work::host).collect();
+        let mut attempts = Vec::new();
+        let work = group(&self.graph, &|id| hosts.contains(&id), wishes, &mut attempts);
+        let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
+        Ok(Scheduled { graph: self.graph.clone(), work, attempts, asked: BTreeSet::new() })
+    }
 }
 
 fn groups(work: &[Work]) -> impl Iterator<Item = &Group> {
-    work.iter().filter_map(|w| match w {
-        Work::Kernel(g) => Some(g),
-        Work::Host(_) | Work::Alias { .. } => None,
-    })
+    work.iter().filter_map(Work::kernel)
 }
 
 /// What was chosen for the kernel of a [`key`], if anything was.
@@ -209,6 +226,7 @@ pub struct Cut {
     pub first: usize,
     before: Graph,
     attempts: Vec<Attempt>,
+    asked: BTreeSet<String>,
     host_reasons: Vec<(Origin, String)>,
 }
 
@@ -231,7 +249,7 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
     if let Some(e) = plan.verify().into_iter().next() {
         return Err(PassError::Plan(e.to_string()));
     }
-    let scheduled = Scheduled { graph: cut.before, work: cut.work, attempts: cut.attempts };
+    let scheduled = Scheduled { graph: cut.before, work: cut.work, attempts: cut.attempts, asked: cut.asked };
     Ok(Compiled { plan, weights, kernels, host_reasons, scheduled })
 }
 
@@ -286,6 +304,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     }
     let on_gpus = targets.iter().all(|t| t.machine.gpu.is_some());
     let mut apart: HashSet<ValueId> = HashSet::new();
+    let (mut wishes, mut asked) = (Wishes::default(), BTreeSet::new());
     // Each round moves at least one refused group to the host or cuts one up, so there are at most as many as nodes.
     loop {
         let mut graph = graph.clone();
@@ -298,7 +317,13 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             }
         }
         let mut attempts = Vec::new();
-        let work = group(&graph, &|id| host.contains(&id), &mut attempts).map_err(fail)?;
+        let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
+        // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
+        if let Some(chosen) = targets.first().and_then(|t| t.chosen)
+            && take_wishes(chosen, &boundaries(&graph, &work, &attempts), (&mut wishes, &mut asked))
+        {
+            continue;
+        }
         let work = if on_gpus { absorb_views(&graph, join_attention(&graph, work, &apart)) } else { work };
         let mut work = work;
         if let Some(half) = halves_of(targets) {
@@ -349,13 +374,28 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         if refused {
             continue;
         }
-        let hosts = work.iter().filter_map(|w| match w {
-            Work::Host(id) => Some(*id),
-            Work::Kernel(_) | Work::Alias { .. } => None,
-        });
-        let regions = regions(&before, hosts, targets)?;
-        return Ok(Cut { graph, work, kernels, regions, first: 0, before, attempts, host_reasons });
+        let regions = regions(&before, work.iter().filter_map(Work::host), targets)?;
+        return Ok(Cut { graph, work, kernels, regions, first: 0, before, attempts, asked, host_reasons });
     }
+}
+
+/// Takes what was measured of the places where fusion has a choice; whether anything is to be cut otherwise than it was.
+fn take_wishes(
+    chosen: &Chosen<'_>,
+    places: &[Boundary],
+    (wishes, asked): (&mut Wishes, &mut BTreeSet<String>),
+) -> bool {
+    let mut new = false;
+    for place in places {
+        let fused = chosen(&place.key).and_then(|choice| choice.fused);
+        if let Some(fused) = fused.filter(|&fused| fused != place.fused)
+            && wishes.ask(place.value, fused)
+        {
+            new = true;
+            asked.insert(place.key.clone());
+        }
+    }
+    new
 }
 
 /// The graph without symbols that it does not mention and with names that no loop variable of a kernel has: those are a

@@ -5,8 +5,9 @@ use super::options::{self, Machinery, Shapes, Watching};
 use super::table::{Align, table};
 use clap::Args as ClapArgs;
 use indicatif::{ProgressBar, ProgressStyle};
+use kiln::tune::places::Place;
 use kiln::tune::record::{self, Database};
-use kiln::tune::{self, Outcome, Search, Settings, Subject};
+use kiln::tune::{self, Outcome, Settings, Subject};
 use kiln::{Error, Source, emit};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -14,9 +15,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Search faster schedules for a model's products and convolutions by running them on this machine
+/// Search faster schedules for a model's products and convolutions, and what to fuse, by running them on this machine
 ///
-/// Every trial is a line in the database before the next begins: a search that was killed goes on where it was. Then
+/// First the places where fusion has a choice are measured both ways, then schedules of the kernels that there are. Every trial is a line in the database before the next begins: a search that was killed goes on where it was. Then
 /// `kiln compile --tuning DB` takes the best. Trials run on one thread unless --threads says otherwise; keep the machine quiet.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -57,38 +58,84 @@ impl Args {
         let level = self.machinery.level_here()?;
         let budget = self.machinery.budget();
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
-        let options = self.shapes.options(&onnx, &self.machinery, vec![level], &budget)?;
-        let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
-        drop(onnx);
+        let mut options = self.shapes.options(&onnx, &self.machinery, vec![level], &budget)?;
+        let cpu = record::cpu_name();
+        if self.shard.is_none() {
+            // Where a search has decided what is fused, the kernels that then are there are tuned.
+            options.tuning = database_tuning(&path, &cpu)?.of_fusion();
+        }
+        let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         // The level of the code, which may be one below what was asked for.
         let level = compiled.code.last().map_or(level, |code| code.level);
         let machine = emit::Emitter::new(level, false)?.machine();
-        let mut subjects = tune::subjects(&compiled, &machine);
-        let named = |s: &Subject, name: &String| format!("k{}", s.first) == *name;
-        if let Some(name) = self.kernel.iter().find(|name| !subjects.iter().any(|s| named(s, name))) {
-            let there: Vec<String> = subjects.iter().map(|s| format!("k{}", s.first)).collect();
-            let message = format!("--kernel {name}: no such kernel to tune; there are {}", there.join(", "));
-            return Err(Error::Usage(message));
-        }
-        // Opening makes the file: not before it is clear that there is something to tune.
-        let mut database = Database::open(&path)?;
-        subjects.retain(|s| self.kernel.is_empty() || self.kernel.iter().any(|name| named(s, name)));
+        let mut subjects = self.named(tune::subjects(&compiled, &machine))?;
+        let mut places = if self.kernel.is_empty() { tune::places::places(&compiled) } else { Vec::new() };
         if let Some((i, n)) = self.shard {
             // By hash, so that a part does not depend on what else is tuned.
             subjects.sort_by(|a, b| a.kernel.cmp(&b.kernel));
-            subjects = subjects.into_iter().enumerate().filter(|(at, _)| at % n == i - 1).map(|(_, s)| s).collect();
+            places.sort_by(|a, b| a.kernel.cmp(&b.kernel));
+            let own = |at: usize| at % n == i - 1;
+            subjects = subjects.into_iter().enumerate().filter(|(at, _)| own(*at)).map(|(_, s)| s).collect();
+            places = places.into_iter().enumerate().filter(|(at, _)| own(*at)).map(|(_, p)| p).collect();
         }
+        // Opening makes the file: not before it is clear what there is to tune.
+        let mut database = Database::open(&path)?;
         let settings = Settings {
             level,
             threads: self.machinery.threads.map_or(1, |_| self.machinery.threads()),
             seed: self.seed,
             trials: self.trials as usize,
             patience: self.patience as usize,
-            cpu: record::cpu_name(),
+            cpu,
         };
-        let outcomes = self.search(&compiled, &subjects, &settings, &mut database, talk)?;
-        let report = json(&subjects, &outcomes, &settings, &path);
+        let end = self.time.map(|t| Instant::now() + t);
+        let fusion = self.fusion(&compiled, &places, &settings, (&mut database, end), talk)?;
+        let found = record::Tuning::of(&database.records, &settings.cpu).of_fusion();
+        if self.shard.is_none() && self.kernel.is_empty() && found != options.tuning {
+            options.tuning = found;
+            compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
+            subjects = tune::subjects(&compiled, &machine);
+        }
+        let outcomes = self.search(&compiled, &subjects, &settings, (&mut database, end), talk)?;
+        let report = json(&fusion, (&subjects, &outcomes), &settings, &path);
         talk.report(&report, &text(&report))
+    }
+
+    /// The kernels of --kernel, or all.
+    fn named(&self, subjects: Vec<Subject>) -> Result<Vec<Subject>, Error> {
+        let named = |s: &Subject, name: &String| format!("k{}", s.first) == *name;
+        if let Some(name) = self.kernel.iter().find(|name| !subjects.iter().any(|s| named(s, name))) {
+            let there: Vec<String> = subjects.iter().map(|s| format!("k{}", s.first)).collect();
+            let message = format!("--kernel {name}: no such kernel to tune; there are {}", there.join(", "));
+            return Err(Error::Usage(message));
+        }
+        let wanted = |s: &Subject| self.kernel.is_empty() || self.kernel.iter().any(|name| named(s, name));
+        Ok(subjects.into_iter().filter(wanted).collect())
+    }
+
+    /// Measures the places where fusion has a choice.
+    fn fusion(
+        &self,
+        compiled: &kiln::Compiled,
+        places: &[Place],
+        settings: &Settings,
+        (database, end): (&mut Database, Option<Instant>),
+        talk: Talk,
+    ) -> Result<Vec<(Place, Outcome)>, Error> {
+        let budget = self.machinery.budget();
+        let bar = bar(talk, places.len(), "places of fusion");
+        let mut found = Vec::new();
+        for place in places {
+            if end.is_some_and(|end| Instant::now() >= end) {
+                break;
+            }
+            bar.set_message(place.boundary.what.clone());
+            let outcome = tune::places::measure(compiled, place, settings, database, &budget)?;
+            found.extend(outcome.map(|outcome| (place.clone(), outcome)));
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(found)
     }
 
     fn search(
@@ -96,59 +143,51 @@ impl Args {
         compiled: &kiln::Compiled,
         subjects: &[Subject],
         settings: &Settings,
-        database: &mut Database,
+        (database, end): (&mut Database, Option<Instant>),
         talk: Talk,
     ) -> Result<Vec<Option<Outcome>>, Error> {
+        let bar = bar(talk, subjects.len(), "kernels");
+        let mut heard = |n: usize, subject: &Subject, trials: usize, own: f64, best: f64| {
+            bar.set_position(n as u64);
+            bar.set_message(format!("k{} {trials} trials, best {:.2}x", subject.first, own / best.max(1e-12)));
+        };
         let budget = self.machinery.budget();
-        let end = self.time.map(|t| Instant::now() + t);
-        let bar = (!talk.quiet && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::new(subjects.len() as u64);
-            if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos}/{len} kernels, {msg} {elapsed}") {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(200));
-            bar
-        });
-        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-        for (n, subject) in subjects.iter().enumerate() {
-            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            let outcome = match tune::finished(subject, settings, database) {
-                Some(outcome) => Some(outcome),
-                // What there was no time for stays with the cost model.
-                None if left.is_some_and(|left| left.is_zero()) => None,
-                None => {
-                    let rest = subjects.get(n..).unwrap_or_default();
-                    let deadline = left.map(|left| Instant::now() + tune::allowance(left, rest));
-                    let search = Search::new(compiled, subject, settings, database, &budget)?;
-                    let outcome = search.run(database, deadline, &mut |trials, own, best| {
-                        if let Some(bar) = &bar {
-                            let gain = own / best.max(1e-12);
-                            bar.set_message(format!("k{} {trials} trials, best {gain:.2}x", subject.first));
-                        }
-                    })?;
-                    tracing::info!(
-                        "k{} {}: {:.2}x after {} trials",
-                        subject.first,
-                        subject.what,
-                        outcome.gain(),
-                        outcome.trials
-                    );
-                    Some(outcome)
-                }
-            };
-            outcomes.push(outcome);
-            if let Some(bar) = &bar {
-                bar.inc(1);
-            }
-        }
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
+        let outcomes = tune::search_all(compiled, subjects, settings, database, (end, &budget), &mut heard)?;
+        bar.finish_and_clear();
         Ok(outcomes)
     }
 }
 
-fn json(subjects: &[Subject], outcomes: &[Option<Outcome>], settings: &Settings, path: &Path) -> Value {
+/// A progress bar where people look.
+fn bar(talk: Talk, length: usize, of: &'static str) -> ProgressBar {
+    if talk.quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length as u64);
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{bar:20}} {{pos}}/{{len}} {of}, {{msg}} {{elapsed}}")) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// What a database that may not be there says.
+fn database_tuning(path: &Path, cpu: &str) -> Result<record::Tuning, Error> {
+    if path.exists() { Ok(record::Tuning::of(&record::read(path)?, cpu)) } else { Ok(record::Tuning::default()) }
+}
+
+fn json(
+    fusion: &[(Place, Outcome)],
+    (subjects, outcomes): (&[Subject], &[Option<Outcome>]),
+    settings: &Settings,
+    path: &Path,
+) -> Value {
+    let place = |(p, o): &(Place, Outcome)| {
+        json!({
+            "hash": p.kernel, "count": p.count, "what": p.boundary.what, "value": p.shape, "default": o.default.schedule,
+            "default_us": o.default.p20_ns / 1e3, "best": o.best.schedule, "best_us": o.best.p20_ns / 1e3, "gain": o.gain(),
+        })
+    };
     let pairs = || subjects.iter().zip(outcomes).filter_map(|(s, o)| Some((s, o.as_ref()?)));
     let kernel = |(s, o): (&Subject, &Outcome)| {
         json!({
@@ -168,11 +207,13 @@ fn json(subjects: &[Subject], outcomes: &[Option<Outcome>], settings: &Settings,
         "without_time": outcomes.iter().filter(|o| o.is_none()).count(),
         "geometric_mean_gain": mean, "default_us": before, "best_us": after,
         "trials": pairs().map(|(_, o)| o.trials).sum::<usize>(),
+        "fusion": fusion.iter().map(place).collect::<Vec<_>>(),
     })
 }
 
 fn text(report: &Value) -> String {
-    let list = report["kernels"].as_array().cloned().unwrap_or_default();
+    let (list, places) = (report["kernels"].as_array(), report["fusion"].as_array());
+    let (list, places) = (list.cloned().unwrap_or_default(), places.cloned().unwrap_or_default());
     let word = |v: &Value| v.as_str().unwrap_or_default().to_string();
     let number = |v: &Value| v.as_f64().unwrap_or(0.0);
     let rows: Vec<_> = list
@@ -204,7 +245,25 @@ fn text(report: &Value) -> String {
         ("operands", l),
     ];
     let mut text = table("", columns, &rows);
+    let changed: Vec<_> = places.iter().filter(|p| p["best"] != p["default"]).collect();
     // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "fusion: {} places measured both ways, {} are quicker the other way",
+        places.len(),
+        changed.len()
+    );
+    for p in changed {
+        let (us, best) = (number(&p["default_us"]), number(&p["best_us"]));
+        let _ = writeln!(
+            text,
+            "  {} times {} at {}: {us:.1} us, {} {best:.1}",
+            p["count"],
+            word(&p["what"]),
+            word(&p["value"]),
+            word(&p["best"])
+        );
+    }
     let _ = writeln!(
         text,
         "geometric mean of the gains {:.3}; all of these kernels together {:.0} us instead of {:.0}; {} trials now, in {}",

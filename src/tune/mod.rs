@@ -3,9 +3,11 @@
 //! Invariant: with the same seed, the same records and the same times the search takes the same steps; every trial is in the
 //! database before the next begins, and a search that begins again takes what is there as measured.
 //!
-//! The search is evolutionary (Bäck, "Evolutionary Algorithms in Theory and Practice", 1996): the cost model ranks all
+//! First the places where fusion has a choice are measured ([`places`]), since they decide which kernels there are; then the schedules
+//! of the kernels. The search of schedules is evolutionary (Bäck, "Evolutionary Algorithms in Theory and Practice", 1996): the cost model ranks all
 //! schedules and gives the first generation; then the best so far are crossed and changed in one part.
 
+pub mod places;
 pub mod record;
 mod trial;
 
@@ -91,6 +93,33 @@ pub struct Settings {
     pub cpu: String,
 }
 
+impl Settings {
+    /// A record of such a search in which nothing is measured yet.
+    fn record(&self, kernel: &str, what: &str, shapes: &str) -> Record {
+        Record {
+            kernel: kernel.into(),
+            what: what.into(),
+            shapes: shapes.into(),
+            level: self.level.name().into(),
+            cpu: self.cpu.clone(),
+            threads: self.threads,
+            schedule: String::new(),
+            default: false,
+            estimate: 0.0,
+            last: false,
+            samples: 0,
+            min_ns: 0.0,
+            p20_ns: 0.0,
+            median_ns: 0.0,
+            p80_ns: 0.0,
+            code: String::new(),
+            compiler: VERSION.into(),
+            format: SCHEDULE_VERSION,
+            seed: self.seed,
+        }
+    }
+}
+
 /// What is known after a search.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -148,7 +177,7 @@ impl<'a> Search<'a> {
         let trials = Trials::new(&compiled.scheduled, group, settings.level, settings.threads, weights, budget);
         let mut choices = subject.space.choices();
         choices.sort_by(|a, b| subject.space.estimate(a).total_cmp(&subject.space.estimate(b)).then(a.cmp(b)));
-        let known = database.records.iter().filter(|r| of_search(r, subject, settings));
+        let known = database.records.iter().filter(|r| of_search(r, &subject.kernel, settings));
         let known = known.filter_map(|r| Some((r.schedule.parse().ok()?, r.p20_ns * 1e-9)));
         let mut least: BTreeMap<Choice, f64> = BTreeMap::new();
         known.for_each(|(choice, time)| {
@@ -250,6 +279,7 @@ impl<'a> Search<'a> {
             panel: tile.panel,
             unroll: from(2).unroll,
             order: from(3).order,
+            fused: None,
         };
         match bits >> 8 & 7 {
             0 | 1 => child.rows = other.rows,
@@ -280,28 +310,9 @@ impl<'a> Search<'a> {
 
     fn record(&self, choice: &Choice, time: &Distribution, code: &str, last: bool) -> Record {
         let Subject { kernel, what, shapes, space, .. } = self.subject;
-        let Settings { level, threads, seed, cpu, .. } = self.settings;
-        Record {
-            kernel: kernel.clone(),
-            what: what.clone(),
-            shapes: shapes.clone(),
-            level: level.name().into(),
-            cpu: cpu.clone(),
-            threads: *threads,
-            schedule: choice.to_string(),
-            default: *choice == space.default,
-            estimate: space.estimate(choice).round(),
-            last,
-            samples: time.count,
-            min_ns: (time.min * 1e9).round(),
-            p20_ns: (time.p20 * 1e9).round(),
-            median_ns: (time.median * 1e9).round(),
-            p80_ns: (time.p80 * 1e9).round(),
-            code: code.into(),
-            compiler: VERSION.into(),
-            format: SCHEDULE_VERSION,
-            seed: *seed,
-        }
+        let blank = self.settings.record(kernel, what, shapes);
+        let (default, estimate) = (*choice == space.default, space.estimate(choice).round());
+        Record { schedule: choice.to_string(), default, estimate, last, code: code.into(), ..blank.timed(time) }
     }
 
     /// The best few against the cost model's own, in turns: what the machine does meanwhile meets all of them.
@@ -333,16 +344,16 @@ impl<'a> Search<'a> {
 }
 
 /// Whether a record is of the same search: kernel, code and machine.
-fn of_search(r: &Record, subject: &Subject, settings: &Settings) -> bool {
-    r.kernel == subject.kernel
+fn of_search(r: &Record, kernel: &str, settings: &Settings) -> bool {
+    r.kernel == kernel
         && r.level == settings.level.name()
         && r.threads == settings.threads
         && r.stale(&settings.cpu).is_none()
 }
 
 /// What a finished search of the same seed found, where the database has it.
-pub fn finished(subject: &Subject, settings: &Settings, database: &Database) -> Option<Outcome> {
-    let of: Vec<&Record> = database.records.iter().filter(|r| of_search(r, subject, settings)).collect();
+pub fn finished(kernel: &str, settings: &Settings, database: &Database) -> Option<Outcome> {
+    let of: Vec<&Record> = database.records.iter().filter(|r| of_search(r, kernel, settings)).collect();
     let last: Vec<&Record> = of.iter().copied().filter(|r| r.last && r.seed == settings.seed).collect();
     let default = last.iter().rev().find(|r| r.default).copied()?;
     let best = record::best_of(&last).unwrap_or(default);
@@ -350,8 +361,43 @@ pub fn finished(subject: &Subject, settings: &Settings, database: &Database) -> 
     Some(Outcome { default: default.clone(), best: best.clone(), trials: 0, known: known.len() })
 }
 
+/// Searches the schedules of all subjects, one after another; `heard` hears of each trial: whose it was, how many were made, and the
+/// cost model's and the best time so far. What there is no time for stays with the cost model: nothing is said of it.
+///
+/// # Errors
+/// Those of [`Search::run`].
+pub fn search_all(
+    compiled: &Compiled,
+    subjects: &[Subject],
+    settings: &Settings,
+    database: &mut Database,
+    (end, budget): (Option<Instant>, &Budget),
+    heard: &mut dyn FnMut(usize, &Subject, usize, f64, f64),
+) -> Result<Vec<Option<Outcome>>, Error> {
+    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+    for (n, subject) in subjects.iter().enumerate() {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let outcome = match finished(&subject.kernel, settings, database) {
+            Some(outcome) => Some(outcome),
+            None if left.is_some_and(|left| left.is_zero()) => None,
+            None => {
+                let rest = subjects.get(n..).unwrap_or_default();
+                let deadline = left.map(|left| Instant::now() + allowance(left, rest));
+                let search = Search::new(compiled, subject, settings, database, budget)?;
+                let mut report = |trials: usize, own: f64, best: f64| heard(n, subject, trials, own, best);
+                let outcome = search.run(database, deadline, &mut report)?;
+                let gain = outcome.gain();
+                tracing::info!("k{} {}: {gain:.2}x after {} trials", subject.first, subject.what, outcome.trials);
+                Some(outcome)
+            }
+        };
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
 /// The time that each of the kernels that are left may take of what is left of a budget: by their work, not too unevenly.
-pub fn allowance(left: Duration, subjects: &[Subject]) -> Duration {
+fn allowance(left: Duration, subjects: &[Subject]) -> Duration {
     let weight = |s: &Subject| (s.operations as f64 * s.count as f64).max(1.0).sqrt();
     let all: f64 = subjects.iter().map(weight).sum();
     let first = subjects.first().map_or(0.0, weight);

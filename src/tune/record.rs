@@ -3,6 +3,7 @@
 //! Invariant: a record is written with one call and ends in a line feed, so that whoever is killed while writing leaves at most
 //! one torn line, at the end, which readers drop and the next writer removes. Order and repetition of lines mean nothing.
 
+use crate::profile::Distribution;
 use crate::{Error, VERSION};
 use kiln_passes::kernel::{Choice, SCHEDULE_VERSION};
 use kiln_runtime::cpu::CpuLevel;
@@ -58,6 +59,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// The record with these times.
+    #[must_use]
+    pub(super) fn timed(self, time: &Distribution) -> Record {
+        let ns = |seconds: f64| (seconds * 1e9).round();
+        let (min_ns, p20_ns, median_ns, p80_ns) = (ns(time.min), ns(time.p20), ns(time.median), ns(time.p80));
+        Record { samples: time.count, min_ns, p20_ns, median_ns, p80_ns, ..self }
+    }
+
     /// Why a compilation by this compiler for that processor cannot use the record; nothing where it can.
     pub fn stale(&self, cpu: &str) -> Option<String> {
         if self.compiler != VERSION || self.format != SCHEDULE_VERSION {
@@ -201,6 +210,13 @@ impl Tuning {
             Some(((kernel.to_string(), level.to_string()), choice))
         };
         Tuning { choices: kernels.iter().filter_map(best).collect() }
+    }
+
+    /// What it says of fusion alone.
+    #[must_use]
+    pub fn of_fusion(&self) -> Tuning {
+        let choices = self.choices.iter().filter(|(_, choice)| choice.fused.is_some());
+        Tuning { choices: choices.map(|(k, c)| (k.clone(), *c)).collect() }
     }
 
     /// The schedule of a kernel for a level.

@@ -49,6 +49,43 @@ fn schedules(path: &std::path::Path) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Whether a record is about what is fused.
+fn is_fusion(record: &serde_json::Value) -> bool {
+    record["schedule"].as_str().unwrap().starts_with("fused=")
+}
+
+#[test]
+fn what_a_search_says_of_fusion_cuts_kernels_and_nothing_else() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let db = place.path("t.jsonl");
+    let report = kiln!("tune", &model, "--db", &db, "--trials", "1", "--json").succeeds().json();
+    assert!(!report["fusion"].as_array().unwrap().is_empty(), "{report:#}");
+    // As if two kernels were much quicker than one wherever there is a choice.
+    let mut records: Vec<serde_json::Value> =
+        std::fs::read_to_string(&db).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    records.retain(is_fusion);
+    for record in records.iter_mut().filter(|r| r["schedule"] == "fused=no") {
+        for key in ["min_ns", "p20_ns"] {
+            record[key] = 1.0.into();
+        }
+    }
+    let text: String = records.iter().map(|r| format!("{r}\n")).collect();
+    let apart = place.write("apart.jsonl", text.as_bytes());
+    let (one, two) = (place.path("one.kiln"), place.path("two.kiln"));
+    kiln!("compile", &model, "-o", &one).succeeds();
+    kiln!("compile", &model, "--tuning", &apart, "-o", &two).succeeds();
+    let kernels = |path: &std::path::Path| {
+        let report = kiln!("inspect", path, "--json").succeeds().json();
+        report["kernels"].as_array().unwrap().len()
+    };
+    assert!(kernels(&two) > kernels(&one), "{} and {}", kernels(&two), kernels(&one));
+    kiln!("compare", &one, &two, "--tolerance", "0").succeeds();
+    kiln!("rebuild", &two, "--model", &model).succeeds();
+    let why = kiln!("diff", &one, &two, "--json").succeeds().json();
+    assert!(why["kernels"].as_array().unwrap().iter().any(|k| k["change"] == "fusion"), "{why:#}");
+}
+
 #[test]
 fn tuning_resumes_merges_and_reaches_a_compilation_exactly() {
     let place = Place::new();
@@ -83,7 +120,7 @@ fn tuning_resumes_merges_and_reaches_a_compilation_exactly() {
     let mut records: Vec<serde_json::Value> = whole
         .lines()
         .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
-        .filter(|r| r["last"] == true)
+        .filter(|r| r["last"] == true && !is_fusion(r))
         .collect();
     let other = records.iter().position(|r| r["default"] == false).unwrap();
     for key in ["min_ns", "p20_ns"] {

@@ -2,7 +2,8 @@
 //!
 //! Nothing here decides anything about a model: every decision is in the artifact. The parts are
 //! the container file ([`artifact`]), executable memory ([`code`]), the CPU levels of the machine
-//! ([`cpu`]), NVIDIA GPUs (`cuda`), the execution of plans ([`engine`]), mapped files ([`file`](mod@file)), budgeted buffers ([`memory`]) and the fork-join
+//! ([`cpu`]), NVIDIA GPUs (`cuda`), the execution of plans ([`engine`]), mapped files ([`file`](mod@file)), files that appear
+//! complete ([`unfinished`]), budgeted buffers ([`memory`]) and the fork-join
 //! thread pool ([`pool`]).
 
 pub mod artifact;
@@ -14,3 +15,4 @@ pub mod engine;
 pub mod file;
 pub mod memory;
 pub mod pool;
+pub mod unfinished;

@@ -45,7 +45,8 @@ impl Order {
 
 /// What is chosen of a fold's schedule.
 ///
-/// The text form names what is chosen: `rows=12 columns=32 panel=32 unroll=4 order=columns`.
+/// The text form names what is chosen: `rows=12 columns=32 panel=32 unroll=4 order=columns`, or of a
+/// [`Boundary`](crate::boundary::Boundary) `fused=no`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Choice {
     /// Rows of a register tile.
@@ -58,10 +59,15 @@ pub struct Choice {
     pub unroll: Option<i64>,
     /// Order of the tiles.
     pub order: Option<Order>,
+    /// Whether a value is computed in the kernel that reads it.
+    pub fused: Option<bool>,
 }
 
 /// Bounds of the numbers in a choice: beyond them code would grow without end.
 const MOST: [(&str, i64); 4] = [("rows", 64), ("columns", 1024), ("panel", 4096), ("unroll", 32)];
+
+/// The two answers to whether a value is fused.
+const ANSWERS: [(&str, bool); 2] = [("no", false), ("yes", true)];
 
 /// A text is no choice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,17 +76,13 @@ pub struct ChoiceError(pub String);
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choice { rows, columns, panel, unroll, order } = self;
-        let mut first = true;
-        for (name, value) in MOST.iter().map(|m| m.0).zip([rows, columns, panel, unroll]) {
-            if let Some(value) = value {
-                write!(f, "{}{name}={value}", if std::mem::take(&mut first) { "" } else { " " })?;
-            }
-        }
-        match order {
-            Some(order) => write!(f, "{}order={}", if first { "" } else { " " }, order.name()),
-            None => Ok(()),
-        }
+        let Choice { rows, columns, panel, unroll, order, fused } = self;
+        let numbers = MOST.iter().map(|m| m.0).zip([rows, columns, panel, unroll]);
+        let mut words: Vec<String> = numbers.filter_map(|(name, n)| n.map(|n| format!("{name}={n}"))).collect();
+        words.extend(order.map(|order| format!("order={}", order.name())));
+        let answer = |fused: &bool| ANSWERS.iter().find(|(_, is)| is == fused).map(|(text, _)| format!("fused={text}"));
+        words.extend(fused.as_ref().and_then(answer));
+        f.write_str(&words.join(" "))
     }
 }
 
@@ -94,6 +96,10 @@ impl FromStr for Choice {
             let (name, value) = word.split_once('=').ok_or_else(fail)?;
             if name == "order" {
                 choice.order = Some(Order::ALL.into_iter().find(|o| o.name() == value).ok_or_else(fail)?);
+                continue;
+            }
+            if name == "fused" {
+                choice.fused = Some(ANSWERS.into_iter().find(|(text, _)| *text == value).ok_or_else(fail)?.1);
                 continue;
             }
             let most = MOST.iter().find(|m| m.0 == name).ok_or_else(fail)?.1;
@@ -213,6 +219,7 @@ impl Space {
             panel: panel.filter(|&w| w > 1),
             unroll: Some(schedule.unroll),
             order: Some(order),
+            fused: None,
         };
         Some(Space {
             rows,
@@ -271,6 +278,7 @@ impl Space {
                             panel: self.packs.then_some(c * p),
                             unroll: Some(u),
                             order: Some(order),
+                            fused: None,
                         };
                         all.push(choice);
                     }
@@ -335,9 +343,11 @@ mod tests {
         let full: Choice = "rows=12 columns=32 panel=64 unroll=4 order=outer".parse().unwrap();
         assert_eq!(full.to_string().parse(), Ok(full));
         assert_eq!("".parse(), Ok(Choice::default()));
+        let boundary: Choice = "fused=no".parse().unwrap();
+        assert_eq!((boundary.fused, boundary.to_string().as_str()), (Some(false), "fused=no"));
         let one: Choice = "order=rows".parse().unwrap();
         assert_eq!(one.to_string(), "order=rows");
-        for bad in ["rows", "rows=0", "rows=65", "rows=x", "order=up", "deep=1", "unroll=-1"] {
+        for bad in ["rows", "rows=0", "rows=65", "rows=x", "order=up", "deep=1", "unroll=-1", "fused=maybe"] {
             assert_eq!(bad.parse::<Choice>(), Err(ChoiceError(bad.into())));
         }
     }

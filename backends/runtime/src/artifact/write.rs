@@ -4,11 +4,12 @@
 //! leaves nothing behind. Sections are streamed: nothing is held that the caller does not hold.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::memory::{Budget, Buffer, MemoryError};
+use crate::unfinished::Unfinished;
 
 use super::{
     FORMAT_VERSION, HASH_DIGITS, HASH_KEY, LENGTH_BYTES, MAX_HEADER_BYTES, PAD, PREFIX, SECTION_ALIGNMENT, header_hash,
@@ -106,10 +107,10 @@ pub enum WriteError {
 
 /// Writes an artifact to `path`, replacing a file that is there, and returns its size in bytes.
 ///
-/// The bytes go to a temporary file in the same folder, are synced, and take the name in one step.
+/// The bytes go to a file without a name in the same folder, are synced, and take the name in one step.
 ///
 /// # Errors
-/// See [`WriteError`]; `path` is as it was before, and the temporary file is gone.
+/// See [`WriteError`]; `path` is as it was before, and nothing is left.
 pub fn write(path: &Path, manifest: &Manifest, sections: Vec<Section<'_>>) -> Result<u64, WriteError> {
     let layout = Layout::new(manifest, sections)?;
     let bytes = layout.file_bytes;
@@ -139,38 +140,14 @@ fn replace_with(
         other => other,
     };
     let io = |source| classify(path, bytes, source);
-    // A link is followed, so that the file it names is replaced and not the link.
-    let target = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_symlink() => fs::canonicalize(path).map_err(io)?,
-        Ok(_) | Err(_) => path.to_path_buf(),
-    };
-    // Renaming over a device or a folder would destroy it or fail late.
-    if fs::metadata(&target).is_ok_and(|found| !found.is_file()) || target.file_name().is_none() {
-        return Err(WriteError::NotAFile { path: path.to_path_buf() });
-    }
-    let folder = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".kiln-").suffix(".tmp");
-    // The default would keep the file from everyone else; this leaves it to the user's umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // The temporary file removes itself when dropped, so every `?` below cleans up.
-    let mut temporary = builder.tempfile_in(folder).map_err(io)?;
-    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    let mut unfinished = Unfinished::create(path).map_err(|source| match source.kind() {
+        ErrorKind::InvalidInput => WriteError::NotAFile { path: path.to_path_buf() },
+        _ => io(source),
+    })?;
+    let mut out = BufWriter::with_capacity(1 << 20, unfinished.file());
     produce(&mut out).map_err(named)?;
     out.into_inner().map_err(|error| io(error.into_error()))?;
-    temporary.as_file().sync_all().map_err(io)?;
-    temporary.persist(&target).map_err(|error| io(error.error))?;
-    // The name itself is durable only when its folder is synced. The file is complete by now,
-    // so file systems that cannot do this are not a failure.
-    #[cfg(unix)]
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
+    unfinished.finish().map_err(io)
 }
 
 /// Writes an artifact to the current position of any seekable output, which must be its start, and
