@@ -127,7 +127,9 @@ fn sbom(name: &str, model_hash: &str, model: &Model) -> String {
     let is_expression = !licence_text.is_empty() && licence_text.len() < 100 && licence_text.chars().all(expression);
     let declared = if is_expression { licence_text } else { "NOASSERTION" };
     let producer = if model.producer.is_empty() { "NOASSERTION".into() } else { format!("Tool: {}", model.producer) };
-    let checksum = |hash: &str| json!([{ "algorithm": "BLAKE3", "checksumValue": hash }]);
+    // Not as a checksum: the validators of SPDX 2.3 in use want four times as many digits of BLAKE3 as it has.
+    let hashed =
+        |hash: &str| json!([{ "referenceCategory": "OTHER", "referenceType": "blake3", "referenceLocator": hash }]);
     let none = "NOASSERTION";
     let relation = |from: &str, kind: &str, to: &str| json!({ "spdxElementId": format!("SPDXRef-{from}"), "relationshipType": kind, "relatedSpdxElement": format!("SPDXRef-{to}") });
     let document = json!({
@@ -147,13 +149,13 @@ fn sbom(name: &str, model_hash: &str, model: &Model) -> String {
             {
                 "SPDXID": "SPDXRef-model", "name": format!("{name} (ONNX)"), "downloadLocation": none, "filesAnalyzed": false,
                 "licenseConcluded": none, "licenseDeclared": declared, "licenseComments": licence_text, "copyrightText": none,
-                "comment": format!("written by {producer}"), "checksums": checksum(model_hash)
+                "comment": format!("written by {producer}"), "externalRefs": hashed(model_hash)
             },
             {
                 "SPDXID": "SPDXRef-compiler", "name": "kiln", "versionInfo": VERSION, "downloadLocation": none,
                 "filesAnalyzed": false, "licenseConcluded": none, "licenseDeclared": env!("CARGO_PKG_LICENSE"),
-                "copyrightText": none, "comment": "the checksum is that of its sources and the versions of its dependencies",
-                "checksums": checksum(SOURCES)
+                "copyrightText": none, "comment": "the hash is that of its sources and the versions of its dependencies",
+                "externalRefs": hashed(SOURCES)
             },
         ],
         "relationships": [

@@ -19,20 +19,23 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Compare two models, artifacts or CPU levels layer by layer, and say where they part first (exit code 5 where they do)
+/// Compare two models, artifacts, CPU levels or precisions layer by layer, and say where they part first (exit code 5 where they do)
 ///
 /// Both run on the same inputs. Values are matched by name: those that both sides keep in memory, which fusion decides.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// An ONNX model or an artifact: what is right
     first: PathBuf,
-    /// Another one, or the same for other CPU levels
+    /// Another one, or the same for other CPU levels or another precision
     second: PathBuf,
     #[command(flatten)]
     inputs: Inputs,
     /// Levels of the second one, where they are others
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     second_cpu: Vec<CpuLevel>,
+    /// Precision of the second one, where it is another: f32 or bf16
+    #[arg(long, value_name = "P")]
+    second_precision: Option<String>,
     /// What a value may differ by, relative to its largest element
     #[arg(long, value_name = "R", default_value_t = TOLERANCE)]
     tolerance: f64,
@@ -61,6 +64,9 @@ impl Args {
         let mut other = self.machinery.clone();
         if !self.second_cpu.is_empty() {
             other.cpu.clone_from(&self.second_cpu);
+        }
+        if let Some(precision) = &self.second_precision {
+            other.precision.clone_from(precision);
         }
         let second = self.layers(&self.second, &other, talk)?;
         let matched = first.iter().filter_map(|(name, a)| Some((name, a, second.get(name)?)));

@@ -3,6 +3,8 @@
 //! Invariant: kernels are matched by the nodes they came from; where fusion changed, the kernels on both sides that share nodes are
 //! one change.
 
+mod times;
+
 use super::Talk;
 use super::inspect::{Contents, from_artifact};
 use super::table::{Align, table};
@@ -12,14 +14,17 @@ use kiln::ir::plan::Kernel;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use times::{Measuring, Times};
 
-/// Show what changed between two artifacts: kernels, fusion, code, memory, options, estimated cost
+/// Show what changed between two artifacts: kernels, fusion, code, memory, options, cost; with --measure times
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// An artifact
     first: PathBuf,
     /// Another one
     second: PathBuf,
+    #[command(flatten)]
+    measuring: Measuring,
 }
 
 /// A property of both, as text.
@@ -39,14 +44,23 @@ struct Change {
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let (a, b) = (from_artifact(&self.first)?, from_artifact(&self.second)?);
-        let properties = properties(&a, &b);
+        let times = self.measuring.times([&self.first, &self.second], talk)?;
+        let mut properties = properties(&a, &b);
+        if let Some(times) = &times {
+            let names = ["least us that the roofline allows", "measured us"];
+            let sides = [times.of(0, None), times.of(1, None)];
+            properties.extend(names.into_iter().enumerate().map(|(n, what)| {
+                let [first, second] = sides.map(|side| format!("{:.2}", side[n] * 1e6));
+                Property { what: what.into(), first, second }
+            }));
+        }
         let changes = changes(&a, &b);
         let changed: Vec<&Property> = properties.iter().filter(|p| p.first != p.second).collect();
         let same = a.identity == b.identity;
         let report = json!({
             "same": same,
             "changed": changed.iter().map(|p| json!({ "what": p.what, "first": p.first, "second": p.second })).collect::<Vec<_>>(),
-            "kernels": changes.iter().map(|c| c.json(&a, &b)).collect::<Vec<_>>(),
+            "kernels": changes.iter().map(|c| c.json((&a, &b), times.as_ref())).collect::<Vec<_>>(),
             "operations": [a.totals().0, b.totals().0], "bytes": [a.totals().1, b.totals().1],
         });
         if same {
@@ -61,9 +75,10 @@ impl Args {
         if !rows.is_empty() {
             text.push_str(&table("  ", [("changed", l), ("first", r), ("second", r), ("", r)], &rows));
         }
-        let rows: Vec<[String; 5]> = changes.iter().map(|c| c.row(&a, &b)).collect();
+        let rows: Vec<[String; 5]> = changes.iter().map(|c| c.row((&a, &b), times.as_ref())).collect();
         if !rows.is_empty() {
-            let columns = [("kernels", l), ("first", l), ("second", l), ("operations", r), ("from", l)];
+            let cost = if times.is_some() { "measured us (roofline)" } else { "operations" };
+            let columns = [("kernels", l), ("first", l), ("second", l), (cost, r), ("from", l)];
             text.push_str(&format!("\n{}", table("  ", columns, &rows)));
         }
         let kernels = a.plan.kernels.len() - changes.iter().map(|c| c.first.len()).sum::<usize>();
@@ -179,7 +194,7 @@ fn changes(a: &Contents, b: &Contents) -> Vec<Change> {
 }
 
 impl Change {
-    fn json(&self, a: &Contents, b: &Contents) -> Value {
+    fn json(&self, (a, b): (&Contents, &Contents), times: Option<&Times>) -> Value {
         let side = |c: &Contents, kernels: &[usize]| -> Vec<Value> {
             let one = |&n: &usize| {
                 let k = c.plan.kernels.get(n)?;
@@ -191,10 +206,15 @@ impl Change {
             };
             kernels.iter().filter_map(one).collect()
         };
-        json!({ "change": self.why, "first": side(a, &self.first), "second": side(b, &self.second) })
+        let us = |n: usize, kernels: &[usize]| {
+            let [least, measured] = times?.of(n, Some(kernels));
+            Some(json!({ "least_us": least * 1e6, "measured_us": measured * 1e6 }))
+        };
+        json!({ "change": self.why, "first": side(a, &self.first), "second": side(b, &self.second),
+                "times": [us(0, &self.first), us(1, &self.second)] })
     }
 
-    fn row(&self, a: &Contents, b: &Contents) -> [String; 5] {
+    fn row(&self, (a, b): (&Contents, &Contents), times: Option<&Times>) -> [String; 5] {
         let kernels = |c: &Contents, of: &[usize]| {
             let each = of.iter().filter_map(|&n| c.plan.kernels.get(n));
             each.map(|k| format!("{} {}", k.name, k.what)).collect::<Vec<_>>().join(" + ")
@@ -215,7 +235,14 @@ impl Change {
         let of_first = self.first.iter().filter_map(|&n| a.plan.kernels.get(n));
         let of_second = self.second.iter().filter_map(|&n| b.plan.kernels.get(n));
         of_first.chain(of_second).for_each(|k| origin.merge(&k.origin));
-        let cost = if before == after { before.to_string() } else { format!("{before} -> {after}") };
+        let cost = match times {
+            Some(times) => {
+                let us = |[least, measured]: [f64; 2]| format!("{:.1} ({:.1})", measured * 1e6, least * 1e6);
+                format!("{} -> {}", us(times.of(0, Some(&self.first))), us(times.of(1, Some(&self.second))))
+            }
+            None if before == after => before.to_string(),
+            None => format!("{before} -> {after}"),
+        };
         [self.why.into(), first, second, cost, origin.to_string()]
     }
 }

@@ -27,6 +27,9 @@ pub struct Args {
     model: PathBuf,
     /// Only what concerns this node (its name in the model), value or kernel (such as k3)
     node: Option<String>,
+    /// Take schedules from a tuning database (see `kiln tune`); several times for several
+    #[arg(long, value_name = "F.jsonl")]
+    tuning: Vec<PathBuf>,
     #[command(flatten)]
     machinery: Machinery,
     #[command(flatten)]
@@ -46,7 +49,8 @@ impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let level = self.machinery.level_here()?;
         let onnx = Source::open(&self.model)?.model(&self.machinery.limits())?;
-        let options = self.machinery.options(vec![level], BTreeMap::new())?;
+        let mut options = self.machinery.options(vec![level], BTreeMap::new())?;
+        options.tuning = super::compile::schedules(&self.tuning, talk)?;
         let compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         drop(onnx);
         let reader = Reader::new(&compiled, level)?;

@@ -82,8 +82,20 @@ fn what_a_search_says_of_fusion_cuts_kernels_and_nothing_else() {
     assert!(kernels(&two) > kernels(&one), "{} and {}", kernels(&two), kernels(&one));
     kiln!("compare", &one, &two, "--tolerance", "0").succeeds();
     kiln!("rebuild", &two, "--model", &model).succeeds();
-    let why = kiln!("diff", &one, &two, "--json").succeeds().json();
-    assert!(why["kernels"].as_array().unwrap().iter().any(|k| k["change"] == "fusion"), "{why:#}");
+    let text = kiln!("explain", &model, "act", "--tuning", &apart).succeeds().out;
+    assert!(text.contains("measurements found two kernels quicker"), "{text}");
+    let why = kiln!("diff", &one, &two, "--measure", "--seconds", "0.05", "--json").succeeds().json();
+    let fused = why["kernels"].as_array().unwrap().iter().find(|k| k["change"] == "fusion").unwrap();
+    let times: Vec<f64> =
+        fused["times"].as_array().unwrap().iter().map(|t| t["measured_us"].as_f64().unwrap()).collect();
+    assert!(times.len() == 2 && times.iter().all(|us| *us > 0.0), "{why:#}");
+    assert!(
+        why["changed"].as_array().unwrap().iter().any(|p| p["what"] == "least us that the roofline allows"),
+        "{why:#}"
+    );
+    let text = kiln!("diff", &one, &two, "--measure", "--seconds", "0.05", "--threads", "1").succeeds().out;
+    assert!(text.contains("measured us (roofline)"), "{text}");
+    kiln!("diff", &one, &two, "--random", "1").fails(2, "inputs are for --measure");
 }
 
 #[test]
@@ -161,6 +173,9 @@ fn comparisons_say_where_two_part() {
     let report = kiln!("compare", &model, &model, "--second-cpu", "portable", "--json").succeeds().json();
     assert!(report["compared"].as_u64().unwrap() >= 1 && report["agrees"] == true, "{report:#}");
     // Another rounding is a difference where none is allowed; the artifact of the same model is the model.
+    let rounded = kiln!("compare", &model, &model, "--second-precision", "bf16", "--tolerance", "0", "--json");
+    assert!(rounded.fails(5, "they part at").json()["first_apart"].is_object());
+    kiln!("compare", &model, &model, "--second-precision", "bf16", "--tolerance", "0.1").succeeds();
     let artifact = place.path("m.kiln");
     kiln!("compile", &model, "-o", &artifact).succeeds();
     kiln!("compare", &model, &artifact, "--tolerance", "0").succeeds();

@@ -79,12 +79,32 @@ fn budgets_are_met_or_it_is_said_what_is_not() {
     let tried = short.fails(6, "% more than 1024").json()["tried"].as_array().unwrap().clone();
     // Products in bf16 are tried before integers, and what they lose is told.
     let precisions: Vec<_> = tried.iter().map(|c| c["precision"].as_str().unwrap()).collect();
-    assert_eq!(precisions, ["f32", "bf16", "int8"]);
+    assert_eq!(precisions, ["f32", "bf16", "int8 weights", "int8", "int4 weights"]);
     let lost = tried[1]["drop"].as_f64().unwrap();
     assert!(lost.abs() < 1e-3 && tried[1]["formula"] != tried[0]["formula"], "{tried:#?}");
     kiln!("fit", &model, "--ram", "1M", "--precision", "bf16").fails(2, "leave it away");
     let slow = kiln!("fit", &model, "--latency", "0.001us", "--inputs", &inputs, "--seconds", "0.01", "--threads", "2");
     slow.fails(6, "time: ");
+    // Where time alone is missed, schedules are searched for what fits otherwise.
+    let tuned = kiln!(
+        "fit",
+        &model,
+        "--latency",
+        "0.001us",
+        "--tune",
+        "2s",
+        "--inputs",
+        &inputs,
+        "--seconds",
+        "0.01",
+        "--threads",
+        "1",
+        "--json"
+    );
+    let tuned = tuned.fails(6, "time: ").json();
+    let found = tuned["tried"].as_array().unwrap().iter().any(|c| c["tuned"] == true);
+    let noted = tuned["notes"].as_array().unwrap().iter().any(|n| n.as_str().unwrap().contains("nothing quicker"));
+    assert!(found || noted, "{tuned:#}");
     kiln!("fit", &model).fails(2, "give --ram");
     kiln!("fit", &model, "--ram", "1M", "--metric", "perplexity").fails(2, "cosine, top1 and mse");
     let text = kiln!("inspect", &model).succeeds().out;

@@ -43,7 +43,7 @@ fn an_artifact_is_rebuilt_from_what_it_records() {
     assert_eq!(shown["hashes"]["model"], kiln::provenance::model_hash(&std::fs::read(&model).unwrap()).as_str());
     let sbom = kiln!("inspect", &artifact, "--sbom").succeeds().json();
     assert_eq!(sbom["spdxVersion"], "SPDX-2.3");
-    assert_eq!(sbom["packages"][1]["checksums"][0]["checksumValue"], shown["hashes"]["model"]);
+    assert_eq!(sbom["packages"][1]["externalRefs"][0]["referenceLocator"], shown["hashes"]["model"]);
     kiln!("inspect", &model, "--sbom").fails(2, "--sbom is for artifacts");
 
     // What changed: nothing, then levels and their code.
