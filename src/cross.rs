@@ -8,8 +8,9 @@ use crate::{Error, Options, compare, compile_graph};
 use kiln_ir::Tensor;
 use kiln_ir::graph::Graph;
 use kiln_ir::interp::{self, eval_graph};
-use kiln_passes::kernel::Machine;
-use kiln_passes::pipeline::{self, Precision, Target};
+use kiln_passes::boundary::Boundary;
+use kiln_passes::kernel::{Choice, Machine};
+use kiln_passes::pipeline::{self, Chosen, Precision, Target};
 use kiln_passes::plan::weights_section;
 use kiln_runtime::cpu::{self, CpuLevel};
 use kiln_runtime::engine::{self, Context, ModelOptions};
@@ -26,6 +27,9 @@ pub enum Way {
     RawTiles,
     /// The plan of the optimised graph for several machines, its kernels in the tile interpreter.
     Tiles,
+    /// The optimised graph cut as a search by measurements may have it: fused and left apart against the rules at about half of the
+    /// places where there is a choice, in the tile interpreter.
+    Cuts,
     /// Machine code of every level that this machine has, on one and on two threads.
     Levels,
     /// The best level's code of the graph with every value as an output, so that little is fused.
@@ -36,7 +40,8 @@ pub enum Way {
 
 impl Way {
     /// All ways, in the order in which a graph takes its forms.
-    pub const ALL: &'static [Way] = &[Way::Passes, Way::RawTiles, Way::Tiles, Way::Levels, Way::Unfused, Way::File];
+    pub const ALL: &'static [Way] =
+        &[Way::Passes, Way::RawTiles, Way::Tiles, Way::Cuts, Way::Levels, Way::Unfused, Way::File];
 
     /// The name, as the command line has it.
     pub fn name(self) -> &'static str {
@@ -44,6 +49,7 @@ impl Way {
             Way::Passes => "passes",
             Way::RawTiles => "raw-tiles",
             Way::Tiles => "tiles",
+            Way::Cuts => "cuts",
             Way::Levels => "levels",
             Way::Unfused => "unfused",
             Way::File => "file",
@@ -95,12 +101,13 @@ pub fn check(graph: &Graph, inputs: &[Vec<Tensor>], ways: &[Way], judge: &Judge<
     for &way in ways {
         let ran = catch_unwind(AssertUnwindSafe(|| match way {
             Way::Passes => checker.passes(),
-            Way::RawTiles => checker.tiles(graph, &[Machine::avx2()]),
+            Way::RawTiles => checker.tiles(graph, &[Machine::avx2()], None),
             Way::Tiles => {
                 let graph = optimised(graph)?;
                 let small = Machine { enough_programs: 1, chunk: 16, ..Machine::narrow() };
-                checker.tiles(&graph, &[Machine::avx512(), Machine::avx2(), Machine::narrow(), small])
+                checker.tiles(&graph, &[Machine::avx512(), Machine::avx2(), Machine::narrow(), small], None)
             }
+            Way::Cuts => checker.tiles(&optimised(graph)?, &[Machine::avx512()], Some(&contrary)),
             Way::Levels => checker.levels(),
             Way::Unfused => checker.unfused(),
             Way::File => checker.file(),
@@ -117,6 +124,12 @@ pub fn check(graph: &Graph, inputs: &[Vec<Tensor>], ways: &[Way], judge: &Judge<
         return Err(Finding { way, what });
     }
     Ok(())
+}
+
+/// Against the rules of fusion at about half of the places, always the same ones.
+fn contrary(key: &str) -> Option<Choice> {
+    let against = blake3::hash(key.as_bytes()).as_bytes().first().is_some_and(|byte| byte % 2 == 1);
+    against.then(|| Choice { fused: Some(!Boundary::is_fused(key)), ..Choice::default() })
 }
 
 fn interpreted(graph: &Graph, inputs: &[Tensor]) -> Outcome {
@@ -175,11 +188,11 @@ impl Checker<'_> {
         failed.map_or(Ok(()), Err)
     }
 
-    fn tiles(&self, graph: &Graph, machines: &[Machine]) -> Result<(), String> {
+    fn tiles(&self, graph: &Graph, machines: &[Machine], chosen: Option<&Chosen<'_>>) -> Result<(), String> {
         let mut any = |_: &_, _: &_| Ok(());
         // A target borrows what says whether it lowers a program, so there is one of those for each.
         for (number, machine) in machines.iter().enumerate() {
-            let mut targets = [Target { machine: machine.clone(), lowers: &mut any, chosen: None }];
+            let mut targets = [Target { machine: machine.clone(), lowers: &mut any, chosen }];
             let compiled = pipeline::schedule(graph, &mut targets).map_err(|e| e.to_string())?;
             let ranges = compiled.plan.ranges();
             let [programs] = compiled.kernels.as_slice() else { return Err("kernels of one machine".into()) };

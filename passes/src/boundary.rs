@@ -44,6 +44,17 @@ pub struct Boundary {
     pub what: String,
 }
 
+/// What keys begin with.
+const FUSED: &str = "fused at op";
+const APART: &str = "apart at operand";
+
+impl Boundary {
+    /// Whether a key is of a value that its reader computes.
+    pub fn is_fused(key: &str) -> bool {
+        key.starts_with(FUSED)
+    }
+}
+
 /// The places where fusion chose by cost, or could have left a value apart from a fold: once for each value.
 pub fn boundaries(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Boundary> {
     let mut holder: BTreeMap<NodeId, &Group> = BTreeMap::new();
@@ -69,7 +80,7 @@ pub fn boundaries(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Bou
                 Boundary {
                     value,
                     fused: false,
-                    key: format!("apart at operand {place} of\n{}\nfrom\n{}", key(graph, reader), key(graph, made)),
+                    key: format!("{APART} {place} of\n{}\nfrom\n{}", key(graph, reader), key(graph, made)),
                     nodes: made.nodes.iter().chain(&reader.nodes).copied().collect(),
                     what: format!("{} | {}", made.what, reader.what),
                 }
@@ -84,7 +95,7 @@ pub fn boundaries(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Bou
                 Boundary {
                     value,
                     fused: true,
-                    key: format!("fused at op {place} of\n{}", key(graph, reader)),
+                    key: format!("{FUSED} {place} of\n{}", key(graph, reader)),
                     nodes,
                     what: reader.what.clone(),
                 }
