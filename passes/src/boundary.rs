@@ -5,11 +5,12 @@
 
 use crate::fusion::{Attempt, Refusal, Way};
 use crate::group::{Group, Work, only_moves};
-use crate::kernel::key;
+use crate::kernel::{Cut, key};
 use kiln_ir::graph::{Graph, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 
-/// What was asked for: whether a value is computed in the kernel that reads it.
+/// What was asked for, by value: whether it is computed in the kernel that reads it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wishes(BTreeMap<ValueId, bool>);
 
@@ -21,42 +22,27 @@ impl Wishes {
 
     /// Asks for a value to be fused, or not to be; whether that is new. The first wish for a value holds.
     pub fn ask(&mut self, value: ValueId, fused: bool) -> bool {
-        if self.0.contains_key(&value) {
-            return false;
-        }
-        self.0.insert(value, fused);
-        true
+        let new = !self.0.contains_key(&value);
+        self.0.entry(value).or_insert(fused);
+        new
     }
 }
 
-/// A value between two kernels that could be one, or within one that could be two.
+/// A kernel that could be cut otherwise: in two, or together with one whose value it reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Boundary {
-    /// The value.
-    pub value: ValueId,
-    /// Whether its reader computes it, as the rules of fusion decided.
-    pub fused: bool,
-    /// What identifies the place, whatever model it is in: the kernel or kernels, and which of their values it is.
+pub struct Place {
+    /// What identifies it, whatever model it is in: the kernel, and those that it could take in.
     pub key: String,
-    /// The nodes of the kernel or of both.
-    pub nodes: BTreeSet<NodeId>,
-    /// The ops on the two sides, for people.
+    /// The other ways, and the value that each is about.
+    pub cuts: Vec<(Cut, ValueId)>,
+    /// The ops of the kernel, for people.
     pub what: String,
+    /// The kernel's result.
+    pub output: ValueId,
 }
 
-/// What keys begin with.
-const FUSED: &str = "fused at op";
-const APART: &str = "apart at operand";
-
-impl Boundary {
-    /// Whether a key is of a value that its reader computes.
-    pub fn is_fused(key: &str) -> bool {
-        key.starts_with(FUSED)
-    }
-}
-
-/// The places where fusion chose by cost, or could have left a value apart from a fold: once for each value.
-pub fn boundaries(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Boundary> {
+/// The kernels where fusion chose by cost, or could have left a value apart from a fold.
+pub fn places(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Place> {
     let mut holder: BTreeMap<NodeId, &Group> = BTreeMap::new();
     let mut maker: BTreeMap<ValueId, &Group> = BTreeMap::new();
     let mut twice: BTreeSet<NodeId> = BTreeSet::new();
@@ -68,41 +54,38 @@ pub fn boundaries(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Bou
             }
         }
     }
-    let mut found: BTreeMap<ValueId, Boundary> = BTreeMap::new();
+    let mut found: BTreeMap<ValueId, Place> = BTreeMap::new();
+    let mut seen: BTreeSet<ValueId> = BTreeSet::new();
     for attempt in attempts {
         let value = attempt.value;
         // A node in several kernels, such as a view, is no place between two of them.
         let Some(reader) = holder.get(&attempt.reader).filter(|_| !twice.contains(&attempt.reader)) else { continue };
-        let boundary = match attempt.verdict {
+        let mut taken_in = None;
+        let cut = match attempt.verdict {
             Err(Refusal::Cost(_) | Refusal::Reuse(_) | Refusal::Product) => {
-                let Some(made) = maker.get(&value).filter(|made| made.output != reader.output) else { continue };
-                let Some(place) = reader.inputs.iter().position(|&v| v == value) else { continue };
-                Boundary {
-                    value,
-                    fused: false,
-                    key: format!("{APART} {place} of\n{}\nfrom\n{}", key(graph, reader), key(graph, made)),
-                    nodes: made.nodes.iter().chain(&reader.nodes).copied().collect(),
-                    what: format!("{} | {}", made.what, reader.what),
-                }
+                taken_in = maker.get(&value).filter(|made| made.output != reader.output);
+                let place = reader.inputs.iter().position(|&v| v == value);
+                place.filter(|_| taken_in.is_some()).map(Cut::With)
             }
             Ok(Way::Inlined | Way::Finished) if reader.folds() => {
-                let Some(producer) = graph.producer(value).filter(|n| !twice.contains(n)) else { continue };
-                if only_moves(graph, producer) {
-                    continue;
-                }
+                let producer = graph.producer(value).filter(|n| !twice.contains(n) && !only_moves(graph, *n));
                 let nodes: BTreeSet<NodeId> = reader.nodes.iter().copied().collect();
-                let Some(place) = nodes.iter().position(|&n| n == producer) else { continue };
-                Boundary {
-                    value,
-                    fused: true,
-                    key: format!("{FUSED} {place} of\n{}", key(graph, reader)),
-                    nodes,
-                    what: reader.what.clone(),
-                }
+                producer.and_then(|producer| nodes.iter().position(|&n| n == producer)).map(Cut::Apart)
             }
-            Ok(_) | Err(_) => continue,
+            Ok(_) | Err(_) => None,
         };
-        found.entry(value).or_insert(boundary);
+        let Some(cut) = cut.filter(|_| seen.insert(value)) else { continue };
+        let place = found.entry(reader.output).or_insert_with(|| Place {
+            key: format!("fusion of\n{}", key(graph, reader)),
+            cuts: Vec::new(),
+            what: reader.what.clone(),
+            output: reader.output,
+        });
+        place.cuts.push((cut, value));
+        if let Some(made) = taken_in {
+            // Writing to a string cannot fail.
+            let _ = write!(place.key, "\n{cut} {}", key(graph, made));
+        }
     }
     found.into_values().collect()
 }

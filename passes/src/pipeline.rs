@@ -3,13 +3,13 @@
 //! Invariant: every pass takes a verified graph and leaves one; the list below is the only place that orders them.
 
 use crate::attention::join_attention;
-use crate::boundary::{Boundary, Wishes, boundaries};
+use crate::boundary::{Place, Wishes, places};
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::halved::keep_halves;
 use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
-use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
+use crate::kernel::{Choice, Cut as KernelCut, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
@@ -176,8 +176,8 @@ impl Scheduled {
     }
 
     /// The places where fusion has a choice.
-    pub fn boundaries(&self) -> Vec<Boundary> {
-        boundaries(&self.graph, &self.work, &self.attempts)
+    pub fn places(&self) -> Vec<Place> {
+        places(&self.graph, &self.work, &self.attempts)
     }
 
     /// The same graph cut with other wishes.
@@ -320,7 +320,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
         // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
         if let Some(chosen) = targets.first().and_then(|t| t.chosen)
-            && take_wishes(chosen, &boundaries(&graph, &work, &attempts), (&mut wishes, &mut asked))
+            && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))
         {
             continue;
         }
@@ -380,16 +380,13 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
 }
 
 /// Takes what was measured of the places where fusion has a choice; whether anything is to be cut otherwise than it was.
-fn take_wishes(
-    chosen: &Chosen<'_>,
-    places: &[Boundary],
-    (wishes, asked): (&mut Wishes, &mut BTreeSet<String>),
-) -> bool {
+fn take_wishes(chosen: &Chosen<'_>, places: &[Place], (wishes, asked): (&mut Wishes, &mut BTreeSet<String>)) -> bool {
     let mut new = false;
     for place in places {
-        let fused = chosen(&place.key).and_then(|choice| choice.fused);
-        if let Some(fused) = fused.filter(|&fused| fused != place.fused)
-            && wishes.ask(place.value, fused)
+        let cut = chosen(&place.key).and_then(|choice| choice.cut);
+        let value = place.cuts.iter().find(|(way, _)| Some(*way) == cut).map(|(_, value)| *value);
+        if let Some(value) = value
+            && wishes.ask(value, matches!(cut, Some(KernelCut::With(_))))
         {
             new = true;
             asked.insert(place.key.clone());

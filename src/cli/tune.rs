@@ -123,13 +123,13 @@ impl Args {
         talk: Talk,
     ) -> Result<Vec<(Place, Outcome)>, Error> {
         let budget = self.machinery.budget();
-        let bar = bar(talk, places.len(), "places of fusion");
+        let bar = bar(talk, places.len(), "kernels to cut");
         let mut found = Vec::new();
         for place in places {
             if end.is_some_and(|end| Instant::now() >= end) {
                 break;
             }
-            bar.set_message(place.boundary.what.clone());
+            bar.set_message(place.what.clone());
             let outcome = tune::places::measure(compiled, place, settings, database, &budget)?;
             found.extend(outcome.map(|outcome| (place.clone(), outcome)));
             bar.inc(1);
@@ -184,7 +184,7 @@ fn json(
 ) -> Value {
     let place = |(p, o): &(Place, Outcome)| {
         json!({
-            "hash": p.kernel, "count": p.count, "what": p.boundary.what, "value": p.shape, "default": o.default.schedule,
+            "hash": p.kernel, "count": p.count, "what": p.what, "value": p.shape, "known": o.known, "default": o.default.schedule,
             "default_us": o.default.p20_ns / 1e3, "best": o.best.schedule, "best_us": o.best.p20_ns / 1e3, "gain": o.gain(),
         })
     };
@@ -249,7 +249,7 @@ fn text(report: &Value) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "fusion: {} places measured both ways, {} are quicker the other way",
+        "fusion: {} kernels measured as they are and cut otherwise, {} are quicker otherwise",
         places.len(),
         changed.len()
     );

@@ -279,7 +279,7 @@ impl<'a> Search<'a> {
             panel: tile.panel,
             unroll: from(2).unroll,
             order: from(3).order,
-            fused: None,
+            cut: None,
         };
         match bits >> 8 & 7 {
             0 | 1 => child.rows = other.rows,

@@ -215,7 +215,7 @@ impl Tuning {
     /// What it says of fusion alone.
     #[must_use]
     pub fn of_fusion(&self) -> Tuning {
-        let choices = self.choices.iter().filter(|(_, choice)| choice.fused.is_some());
+        let choices = self.choices.iter().filter(|(_, choice)| choice.cut.is_some());
         Tuning { choices: choices.map(|(k, c)| (k.clone(), *c)).collect() }
     }
 

@@ -46,7 +46,7 @@ impl Order {
 /// What is chosen of a fold's schedule.
 ///
 /// The text form names what is chosen: `rows=12 columns=32 panel=32 unroll=4 order=columns`, or of a
-/// [`Boundary`](crate::boundary::Boundary) `fused=no`.
+/// [`Place`](crate::boundary::Place) `cut=apart3`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Choice {
     /// Rows of a register tile.
@@ -59,15 +59,41 @@ pub struct Choice {
     pub unroll: Option<i64>,
     /// Order of the tiles.
     pub order: Option<Order>,
-    /// Whether a value is computed in the kernel that reads it.
-    pub fused: Option<bool>,
+    /// Where a kernel ends.
+    pub cut: Option<Cut>,
 }
 
 /// Bounds of the numbers in a choice: beyond them code would grow without end.
 const MOST: [(&str, i64); 4] = [("rows", 64), ("columns", 1024), ("panel", 4096), ("unroll", 32)];
 
-/// The two answers to whether a value is fused.
-const ANSWERS: [(&str, bool); 2] = [("no", false), ("yes", true)];
+/// Where a kernel ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Cut {
+    /// Where the rules of fusion say.
+    Rules,
+    /// Before the readers of its n-th op, in the order of the graph: that op's result is stored.
+    Apart(usize),
+    /// Its n-th operand is computed in it.
+    With(usize),
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cut::Rules => f.write_str("rules"),
+            Cut::Apart(n) => write!(f, "apart{n}"),
+            Cut::With(n) => write!(f, "with{n}"),
+        }
+    }
+}
+
+impl Cut {
+    fn parse(text: &str) -> Option<Cut> {
+        let number = |name: &str| text.strip_prefix(name)?.parse().ok();
+        let rules = (text == "rules").then_some(Cut::Rules);
+        rules.or_else(|| number("apart").map(Cut::Apart)).or_else(|| number("with").map(Cut::With))
+    }
+}
 
 /// A text is no choice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,12 +102,11 @@ pub struct ChoiceError(pub String);
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choice { rows, columns, panel, unroll, order, fused } = self;
+        let Choice { rows, columns, panel, unroll, order, cut } = self;
         let numbers = MOST.iter().map(|m| m.0).zip([rows, columns, panel, unroll]);
         let mut words: Vec<String> = numbers.filter_map(|(name, n)| n.map(|n| format!("{name}={n}"))).collect();
         words.extend(order.map(|order| format!("order={}", order.name())));
-        let answer = |fused: &bool| ANSWERS.iter().find(|(_, is)| is == fused).map(|(text, _)| format!("fused={text}"));
-        words.extend(fused.as_ref().and_then(answer));
+        words.extend(cut.map(|cut| format!("cut={cut}")));
         f.write_str(&words.join(" "))
     }
 }
@@ -98,8 +123,8 @@ impl FromStr for Choice {
                 choice.order = Some(Order::ALL.into_iter().find(|o| o.name() == value).ok_or_else(fail)?);
                 continue;
             }
-            if name == "fused" {
-                choice.fused = Some(ANSWERS.into_iter().find(|(text, _)| *text == value).ok_or_else(fail)?.1);
+            if name == "cut" {
+                choice.cut = Some(Cut::parse(value).ok_or_else(fail)?);
                 continue;
             }
             let most = MOST.iter().find(|m| m.0 == name).ok_or_else(fail)?.1;
@@ -219,7 +244,7 @@ impl Space {
             panel: panel.filter(|&w| w > 1),
             unroll: Some(schedule.unroll),
             order: Some(order),
-            fused: None,
+            cut: None,
         };
         Some(Space {
             rows,
@@ -278,7 +303,7 @@ impl Space {
                             panel: self.packs.then_some(c * p),
                             unroll: Some(u),
                             order: Some(order),
-                            fused: None,
+                            cut: None,
                         };
                         all.push(choice);
                     }
@@ -343,11 +368,13 @@ mod tests {
         let full: Choice = "rows=12 columns=32 panel=64 unroll=4 order=outer".parse().unwrap();
         assert_eq!(full.to_string().parse(), Ok(full));
         assert_eq!("".parse(), Ok(Choice::default()));
-        let boundary: Choice = "fused=no".parse().unwrap();
-        assert_eq!((boundary.fused, boundary.to_string().as_str()), (Some(false), "fused=no"));
+        for (text, cut) in [("rules", Cut::Rules), ("apart12", Cut::Apart(12)), ("with0", Cut::With(0))] {
+            let choice: Choice = format!("cut={text}").parse().unwrap();
+            assert_eq!((choice.cut, choice.to_string()), (Some(cut), format!("cut={text}")));
+        }
         let one: Choice = "order=rows".parse().unwrap();
         assert_eq!(one.to_string(), "order=rows");
-        for bad in ["rows", "rows=0", "rows=65", "rows=x", "order=up", "deep=1", "unroll=-1", "fused=maybe"] {
+        for bad in ["rows", "rows=0", "rows=65", "rows=x", "order=up", "deep=1", "unroll=-1", "cut=apart", "cut=x1"] {
             assert_eq!(bad.parse::<Choice>(), Err(ChoiceError(bad.into())));
         }
     }

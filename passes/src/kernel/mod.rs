@@ -36,7 +36,7 @@ use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgra
 use matrix::Unit;
 use std::collections::BTreeMap;
 
-pub use choice::{Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
+pub use choice::{Choice, ChoiceError, Cut, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub(crate) use gpu::symbols;
 pub use schedule::{Gpu, Machine, Schedule};
 
