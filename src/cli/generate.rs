@@ -13,6 +13,7 @@ use kiln::nn::CacheElement;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -143,11 +144,12 @@ impl Args {
         if self.together > 1 {
             return self.together(&prompts, talk);
         }
-        let mut ready = if SequenceModel::is_at(&self.model) {
-            self.sequence(&prompts, talk)?
-        } else {
-            self.decoder(&prompts, talk)?
+        let ready = match SequenceModel::is_at(&self.model) {
+            true => self.sequence(&prompts, talk)?,
+            false => self.decoder(&prompts, talk)?,
         };
+        // The process ends with it: giving memory back piece by piece would only keep whoever waits for its end.
+        let mut ready = ManuallyDrop::new(ready);
         let of_model = match &ready.model {
             Model::Decoder(..) => Sampling::default(),
             Model::Sequence(model, _) => model.sampling(Some(self.max_tokens.unwrap_or(ready.most))),

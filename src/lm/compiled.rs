@@ -12,6 +12,7 @@ use kiln_frontend::families::{Extent, Form, Past};
 use kiln_frontend::nn::{CacheElement, Heads, Logits};
 use kiln_ir::{DType, Graph};
 use kiln_runtime::artifact::{Artifact, LoadOptions};
+use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{LoadError, Model, ModelOptions};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -122,21 +123,52 @@ struct Facts {
 }
 
 /// A decoder that is compiled.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Compiled {
     pub sizes: Sizes,
     pub artifact: Arc<Artifact>,
+    /// Programs that were made ready beforehand for the best level of this machine that the artifact has.
+    ready: Vec<(Entry, Model)>,
+}
+
+impl std::fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Compiled({:?})", self.sizes)
+    }
 }
 
 impl Compiled {
+    pub fn new(sizes: Sizes, artifact: Arc<Artifact>) -> Compiled {
+        Compiled { sizes, artifact, ready: vec![] }
+    }
+
     /// A program, ready to run.
     ///
     /// # Errors
     /// The artifact has no such entry, or no code for this machine.
     pub fn program(&self, entry: Entry, options: &ModelOptions) -> Result<Model, Error> {
+        let allowed = |model: &Model| options.levels.as_ref().is_some_and(|levels| levels.contains(&model.level()));
+        if let Some((_, model)) = self.ready.iter().find(|(of, model)| *of == entry && allowed(model)) {
+            return Ok(model.clone());
+        }
         let options = ModelOptions { entry: entry.name().into(), ..options.clone() };
         Ok(Model::new(Arc::clone(&self.artifact), &options)?)
     }
+}
+
+/// What generating a text will run; what cannot be made ready is reported to whoever wants it.
+fn made_ready(artifact: &Arc<Artifact>) -> Vec<(Entry, Model)> {
+    let model = |entry: Entry| {
+        let options = ModelOptions { entry: entry.name().into(), ..ModelOptions::default() };
+        Some((entry, Model::new(Arc::clone(artifact), &options).ok()?))
+    };
+    [Entry::Many, Entry::One].into_iter().filter_map(model).collect()
+}
+
+/// How a program for this machine is taken from an artifact, of a level up to this one.
+pub(super) fn loading(level: CpuLevel) -> ModelOptions {
+    let levels = CpuLevel::ALL.into_iter().filter(|&l| l <= level).collect();
+    ModelOptions { levels: Some(levels), ..ModelOptions::default() }
 }
 
 /// Compiles programs of the decoder whose graphs `graph` makes.
@@ -200,19 +232,19 @@ impl LanguageModel {
 /// It is damaged, or not of a language model.
 pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
     let load = LoadOptions { verify_weights: false };
-    let artifact = Artifact::open(path, &load).map_err(LoadError::Artifact)?;
-    // The weights are hashed while the tokenizer is made; nothing of them is used before both are done.
+    let artifact = Arc::new(Artifact::open(path, &load).map_err(LoadError::Artifact)?);
+    // The weights are hashed, and programs made ready, while the tokenizer is made; nothing of them is used before both are done.
     let (hashed, model) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| artifact.verify_weights());
+        let hashing = scope.spawn(|| artifact.verify_weights().map(|()| made_ready(&artifact)));
         let model = described(path, &artifact);
         (hashing.join(), model)
     });
-    match hashed {
+    let ready = match hashed {
         Ok(verdict) => verdict.map_err(LoadError::Artifact)?,
         Err(_) => return Err(Error::Internal("hashing the weights failed".into())),
-    }
+    };
     let (Facts { format: _, sizes, ends, begin, template }, tokenizer) = model?;
-    let body = Body::Compiled(Compiled { sizes, artifact: artifact.into() });
+    let body = Body::Compiled(Compiled { sizes, artifact, ready });
     Ok(LanguageModel { body, tokenizer, ends, begin, template }.checked()?)
 }
 

@@ -3,8 +3,9 @@
 //! Invariant: their tokens share one row and one cache, without padding, and each sees its own text and what was read for all, nothing
 //! else. So what is said of a text is what is said of it alone, but for the order in which sums are rounded.
 
+use super::compiled::loading;
 use super::compiled::{Entry, Sizes};
-use super::programs::{Cache, MOST_TOKENS, Program, compiled_for, loading};
+use super::programs::{Cache, MOST_TOKENS, Program, compiled_for};
 use super::{LanguageModel, LmError, ProgramOptions};
 use crate::{Error, Observer};
 use kiln_runtime::engine::Context;
@@ -33,7 +34,7 @@ impl PackedPrograms {
     ) -> Result<PackedPrograms, Error> {
         let compiled = compiled_for(model, &[Entry::Packed], options, observer)?;
         let sizes = compiled.sizes;
-        let ready = compiled.program(Entry::Packed, &loading(options))?;
+        let ready = compiled.program(Entry::Packed, &loading(options.level))?;
         let context = Context::new(&ready, options.threads, &options.budget)?;
         let program = Program::new(context, Entry::Packed, &sizes)?;
         Ok(PackedPrograms { program, sizes, capacity: options.capacity, budget: options.budget.clone() })

@@ -3,7 +3,7 @@
 //! Invariant: how a compiled graph takes the past is known here alone; a session hands over its cache and gets it back with
 //! the new positions in place.
 
-use super::compiled::{self, Compiled, Entry, Sizes};
+use super::compiled::{self, Compiled, Entry, Sizes, loading};
 use super::model::Body;
 use super::{LanguageModel, LmError};
 use crate::{Activations, Error, Observer, Options, Precision};
@@ -11,7 +11,7 @@ use kiln_frontend::families::Form;
 use kiln_frontend::nn::{CacheElement, Heads, Logits};
 use kiln_ir::{DType, Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
-use kiln_runtime::engine::{Context, Lent, ModelOptions};
+use kiln_runtime::engine::{Context, Lent};
 use kiln_runtime::memory::{Budget, Buffer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -209,7 +209,7 @@ impl Programs {
     fn of_compiled(compiled: &Compiled, options: &ProgramOptions) -> Result<Programs, Error> {
         let sizes = compiled.sizes;
         let many = if options.all_logits { Entry::All } else { Entry::Many };
-        let loading = loading(options);
+        let loading = loading(options.level);
         let ready = |entry: Entry| compiled.program(entry, &loading);
         let many = Program::new(Context::new(&ready(many)?, options.threads, &options.budget)?, many, &sizes)?;
         // The weights are the same memory.
@@ -327,13 +327,7 @@ fn compiled_of(
     let bundle = compiled::compile(&graph, entries, cache, &options.compilation(), observer)?;
     // What the graphs were made of is not needed beside the artifact.
     drop(graph);
-    Ok(Compiled { sizes, artifact: bundle.into_artifact()? })
-}
-
-/// How a program for this machine is taken from an artifact.
-pub(super) fn loading(options: &ProgramOptions) -> ModelOptions {
-    let levels = CpuLevel::ALL.into_iter().filter(|&level| level <= options.level).collect();
-    ModelOptions { levels: Some(levels), ..ModelOptions::default() }
+    Ok(Compiled::new(sizes, bundle.into_artifact()?))
 }
 
 impl Program {

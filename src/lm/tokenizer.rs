@@ -4,10 +4,14 @@
 
 use super::{LmError, pieces};
 use kiln_frontend::gguf::{Array, Gguf, Value};
+use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
-use tokenizers::models::bpe::BPE;
-use tokenizers::{NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerBuilder, TokenizerImpl, TruncationParams,
+};
 
 /// A tokenizer.
 #[derive(Clone, Debug)]
@@ -16,8 +20,83 @@ pub struct Tokenizer {
 }
 
 /// A tokenizer whose model is byte pairs.
-type Pairs =
-    TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, tokenizers::DecoderWrapper>;
+type Pairs = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+/// What `tokenizer.json` says, where its model is byte pairs in today's form: read straight into what it becomes, where the crate's
+/// own reader keeps all merges in a general form first.
+#[derive(Deserialize)]
+struct PairsFile {
+    version: String,
+    truncation: Option<TruncationParams>,
+    padding: Option<PaddingParams>,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    post_processor: Option<PostProcessorWrapper>,
+    decoder: Option<DecoderWrapper>,
+    model: PairsModel,
+}
+
+/// Its model.
+#[derive(Deserialize)]
+struct PairsModel {
+    #[serde(rename = "type")]
+    kind: String,
+    dropout: Option<f32>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+    vocab: Vocab,
+    merges: Merges,
+}
+
+impl PairsFile {
+    /// The tokenizer; nothing where it is of another kind, or where the crate is to say what is wrong.
+    fn tokenizer(self) -> Option<Pairs> {
+        let PairsModel {
+            kind, dropout, unk_token, continuing_subword_prefix, end_of_word_suffix, vocab, merges, ..
+        } = self.model;
+        if self.version != "1.0" || kind != "BPE" {
+            return None;
+        }
+        let mut model = BPE::builder()
+            .fuse_unk(self.model.fuse_unk)
+            .byte_fallback(self.model.byte_fallback)
+            .ignore_merges(self.model.ignore_merges)
+            .vocab_and_merges(vocab, merges);
+        if let Some(dropout) = dropout {
+            model = model.dropout(dropout);
+        }
+        if let Some(token) = unk_token {
+            model = model.unk_token(token);
+        }
+        if let Some(prefix) = continuing_subword_prefix {
+            model = model.continuing_subword_prefix(prefix);
+        }
+        if let Some(suffix) = end_of_word_suffix {
+            model = model.end_of_word_suffix(suffix);
+        }
+        let mut tokenizer = TokenizerBuilder::new()
+            .with_model(model.build().ok()?)
+            .with_normalizer(self.normalizer)
+            .with_pre_tokenizer(self.pre_tokenizer)
+            .with_post_processor(self.post_processor)
+            .with_decoder(self.decoder)
+            .with_truncation(self.truncation)
+            .with_padding(self.padding)
+            .build()
+            .ok()?;
+        tokenizer.add_tokens(&self.added_tokens);
+        Some(tokenizer)
+    }
+}
 
 /// Splitting of text before byte-pair encoding, by the name that GGUF has for it.
 fn pre_tokenizer(name: &str) -> Option<serde_json::Value> {
@@ -66,7 +145,7 @@ impl Tokenizer {
     /// [`LmError::Tokenizer`].
     pub fn from_json(bytes: &[u8]) -> Result<Tokenizer, LmError> {
         // Most are of byte pairs; read as such, a vocabulary is not kept as JSON first, which takes most of the time.
-        if let Ok(inner) = serde_json::from_slice::<Pairs>(bytes) {
+        if let Some(inner) = serde_json::from_slice::<PairsFile>(bytes).ok().and_then(PairsFile::tokenizer) {
             return Ok(Tokenizer { inner: inner.into() });
         }
         let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| LmError::Tokenizer(e.to_string()))?;

@@ -261,6 +261,19 @@ impl FlatNest {
         nest
     }
 
+    /// Cuts an axis into two halves, which become an axis of their own around it, with its symbol; nothing where its extent is
+    /// not known to be even.
+    pub fn in_halves(&self, axis: &Symbol) -> Option<(FlatNest, Axis)> {
+        let at = self.axes.iter().position(|a| a.symbol == *axis)?;
+        let half = self.axes[at].known().filter(|extent| extent % 2 == 0)? / 2;
+        let halves = Axis { symbol: Symbol::new(&format!("{axis}_half")), extent: Expr::from(2i64) };
+        let mut cut = self.clone();
+        cut.axes[at].extent = Expr::from(half);
+        cut.axes.insert(at, halves.clone());
+        let moved = Expr::from(&halves.symbol).scale(half).add(&Expr::from(axis));
+        Some((cut.substitute(&|s| (s == axis).then(|| moved.clone()))?, halves))
+    }
+
     /// The least run of a fold after which the address of a float changes, where it does so in runs.
     fn block(&self, fold: &Symbol) -> Option<i64> {
         let live = self.body.live();

@@ -436,6 +436,8 @@ impl Builder<'_> {
     /// A fold: register tiles of rows and columns.
     fn fold(&mut self, nest: &FlatNest) -> Option<()> {
         let mut schedule = Schedule::choose(nest, self.machine).with(self.choice);
+        let halved = schedule.halve(nest, self.machine);
+        let nest = halved.as_ref().unwrap_or(nest);
         let lanes = self.machine.lanes as i64;
         let axis = |s: &Symbol| nest.axes.iter().find(|a| a.symbol == *s).cloned();
         let row = schedule.row.as_ref().and_then(axis);
@@ -571,7 +573,7 @@ impl Builder<'_> {
         let inner = lanes.as_ref().map(|(symbol, _)| symbol).or(nest.folds.last().map(|f| &f.symbol));
         let factors = match (inner, &column) {
             // More rows share what is unpacked.
-            (Some(inner), Some((column, _))) if row.is_none() || sums_blocks(&nest.body) => {
+            (Some(inner), Some((column, _))) if row.is_none() || schedule.halves || sums_blocks(&nest.body) => {
                 Factors::of(nest, inner, column)
             }
             _ => None,

@@ -28,6 +28,27 @@ fn weights_of_few_bits_are_unpacked_in_the_product() {
     }
 }
 
+#[test]
+fn one_row_reads_a_weight_of_few_bits_from_two_places_at_once() {
+    // Halves of 4 panels of 6 vectors and of 6 panels of 3.
+    for (columns, data, panel, bytes) in [(768, 11, 96, false), (768, 11, 96, true), (576, 14, 48, true)] {
+        let (scales, bias) = (data + 1, data + 2);
+        let graph = parsed(&format!(
+            "input %0 : f32[1, 512]\n const %1 : u8[{columns}, 16, 32] = data {data}
+             const %2 : f32[{columns}, 16, 1] = data {scales}\n const %8 : f32[{columns}] = data {bias}
+             %3 = map(%1, %2) body = {{ mul(sub(to_f32(a0), 8.0f32), a1) }} : f32[{columns}, 16, 32]
+             %4 = reshape(%3) dims = [{columns}, 512] : f32[{columns}, 512]
+             %5 = contract(%0, %4) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[1, {columns}]
+             %6 = map(%5, %8) body = {{ add(a0, a1) }} : f32[1, {columns}]\n output %6 \"y\""
+        ));
+        let graph = if bytes { activations_in_bytes(&graph).unwrap() } else { graph };
+        let c = check_graph(Precision::F32, graph, &[&[]]);
+        let product = c.kernels[0].last().unwrap().to_string();
+        let read = |tile: &str| product.contains(&format!("[{tile},{panel},1] = load in"));
+        assert!(read("2") && !read("1"), "{columns} {bytes}: {product}");
+    }
+}
+
 /// A weight of few bits as a graph's text, with its scales.
 const FEW_BITS: &str = "const %1 : u8[600, 16, 32] = data 4\n const %2 : f32[600, 16, 1] = data 5
     %3 = map(%1, %2) body = { mul(sub(to_f32(a0), 8.0f32), a1) } : f32[600, 16, 32]

@@ -76,6 +76,12 @@ fn parsed(text: &str) -> Graph {
         (DType::I8, vec![30, 21]),
         (DType::I8, vec![5, 3, 2, 2]),
         (DType::F32, vec![16, 1]),
+        (DType::U8, vec![768, 16, 32]),
+        (DType::F32, vec![768, 16, 1]),
+        (DType::F32, vec![768]),
+        (DType::U8, vec![576, 16, 32]),
+        (DType::F32, vec![576, 16, 1]),
+        (DType::F32, vec![576]),
     ]
     .iter()
     .enumerate()
