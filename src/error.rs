@@ -178,7 +178,8 @@ fn language(error: &LmError) -> Kind {
             CheckpointError::Gguf(_)
             | CheckpointError::File { .. }
             | CheckpointError::Config { .. }
-            | CheckpointError::Weights(_),
+            | CheckpointError::Weights(_)
+            | CheckpointError::Adapter(_),
         ) => Kind::Invalid,
         LmError::Tokenizer(_) | LmError::Template(_) | LmError::Token { .. } | LmError::Empty | LmError::NoToken => {
             Kind::Invalid

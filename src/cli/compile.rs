@@ -2,7 +2,7 @@
 
 use super::Talk;
 use super::generate::DEFAULT_CONTEXT;
-use super::options::{self, Machinery, Shapes, Watching};
+use super::options::{self, Adapted, Machinery, Shapes, Watching};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data;
@@ -72,6 +72,8 @@ pub struct Args {
     /// [default: what it was trained for, up to 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    #[command(flatten)]
+    adapted: Adapted,
     /// What a language model keeps keys and values in: f32, f16, bf16, int8 (with a scale for each head of each token) [default: f32]
     #[arg(long, value_name = "E")]
     cache: Option<CacheElement>,
@@ -108,6 +110,9 @@ impl Args {
         }
         if self.cache.is_some() {
             return Err(Error::Usage("--cache is for language models; this is none".into()));
+        }
+        if self.adapted.adapter.is_some() {
+            return Err(Error::Usage("--adapter is for language models; this is none".into()));
         }
         let source = Source::open(&self.model)?;
         let machinery = &Machinery { gpu: dumped.is_some(), ..self.machinery.clone() };
@@ -166,7 +171,7 @@ impl Args {
         if let Some((option, _)) = onnx_only.iter().find(|(_, given)| *given) {
             return Err(Error::Usage(format!("{option} is not for language models; --context fixes their room")));
         }
-        let model = LanguageModel::open(&self.model)?;
+        let model = self.adapted.open(&self.model)?;
         let context = self.context.map_or(model.context().min(DEFAULT_CONTEXT), |n| n as usize);
         let options = self.machinery.options(self.machinery.artifact_levels(), Default::default())?;
         let bundle = model.compile(

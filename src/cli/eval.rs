@@ -4,7 +4,7 @@ mod choices;
 mod tokens;
 
 use super::Talk;
-use super::options::{Machinery, Progress};
+use super::options::{Adapted, Machinery, Progress};
 use clap::{Args as ClapArgs, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln::Error;
@@ -103,6 +103,8 @@ struct Perplexity {
     /// What keys and values are kept in: f32, f16, bf16, int8 [default: f32, or the artifact's]
     #[arg(long, value_name = "E")]
     cache: Option<CacheElement>,
+    #[command(flatten)]
+    adapted: Adapted,
     #[command(flatten)]
     machinery: Machinery,
 }
@@ -310,17 +312,14 @@ fn program_options(
     })
 }
 
-/// A decoder with room for so many tokens.
-fn decoder(
-    path: &Path,
-    (capacity, cache): (usize, Option<CacheElement>),
+/// A decoder's programs, with room for so many tokens.
+fn programs(
+    model: &LanguageModel,
+    room: (usize, Option<CacheElement>),
     machinery: &Machinery,
     talk: Talk,
-) -> Result<(LanguageModel, Programs), Error> {
-    let model = LanguageModel::open(path)?;
-    let options = program_options((capacity, cache), machinery)?;
-    let programs = Programs::new(&model, &options, &mut Progress::new(talk))?;
-    Ok((model, programs))
+) -> Result<Programs, Error> {
+    Programs::new(model, &program_options(room, machinery)?, &mut Progress::new(talk))
 }
 
 fn perplexity(args: &Perplexity, talk: Talk) -> Result<(), Error> {
@@ -330,7 +329,8 @@ fn perplexity(args: &Perplexity, talk: Talk) -> Result<(), Error> {
     if stride > window {
         return Err(Error::Usage(format!("--stride {stride} would leave out tokens between windows of {window}")));
     }
-    let (model, mut programs) = decoder(&args.model, (window, args.cache), &args.machinery, talk)?;
+    let model = args.adapted.open(&args.model)?;
+    let mut programs = programs(&model, (window, args.cache), &args.machinery, talk)?;
     let tokens = model.tokenizer().encode(&text, true)?;
     let mut session = Session::new(&programs)?;
     let mut scored = Scored::default();

@@ -1,7 +1,7 @@
 //! `kiln generate`: text that continues a prompt.
 
 use super::Talk;
-use super::options::{Machinery, Patience, Progress};
+use super::options::{Adapted, Machinery, Patience, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::lm::{
@@ -110,6 +110,8 @@ pub struct Args {
     #[arg(long, value_name = "E")]
     cache: Option<CacheElement>,
     #[command(flatten)]
+    adapted: Adapted,
+    #[command(flatten)]
     patience: Patience,
     #[command(flatten)]
     machinery: Machinery,
@@ -215,7 +217,7 @@ impl Args {
 
     /// A decoder, with room for the longest prompt.
     fn decoder(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
-        let model = LanguageModel::open(&self.model)?;
+        let model = self.adapted.open(&self.model)?;
         let prompts = self.tokens(&model, prompts)?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = self.capacity(longest, model.context());
@@ -242,7 +244,7 @@ impl Args {
         if SequenceModel::is_at(&self.model) {
             return Err(Error::Usage("--together is for decoders; this model answers a text by another".into()));
         }
-        let model = LanguageModel::open(&self.model)?;
+        let model = self.adapted.open(&self.model)?;
         let prompts = self.tokens(&model, prompts)?;
         let most = self.together as usize;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -270,6 +272,9 @@ impl Args {
     fn sequence(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
         if self.chat {
             return Err(Error::Usage("--chat is for decoders; this model answers a text by another".into()));
+        }
+        if self.adapted.adapter.is_some() {
+            return Err(Error::Usage("--adapter is for decoders; this model answers a text by another".into()));
         }
         let model = SequenceModel::open(&self.model)?;
         let tokens = |prompt: &String| model.tokenizer().encode(prompt, true);

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kiln::data::{self, From, Wanted};
 use kiln::ir::Tensor;
 use kiln::ir::interp::limits;
+use kiln::lm::LanguageModel;
 use kiln::notes::Notes;
 use kiln::npz;
 use kiln::observe::{Dump, Several, VerifyEach};
@@ -53,6 +54,22 @@ pub struct Binding {
     /// Most memory for weights, arena, inputs and outputs, such as 512M or 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
+}
+
+/// A language model with what it was adapted by.
+#[derive(Clone, Debug, Args)]
+pub struct Adapted {
+    /// Merge an adapter of low rank (LoRA) into the weights: a folder with adapter_config.json and adapter_model.safetensors
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl Adapted {
+    /// The model at a path, adapted if that is asked for.
+    pub fn open(&self, model: &Path) -> Result<LanguageModel, Error> {
+        let model = LanguageModel::open(model)?;
+        self.adapter.iter().try_fold(model, |model, folder| model.with_adapter(folder))
+    }
 }
 
 /// Options of everything that may take long.

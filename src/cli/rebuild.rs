@@ -1,7 +1,7 @@
 //! `kiln rebuild`: whether an artifact is what its model and options compile to.
 
 use super::Talk;
-use super::options::{self, Progress};
+use super::options::{self, Adapted, Progress};
 use clap::Args as ClapArgs;
 use kiln::gpu::stored;
 use kiln::lm::LanguageModel;
@@ -21,6 +21,8 @@ pub struct Args {
     /// What it was compiled from: an ONNX model, a GGUF file, a folder with config.json
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
+    #[command(flatten)]
+    adapted: Adapted,
     /// Threads to compile on, 1 to 1024 [default: all cores]; the result does not depend on it
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: Option<u64>,
@@ -58,7 +60,7 @@ impl Args {
     fn language_model(&self, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {
         let artifact = LanguageModel::open(&self.artifact)?;
         let room = (artifact.context(), artifact.cache().unwrap_or_default());
-        let model = LanguageModel::open(&self.model)?;
+        let model = self.adapted.open(&self.model)?;
         model.compile(room, options, &mut Progress::new(talk))?.into_artifact()
     }
 

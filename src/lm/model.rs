@@ -7,7 +7,7 @@ use super::{LmError, Message, Tokenizer, render};
 use crate::Error;
 use crate::source::Within;
 use bytes::Bytes;
-use kiln_frontend::checkpoint::{Files, Folder, GgufWeights, Loader, Weights};
+use kiln_frontend::checkpoint::{Adapter, Files, Folder, GgufWeights, Loader, Overlay, Weights};
 use kiln_frontend::families::{Decoder, Form, Settings};
 use kiln_frontend::gguf::{Gguf, Value};
 use kiln_frontend::nn::CacheElement;
@@ -167,6 +167,20 @@ impl LanguageModel {
             checkpoint.weights = weights;
         }
         self
+    }
+
+    /// The model of a checkpoint with an adapter of low rank merged into its weights, from a folder as PEFT writes it.
+    ///
+    /// # Errors
+    /// The adapter is not right, is of a kind that is not supported, or does not fit (all that does not at once); the model is an
+    /// artifact.
+    pub fn with_adapter(self, folder: &Path) -> Result<LanguageModel, Error> {
+        let Some(weights) = self.weights().cloned() else {
+            let what = "an adapter is merged when a model is compiled; this is an artifact";
+            return Err(Error::Usage(what.into()));
+        };
+        let merged = Adapter::read(&Within(folder)).and_then(|adapter| adapter.merged(&*weights));
+        Ok(self.with_weights(Arc::new(Overlay::new(weights, merged.map_err(LmError::from)?))))
     }
 
     /// The decoder's configuration; an artifact has none.

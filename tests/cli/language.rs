@@ -377,6 +377,32 @@ fn constrained_text_is_what_was_asked_for() {
 }
 
 #[test]
+fn an_adapter_is_merged_when_a_model_is_read_or_compiled() {
+    let (place, sequence, adapter) = (folder("llama"), folder("t5"), fixture("adapter-llama"));
+    let (model, artifact, adapted) =
+        (place.path(""), place.path("adapted.kiln"), [&"--adapter" as &dyn Word, &adapter]);
+    let say = |model: &std::path::Path, more: &[&dyn Word]| {
+        let words = [&"generate" as &dyn Word, &model, &"-p", &"w5 w9", &"-n", &"12", &"--ignore-eos", &"--json"];
+        super::run(&[&words[..], more].concat()).succeeds().json()["tokens"].clone()
+    };
+    let (plain, changed) = (say(&model, &[]), say(&model, &adapted));
+    assert_ne!(plain, changed);
+    kiln!("compile", &model, "-o", &artifact, "--adapter", &adapter, "--context", "32").succeeds();
+    assert_eq!(say(&artifact, &[]), changed);
+    kiln!("rebuild", &artifact, "--model", &model, "--adapter", &adapter).succeeds();
+    kiln!("rebuild", &artifact, "--model", &model).fails(5, "differs");
+    let text = place.write("t.txt", b"w5 w9 w17 w3");
+    kiln!("eval", "perplexity", &model, "--text", &text, "--adapter", &adapter).succeeds();
+
+    kiln!("generate", &artifact, "-p", "w5", "--adapter", &adapter).fails(2, "merged when a model is compiled");
+    kiln!("generate", &model, "-p", "w5", "--adapter", &place.path("none"))
+        .fails(3, "no such file in the adapter's folder");
+    let said = kiln!("generate", &model, "-p", "w5", "--adapter", &fixture("adapter-gpt2"));
+    said.fails(3, "12 that the model does not have: base_model.model.transformer.h.0.attn.c_attn.base_layer.bias");
+    kiln!("generate", &sequence.path(""), "-p", "w5", "--adapter", &adapter).fails(2, "--adapter is for decoders");
+}
+
+#[test]
 fn what_does_not_fit_is_said() {
     let (place, model) = (Place::new(), fixture("tiny.gguf"));
     kiln!("generate", &place.path("none.gguf"), "--prompt", "a").fails(2, "cannot read");

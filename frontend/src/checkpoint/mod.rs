@@ -4,6 +4,7 @@
 //! [`Loader`] for all of its parameters before anything is reported, so that all that is missing, surplus or of another shape is
 //! named at once.
 
+mod adapter;
 mod folder;
 mod llama_gguf;
 mod loader;
@@ -13,6 +14,7 @@ mod safetensors;
 mod stored;
 mod vectors;
 
+pub use adapter::Adapter;
 pub use folder::{Files, Folder};
 pub use llama_gguf::GgufWeights;
 pub use loader::{Loader, WeightProblems};
@@ -57,6 +59,9 @@ pub enum CheckpointError {
     /// Weights do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightProblems),
+    /// An adapter does not fit the model.
+    #[error("{}", .0.to_string().replace("the weights do not fit the model's configuration", "the adapter does not fit the model"))]
+    Adapter(WeightProblems),
     /// The graph cannot be built.
     #[error(transparent)]
     Build(#[from] crate::builder::BuildError),

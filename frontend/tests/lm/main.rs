@@ -1,5 +1,6 @@
 //! Language model families against transformers, on small random checkpoints.
 
+mod adapters;
 mod blocks;
 mod decoders;
 mod encoders;

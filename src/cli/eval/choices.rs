@@ -1,8 +1,8 @@
 //! `kiln eval score`: how likely a decoder finds texts that may follow a prompt.
 
 use super::super::Talk;
-use super::super::options::{Machinery, Progress};
-use super::{bar, decoder, program_options, read};
+use super::super::options::{Adapted, Machinery, Progress};
+use super::{bar, program_options, programs, read};
 use kiln::Error;
 use kiln::lm::{LanguageModel, PackedPrograms, Scored, Session, Texts, Tokenizer, score, score_together};
 use kiln::nn::CacheElement;
@@ -39,6 +39,8 @@ pub struct Args {
     /// What keys and values are kept in: f32, f16, bf16, int8 [default: f32, or the artifact's]
     #[arg(long, value_name = "E")]
     cache: Option<CacheElement>,
+    #[command(flatten)]
+    adapted: Adapted,
     #[command(flatten)]
     machinery: Machinery,
 }
@@ -86,7 +88,7 @@ impl Args {
             None => vec![Task { prompt: self.prompt.clone(), choices: self.choice.clone(), answer: None }],
         };
         let before = self.before()?;
-        let model = LanguageModel::open(&self.model)?;
+        let model = self.adapted.open(&self.model)?;
         let mut texts = Vec::new();
         for task in &tasks {
             let prompt = format!("{before}{}", task.prompt);
@@ -98,7 +100,7 @@ impl Args {
             return self.scored_together(&model, &tasks, &texts, talk);
         }
         let longest = texts.iter().flatten().map(|(_, tokens)| tokens.len()).max().unwrap_or(1);
-        let (_, mut programs) = decoder(&self.model, (longest, self.cache), &self.machinery, talk)?;
+        let mut programs = programs(&model, (longest, self.cache), &self.machinery, talk)?;
         // One session: what all questions begin with is read once.
         let mut session = Session::new(&programs)?;
         let bar = bar(talk, tasks.len());
