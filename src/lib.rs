@@ -54,7 +54,7 @@ use kiln_passes::kernel::{Choice, Machine};
 use kiln_passes::pipeline::{self, Scheduled, optimise, schedule};
 pub use kiln_passes::pipeline::{Precision, UnknownPrecision};
 use kiln_passes::plan::Weight;
-use kiln_passes::rewrite::has_products_of;
+use kiln_passes::rewrite::{has_products_of, strings_from_steps};
 use kiln_runtime::artifact::{self, Artifact, Manifest, Section};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{self, ModelOptions};
@@ -244,8 +244,7 @@ fn optimised(graph: Graph, options: &Options, observer: &mut dyn Observer) -> Re
     };
     within(options, "the constants", graph.constant_bytes() as u64)?;
 
-    no_string_constants(&graph)?;
-    Ok(graph)
+    Ok(strings_from_steps(graph).map_err(|error| kiln_passes::pipeline::PassError::Graph { pass: "strings", error })?)
 }
 
 /// The schedules of a level by the kernel's key.
@@ -307,20 +306,6 @@ fn add_taps(model: &mut Model, taps: &[String]) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// A plan has no place for strings but the caller's inputs and outputs and what steps make.
-fn no_string_constants(graph: &Graph) -> Result<(), Error> {
-    let strings = |v: &kiln_ir::graph::ValueId| graph.constant(*v).is_some_and(|t| t.strings().is_some());
-    let reads = |node: &&kiln_ir::graph::Node| node.inputs.iter().any(strings);
-    let readers = graph.nodes().map(|(_, node)| node).filter(reads);
-    let readers: Vec<String> = readers.map(|node| node.origin.to_string()).collect();
-    let outputs = graph.outputs.iter().filter(|(_, v)| strings(v)).map(|(name, _)| name.to_string());
-    let all: Vec<String> = readers.into_iter().chain(outputs).collect();
-    if all.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Unsupported(format!("constant strings are not supported: {}", all.join(", "))))
 }
 
 fn within(options: &Options, what: &str, bytes: u64) -> Result<(), Error> {

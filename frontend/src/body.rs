@@ -63,6 +63,12 @@ impl Body {
     unaries! { neg = Neg, abs = Abs, not = Not, sqrt = Sqrt, recip = Recip, exp = Exp, log = Log, tanh = Tanh,
     erf = Erf, sigmoid = Sigmoid, sign = Sign, floor = Floor, ceil = Ceil, round = Round }
 
+    /// `a * b + c`, rounded once.
+    pub fn fma(&mut self, a: S, b: S, c: S) -> S {
+        let made = self.code.fma(a, b, c);
+        self.keep(made, c)
+    }
+
     /// `if c { a } else { b }`.
     pub fn select(&mut self, c: S, a: S, b: S) -> S {
         let made = self.code.select(c, a, b);

@@ -84,7 +84,8 @@ impl Nest {
     pub fn operations(&self) -> (u64, u64) {
         let count = |code: &Code| {
             let live = code.live();
-            let counts = |n: &Scalar| matches!(n, Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Select(..));
+            let counts =
+                |n: &Scalar| matches!(n, Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Fma(..) | Scalar::Select(..));
             code.nodes().filter(|(id, n)| live[id.index()] && counts(n)).count() as u64
         };
         (count(&self.body) + u64::from(!self.folds.is_empty()), count(&self.finish))

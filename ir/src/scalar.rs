@@ -256,6 +256,8 @@ pub enum Scalar {
     Unary(UnaryOp, Id<Scalar>),
     /// An operation on two values.
     Binary(BinaryOp, Id<Scalar>, Id<Scalar>),
+    /// `a * b + c` of floats, rounded once.
+    Fma(Id<Scalar>, Id<Scalar>, Id<Scalar>),
     /// `if a { b } else { c }`, both evaluated.
     Select(Id<Scalar>, Id<Scalar>, Id<Scalar>),
     /// Conversion to a type.
@@ -278,7 +280,7 @@ impl Scalar {
                 .collect(),
             Scalar::Unary(_, a) | Scalar::Cast(_, a) => vec![*a],
             Scalar::Binary(_, a, b) | Scalar::Guard(_, a, b) => vec![*a, *b],
-            Scalar::Select(a, b, c) => vec![*a, *b, *c],
+            Scalar::Fma(a, b, c) | Scalar::Select(a, b, c) => vec![*a, *b, *c],
         }
     }
 
@@ -299,6 +301,7 @@ impl Scalar {
             Scalar::Unary(op, a) => Scalar::Unary(*op, f(*a)),
             Scalar::Cast(d, a) => Scalar::Cast(*d, f(*a)),
             Scalar::Binary(op, a, b) => Scalar::Binary(*op, f(*a), f(*b)),
+            Scalar::Fma(a, b, c) => Scalar::Fma(f(*a), f(*b), f(*c)),
             Scalar::Select(a, b, c) => Scalar::Select(f(*a), f(*b), f(*c)),
             Scalar::Guard(conditions, a, b) => Scalar::Guard(conditions.clone(), f(*a), f(*b)),
         }
@@ -391,6 +394,13 @@ impl Code {
             }
             Scalar::Unary(op, a) => unary_type(*op, of(a)?)?,
             Scalar::Binary(op, a, b) => binary_type(*op, of(a)?, of(b)?)?,
+            Scalar::Fma(a, b, c) => {
+                let (a, b, c) = (of(a)?, of(b)?, of(c)?);
+                if !matches!(a, DType::F32 | DType::F64) || a != b || a != c {
+                    return Err(TypeError(format!("fma of {a}, {b}, {c}: wants three of f32, or of f64")));
+                }
+                a
+            }
             Scalar::Select(c, a, b) => {
                 let (c, a, b) = (of(c)?, of(a)?, of(b)?);
                 if c != DType::Bool || a != b {
@@ -432,6 +442,14 @@ impl Code {
     /// The operands' types do not fit.
     pub fn binary(&mut self, op: BinaryOp, a: Id<Scalar>, b: Id<Scalar>) -> Result<Id<Scalar>, TypeError> {
         self.push(Scalar::Binary(op, a, b))
+    }
+
+    /// Adds a product and sum with one rounding.
+    ///
+    /// # Errors
+    /// The operands' types do not fit.
+    pub fn fma(&mut self, a: Id<Scalar>, b: Id<Scalar>, c: Id<Scalar>) -> Result<Id<Scalar>, TypeError> {
+        self.push(Scalar::Fma(a, b, c))
     }
 
     /// Adds a conversion, unless the operand has the type already.
@@ -613,6 +631,10 @@ impl Code {
             lexer.bump();
             let [a, b] = self.operands(lexer, names, type_of)?;
             self.binary(op, a, b).map_err(wrong)?
+        } else if word == "fma" {
+            lexer.bump();
+            let [a, b, c] = self.operands(lexer, names, type_of)?;
+            self.fma(a, b, c).map_err(wrong)?
         } else if word == "select" {
             lexer.bump();
             let [a, b, c] = self.operands(lexer, names, type_of)?;
@@ -712,6 +734,7 @@ impl Code {
             }
             Scalar::Unary(op, _) => f.write_str(op.name())?,
             Scalar::Binary(op, ..) => f.write_str(op.name())?,
+            Scalar::Fma(..) => f.write_str("fma")?,
             Scalar::Select(..) => f.write_str("select")?,
             Scalar::Cast(to, _) => write!(f, "to_{to}")?,
             Scalar::Guard(conditions, ..) => {

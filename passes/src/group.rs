@@ -118,7 +118,7 @@ impl Group {
             Scalar::Unary(..) => 20,
             Scalar::Binary(BinaryOp::Div, ..) => 4,
             Scalar::Binary(BinaryOp::Pow | BinaryOp::Rem | BinaryOp::Mod, ..) => 40,
-            Scalar::Binary(..) | Scalar::Select(..) | Scalar::Cast(..) => 1,
+            Scalar::Binary(..) | Scalar::Fma(..) | Scalar::Select(..) | Scalar::Cast(..) => 1,
             Scalar::Guard(..) => 8,
             Scalar::Arg(_) | Scalar::Const(_) | Scalar::Index(_) | Scalar::Load(..) => 0,
         };

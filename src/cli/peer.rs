@@ -7,6 +7,7 @@ use super::Talk;
 use super::options::Machinery;
 use clap::Args as ClapArgs;
 use kiln::ir::{DType, Tensor};
+use kiln::onnx::model::ValueType;
 use kiln::runtime::engine::{Context, Model, ModelOptions};
 use kiln::{Error, Source};
 use serde_json::{Value, json};
@@ -74,7 +75,10 @@ impl Args {
         let onnx = Source::open(path)?.model(&self.machinery.limits())?;
         let mut shapes = BTreeMap::new();
         for input in request["inputs"].as_array().into_iter().flatten() {
-            shapes.insert(text(input, "name")?.to_string(), shape(input)?);
+            let name = text(input, "name")?;
+            let declared = onnx.graph.inputs.iter().find(|i| i.name == name).and_then(|i| i.ty.as_ref());
+            let scalar = matches!(declared, Some(ValueType::Tensor(t)) if t.shape.as_ref().is_some_and(Vec::is_empty));
+            shapes.insert(name.to_string(), without_axis(shape(input)?, scalar));
         }
         let options = self.machinery.options(vec![self.machinery.level_here()?], shapes)?;
         let compiled = kiln::compile(&onnx, &options, &mut kiln::Silent)?;
@@ -94,9 +98,11 @@ impl Args {
         let model = Model::open(Path::new(artifact), &options)?;
         let given = request["inputs"].as_array().ok_or_else(|| missing("inputs"))?;
         let mut inputs = Vec::new();
-        for (name, _) in &model.plan().inputs {
+        for (name, slot) in &model.plan().inputs {
             let found = given.iter().find(|i| i["name"] == **name);
-            inputs.push(tensor(found.ok_or_else(|| missing(name))?)?);
+            let tensor = tensor(found.ok_or_else(|| missing(name))?)?;
+            let shape = without_axis(tensor.shape().to_vec(), model.plan().slots[*slot].ty.rank() == 0);
+            inputs.push(tensor.reshaped(&shape).map_err(|e| Error::data(name, e))?);
         }
         let mut context = Context::new(&model, self.machinery.threads(), &self.machinery.budget())?;
         context.load(&inputs)?;
@@ -175,6 +181,11 @@ fn shape(input: &Value) -> Result<Vec<usize>, Error> {
     let dims = input["shape"].as_array().ok_or_else(|| missing("shape"))?;
     let size = |d: &Value| d.as_u64().and_then(|d| usize::try_from(d).ok());
     dims.iter().map(size).collect::<Option<_>>().ok_or_else(|| Error::Usage("a shape is no list of sizes".into()))
+}
+
+/// The shape of an input of no axes where it is one: a driver whose arrays all have axes says `[1]`.
+fn without_axis(shape: Vec<usize>, scalar: bool) -> Vec<usize> {
+    if scalar && shape == [1] { vec![] } else { shape }
 }
 
 fn text<'a>(request: &'a Value, key: &str) -> Result<&'a str, Error> {

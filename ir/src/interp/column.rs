@@ -140,6 +140,21 @@ pub(super) fn product(n: usize, a: &Column, b: &Column, out: &mut Column) {
     }
 }
 
+/// `out = a * b + c` with one rounding on the first `n` lanes, of floats.
+pub(super) fn fma(n: usize, a: &Column, b: &Column, c: &Column, out: &mut Column) {
+    fn each<T: Copy>(a: &[T], b: &[T], c: &[T], out: &mut [T], f: impl Fn(T, T, T) -> T) {
+        for (((a, b), c), out) in a.iter().zip(b).zip(c).zip(out) {
+            *out = f(*a, *b, *c);
+        }
+    }
+    match out {
+        Column::F32(out) => each(a.f32(), b.f32(), c.f32(), &mut out[..n], f32::mul_add),
+        Column::F64(out) => each(a.f64(), b.f64(), c.f64(), &mut out[..n], f64::mul_add),
+        // No fma of integers is well typed.
+        Column::I64(out) => out[..n].fill(0),
+    }
+}
+
 /// `out = if take(lane) { a } else { b }` on the first `n` lanes.
 pub(super) fn select(n: usize, take: impl Fn(usize) -> bool, a: &Column, b: &Column, out: &mut Column) {
     fn pick<T: Copy>(a: &[T], b: &[T], out: &mut [T], take: impl Fn(usize) -> bool) {

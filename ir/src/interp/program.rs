@@ -78,6 +78,7 @@ enum Instruction {
     Unary(UnaryOp, DType, usize),
     Binary(BinaryOp, DType, usize, usize),
     Product(usize, usize),
+    Fma(usize, usize, usize),
     Select(usize, usize, usize),
     Cast(DType, DType, usize),
     Guard(usize, usize, usize),
@@ -234,6 +235,7 @@ impl Program {
                 Instruction::Unary(op, dtype, a) => column::unary(*op, *dtype, n, &done[*a], out),
                 Instruction::Binary(op, dtype, a, b) => column::binary(*op, *dtype, n, &done[*a], &done[*b], out),
                 Instruction::Product(a, b) => column::product(n, &done[*a], &done[*b], out),
+                Instruction::Fma(a, b, c) => column::fma(n, &done[*a], &done[*b], &done[*c], out),
                 Instruction::Select(c, a, b) => {
                     let c = done[*c].i64();
                     column::select(n, |l| c[l] != 0, &done[*a], &done[*b], out);
@@ -416,6 +418,7 @@ impl Compiler<'_> {
             Scalar::Binary(op, a, b) => {
                 Instruction::Binary(*op, self.code.dtype(*a), self.of(*a, mask)?, self.of(*b, mask)?)
             }
+            Scalar::Fma(a, b, c) => Instruction::Fma(self.of(*a, mask)?, self.of(*b, mask)?, self.of(*c, mask)?),
             Scalar::Select(c, a, b) => Instruction::Select(self.of(*c, mask)?, self.of(*a, mask)?, self.of(*b, mask)?),
             Scalar::Cast(to, a) => Instruction::Cast(self.code.dtype(*a), *to, self.of(*a, mask)?),
             Scalar::Guard(_, a, b) => Instruction::Guard(inner, self.of(*a, inner)?, self.of(*b, mask)?),

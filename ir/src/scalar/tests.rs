@@ -75,7 +75,8 @@ fn all_kinds_of_nodes_print_and_parse_back() {
     let sum = code.binary(BinaryOp::Add, load, stage).unwrap();
     let root = code.unary(UnaryOp::Sqrt, sum).unwrap();
     let less = code.binary(BinaryOp::Lt, root, x).unwrap();
-    let chosen = code.select(less, root, sum).unwrap();
+    let fused = code.fma(root, x, sum).unwrap();
+    let chosen = code.select(less, root, fused).unwrap();
     let conditions = vec![
         Less { left: i.clone(), right: Expr::from(3i64) },
         Less { left: Expr::from(-1i64), right: i.sub(&Expr::symbol("r0")) },
@@ -87,7 +88,7 @@ fn all_kinds_of_nodes_print_and_parse_back() {
     assert_eq!(
         text,
         "{ let t0 = add(in1[i0, at(index(2*i0)), i0 - 1], stage0[]); let t1 = sqrt(t0); \
-         to_f16(guard[i0 < 3, -1 < i0 - r0](select(lt(t1, a0), t1, t0), a0)) }"
+         to_f16(guard[i0 < 3, -1 < i0 - r0](select(lt(t1, a0), t1, fma(t1, a0, t0)), a0)) }"
     );
     assert_eq!(round_trip(&code), code);
 }

@@ -89,7 +89,8 @@ fn can_widen(code: &Code, id: Id<Scalar>) -> bool {
             Scalar::Cast(_, a) => matches!(code.dtype(*a), DType::F32 | DType::I32) || can_widen(code, *a),
             Scalar::Binary(BinaryOp::Min | BinaryOp::Max, a, b) => can_widen(code, *a) && can_widen(code, *b),
             Scalar::Select(_, a, b) | Scalar::Guard(_, a, b) => can_widen(code, *a) && can_widen(code, *b),
-            Scalar::Load(Source::Stage(_), _) | Scalar::Index(_) | Scalar::Unary(..) | Scalar::Binary(..) => false,
+            Scalar::Load(Source::Stage(_), _) | Scalar::Index(_) => false,
+            Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Fma(..) => false,
         }
 }
 
@@ -100,7 +101,8 @@ pub fn widens(code: &Code) -> bool {
         match code.node(id) {
             Scalar::Guard(_, a, b) => moves(code, *a) && moves(code, *b),
             Scalar::Load(..) | Scalar::Const(_) | Scalar::Arg(_) => true,
-            Scalar::Index(_) | Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Select(..) | Scalar::Cast(..) => false,
+            Scalar::Index(_) | Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Fma(..) => false,
+            Scalar::Select(..) | Scalar::Cast(..) => false,
         }
     }
     can_widen(code, code.result()) && !moves(code, code.result())
@@ -370,6 +372,13 @@ impl Emitter<'_> {
                 let b = operand(self, body, *b, mask)?;
                 self.binary(body, *op, a, b)
             }
+            Scalar::Fma(a, b, c) => {
+                let a = operand(self, body, *a, mask)?;
+                let b = operand(self, body, *b, mask)?;
+                let c = operand(self, body, *c, mask)?;
+                let shape = join(&join(&self.shape(a), &self.shape(b)), &self.shape(c));
+                self.define(body, dtype, shape, TileOp::Fma(a, b, c))
+            }
             Scalar::Select(c, a, b) => {
                 let c = operand(self, body, *c, mask)?;
                 let a = operand(self, body, *a, mask)?;
@@ -535,7 +544,7 @@ impl Emitter<'_> {
                 let shape = join(&join(&self.shape(holds), &self.shape(then)), &self.shape(other));
                 self.define(body, DType::I32, shape, TileOp::Select(holds, then, other))
             }
-            Scalar::Index(_) | Scalar::Unary(..) => return None,
+            Scalar::Index(_) | Scalar::Unary(..) | Scalar::Fma(..) => return None,
         };
         done.insert((id, mask.len(), true), tile);
         Some(tile)

@@ -104,6 +104,7 @@ fn depends(code: &Code, symbol: &Symbol) -> Vec<bool> {
             | Scalar::Const(_)
             | Scalar::Unary(..)
             | Scalar::Binary(..)
+            | Scalar::Fma(..)
             | Scalar::Select(..)
             | Scalar::Cast(..) => false,
         };

@@ -182,6 +182,7 @@ impl FlatNest {
                     | Scalar::Const(_)
                     | Scalar::Unary(..)
                     | Scalar::Binary(..)
+                    | Scalar::Fma(..)
                     | Scalar::Select(..)
                     | Scalar::Cast(..) => {}
                 }

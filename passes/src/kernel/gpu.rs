@@ -594,7 +594,7 @@ pub(crate) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
                 see(&c.right);
             }),
             Scalar::Arg(_) | Scalar::Const(_) | Scalar::Unary(..) | Scalar::Binary(..) | Scalar::Select(..) => {}
-            Scalar::Cast(..) => {}
+            Scalar::Fma(..) | Scalar::Cast(..) => {}
         }
         open.extend(node.operands());
     }

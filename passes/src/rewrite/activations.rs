@@ -75,6 +75,7 @@ fn linear(body: &Code, id: Id<Scalar>, n: usize, parameters: &[f64]) -> Option<(
         Scalar::Load(..)
         | Scalar::Index(_)
         | Scalar::Unary(..)
+        | Scalar::Fma(..)
         | Scalar::Select(..)
         | Scalar::Cast(..)
         | Scalar::Guard(..) => return None,

@@ -179,7 +179,8 @@ fn compares(node: &Scalar) -> bool {
     match node {
         Scalar::Arg(_) | Scalar::Const(_) | Scalar::Select(..) => true,
         Scalar::Binary(op, ..) => matches!(op, BinaryOp::Max | BinaryOp::Min) || op.is_comparison(),
-        Scalar::Unary(..) | Scalar::Cast(..) | Scalar::Index(_) | Scalar::Load(..) | Scalar::Guard(..) => false,
+        Scalar::Unary(..) | Scalar::Fma(..) | Scalar::Cast(..) => false,
+        Scalar::Index(_) | Scalar::Load(..) | Scalar::Guard(..) => false,
     }
 }
 

@@ -16,6 +16,7 @@ mod integers;
 mod pairs;
 mod quantized;
 mod recognise;
+mod strings;
 
 pub use activations::activations_in_bytes;
 pub use bytes::{has_block_products, products_of_bytes};
@@ -29,6 +30,7 @@ pub use in_halves::products_in_halves;
 pub use integers::regions_of_integers;
 pub use pairs::products_of_pairs;
 pub use recognise::recognise;
+pub use strings::strings_from_steps;
 
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::ops::{Elements, Op};

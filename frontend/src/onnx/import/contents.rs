@@ -92,7 +92,7 @@ fn element(body: &Code, inputs: &[Known], i: usize, ranges: &Ranges) -> Option<E
                 _ => get(a),
             },
             Scalar::Cast(to, a) => get(a).and_then(|a| cast(&a, *to, ranges)),
-            Scalar::Index(_) | Scalar::Load(..) | Scalar::Guard(..) => None,
+            Scalar::Fma(..) | Scalar::Index(_) | Scalar::Load(..) | Scalar::Guard(..) => None,
         };
         values.push(value);
     }

@@ -120,7 +120,7 @@ operators! {
     softmax,
     split,
     squeeze,
-    string_concat,
+    strings,
     tensor_scatter,
     tf_idf,
     top_k,

@@ -30,7 +30,10 @@ fn plain(cx: &mut Context, name: &'static str, gates: usize, default: &[&str]) -
 }
 
 /// An LSTM with quantized weights `[directions, input or hidden, 4 * hidden]`. What they are multiplied with, the input as a
-/// whole and the state at every step, is rounded to 8 bits first, as ONNX Runtime does.
+/// whole and the state of all rows at every step, is rounded to 8 bits first. The domain's documentation leaves that open; this is
+/// what ONNX Runtime does with one thread (with more it gives each thread rows of its own, with a scale of their own, so that its
+/// results depend on how many there are). The rest is computed as it does, bit by bit: gates as `(x w + h r) + (wb + rb)`, and its
+/// rational approximations of tanh and the sigmoid.
 fn dynamic_quantize_lstm(cx: &mut Context) -> Result<Outputs, Failure> {
     let x = cx.input(0)?;
     let x = rounded(cx, x)?;

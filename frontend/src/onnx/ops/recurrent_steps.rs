@@ -24,7 +24,8 @@ pub(super) struct Layer {
     pub activations: String,
     /// The forget gate is one minus the input gate; the reset gate applies after the product.
     pub flag: bool,
-    /// The state is rounded to 8 bits before it is multiplied.
+    /// What is multiplied is rounded to 8 bits before, and the rest computed bit by bit as ONNX Runtime does: a state that one bit
+    /// moves over the middle between two of those 256 numbers is a different one.
     pub rounded: bool,
     /// The weights as 8-bit integers, where they are constant ones.
     pub integers: Option<Integers>,
@@ -72,6 +73,9 @@ impl Steps {
 enum Activation {
     Tanh,
     Sigmoid,
+    /// ONNX Runtime's approximations.
+    RationalTanh,
+    RationalSigmoid,
     Relu,
     Affine(f64, f64),
     LeakyRelu(f64),
@@ -84,11 +88,13 @@ enum Activation {
 
 impl Activation {
     /// A name and its parameters, as the host op reads them; nothing for what scalar code does not have.
-    fn parse(text: &str) -> Option<Activation> {
+    fn parse(text: &str, rational: bool) -> Option<Activation> {
         let mut words = text.split_whitespace();
         let name = words.next()?.to_ascii_lowercase();
         let mut parameter = || words.next().and_then(|w| w.parse::<f64>().ok());
         Some(match name.as_str() {
+            "tanh" if rational => Activation::RationalTanh,
+            "sigmoid" if rational => Activation::RationalSigmoid,
             "tanh" => Activation::Tanh,
             "sigmoid" => Activation::Sigmoid,
             "relu" => Activation::Relu,
@@ -108,6 +114,13 @@ impl Activation {
         match self {
             Activation::Tanh => b.tanh(x),
             Activation::Sigmoid => b.sigmoid(x),
+            Activation::RationalTanh => rational(b, x, 9.0, &TANH.0, &TANH.1),
+            Activation::RationalSigmoid => {
+                let centred = rational(b, x, 18.0, &SIGMOID.0, &SIGMOID.1);
+                let (half, zero) = (number(b, 0.5), number(b, 0.0));
+                let y = b.add(centred, half);
+                b.max(y, zero)
+            }
             Activation::Relu => {
                 let zero = number(b, 0.0);
                 b.max(x, zero)
@@ -152,6 +165,45 @@ impl Activation {
     }
 }
 
+/// Numerator over `x` and denominator as polynomials in `x^2`, highest power first: those of Eigen's `ptanh_float` and of
+/// `MlasComputeLogistic` less one half, within 5 ulp of the function and within 2e-8 of it where it is near 0.
+const TANH: ([f32; 7], [f32; 4]) = (
+    [
+        -2.760_768_4e-16,
+        2.000_187_9e-13,
+        -8.604_671_5e-11,
+        5.122_297_3e-8,
+        1.485_722_35e-5,
+        6.372_619_4e-4,
+        4.893_524_5e-3,
+    ],
+    [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_7e-3, 4.893_525e-3],
+);
+const SIGMOID: ([f32; 5], [f32; 6]) = (
+    [4.370_310_1e-11, 1.156_273_2e-7, 6.085_748_7e-5, 8.513_771e-3, 2.482_879_5e-1],
+    [6.102_473_7e-13, 5.761_021_4e-9, 6.291_068e-6, 1.701_988_2e-3, 1.168_176_5e-1, 9.931_519e-1],
+);
+
+/// `x p(x^2) / q(x^2)`, with `x` held within the limit; every step of the polynomials is rounded once.
+fn rational(b: &mut Body, x: S, limit: f64, p: &[f32], q: &[f32]) -> S {
+    let (low, high) = (b.lit(x, -limit), b.lit(x, limit));
+    let x = b.max(x, low);
+    let x = b.min(x, high);
+    let square = b.mul(x, x);
+    let mut polynomial = |coefficients: &[f32]| {
+        let mut all = coefficients.iter().map(|&c| f64::from(c));
+        let mut sum = b.lit(x, all.next().unwrap_or(0.0));
+        for c in all {
+            let c = b.lit(x, c);
+            sum = b.fma(sum, square, c);
+        }
+        sum
+    };
+    let (p, q) = (polynomial(p), polynomial(q));
+    let p = b.mul(p, x);
+    b.div(p, q)
+}
+
 /// `alpha x + beta`.
 fn scaled(b: &mut Body, x: S, alpha: f64, beta: f64) -> S {
     let by = b.lit(x, alpha);
@@ -166,7 +218,8 @@ fn scaled(b: &mut Body, x: S, alpha: f64, beta: f64) -> S {
 /// The directions and activations of a layer whose types and functions kernels have.
 fn parts(cx: &Context, layer: &Layer) -> Option<(usize, Vec<Activation>)> {
     let directions = cx.dims(layer.w).first()?.as_size()?;
-    let activations = layer.activations.split(',').map(Activation::parse).collect::<Option<Vec<Activation>>>()?;
+    let activations = layer.activations.split(',').map(|a| Activation::parse(a, layer.rounded));
+    let activations = activations.collect::<Option<Vec<Activation>>>()?;
     let float = matches!(cx.dtype(layer.x), DType::F32 | DType::F64);
     let wanted = match layer.name {
         "lstm" => 3,
@@ -399,11 +452,11 @@ struct Direction<'a> {
     layer: &'a Layer,
     hidden: Expr,
     activations: &'a [Activation],
-    /// `W x + bW` of all steps and gates: `[time, batch, gates * hidden]`.
+    /// `W x + bW` of all steps and gates, where nothing is rounded, else `W x`: `[time, batch, gates * hidden]`.
     projected: ValueId,
     /// The recurrent weights, transposed, so that lanes run along gates: `[hidden, gates * hidden]`.
     recurrent: Recurrent,
-    /// The recurrent bias: `[gates * hidden]`.
+    /// The bias that is not in `projected`: `[gates * hidden]`.
     bias: ValueId,
     /// `[3 * hidden]` (i o f).
     peepholes: Option<ValueId>,
@@ -433,7 +486,11 @@ impl<'a> Direction<'a> {
         };
         let (first, bias) =
             (cut(cx, biases, 0, Expr::default(), wide.clone())?, cut(cx, biases, 0, wide.clone(), wide)?);
-        let projected = cx.map(&[product, first], |b, a| b.add(a[0], a[1]))?;
+        let (projected, bias) = match layer.rounded {
+            // Both biases are added to both products.
+            true => (product, cx.map(&[first, bias], |b, a| b.add(a[0], a[1]))?),
+            false => (cx.map(&[product, first], |b, a| b.add(a[0], a[1]))?, bias),
+        };
         let peepholes = layer.peepholes.map(|p| part(cx, p, d)).transpose()?;
         Ok(Direction { layer, hidden: hidden.clone(), activations, projected, recurrent, bias, peepholes })
     }
@@ -448,14 +505,20 @@ impl<'a> Direction<'a> {
 
     /// `R v + bR` for gates `first..last`: `[batch, gates * hidden]`.
     fn product(&self, cx: &mut Context, v: ValueId, first: usize, last: usize) -> Result<ValueId, Failure> {
+        let product = self.unbiased(cx, v, first, last)?;
+        let bias = self.gates(cx, self.bias, 0, first, last)?;
+        cx.map(&[product, bias], |b, a| b.add(a[0], a[1]))
+    }
+
+    /// `R v` for gates `first..last`.
+    fn unbiased(&self, cx: &mut Context, v: ValueId, first: usize, last: usize) -> Result<ValueId, Failure> {
         let r = match self.recurrent {
             Recurrent::Numbers(v) => v,
             Recurrent::Steps(steps) => steps.real(cx)?,
         };
-        let (r, bias) = (self.gates(cx, r, 1, first, last)?, self.gates(cx, self.bias, 0, first, last)?);
+        let r = self.gates(cx, r, 1, first, last)?;
         let v = if self.layer.rounded { rounded(cx, v)? } else { v };
-        let product = cx.add(Contract::new("bh", "hg", "bg"), &[v, r])?;
-        cx.map(&[product, bias], |b, a| b.add(a[0], a[1]))
+        cx.add(Contract::new("bh", "hg", "bg"), &[v, r])
     }
 
     fn activate(&self, b: &mut Body, n: usize, x: S) -> S {
@@ -487,8 +550,16 @@ impl<'a> Direction<'a> {
     ) -> Result<(ValueId, Option<ValueId>), Failure> {
         match (self.layer.name, c) {
             ("lstm", Some(c)) => {
-                let recurrent = self.product(cx, h, 0, 4)?;
-                let sum = cx.map(&[x, recurrent], |b, a| b.add(a[0], a[1]))?;
+                let sum = if self.layer.rounded {
+                    let recurrent = self.unbiased(cx, h, 0, 4)?;
+                    cx.map(&[x, recurrent, self.bias], |b, a| {
+                        let sum = b.add(a[0], a[1]);
+                        b.add(sum, a[2])
+                    })?
+                } else {
+                    let recurrent = self.product(cx, h, 0, 4)?;
+                    cx.map(&[x, recurrent], |b, a| b.add(a[0], a[1]))?
+                };
                 let [i, o, f, g] = [0, 1, 2, 3].map(|n| self.gates(cx, sum, 1, n, n + 1));
                 let (mut i, mut o, mut f, g) = (i?, o?, f?, g?);
                 if self.peepholes.is_some() {

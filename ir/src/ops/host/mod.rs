@@ -22,9 +22,11 @@ mod roi_align;
 mod scatter;
 mod select;
 mod sequence;
+pub mod strings;
 mod text;
 mod top_k;
 mod tree_ensemble;
+mod words;
 
 use super::{Attribute, Attributes, Meaning, OpError, Operator};
 use crate::graph::TensorType;
@@ -93,10 +95,14 @@ pub const TABLE: &[Function] = &[
     sequence::LENGTH,
     sequence::MAKE,
     sequence::SPLIT,
+    strings::FUNCTION,
     text::CONCAT,
     text::EQUAL,
     top_k::FUNCTION,
     tree_ensemble::FUNCTION,
+    words::MATCH,
+    words::NORMALIZE,
+    words::SPLIT,
 ];
 
 impl Host {
