@@ -256,7 +256,7 @@ pub enum Scalar {
     Unary(UnaryOp, Id<Scalar>),
     /// An operation on two values.
     Binary(BinaryOp, Id<Scalar>, Id<Scalar>),
-    /// `a * b + c` of floats, rounded once.
+    /// `a * b + c` of f32 or f64, rounded once; on levels without such an instruction the product is rounded too.
     Fma(Id<Scalar>, Id<Scalar>, Id<Scalar>),
     /// `if a { b } else { c }`, both evaluated.
     Select(Id<Scalar>, Id<Scalar>, Id<Scalar>),
