@@ -69,7 +69,7 @@ pub fn recall(recorded: &BTreeMap<String, String>, threads: usize) -> Result<Opt
             "tuning" => options.tuning = value.parse()?,
             // What is done to a compiled program, not options of its compilation.
             ORDER if value == LEAST_MEMORY => {}
-            stored::OPTION => _ = stored::architectures(value)?,
+            stored::OPTION => _ = stored::targets(value)?,
             "tap" => options.taps = serde_json::from_str(value).map_err(|e| broken(&e))?,
             _ => {
                 return Err(Error::Unsupported(format!(

@@ -6,7 +6,7 @@ use super::options::{self, Adapted, Machinery, Shapes, Watching};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::data;
-use kiln::gpu::{self, Architecture, Precision};
+use kiln::gpu::{self, Precision, Target};
 use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
 use kiln::lm::LanguageModel;
@@ -53,10 +53,10 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT", default_value = "", hide_default_value = true)]
     #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     output: PathBuf,
-    /// Make PTX for GPU architectures too (sm_80, sm_86, sm_89, sm_90, sm_100, sm_120), into the artifact beside the code for CPUs;
-    /// without --output into the folder of --dump, for one
-    #[arg(long, value_name = "SM,...", value_delimiter = ',')]
-    target: Vec<Architecture>,
+    /// Make PTX for GPU architectures too (sm_80, sm_86, sm_89, sm_90, sm_90a, sm_100, sm_120), into the artifact beside the code for
+    /// CPUs, each with a precision of its own where one is given: sm_80:f16; without --output into the folder of --dump, for one
+    #[arg(long, value_name = "SM[:P],...", value_delimiter = ',')]
+    target: Vec<Target>,
     /// What to write
     #[arg(long, value_enum, default_value_t = Emit::Kiln)]
     emit: Emit,
@@ -101,6 +101,15 @@ impl Args {
             data::writable(&self.output)?;
         }
         self.check_emit()?;
+        let of_cpu = self.machinery.checked_precision();
+        if let (Some(target), Ok(precision), true) =
+            (self.target.first(), Precision::parse(&self.machinery.precision), output && of_cpu.is_err())
+        {
+            let (name, precision) = (target.architecture.name, precision.name());
+            return Err(Error::Usage(format!(
+                "--precision is for CPUs where an artifact has code for both; for the GPU's: --target {name}:{precision}"
+            )));
+        }
         let start = Instant::now();
         if LanguageModel::is_at(&self.model) {
             return self.language_model(talk);
@@ -278,13 +287,14 @@ impl Args {
         &self,
         onnx: &Model,
         options: &Options,
-        target: Architecture,
+        target: Target,
         start: Instant,
         talk: Talk,
     ) -> Result<(), Error> {
         let mut observer = self.watching.observers(&self.machinery, talk)?;
-        let compiled =
-            gpu::compile(onnx, options, (target, Precision::parse(&self.machinery.precision)?), &mut observer)?;
+        let precision = target.precision.map_or_else(|| Precision::parse(&self.machinery.precision), Ok)?;
+        let target = target.architecture;
+        let compiled = gpu::compile(onnx, options, (target, precision), &mut observer)?;
         if let Some(folder) = &self.watching.dump {
             compiled.dump(folder)?;
         }

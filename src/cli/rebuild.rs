@@ -84,7 +84,7 @@ impl Args {
         match file.options().get(stored::OPTION) {
             None => Ok(Arc::new(compiled.to_artifact()?)),
             Some(gpus) => {
-                let targets = stored::architectures(gpus)?;
+                let targets = stored::targets(gpus)?;
                 stored::bundle(&onnx, compiled, options, &targets, &mut observer)?.into_artifact()
             }
         }

@@ -73,6 +73,10 @@ pub enum Precision {
     /// By multiply-adds of f32.
     #[default]
     F32,
+    /// By matrix instructions, each operand the sum of two of tf32; sums in f32.
+    F32Fast,
+    /// By matrix instructions, operands rounded to tf32 (11 bits), sums in f32.
+    Tf32,
     /// By matrix instructions, operands rounded to f16, sums in f32.
     F16,
     /// By matrix instructions, operands rounded to bf16, sums in f32.
@@ -85,24 +89,42 @@ impl Precision {
     /// # Errors
     /// [`Error::Unsupported`].
     pub fn parse(name: &str) -> Result<Precision, Error> {
-        match name {
-            "f32" => Ok(Precision::F32),
-            "f16" => Ok(Precision::F16),
-            "bf16" => Ok(Precision::BF16),
-            other => Err(Error::Unsupported(format!(
-                "the precision {other:?} is not supported on GPUs; there are f32, f16 and bf16"
-            ))),
+        let all = [Precision::F32, Precision::F32Fast, Precision::Tf32, Precision::F16, Precision::BF16];
+        all.into_iter().find(|p| p.name() == name).ok_or_else(|| {
+            let names = all.map(Precision::name).join(", ");
+            Error::Unsupported(format!("the precision {name:?} is not supported on GPUs; there are {names}"))
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::F32Fast => "f32-fast",
+            Precision::Tf32 => "tf32",
+            Precision::F16 => "f16",
+            Precision::BF16 => "bf16",
         }
     }
 
     /// What outputs may differ by from those of f32, relative to the largest: some roundings of operands in a row.
     pub fn tolerance(self) -> f64 {
-        crate::compare::tolerance(self.operands())
+        // The bits of tf32 are those of f16.
+        crate::compare::tolerance(if self == Precision::Tf32 { Some(DType::F16) } else { self.operands() })
+    }
+
+    /// How products whose operands stay f32 are multiplied.
+    fn floats(self) -> warp::Floats {
+        match self {
+            Precision::F32Fast => warp::Floats::Fast,
+            Precision::Tf32 => warp::Floats::Tf32,
+            Precision::F32 | Precision::F16 | Precision::BF16 => warp::Floats::Whole,
+        }
     }
 
     fn operands(self) -> Option<DType> {
         match self {
-            Precision::F32 => None,
+            Precision::F32 | Precision::F32Fast | Precision::Tf32 => None,
             Precision::F16 => Some(DType::F16),
             Precision::BF16 => Some(DType::BF16),
         }
@@ -116,6 +138,33 @@ impl std::str::FromStr for Architecture {
         let all: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
         let found = ARCHITECTURES.iter().find(|a| a.name == name).copied();
         found.ok_or_else(|| format!("no such GPU architecture; there are {}", all.join(", ")))
+    }
+}
+
+/// An architecture with the precision of its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The architecture.
+    pub architecture: Architecture,
+    /// How its products are computed, where that is said.
+    pub precision: Option<Precision>,
+}
+
+/// `sm_80`, or `sm_80:f16`.
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Target, String> {
+        let (name, precision) = text.split_once(':').map_or((text, None), |(name, p)| (name, Some(p)));
+        let precision = precision.map(Precision::parse).transpose().map_err(|e| e.to_string())?;
+        Ok(Target { architecture: name.parse()?, precision })
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.architecture.name)?;
+        self.precision.map_or(Ok(()), |precision| write!(f, ":{}", precision.name()))
     }
 }
 
@@ -148,9 +197,8 @@ pub struct Kernel {
 }
 
 /// The launches of a tile program.
-fn lowered(program: &TileProgram, dims: &Ranges, groups: bool) -> Result<Kernel, String> {
-    let options = warp::Options { groups, ..warp::Options::default() };
-    let warps = warp::lower(program, dims, &options).map_err(|e| e.to_string())?;
+fn lowered(program: &TileProgram, dims: &Ranges, options: &warp::Options) -> Result<Kernel, String> {
+    let warps = warp::lower(program, dims, options).map_err(|e| e.to_string())?;
     let modules = warps.iter().map(|w| kiln_ptx::emit(w).map_err(|e| e.to_string())).collect::<Result<_, _>>()?;
     Ok(Kernel { tile: program.clone(), warps, modules })
 }
@@ -199,18 +247,20 @@ fn compile_with(
     let graph = kiln_passes::rewrite::products_in_halves(&graph, precision.operands())
         .map_err(|error| Error::from(pipeline::PassError::Graph { pass: "in-halves", error }))?;
     observer.stage("schedule");
-    let groups = architecture.has_groups();
-    let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims, groups).map(|_| ());
+    let (groups, floats) = (architecture.has_groups(), precision.floats());
+    let lowering = warp::Options { groups, floats, ..warp::Options::default() };
+    let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims, &lowering).map(|_| ());
     let multiprocessors = architecture.multiprocessors.into();
-    let machine = Machine::gpu(Gpu { multiprocessors, operands: precision.operands(), groups });
+    let machine = Machine::gpu(Gpu { multiprocessors, operands: precision.operands(), floats, groups });
     let mut targets = [pipeline::Target { machine, lowers: &mut lowers, chosen: None }];
     let pipeline::Compiled { plan, weights, kernels, host_reasons, .. } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
     observer.stage("emit");
     let dims = plan.ranges();
     let tiles = kernels.into_iter().next().unwrap_or_default();
-    let code =
-        |k: &TileProgram| lowered(k, &dims, groups).map_err(|message| Error::Code { kernel: k.name.clone(), message });
+    let code = |k: &TileProgram| {
+        lowered(k, &dims, &lowering).map_err(|message| Error::Code { kernel: k.name.clone(), message })
+    };
     let kernels = tiles.iter().map(code).collect::<Result<Vec<_>, _>>()?;
     observer.plan(&plan)?;
     let notes = Notes::of(&graph, &plan, &host_reasons, operators);

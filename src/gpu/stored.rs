@@ -4,7 +4,7 @@
 //! called: it has a plan and notes like any other, and instead of machine code the section [`PTX`] with all launches. A program
 //! that knows no GPUs reads the first entry and sees nothing of it.
 
-use super::{Architecture, Compiled, Precision};
+use super::{Compiled, Target};
 use crate::{Bundle, Error, Observer, Options};
 use kiln_frontend::onnx::model::Model;
 use kiln_ptx::Argument;
@@ -124,26 +124,35 @@ impl Bundle {
     }
 }
 
-/// A program for CPUs with programs of the same model for GPUs, over one set of weights. Products are those of f32.
+/// A program for CPUs with programs of the same model for GPUs, each of which may have a precision of its own, over one set of weights.
 ///
 /// # Errors
-/// Those of [`super::compile`].
+/// Those of [`super::compile`]; an architecture is there twice.
 pub fn bundle(
     model: &Model,
     mut compiled: crate::Compiled,
     options: &Options,
-    targets: &[Architecture],
+    targets: &[Target],
     observer: &mut dyn Observer,
 ) -> Result<Bundle, Error> {
     let mut targets = targets.to_vec();
-    targets.sort_by_key(|target| target.name);
+    targets.sort_by_key(|target| target.architecture.name);
     targets.dedup();
-    let names: Vec<&str> = targets.iter().map(|target| target.name).collect();
+    if let Some([one, _]) = targets.array_windows().find(|[a, b]| a.architecture == b.architecture) {
+        let name = one.architecture.name;
+        return Err(Error::Usage(format!("an artifact has one program for {name}, in one precision")));
+    }
+    let names: Vec<String> = targets.iter().map(Target::to_string).collect();
     compiled.manifest.options.insert(OPTION.into(), names.join(","));
     let mut bundle = Bundle::default();
     bundle.add("", compiled);
     for target in targets {
-        bundle.add_gpu(super::compile(model, options, (target, Precision::F32), observer)?)?;
+        bundle.add_gpu(super::compile(
+            model,
+            options,
+            (target.architecture, target.precision.unwrap_or_default()),
+            observer,
+        )?)?;
     }
     Ok(bundle)
 }
@@ -169,7 +178,7 @@ pub fn launches(artifact: &Artifact) -> Result<Vec<(String, Launches)>, Error> {
 ///
 /// # Errors
 /// [`Error::Data`] for one that this build does not know.
-pub fn architectures(option: &str) -> Result<Vec<Architecture>, Error> {
+pub fn targets(option: &str) -> Result<Vec<Target>, Error> {
     option
         .split(',')
         .map(|name| name.parse().map_err(|e: String| Error::data("the artifact's option gpu", e)))

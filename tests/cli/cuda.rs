@@ -56,6 +56,26 @@ fn models_run_through_the_driver() {
         assert!(done.err.contains(&format!("the program for {entry}")), "{}", done.err);
         assert_eq!(values(&stored), values(&gpu));
     }
+    // Programs in precisions of their own; that for one GPU alone is taken there, and nowhere else.
+    let own = place.path("own.kiln");
+    kiln!("compile", &model, "-o", &own, "--target", "sm_80:f16,sm_90a:bf16").succeeds();
+    for (how, entry) in [("capability=80", "sm_80"), ("capability=90", "sm_90a"), ("capability=100,unpinned", "sm_80")]
+    {
+        let stored = place.path("own.npz");
+        let words: [&dyn Word; 9] =
+            [&"-v", &"run", &own, &"--random", &"3", &"--target", &"cuda", &"--output", &stored];
+        let done = with(&folder, how, &words).succeeds();
+        assert!(done.err.contains(&format!("the program for {entry} on ")), "{how}: {}", done.err);
+        for ((name, want), (_, found)) in values(&gpu).iter().zip(&values(&stored)) {
+            let most = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+            let apart = want.iter().zip(found).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+            assert!(apart > 0.0 && apart <= 5e-2 * most, "{how}, {name}: {apart} of {most}");
+        }
+    }
+    kiln!("rebuild", &own, "--model", &model).succeeds();
+    kiln!("compile", &model, "-o", &own, "--target", "sm_80", "--precision", "f16").fails(2, "--target sm_80:f16");
+    kiln!("compile", &model, "-o", &own, "--target", "sm_80:f16,sm_80").fails(2, "one program for sm_80");
+    kiln!("compile", &model, "-o", &own, "--target", "sm_80:f8").fails(2, "there are f32, f32-fast, tf32, f16, bf16");
     let words: [&dyn Word; 6] = [&"run", &none, &"--random", &"3", &"--target", &"cuda"];
     with(&folder, "", &words).fails(4, "has code for no GPU");
     let report = with(&folder, "", &[&"verify", &model, &"--target", &"cuda", &"--each", &"--json"]).succeeds().json();

@@ -89,6 +89,6 @@ fn what_does_not_go_together_is_said() {
     kiln!("compile", &model, "--target", "sm_80").fails(2, "--dump");
     kiln!("compile", &model, "--target", "sm_79", "--dump", place.path("d")).fails(2, "no such GPU architecture");
     let precise = kiln!("compile", &model, "--target", "sm_80", "--dump", place.path("d"), "--precision", "f8");
-    precise.fails(4, "f32, f16 and bf16");
+    precise.fails(4, "f32, f32-fast, tf32, f16, bf16");
     kiln!("compile", &model, "-o", place.path("a.kiln"), "--precision", "f16").fails(4, "f16");
 }

@@ -38,6 +38,10 @@ impl Emitter<'_> {
                 let a = self.operand(*a);
                 self.out.line(format!("ex2.approx.ftz.f32 \t{target}, {a}"));
             }
+            Op::Tf32(a) => {
+                let a = self.operand(*a);
+                self.out.line(format!("cvt.rna.tf32.f32 \t{target}, {a}"));
+            }
             Op::Binary(op, a, b) => self.binary(&target, *op, *a, *b),
             Op::Fma(a, b, c) => {
                 let (a, b, c) = (self.operand(*a), self.operand(*b), self.operand(*c));

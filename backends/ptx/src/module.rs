@@ -8,7 +8,7 @@ use crate::{Argument, BULK_TARGET, BULK_VERSION, EmitError, Launch, Module, STAT
 use kiln_ir::DType;
 use kiln_ir::scalar::Constant;
 use kiln_ir::warp::bulk::SWIZZLED;
-use kiln_ir::warp::{Carried, For, Op, Stmt, ValueId, WarpProgram};
+use kiln_ir::warp::{Carried, Factor, For, Op, Stmt, ValueId, WarpProgram};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -240,17 +240,24 @@ impl<'a> Emitter<'a> {
                 let op = format!("ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16");
                 self.out.line(format!("{op} \t{{{targets}}}, [{place}]"));
             }
-            Op::Mma { dtype, a, b, c } => {
+            Op::Mma { factor, a, b, c } => {
                 let mut list =
                     |ids: &[ValueId]| ids.iter().map(|&id| self.register(id)).collect::<Vec<String>>().join(", ");
                 let (a, b, c) = (list(a), list(b), list(c));
                 let d: Vec<String> = ids.iter().map(|&id| self.target(id)).collect();
-                let op = format!("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32");
+                let (left, right) = match factor {
+                    Factor::F16 | Factor::BF16 | Factor::TF32 => (factor.name(), factor.name()),
+                    Factor::U8S8 => ("u8", "s8"),
+                    Factor::S8U8 => ("s8", "u8"),
+                };
+                let (depth, sum) = (factor.depth(), if factor.sum() == DType::I32 { "s32" } else { "f32" });
+                let op = format!("mma.sync.aligned.m16n8k{depth}.row.col.{sum}.{left}.{right}.{sum}");
                 self.out.line(format!("{op} \t{{{}}}, {{{a}}}, {{{b}}}, {{{c}}}", d.join(", ")));
             }
             Op::GroupMma(product) => self.group_product(ids, product)?,
             Op::Unary(..)
             | Op::Exp2(_)
+            | Op::Tf32(_)
             | Op::Binary(..)
             | Op::Fma(..)
             | Op::Select(..)

@@ -32,9 +32,11 @@
 //! ```
 //!
 //! The other operations: `add(%1, %2)`, `neg(%1)`, `exp2(%1)`, `fma(%1, %2, %3)`, `select(%1, %2, %3)`,
-//! `to_i64(%1)`, `bits_u32(%1)`, `pack_f16(%1, %2)`, `matrix_transposed s1[%0]`.
+//! `to_i64(%1)`, `bits_u32(%1)`, `pack_f16(%1, %2)`, `tf32(%1)`, `matrix_transposed s1[%0]`; and `mma_bf16` for the other
+//! [`Factor`]s.
 
 pub mod bulk;
+mod factor;
 mod interp;
 mod parse;
 mod print;
@@ -43,6 +45,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use factor::Factor;
 pub use interp::{Counts, Fault, Outcome, RunError, run};
 pub use verify::VerifyError;
 
@@ -259,25 +262,29 @@ pub enum Op {
     /// The value that the lane holds whose number differs from this one's in exactly the bits of the mask (1..32);
     /// of a type of 4 or 8 bytes.
     Shuffle(ValueId, u32),
-    /// Loads 1, 2 or 4 matrices of 8 by 8 elements of 2 bytes from a shared buffer. Lanes `8*j..8*j+8` give
-    /// the addresses of the rows of matrix `j`, each a multiple of 16 bytes; value `j` of lane `l`, a u32, holds
-    /// elements `[l / 4][2 * (l % 4)]` and the next of matrix `j`, or of its transpose.
+    /// Loads 1, 2 or 4 matrices of 8 rows of 16 bytes from a shared buffer of elements of 2 or 4 bytes. Lanes `8*j..8*j+8`
+    /// give the addresses of the rows of matrix `j`, each a multiple of 16 bytes; value `j` of lane `l`, a u32, holds
+    /// elements `[l / 4][2 * (l % 4)]` and the next of matrix `j`, or of its transpose; of 4 bytes element
+    /// `[l / 4][l % 4]`, and there is no transpose.
     Matrix {
         /// First element of the lane's row.
         address: Address,
         /// Whether the matrices are transposed.
         transposed: bool,
     },
-    /// `a[16,16] · b[16,8] + c[16,8]` in f32, `a` and `b` of the given type (f16 or bf16) packed in pairs as u32, in
-    /// the register layout of PTX `mma.m16n8k16`. Products are exact; how the sum is rounded is up to the target.
+    /// The f32 rounded to 11 bits, the farther one of two, as the u32 that matrix instructions take.
+    Tf32(ValueId),
+    /// `a[16,k] · b[k,8] + c[16,8]` with `k` of [`Factor::depth`], `a` and `b` in u32, in the register layout of PTX
+    /// `mma.m16n8k16` and its like. Products are exact; how a sum of floats is rounded is up to the target, and sums of
+    /// integers wrap.
     Mma {
-        /// f16 or bf16.
-        dtype: DType,
+        /// What `a` and `b` hold.
+        factor: Factor,
         /// Left side, 4 u32.
         a: [ValueId; 4],
         /// Right side, 2 u32.
         b: [ValueId; 2],
-        /// Addend, 4 f32.
+        /// Addend, 4 of [`Factor::sum`].
         c: [ValueId; 4],
     },
     /// A product of groups of four warps, which is under way until it is waited for.
@@ -294,7 +301,7 @@ impl Op {
                 condition.iter().for_each(|(c, _)| f(*c));
             }
             Op::Matrix { address, .. } => address.index.into_iter().for_each(f),
-            Op::Unary(_, a) | Op::Exp2(a) | Op::Cast(_, a) | Op::Bitcast(_, a) | Op::Shuffle(a, _) => {
+            Op::Unary(_, a) | Op::Exp2(a) | Op::Tf32(a) | Op::Cast(_, a) | Op::Bitcast(_, a) | Op::Shuffle(a, _) => {
                 f(*a);
             }
             Op::Binary(_, a, b) | Op::Pack(_, a, b) => [*a, *b].into_iter().for_each(f),

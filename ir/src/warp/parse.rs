@@ -4,7 +4,7 @@
 
 mod bulk;
 
-use super::{Address, Buffer, Carried, For, Op, Place, Shared, Stmt, ValueId, WarpProgram};
+use super::{Address, Buffer, Carried, Factor, For, Op, Place, Shared, Stmt, ValueId, WarpProgram};
 use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
 use crate::id::{Arena, Id};
@@ -278,6 +278,7 @@ impl Parser<'_> {
                 Op::Load(address, Some((condition, Constant::parse(&mut self.lexer)?)))
             }
             "exp2" => Op::Exp2(self.operands::<1>()?[0]),
+            "tf32" => Op::Tf32(self.operands::<1>()?[0]),
             "fma" => {
                 let [a, b, c] = self.operands()?;
                 Op::Fma(a, b, c)
@@ -313,9 +314,9 @@ impl Parser<'_> {
                     Op::Pack(to, a, b)
                 } else if let Some(dtype) = named("group_mma_") {
                     Op::GroupMma(self.group_product(dtype)?)
-                } else if let Some(dtype) = named("mma_") {
+                } else if let Some(factor) = word.strip_prefix("mma_").and_then(Factor::from_name) {
                     let [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3] = self.operands()?;
-                    Op::Mma { dtype, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] }
+                    Op::Mma { factor, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] }
                 } else {
                     return Err(error);
                 }

@@ -33,6 +33,7 @@ impl Display for Op {
             Op::Load(address, Some((condition, other))) => write!(f, "load {address} if {condition} else {other}"),
             Op::Unary(op, a) => write!(f, "{}({a})", op.name()),
             Op::Exp2(a) => write!(f, "exp2({a})"),
+            Op::Tf32(a) => write!(f, "tf32({a})"),
             Op::Binary(op, a, b) => write!(f, "{}({a}, {b})", op.name()),
             Op::Fma(a, b, c) => write!(f, "fma({a}, {b}, {c})"),
             Op::Select(a, b, c) => write!(f, "select({a}, {b}, {c})"),
@@ -42,7 +43,9 @@ impl Display for Op {
             Op::Shuffle(a, mask) => write!(f, "shuffle({a}, {mask})"),
             Op::Matrix { address, transposed: false } => write!(f, "matrix {address}"),
             Op::Matrix { address, transposed: true } => write!(f, "matrix_transposed {address}"),
-            Op::Mma { dtype, a, b, c } => write!(f, "mma_{dtype}({}, {}, {})", Commas(a), Commas(b), Commas(c)),
+            Op::Mma { factor, a, b, c } => {
+                write!(f, "mma_{}({}, {}, {})", factor.name(), Commas(a), Commas(b), Commas(c))
+            }
             Op::GroupMma(product) => product.fmt(f),
         }
     }

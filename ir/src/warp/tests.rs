@@ -139,7 +139,7 @@ warp @k(b0 x: f32[n], b1 x: f64[4] written, dims()) grid(1) threads 33 shared(s0
   %8: f16 = to_f16(%0)
   %9: f32 = shuffle(%8, 32)
   %10: u32, %11: u32, %12: u32 = matrix b0[0]
-  %13: f32 = mma_f32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10)
+  %13: f32 = mma_tf32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10)
   %14: f16 = add(%8, %8)
   %15: f16 = bits_f16(%2)
   %16: bool = lt(%2, %2)
@@ -176,12 +176,10 @@ warp @k(b0 x: f32[n], b1 x: f64[4] written, dims()) grid(1) threads 33 shared(s0
         "%9: f32 = shuffle(%8, 32) | %8 is not of 4 or 8 bytes",
         "%9: f32 = shuffle(%8, 32) | lane mask 32; wants 1 to 31",
         "%9: f32 = shuffle(%8, 32) | a result is f16, declared as f32",
-        "%10: u32, %11: u32, %12: u32 = matrix b0[0] | an access of 8 elements of f32",
         "%10: u32, %11: u32, %12: u32 = matrix b0[0] | matrices are loaded from shared buffers",
-        "%13: f32 = mma_f32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | %2 is f32, wants u32",
-        "%13: f32 = mma_f32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | %10 is u32, wants f32",
-        "%13: f32 = mma_f32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | no matrix product of f32",
-        "%13: f32 = mma_f32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | 1 results, wants 4",
+        "%13: f32 = mma_tf32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | %2 is f32, wants u32",
+        "%13: f32 = mma_tf32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | %10 is u32, wants f32",
+        "%13: f32 = mma_tf32(%10, %10, %10, %10, %2, %10, %2, %2, %2, %10) | 1 results, wants 4",
         "%14: f16 = add(%8, %8) | `add` is not defined on f16",
         "%15: f16 = bits_f16(%2) | the bits of f32 are no f16",
         "%17: f32 = select(%16, %2, %8) | %8 is f16, wants f32",

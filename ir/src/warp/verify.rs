@@ -216,7 +216,7 @@ impl Verifier<'_> {
                     Op::Thread | Op::Load(..) | Op::Shuffle(..) | Op::Matrix { .. } | Op::Mma { .. } => false,
                     Op::GroupMma(_) => false,
                     Op::Const(_) | Op::Block | Op::Dim(_) => true,
-                    Op::Unary(..) | Op::Exp2(_) | Op::Binary(..) | Op::Fma(..) => true,
+                    Op::Unary(..) | Op::Exp2(_) | Op::Tf32(_) | Op::Binary(..) | Op::Fma(..) => true,
                     Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) | Op::Pack(..) => true,
                 };
                 op.for_each_operand(|v| uniform &= self.is_uniform(v));
@@ -373,6 +373,10 @@ impl Verifier<'_> {
                 self.want(stmt, *a, DType::F32);
                 Some(DType::F32)
             }
+            Op::Tf32(a) => {
+                self.want(stmt, *a, DType::F32);
+                Some(DType::U32)
+            }
             Op::Binary(op, a, b) => {
                 let ty = self.used(stmt, *a);
                 match ty {
@@ -431,13 +435,14 @@ impl Verifier<'_> {
                 }
                 ty
             }
-            Op::Matrix { address, .. } => {
-                self.access(stmt, address, 8, None, None);
+            Op::Matrix { address, transposed } => {
+                let size = self.place(address.place).map_or(2, |ty| ty.size());
+                self.access(stmt, address, 16 / size.max(1), None, None);
                 let Place::Shared(_) = address.place else {
                     return self.report(Some(stmt), "matrices are loaded from shared buffers");
                 };
-                if self.place(address.place).is_some_and(|ty| ty.size() != 2) {
-                    self.report(Some(stmt), "matrices have elements of 2 bytes");
+                if size != 2 && (size != 4 || *transposed) {
+                    self.report(Some(stmt), "matrices have elements of 2 bytes, or of 4 that are not transposed");
                 }
                 if !matches!(results.len(), 1 | 2 | 4) {
                     self.report(Some(stmt), format!("{} matrices; wants 1, 2 or 4", results.len()));
@@ -445,14 +450,11 @@ impl Verifier<'_> {
                 wants = results.len();
                 Some(DType::U32)
             }
-            Op::Mma { dtype, a, b, c } => {
+            Op::Mma { factor, a, b, c } => {
                 a.iter().chain(b).for_each(|&v| self.want(stmt, v, DType::U32));
-                c.iter().for_each(|&v| self.want(stmt, v, DType::F32));
-                if !dtype.is_half() {
-                    self.report(Some(stmt), format!("no matrix product of {dtype}"));
-                }
+                c.iter().for_each(|&v| self.want(stmt, v, factor.sum()));
                 wants = 4;
-                Some(DType::F32)
+                Some(factor.sum())
             }
             Op::GroupMma(product) => {
                 wants = self.group_product(stmt, product);

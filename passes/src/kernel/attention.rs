@@ -11,6 +11,8 @@ use super::emit::{Emitter, Place};
 use super::flat::{Axis, FlatNest};
 use super::forms::{is_identity, is_product_sum};
 use super::gpu::{ACROSS, Operands, across, below, by_memory, down, number, operands, product, symbols, unravel};
+use super::schedule::Gpu;
+use crate::warp::Floats;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
@@ -192,7 +194,7 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    fn of(a: &Attention<'_>, halves: bool) -> Option<Tiles> {
+    fn of(a: &Attention<'_>, gpu: &Gpu) -> Option<Tiles> {
         let size = |extent: i64, most: i64| (extent as u64).next_power_of_two().clamp(16, most as u64) as i64;
         let extent = |axes: &[Axis]| product(axes).as_const();
         let (depth, columns) = (extent(&a.scores.folds)?, extent(&a.operands.columns)?);
@@ -200,6 +202,7 @@ impl Tiles {
         if depth > MOST_DEPTH || columns > MOST_DEPTH || keys < 1 {
             return None;
         }
+        let halves = gpu.operands.is_some();
         let most = if halves { ROWS } else { ROWS_OF_F32 };
         let mut tiles = Tiles {
             rows: size(rows, most),
@@ -207,6 +210,11 @@ impl Tiles {
             depth: size(depth, MOST_DEPTH),
             columns: size(columns, MOST_DEPTH),
         };
+        // A warp multiplies 16 rows by matrix instructions; its lanes hold what it stages, 32 elements each at most.
+        let held = |t: &Tiles| t.keys * t.depth.max(t.columns) > t.rows * (32 / 16) * 32;
+        while rows >= FEW_ROWS && gpu.floats != Floats::Whole && tiles.keys > 16 && held(&tiles) {
+            tiles.keys /= 2;
+        }
         while rows >= FEW_ROWS && !halves && tiles.shared() > SHARED {
             let wider = tiles.keys > tiles.rows;
             *(if wider { &mut tiles.keys } else { &mut tiles.rows }) /= 2;
@@ -231,7 +239,7 @@ impl Builder<'_> {
     pub(super) fn gpu_attention(&mut self, flats: &[FlatNest]) -> Option<()> {
         let a = Attention::of(flats)?;
         let rounded = self.machine.gpu.and_then(|g| g.operands);
-        let t = Tiles::of(&a, rounded.is_some())?;
+        let t = Tiles::of(&a, &self.machine.gpu?)?;
         let rows = by_memory(&a.operands.rows, &[&a.out.store]);
         let row_count = product(&rows);
         if row_count.as_const()? < FEW_ROWS {

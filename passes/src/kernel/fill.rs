@@ -56,6 +56,17 @@ pub(super) fn narrow(gpu: &Gpu, (batch, width, depth): (i64, i64, i64), size: i6
     all.min_by_key(time).unwrap_or(Narrow { columns: SECTOR / size.max(1), splits: 1 })
 }
 
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Multiply-adds in every thread.
+    Fma,
+    /// Matrix instructions of halves, to which f32 in memory are rounded as they are read.
+    Halves,
+    /// Matrix instructions of f32, which are rounded in registers; so many to a product.
+    Floats(i64),
+}
+
 /// What is multiplied: products beside one another, rows, columns, and the folds around the one that tiles walk along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Work {
@@ -64,8 +75,7 @@ pub(super) struct Work {
     pub columns: i64,
     pub outer: i64,
     pub inner: i64,
-    /// Whether matrix instructions multiply.
-    pub matrix: bool,
+    pub unit: Unit,
     /// Bytes of an element of each operand.
     pub sizes: [i64; 2],
 }
@@ -90,16 +100,22 @@ impl Work {
         let blocks = self.batch * ceil(self.rows, t.rows) * ceil(self.columns, t.columns) * t.splits;
         let resident = ceil(blocks, gpu.multiprocessors);
         let steps = ceil(self.steps(t.depth), t.splits);
-        let each = if self.matrix {
-            let [left, right] = self.sizes;
-            let read = (t.rows * left + t.columns * right) * t.depth / SHARED;
-            let wait = if left.max(right) > 2 { ROUND } else { COPY };
-            wait + resident * (read + t.rows * t.columns * t.depth / PRODUCTS)
-        } else {
-            let warps = (t.rows * t.columns / 1024).max(1);
-            // Square tiles read their operands less often; for a tile of 64 by 64 this is 1.
-            let reads = (t.rows + t.columns) as f64 / (4.0 * (t.rows * t.columns) as f64).sqrt();
-            (ceil(resident * warps, 4) * t.depth * STEP) * (100.0 * reads) as i64 / 100
+        let [left, right] = self.sizes;
+        let read = (t.rows * left + t.columns * right) * t.depth / SHARED;
+        let products = t.rows * t.columns * t.depth;
+        let each = match self.unit {
+            Unit::Halves => {
+                let wait = if left.max(right) > 2 { ROUND } else { COPY };
+                wait + resident * (read + products / PRODUCTS)
+            }
+            // Half of the speed of halves, as data sheets have it; not timed.
+            Unit::Floats(n) => COPY + resident * (read + 2 * n * products / PRODUCTS),
+            Unit::Fma => {
+                let warps = (t.rows * t.columns / 1024).max(1);
+                // Square tiles read their operands less often; for a tile of 64 by 64 this is 1.
+                let reads = (t.rows + t.columns) as f64 / (4.0 * (t.rows * t.columns) as f64).sqrt();
+                (ceil(resident * warps, 4) * t.depth * STEP) * (100.0 * reads) as i64 / 100
+            }
         };
         let sums = t.splits * self.batch * self.rows * self.columns * 8;
         steps * each + if t.splits > 1 { JOIN + sums / JOINED } else { 0 }
@@ -110,7 +126,11 @@ impl Work {
         let size = |extent: i64| (extent as u64).next_power_of_two().clamp(16, 128) as i64;
         let sizes = |extent: i64| [16, 32, 64, 128].into_iter().filter(move |s| *s <= size(extent));
         let least = if self.inner <= 8 { 8 } else { 16 };
-        let deepest = if self.matrix { 64 } else { least };
+        let deepest = match self.unit {
+            Unit::Fma => least,
+            Unit::Halves => 64,
+            Unit::Floats(_) => 32,
+        };
         let depths =
             [8, 16, 32, 64].into_iter().filter(|d| (least..=deepest).contains(d) && *d < 2 * self.inner.max(8));
         let mut best = None;

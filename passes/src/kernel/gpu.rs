@@ -9,12 +9,13 @@
 //! product of two tiles for each step of the fold, which convolutions are too.
 
 use super::emit::{Place, tile_axis};
-use super::fill::{Tiles, Work};
+use super::fill::{Tiles, Unit, Work};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, is_product_sum, kept};
 use super::groups::halves;
 use super::{Builder, row_names};
 use crate::group::Group;
+use crate::warp::Floats;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
@@ -423,7 +424,12 @@ impl Builder<'_> {
             columns: n,
             outer: guess(&outer),
             inner: guess(&inner),
-            matrix: rounded.is_some(),
+            unit: match (rounded, gpu.floats) {
+                (Some(_), _) => Unit::Halves,
+                (None, Floats::Whole) => Unit::Fma,
+                (None, Floats::Tf32) => Unit::Floats(1),
+                (None, Floats::Fast) => Unit::Floats(3),
+            },
             sizes: [o.left, o.right].map(|factor| kept(&nest.body, factor).size() as i64),
         };
         let tiles = match given {

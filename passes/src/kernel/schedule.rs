@@ -5,6 +5,7 @@
 use super::cuts::panel_of;
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
+use crate::warp::Floats;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
@@ -17,6 +18,8 @@ pub struct Gpu {
     /// The type to which the operands of products of f32 are rounded, for matrix instructions (f16 or bf16); the sums stay
     /// f32. Nothing for plain multiply-adds.
     pub operands: Option<DType>,
+    /// How products whose operands stay f32 are multiplied.
+    pub floats: Floats,
     /// Whether there are products of four warps that read tiles fetched by bulk copies (sm_90a).
     pub groups: bool,
 }

@@ -9,10 +9,12 @@
 //! reduction ever moves an element to another thread. All-constant tiles and tiles of one element fit every layout and
 //! join no classes.
 
+use super::Floats;
 use super::index::{common, divisor};
 use super::memory::aligned;
 use kiln_ir::scalar::Less;
 use kiln_ir::tile::{For, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis};
+use kiln_ir::warp::Factor;
 use kiln_ir::{DType, Expr};
 use std::collections::HashMap;
 
@@ -118,12 +120,16 @@ pub(super) enum Product {
 }
 
 /// How the product is computed: by matrix instructions where they compute it with exact products, that is for two
-/// operands of f16 or of bf16 summed in f32. (f32 operands would have to be rounded to tf32.)
-fn product(a: &TileType, b: &TileType, c: &TileType) -> Product {
+/// operands of f16 or of bf16 summed in f32; and for f32, where these may be rounded.
+fn product(a: &TileType, b: &TileType, c: &TileType, floats: Floats) -> Product {
     let (m, k) = (a.shape.first().copied().unwrap_or(1), a.shape.get(1).copied().unwrap_or(1));
     let n = b.shape.get(1).copied().unwrap_or(1);
-    let halves = a.dtype.is_half() && a.dtype == b.dtype && c.dtype == DType::F32;
-    if halves && m >= 16 && n >= 8 && k.is_multiple_of(16) { Product::Mma } else { Product::Fma }
+    let fits = a.dtype.is_half() || a.dtype == DType::F32 && floats != Floats::Whole;
+    let factor = Factor::of(a.dtype).filter(|_| fits && a.dtype == b.dtype && c.dtype == DType::F32);
+    match factor {
+        Some(factor) if m >= 16 && n >= 8 && k.is_multiple_of(factor.depth()) => Product::Mma,
+        Some(_) | None => Product::Fma,
+    }
 }
 
 /// How an operand of a product lies in shared memory.
@@ -133,6 +139,8 @@ pub(super) struct Staging {
     pub along: usize,
     /// Whether lanes of a warp read several of its rows at once, so that they have to lie in different banks.
     pub swizzled: bool,
+    /// Whether lanes also read four rows of elements of 4 bytes, eight neighbours of each.
+    pub rotated: bool,
 }
 
 /// The layouts of all tiles of a part.
@@ -146,19 +154,22 @@ pub(super) struct Layouts<'a> {
     products: Vec<Option<Product>>,
     /// Of the operands of products.
     stagings: HashMap<TileId, Staging>,
+    /// How products of f32 are multiplied.
+    floats: Floats,
     /// Threads of a block, as a power of two.
     pub threads: u32,
 }
 
 impl<'a> Layouts<'a> {
     /// Chooses layouts for a block of `1 << threads` threads, or of as many as seem right.
-    pub fn choose(program: &'a TileProgram, part: &Part, threads: Option<u32>) -> Layouts<'a> {
+    pub fn choose(program: &'a TileProgram, part: &Part, (threads, floats): (Option<u32>, Floats)) -> Layouts<'a> {
         let mut layouts = Layouts {
             program,
             parent: (0..program.tiles.len()).collect(),
             bits: vec![Vec::new(); program.tiles.len()],
             products: Vec::new(),
             stagings: HashMap::new(),
+            floats,
             threads: 0,
         };
         let mut facts = vec![Facts::default(); program.tiles.len()];
@@ -264,7 +275,8 @@ impl<'a> Layouts<'a> {
             let computed = self.class(a) == class;
             for (id, along, rows) in [(a, of_a, matrix || computed), (b, of_b, matrix || of_b == DEPTH_OF_RIGHT)] {
                 let swizzled = rows || self.stagings.get(&id).is_some_and(|s| s.swizzled);
-                self.stagings.insert(id, Staging { along, swizzled });
+                let rotated = matrix && self.program.tiles[id].dtype == DType::F32;
+                self.stagings.insert(id, Staging { along, swizzled, rotated });
             }
         }
     }
@@ -356,7 +368,7 @@ impl<'a> Layouts<'a> {
                 }
                 TileOp::Dot(a, b, _) => {
                     let class = see(facts, *id);
-                    let found = product(&tiles[*a], &tiles[*b], &tiles[*id]);
+                    let found = product(&tiles[*a], &tiles[*b], &tiles[*id], self.floats);
                     // One layout serves all products of the class.
                     let mixed = facts[class].product.is_some_and(|p| p != found);
                     facts[class].product = Some(if mixed { Product::Fma } else { found });

@@ -9,6 +9,7 @@
 
 mod arith;
 mod build;
+mod fragments;
 mod index;
 mod layout;
 mod math;
@@ -43,6 +44,18 @@ pub struct LowerError {
     pub what: String,
 }
 
+/// How products of f32 are multiplied where matrix instructions could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Floats {
+    /// By multiply-adds.
+    #[default]
+    Whole,
+    /// Both factors rounded to tf32, which has 11 bits.
+    Tf32,
+    /// Each factor as the sum of two of tf32, of whose four products the smallest is left out: 22 bits.
+    Fast,
+}
+
 /// What a schedule may say about a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -55,13 +68,15 @@ pub struct Options {
     pub shared: usize,
     /// Whether the GPU has products of four warps and bulk copies (sm_90a).
     pub groups: bool,
+    /// How products of f32 are multiplied.
+    pub floats: Floats,
 }
 
 impl Default for Options {
     /// Three stages, and what every GPU from sm_80 on has for each of two blocks (sm_86 has 100 KiB, of which each
     /// block takes 1).
     fn default() -> Options {
-        Options { threads: None, stages: 3, shared: 49 << 10, groups: false }
+        Options { threads: None, stages: 3, shared: 49 << 10, groups: false, floats: Floats::Whole }
     }
 }
 
@@ -95,7 +110,7 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
                 options: Options { stages, ..options.clone() },
                 layouts: match &stream {
                     Some(stream) => stream.layouts(program, part),
-                    None => Layouts::choose(program, part, threads),
+                    None => Layouts::choose(program, part, (threads, options.floats)),
                 },
                 code: Builder::new(),
                 env: HashMap::new(),
@@ -148,7 +163,7 @@ struct Lowering<'a> {
     /// Product operands that are in shared memory already.
     staged: HashMap<TileId, product::Staged>,
     /// Fragments of left operands that loops around their products have in registers, by the first place of the fold.
-    fragments: HashMap<(TileId, i64), Vec<Vec<ValueId>>>,
+    fragments: HashMap<(TileId, i64), Vec<fragments::Fragment>>,
     /// How the part's tiles are computed.
     definitions: HashMap<TileId, &'a TileOp>,
 }

@@ -3,17 +3,18 @@
 //! Invariant: an operand lies in shared memory as in global memory, with the elements of a row (of the axis along which
 //! they are neighbours) beside one another, so that copies and reads of 16 bytes are possible; and no two lanes that
 //! access it together meet in a bank. For that the 16-byte pieces of a row change places with one another where lanes
-//! read several rows at once: piece `p` of row `r` is at `p ^ (r / rows in 128 bytes)`, cut to the pieces of a row.
+//! read several rows at once: piece `p` of row `r` is at `p ^ (r / rows in 128 bytes)`, cut to the pieces of a row. Where lanes
+//! read eight neighbouring f32 of four rows, which are two pieces each, the bits of that number are rotated by one.
 //! Without matrix instructions the sum runs by rising `k`, as in the tile program.
 
 use super::arith::register_type;
-use super::layout::{Bit, Layout, Product, each};
+use super::layout::{Layout, Product, each};
 use super::memory::{Width, groups};
 use super::{LowerError, Lowering, Tile};
 use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tile::{Stmt as TileStmt, TileId, TileOp};
-use kiln_ir::warp::{Address, Op, Place, Stmt, ValueId};
+use kiln_ir::warp::{Address, Factor, Place, Stmt, ValueId};
 use kiln_ir::{DType, Expr};
 
 /// A tile in shared memory: element `[i, j, ..]` is at `base + i * strides[0] + j * strides[1] + ..`, but for the swizzle.
@@ -36,6 +37,8 @@ pub(super) struct Swizzle {
     together: u32,
     /// The pieces of a row, up to 8, less one.
     mask: i64,
+    /// Whether the number of the row is rotated by one bit.
+    rotated: bool,
 }
 
 /// A position along an axis: what threads and loops give, and a constant.
@@ -46,6 +49,9 @@ const MOST_FRAGMENTS: usize = 64;
 
 /// Depth of a tile up to which its matrix instructions are written out.
 const MOST_DEPTH: usize = 128;
+
+/// The same where each factor is the sum of parts, which take registers, too.
+const MOST_DEPTH_IN_PARTS: usize = 32;
 
 /// The type in shared memory of elements of a type.
 pub(super) fn in_shared(dtype: DType) -> DType {
@@ -72,6 +78,7 @@ impl Lowering<'_> {
                     piece: wide.ilog2(),
                     together: (8 / pieces).max(1).ilog2(),
                     mask: pieces.min(8) as i64 - 1,
+                    rotated: staging.rotated && pieces > 2,
                 });
                 (row.saturating_mul(extents[rows]), swizzle)
             }
@@ -96,7 +103,7 @@ impl Lowering<'_> {
 
     /// The address of an element of a staged tile.
     pub(super) fn element(&mut self, staged: &Staged, at: &[Position]) -> Result<Address, LowerError> {
-        let Some(Swizzle { rows, piece, together, mask }) = staged.swizzle else {
+        let Some(Swizzle { rows, piece, together, mask, rotated }) = staged.swizzle else {
             let parts = at.iter().zip(&staged.strides);
             let e = parts.fold(staged.base.clone(), |sum, ((e, constant), stride)| {
                 sum.add(&e.add(&super::number(*constant)).scale(*stride))
@@ -110,15 +117,23 @@ impl Lowering<'_> {
         let turn = (mask + 1) << together;
         let number = self.expr(&row.add(&super::number(down.rem_euclid(turn))))?;
         let turned = self.code.with(BinaryOp::Shr, number, i64::from(together));
-        let turned = self.code.with(BinaryOp::And, turned, mask);
+        let mut turned = self.code.with(BinaryOp::And, turned, mask);
+        if rotated {
+            let up = self.code.with(BinaryOp::Shl, turned, 1);
+            let down = self.code.with(BinaryOp::Shr, turned, i64::from(mask.count_ones()) - 1);
+            let both = self.code.binary(BinaryOp::Or, up, down);
+            turned = self.code.with(BinaryOp::And, both, mask);
+        }
         let turned = self.code.with(BinaryOp::Shl, turned, i64::from(piece));
-        let column = self.expr(&column.add(&super::number(*across)))?;
+        // Whole turns of pieces along a row keep their places, too.
+        let whole = across - across.rem_euclid((mask + 1) << piece);
+        let column = self.expr(&column.add(&super::number(across - whole)))?;
         let turned = self.code.cast(self.code.ty(column), turned);
         let column = self.code.binary(BinaryOp::Xor, column, turned);
         let first = self.expr(&row.scale(staged.strides[rows]).add(&staged.base))?;
         let first = self.code.cast(self.code.ty(column), first);
         let index = self.code.add(first, column);
-        Ok(Address { place: staged.place, index: Some(index), offset: down * staged.strides[rows] })
+        Ok(Address { place: staged.place, index: Some(index), offset: down * staged.strides[rows] + whole })
     }
 
     /// Where the thread's element is along each axis, given what its register adds.
@@ -212,7 +227,7 @@ impl Lowering<'_> {
         let depth = self.program.tiles[a].shape.get(1).copied().unwrap_or(1);
         let operands = Operands { a, b, left, right, layout };
         let step = match self.layouts.product(id) {
-            Product::Mma => 16,
+            Product::Mma => self.factor(a).depth(),
             Product::Fma => {
                 let most = (16 / in_shared(self.program.tiles[a].dtype).size()).min(4);
                 (0..).map(|n| most >> n).find(|s| *s <= 1 || depth.is_multiple_of(*s)).unwrap_or(1).max(1)
@@ -226,7 +241,8 @@ impl Lowering<'_> {
             Product::Mma => lowering.matrix_multiply(&operands, k, sums),
         };
         // Matrix instructions are few enough to be written out, and then where they read is computed before the loop around.
-        if depth <= step || product == Product::Mma && depth <= MOST_DEPTH {
+        let most = if self.parts(self.factor(a)) > 1 { MOST_DEPTH_IN_PARTS } else { MOST_DEPTH };
+        if depth <= step || product == Product::Mma && depth <= most {
             let mut sums = init;
             for first in (0..depth).step_by(step) {
                 sums = add(self, &super::number(first as i64), &sums)?;
@@ -271,7 +287,7 @@ impl Lowering<'_> {
     }
 
     /// Whether an operand that gives axis `free` of the product has neighbours along the fold.
-    fn is_by_depth(&self, id: TileId, free: usize) -> bool {
+    pub(super) fn is_by_depth(&self, id: TileId, free: usize) -> bool {
         self.layouts.staging(id).is_some_and(|s| s.along != free)
     }
 
@@ -344,10 +360,14 @@ impl Lowering<'_> {
         self.staged.extend(ready.iter().copied().zip(staged));
         for (id, a, _) in products.into_iter().filter(|(_, a, _)| ready.contains(a)) {
             let (layout, depth) = (self.layouts.of(id), self.program.tiles[a].shape.get(1).copied().unwrap_or(1));
-            let few = layout.along(0) * depth / 8 <= MOST_FRAGMENTS && depth <= MOST_DEPTH;
+            let factor = self.factor(a);
+            let registers = layout.along(0) * depth / factor.depth() * 2;
+            // Factors of f32 need more registers while they are rounded.
+            let most = if factor == Factor::TF32 { MOST_FRAGMENTS / 2 } else { MOST_FRAGMENTS };
+            let few = registers <= most && depth <= MOST_DEPTH && self.parts(factor) == 1;
             let Some(left) = self.staged.get(&a).cloned().filter(|_| few) else { continue };
             if self.layouts.product(id) == Product::Mma {
-                for k in (0..depth as i64).step_by(16) {
+                for k in (0..depth as i64).step_by(factor.depth()) {
                     let fragments = self.load_fragments(a, &left, &layout, &super::number(k))?;
                     self.fragments.insert((a, k), fragments);
                 }
@@ -355,142 +375,20 @@ impl Lowering<'_> {
         }
         Ok(ready)
     }
-
-    /// The part of a position along an axis that the thread's warp gives, not its lane.
-    fn warp_position(&mut self, layout: &Layout, axis: usize) -> Expr {
-        let mut warps = layout.clone();
-        warps.axes.iter_mut().flatten().for_each(|bit| {
-            if matches!(bit, Bit::Thread(0..5)) {
-                *bit = Bit::Register;
-            }
-        });
-        self.thread_position(&warps, axis)
-    }
-
-    /// Where a lane points to within the 16 rows and 16 columns of four matrices: the first half of the lanes and the second
-    /// one go along the rows, or each half has both.
-    fn lanes(&mut self) -> Lanes {
-        let mut lane = |bits: &[Bit]| self.thread_position(&Layout { shape: vec![16], axes: vec![bits.to_vec()] }, 0);
-        let (r, t) = (Bit::Register, Bit::Thread);
-        Lanes {
-            sixteen: lane(&[t(0), t(1), t(2), t(3)]),
-            upper: lane(&[r, r, r, t(4)]),
-            alternate: lane(&[t(0), t(1), t(2), t(4)]),
-            second: lane(&[r, r, r, t(3)]),
-            eight: lane(&[t(0), t(1), t(2)]),
-        }
-    }
-
-    /// The fragments of a left operand in shared memory for 16 places of the fold: four registers for each 16 rows.
-    fn load_fragments(
-        &mut self,
-        a: TileId,
-        left: &Staged,
-        layout: &Layout,
-        k: &Expr,
-    ) -> Result<Vec<Vec<ValueId>>, LowerError> {
-        let row = self.warp_position(layout, 0);
-        let lanes = self.lanes();
-        let transposed = !self.is_by_depth(a, 0);
-        let (of_row, of_depth) =
-            if transposed { (&lanes.second, &lanes.alternate) } else { (&lanes.sixteen, &lanes.upper) };
-        let mut fragments = Vec::new();
-        for i in (0..layout.along(0)).step_by(2) {
-            let at = [(row.add(of_row), layout.offset(0, i)), (k.add(of_depth), 0)];
-            let address = self.element(left, &at)?;
-            fragments.push(self.code.several(DType::U32, 4, Op::Matrix { address, transposed }));
-        }
-        Ok(fragments)
-    }
-
-    /// The fragments of a left operand in the accumulators' registers: two neighbouring columns are a pair already, and
-    /// the two 8 columns of a fragment are neighbouring registers.
-    fn round_fragments(&mut self, o: &Operands, from: TileId, k: i64) -> Result<Vec<Vec<ValueId>>, LowerError> {
-        let dtype = self.program.tiles[o.a].dtype;
-        let first = usize::try_from(k / 4).unwrap_or(0);
-        let mut fragments = Vec::new();
-        for i in (0..o.layout.along(0)).step_by(2) {
-            let mut fragment = Vec::new();
-            for (i, n) in [(i, first), (i + 1, first), (i, first + 2), (i + 1, first + 2)] {
-                let (low, high) = (self.operand(from, &[i, n])?, self.operand(from, &[i, n + 1])?);
-                fragment.push(self.code.op(DType::U32, Op::Pack(dtype, low, high)));
-            }
-            fragments.push(fragment);
-        }
-        Ok(fragments)
-    }
-
-    /// Adds 16 products to each accumulator with `mma.m16n8k16`, from fragments that `ldmatrix` loads, two columns of
-    /// fragments at a time. Four matrices of 8 by 8 are loaded at once, each from the rows that eight lanes point to; an
-    /// operand whose rows are not those of the fragment is transposed on the way.
-    fn matrix_multiply(&mut self, o: &Operands, k: &Expr, sums: &[ValueId]) -> Result<Vec<ValueId>, LowerError> {
-        let Operands { a, b, left, right, layout } = o;
-        let dtype = self.program.tiles[*a].dtype;
-        let place = k.as_const();
-        let known = place.and_then(|k| self.fragments.get(&(*a, k)).cloned());
-        let fragments = match (known, left) {
-            (Some(fragments), _) => fragments,
-            (None, Left::Staged(left)) => self.load_fragments(*a, left, layout, k)?,
-            (None, Left::Registers(from)) => self.round_fragments(o, *from, place.unwrap_or(0))?,
-        };
-        let column = self.warp_position(layout, 1);
-        let lanes = self.lanes();
-        let transposed = !self.is_by_depth(*b, 1);
-        let mut sums = sums.to_vec();
-        let none = Expr::default();
-        let across = if layout.along(1) >= 4 { 4 } else { 2 };
-        for n in (0..layout.along(1)).step_by(across) {
-            let (of_depth, of_column) = match (transposed, across) {
-                (true, 4) => (&lanes.sixteen, &lanes.upper),
-                (true, _) => (&lanes.sixteen, &none),
-                (false, 4) => (&lanes.second, &lanes.alternate),
-                (false, _) => (&lanes.second, &lanes.eight),
-            };
-            let at = [(k.add(of_depth), 0), (column.add(of_column), layout.offset(1, n))];
-            let address = self.element(right, &at)?;
-            let op = Op::Matrix { address, transposed };
-            let b = self.code.several(DType::U32, across, op);
-            for (i, a) in fragments.iter().enumerate() {
-                let &[a0, a1, a2, a3] = a.as_slice() else { continue };
-                for (j, b) in b.chunks(2).enumerate() {
-                    let (i, n) = (2 * i, n + 2 * j);
-                    let at = [[i, n], [i, n + 1], [i + 1, n], [i + 1, n + 1]].map(|c| layout.register(&c));
-                    let (&[b0, b1], [Some(c0), Some(c1), Some(c2), Some(c3)]) = (b, at.map(|r| sums.get(r).copied()))
-                    else {
-                        continue;
-                    };
-                    let op = Op::Mma { dtype, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] };
-                    for (r, sum) in at.into_iter().zip(self.code.several(DType::F32, 4, op)) {
-                        sums[r] = sum;
-                    }
-                }
-            }
-        }
-        Ok(sums)
-    }
-}
-
-/// What lanes add to the places that they point `ldmatrix` to; see [`Lowering::lanes`].
-struct Lanes {
-    sixteen: Expr,
-    upper: Expr,
-    alternate: Expr,
-    second: Expr,
-    eight: Expr,
 }
 
 /// Where a left operand is.
-enum Left {
+pub(super) enum Left {
     Staged(Staged),
     /// In the registers of this tile of f32, which are rounded as they are read.
     Registers(TileId),
 }
 
-struct Operands {
-    a: TileId,
-    b: TileId,
-    left: Left,
-    right: Staged,
+pub(super) struct Operands {
+    pub a: TileId,
+    pub b: TileId,
+    pub left: Left,
+    pub right: Staged,
     /// Of the accumulators.
-    layout: Layout,
+    pub layout: Layout,
 }

@@ -5,6 +5,7 @@
 //! accumulators of matrix instructions, whose operands are rounded to 11 bits or fewer anyway: there by a share of
 //! `2^-24 |x|` more, for a multiply-add and one instruction each.
 
+use super::Floats;
 use super::build::Builder;
 use super::layout::Product;
 use super::{LowerError, Lowering, Tile};
@@ -41,7 +42,7 @@ impl Lowering<'_> {
     /// The exponential, where it is one below a bound.
     pub(super) fn exponential(&mut self, id: TileId) -> Option<Result<Tile, LowerError>> {
         let (x, m) = self.below_bound(id)?;
-        let rough = self.layouts.product(id) == Product::Mma;
+        let rough = self.layouts.product(id) == Product::Mma && self.options.floats != Floats::Fast;
         Some(self.map(id, [x, m], |s, [x, m]| Ok(if rough { s.code.rough_exp(x, m) } else { s.code.exp_below(x, m) })))
     }
 

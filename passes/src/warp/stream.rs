@@ -6,7 +6,7 @@
 //! under way. What a [`Stream`] is made of was seen in the tile program alone, so that schedules can ask whether there is one.
 
 use super::layout::Layouts;
-use super::{LowerError, Lowering, Tile, definitions, number};
+use super::{Floats, LowerError, Lowering, Tile, definitions, number};
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::scalar::{BinaryOp, Less};
 use kiln_ir::tile::{For, Part, Stmt as TileStmt, TileId, TileOp, TileProgram, axis};
@@ -113,7 +113,7 @@ impl<'a> Stream<'a> {
 
     /// The layouts of its tiles.
     pub(super) fn layouts<'p>(&self, program: &'p TileProgram, part: &Part) -> Layouts<'p> {
-        let mut layouts = Layouts::choose(program, part, Some(self.threads().ilog2()));
+        let mut layouts = Layouts::choose(program, part, (Some(self.threads().ilog2()), Floats::Whole));
         layouts.by_groups(self.sums);
         layouts
     }

@@ -3,16 +3,19 @@
 //!
 //! Invariant: it keeps the driver's rules as far as the launcher could break them: nothing works before `cuInit` and without
 //! a current context, memory is what was allocated and not freed, what is captured does not run until its graph is launched,
-//! and after an access outside of memory every call fails. Work is done at once; that it is asynchronous is not seen here.
+//! and after an access outside of memory every call fails. Work on the stream is put off until something waits for it, as late as a
+//! device could be: pinned memory is read and written only then, and what a copy will write is overwritten when it is asked for, so
+//! that who does not wait reads rubbish. Ordinary memory is copied before the call returns, as the driver does. There is one stream.
 //!
 //! Link or copy the library to `libcuda.so` in a folder of its own and set `LD_LIBRARY_PATH` to the folder.
 //! `KILN_STAND_IN` makes it a worse device, by words with commas between them: `version=10020` (an old driver),
-//! `devices=0`, `capability=75`, `memory=65536` (bytes), `checks` (look for races as well), `refuse` (no PTX is new enough).
+//! `devices=0`, `capability=75`, `memory=65536` (bytes), `checks` (look for races as well), `refuse` (no PTX is new enough),
+//! `unpinned` (no pinned memory), `counts` (say at the end how many bytes were copied).
 
 mod state;
 
 use kiln_ptx::emulate::{Swizzle, TensorMap};
-use state::{Node, STATE, State, Status};
+use state::{Counts, HostMemory, Node, Pinned, STATE, State, Status};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::PoisonError;
 
@@ -33,6 +36,7 @@ const NOT_FOUND: Status = 500;
 const ILLEGAL_ADDRESS: Status = 700;
 const LAUNCH_FAILED: Status = 719;
 const CAPTURE_UNSUPPORTED: Status = 900;
+const NOT_READY: Status = 600;
 
 /// Runs a call on the one state, unless an earlier one has failed for good.
 fn call(f: impl FnOnce(&mut State) -> Result<(), Status>) -> Status {
@@ -142,7 +146,13 @@ driver! {
         call(|_| unsafe { give(context, handle(CONTEXT)) })
     }
     fn cuDevicePrimaryCtxRelease_v2(_device: c_int) {
-        call(|_| Ok(()))
+        call(|state| {
+            if state.worse("counts").is_some() {
+                let Counts { to_device, from_device, within, launches } = state.counts;
+                eprintln!("stand-in: {to_device} bytes to the device, {from_device} from it, {within} on it; {launches} launches");
+            }
+            state.drain()
+        })
     }
     fn cuCtxGetCurrent(context: *mut *mut c_void) {
         call(|state| {
@@ -174,23 +184,33 @@ driver! {
         within(|state| unsafe { give(address, state.allocate(bytes)?) })
     }
     fn cuMemFree_v2(address: u64) {
-        within(|state| state.release(address))
+        within(|state| {
+            state.drain()?;
+            state.release(address)
+        })
     }
     fn cuMemFreeAsync(address: u64, _stream: *mut c_void) {
-        within(|state| state.release(address))
+        within(|state| {
+            state.drain()?;
+            state.release(address)
+        })
     }
     fn cuMemHostAlloc(memory: *mut *mut c_void, bytes: usize, _flags: c_uint) {
         within(|state| {
-            let mut pinned = vec![0xa5u8; bytes].into_boxed_slice();
+            if state.worse("unpinned").is_some() {
+                return Err(OUT_OF_MEMORY);
+            }
+            let pinned = Pinned::new(bytes);
             // SAFETY: as the caller promises; the bytes stay where they are until they are freed.
-            unsafe { give(memory, pinned.as_mut_ptr().cast()) }?;
+            unsafe { give(memory, pinned.address().cast()) }?;
             state.pinned.push(pinned);
             Ok(())
         })
     }
     fn cuMemFreeHost(memory: *mut c_void) {
         within(|state| {
-            let held = state.pinned.iter().position(|p| p.as_ptr().cast() == memory.cast_const());
+            state.drain()?;
+            let held = state.pinned.iter().position(|p| p.address() == memory.cast());
             state.pinned.swap_remove(held.ok_or(INVALID_VALUE)?);
             Ok(())
         })
@@ -200,10 +220,14 @@ driver! {
             if state.capturing.is_some() {
                 return Err(CAPTURE_UNSUPPORTED);
             }
-            let target = state.bytes(to, bytes)?;
-            // SAFETY: the caller says that it has so many bytes, and the target was looked up with that length.
-            unsafe { std::ptr::copy_nonoverlapping(from.cast(), target.as_mut_ptr(), bytes) };
-            Ok(())
+            state.bytes(to, bytes)?;
+            let host = HostMemory(from.cast_mut().cast());
+            if state.is_pinned(host, bytes) {
+                return state.submit(Node::Upload { to, from: host, bytes });
+            }
+            // SAFETY: the caller says that it has so many bytes.
+            let contents = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) }.to_vec();
+            state.submit(Node::Write { to, contents })
         })
     }
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, _stream: *mut c_void) {
@@ -211,10 +235,15 @@ driver! {
             if state.capturing.is_some() {
                 return Err(CAPTURE_UNSUPPORTED);
             }
-            let source = state.bytes(from, bytes)?;
-            // SAFETY: the caller says that it has room for so many bytes, and the source was looked up with that length.
-            unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), to.cast(), bytes) };
-            Ok(())
+            state.bytes(from, bytes)?;
+            let host = HostMemory(to.cast());
+            let pinned = state.is_pinned(host, bytes);
+            if pinned {
+                // SAFETY: the caller says that it has room for so many bytes.
+                unsafe { std::ptr::write_bytes(to.cast::<u8>(), 0xa5, bytes) };
+            }
+            state.submit(Node::Download { to: host, from, bytes })?;
+            if pinned { Ok(()) } else { state.drain() }
         })
     }
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: *mut c_void) {
@@ -235,7 +264,10 @@ driver! {
         })
     }
     fn cuModuleUnload(module: *mut c_void) {
-        within(|state| state.unload(number(module)?))
+        within(|state| {
+            state.drain()?;
+            state.unload(number(module)?)
+        })
     }
     fn cuModuleGetFunction(function: *mut *mut c_void, module: *mut c_void, name: *const c_char) {
         within(|state| {
@@ -325,7 +357,7 @@ driver! {
         within(|_| Ok(()))
     }
     fn cuStreamSynchronize(_stream: *mut c_void) {
-        within(|state| if state.capturing.is_some() { Err(CAPTURE_UNSUPPORTED) } else { Ok(()) })
+        within(|state| if state.capturing.is_some() { Err(CAPTURE_UNSUPPORTED) } else { state.drain() })
     }
     fn cuStreamBeginCapture_v2(_stream: *mut c_void, _mode: c_int) {
         within(|state| {
@@ -363,23 +395,25 @@ driver! {
     }
     fn cuEventCreate(event: *mut *mut c_void, _flags: c_uint) {
         within(|state| {
-            state.events.push(std::time::Instant::now());
+            state.events.push(None);
             // SAFETY: as the caller promises.
             unsafe { give(event, handle(state.events.len() - 1)) }
         })
     }
     fn cuEventRecord(event: *mut c_void, _stream: *mut c_void) {
         within(|state| {
-            *state.events.get_mut(number(event)?).ok_or(INVALID_HANDLE)? = std::time::Instant::now();
-            Ok(())
+            let event = number(event)?;
+            // What was recorded before does not count any more.
+            *state.events.get_mut(event).ok_or(INVALID_HANDLE)? = None;
+            state.submit(Node::Record { event })
         })
     }
-    fn cuEventSynchronize(_event: *mut c_void) {
-        within(|_| Ok(()))
+    fn cuEventSynchronize(event: *mut c_void) {
+        within(|state| state.drain_to(number(event)?))
     }
     fn cuEventElapsedTime(milliseconds: *mut f32, start: *mut c_void, end: *mut c_void) {
         within(|state| {
-            let at = |event| state.events.get(number(event)?).copied().ok_or(INVALID_HANDLE);
+            let at = |event| state.events.get(number(event)?).ok_or(INVALID_HANDLE)?.ok_or(NOT_READY);
             let time = at(end)?.saturating_duration_since(at(start)?);
             // SAFETY: as the caller promises.
             unsafe { give(milliseconds, time.as_secs_f32() * 1e3) }
@@ -395,5 +429,48 @@ driver! {
     fn cuGetErrorString(_status: Status, text: *mut *const c_char) {
         // SAFETY: as the caller promises.
         unsafe { give(text, c"an error of the stand-in".as_ptr()) }.err().unwrap_or(OK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a caller sees before it has waited, and after.
+    #[test]
+    fn work_is_done_when_something_waits_for_it() {
+        let (mut memory, mut pinned, mut event) = (0u64, std::ptr::null_mut(), std::ptr::null_mut());
+        let none = std::ptr::null_mut();
+        // SAFETY: all pointers are to values here, and lengths are those of what they point to.
+        unsafe {
+            assert_eq!(cuInit(0), OK);
+            assert_eq!(cuCtxSetCurrent(handle(CONTEXT)), OK);
+            assert_eq!(cuMemAlloc_v2(&mut memory, 8), OK);
+            assert_eq!(cuMemHostAlloc(&mut pinned, 8, 0), OK);
+            let bytes = pinned.cast::<[u8; 4]>();
+            bytes.write([1, 2, 3, 4]);
+            assert_eq!(cuMemcpyHtoDAsync_v2(memory, pinned, 4, none), OK);
+            // Who writes to what a copy under way reads has it copied.
+            bytes.write([5, 6, 7, 8]);
+            assert_eq!(cuEventCreate(&mut event, 0), OK);
+            assert_eq!(cuEventRecord(event, none), OK);
+            let mut time = 0f32;
+            assert_eq!(cuEventElapsedTime(&mut time, event, event), NOT_READY);
+            assert_eq!(cuMemcpyDtoHAsync_v2(bytes.add(1).cast(), memory, 4, none), OK);
+            assert_eq!(*bytes.add(1), [0xa5; 4]);
+            assert_eq!(cuEventSynchronize(event), OK);
+            assert_eq!(cuEventElapsedTime(&mut time, event, event), OK);
+            assert_eq!(*bytes.add(1), [0xa5; 4], "the copy comes after the event");
+            assert_eq!(cuStreamSynchronize(none), OK);
+            assert_eq!(*bytes.add(1), [5, 6, 7, 8]);
+            // Ordinary memory is read before the call returns, and written before it does.
+            let (mut ordinary, mut back) = ([9u8; 4], [0u8; 4]);
+            assert_eq!(cuMemcpyHtoDAsync_v2(memory, ordinary.as_ptr().cast(), 4, none), OK);
+            ordinary.fill(0);
+            assert_eq!(cuMemcpyDtoHAsync_v2(back.as_mut_ptr().cast(), memory, 4, none), OK);
+            assert_eq!((ordinary, back), ([0; 4], [9; 4]));
+            assert_eq!(cuMemFreeHost(pinned), OK);
+            assert_eq!(cuMemFree_v2(memory), OK);
+        }
     }
 }

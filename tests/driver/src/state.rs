@@ -7,18 +7,93 @@ use super::{
     UNSUPPORTED_PTX_VERSION,
 };
 use kiln_ptx::emulate::{self, Argument, Buffer, Launch, Module, Options};
+use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
 /// A `CUresult`.
 pub type Status = u32;
 
+/// Memory of the host that a caller named.
+#[derive(Clone, Copy)]
+pub struct HostMemory(pub *mut u8);
+
+// SAFETY: it is followed under the state's lock alone, as the driver would, on whatever thread.
+unsafe impl Send for HostMemory {}
+
+/// Memory of the host that was allocated here, and is freed with this.
+pub struct Pinned {
+    memory: HostMemory,
+    bytes: usize,
+}
+
+impl Pinned {
+    /// Filled with what nobody has written.
+    pub fn new(bytes: usize) -> Pinned {
+        let memory = Box::into_raw(vec![0xa5u8; bytes].into_boxed_slice());
+        Pinned { memory: HostMemory(memory.cast()), bytes }
+    }
+
+    pub fn address(&self) -> *mut u8 {
+        self.memory.0
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: the memory is that of a boxed slice of this length, and the queue was drained before.
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.memory.0, self.bytes)) });
+    }
+}
+
+/// What was copied and started.
+#[derive(Clone, Copy, Default)]
+pub struct Counts {
+    pub to_device: usize,
+    pub from_device: usize,
+    pub within: usize,
+    pub launches: usize,
+}
+
 /// Something that is done in order on the one stream.
 #[derive(Clone)]
 pub enum Node {
-    Launch { function: usize, grid: [u32; 3], block: [u32; 3], shared: usize, arguments: Vec<Vec<u8>> },
-    Copy { to: u64, from: u64, bytes: usize },
-    Set { to: u64, value: u8, bytes: usize },
+    /// From pinned memory, which is read when it is done.
+    Upload {
+        to: u64,
+        from: HostMemory,
+        bytes: usize,
+    },
+    /// What ordinary memory held.
+    Write {
+        to: u64,
+        contents: Vec<u8>,
+    },
+    Download {
+        to: HostMemory,
+        from: u64,
+        bytes: usize,
+    },
+    Record {
+        event: usize,
+    },
+    Launch {
+        function: usize,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: usize,
+        arguments: Vec<Vec<u8>>,
+    },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    Set {
+        to: u64,
+        value: u8,
+        bytes: usize,
+    },
 }
 
 struct Function {
@@ -36,9 +111,12 @@ pub struct State {
     pub broken: Option<Status>,
     pub capturing: Option<Vec<Node>>,
     pub graphs: Vec<Option<Vec<Node>>>,
-    pub events: Vec<Instant>,
-    /// Memory of the host that was allocated here.
-    pub pinned: Vec<Box<[u8]>>,
+    /// When each was reached, once it was.
+    pub events: Vec<Option<Instant>>,
+    pub pinned: Vec<Pinned>,
+    pub counts: Counts,
+    /// What was begun and waits to be done.
+    queue: VecDeque<Node>,
     /// The n-th allocation is the interpreter's n-th buffer; one that was freed is empty.
     memory: Vec<Buffer>,
     modules: Vec<Option<Arc<Module>>>,
@@ -55,6 +133,8 @@ pub static STATE: LazyLock<Mutex<State>> = LazyLock::new(|| {
         graphs: Vec::new(),
         events: Vec::new(),
         pinned: Vec::new(),
+        counts: Counts::default(),
+        queue: VecDeque::new(),
         memory: Vec::new(),
         modules: Vec::new(),
         functions: Vec::new(),
@@ -153,14 +233,67 @@ impl State {
         self.graphs.get_mut(graph).and_then(Option::take).map(|_| ()).ok_or(INVALID_HANDLE)
     }
 
-    /// Does something, or notes it where a graph is captured.
-    pub fn submit(&mut self, node: Node) -> Result<(), Status> {
-        if let Some(nodes) = &mut self.capturing {
-            nodes.push(node);
-            return Ok(());
+    /// Whether memory of the host was allocated here.
+    pub fn is_pinned(&self, memory: HostMemory, bytes: usize) -> bool {
+        let (first, end) = (memory.0.addr(), memory.0.addr().saturating_add(bytes));
+        self.pinned.iter().any(|p| p.address().addr() <= first && end <= p.address().addr() + p.bytes)
+    }
+
+    /// Does everything that was begun.
+    pub fn drain(&mut self) -> Result<(), Status> {
+        while let Some(node) = self.queue.pop_front() {
+            self.execute(node)?;
         }
+        Ok(())
+    }
+
+    /// Does everything up to the last record of an event.
+    pub fn drain_to(&mut self, event: usize) -> Result<(), Status> {
+        let of = |node: &Node| matches!(node, Node::Record { event: e } if *e == event);
+        let count = self.queue.iter().rposition(of).map_or(0, |n| n + 1);
+        for _ in 0..count {
+            let Some(node) = self.queue.pop_front() else { break };
+            self.execute(node)?;
+        }
+        Ok(())
+    }
+
+    /// Puts something off, or notes it where a graph is captured.
+    pub fn submit(&mut self, node: Node) -> Result<(), Status> {
+        match &mut self.capturing {
+            Some(nodes) => nodes.push(node),
+            None => self.queue.push_back(node),
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, node: Node) -> Result<(), Status> {
         match node {
+            Node::Upload { to, from, bytes } => {
+                self.counts.to_device += bytes;
+                let target = self.bytes(to, bytes)?.as_mut_ptr();
+                // SAFETY: the memory was pinned and was not freed since, which drains the queue; the target has this length.
+                unsafe { std::ptr::copy_nonoverlapping(from.0.cast_const(), target, bytes) };
+                Ok(())
+            }
+            Node::Write { to, contents } => {
+                self.counts.to_device += contents.len();
+                self.bytes(to, contents.len())?.copy_from_slice(&contents);
+                Ok(())
+            }
+            Node::Download { to, from, bytes } => {
+                self.counts.from_device += bytes;
+                let source = self.bytes(from, bytes)?.as_ptr();
+                // SAFETY: pinned memory was not freed since, and for other memory the caller is still waiting.
+                unsafe { std::ptr::copy_nonoverlapping(source, to.0, bytes) };
+                Ok(())
+            }
+            Node::Record { event } => {
+                *self.events.get_mut(event).ok_or(INVALID_HANDLE)? = Some(Instant::now());
+                Ok(())
+            }
             Node::Copy { to, from, bytes } => {
+                self.counts.within += bytes;
                 let source = self.bytes(from, bytes)?.to_vec();
                 self.bytes(to, bytes)?.copy_from_slice(&source);
                 Ok(())
@@ -170,6 +303,7 @@ impl State {
                 Ok(())
             }
             Node::Launch { function, grid, block, shared, arguments } => {
+                self.counts.launches += 1;
                 let (function, module) = self.code(function)?;
                 let kernel = module.kernel(&function.name).ok_or(NOT_FOUND)?;
                 if shared > function.allowed {

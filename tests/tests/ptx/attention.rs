@@ -62,7 +62,8 @@ fn attention_is_one_kernel() {
             graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &graph.ty(*v).shape().expect("a shape"))).collect();
         let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let half = if name.len() % 2 == 0 { (Precision::F16, 2e-3) } else { (Precision::BF16, 2e-2) };
-        for (precision, tolerance) in [(Precision::F32, 1e-5), half] {
+        let single = [(Precision::F32, 1e-5), (Precision::F32Fast, 1e-5), (Precision::Tf32, 2e-3)];
+        for (precision, tolerance) in single.into_iter().chain([half]) {
             let name = format!("{name} in {precision:?}");
             let target = (ARCHITECTURES[0], precision);
             let compiled = gpu::compile_graph(graph.clone(), &Options::default(), target, &mut Silent);

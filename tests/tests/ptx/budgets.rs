@@ -83,7 +83,7 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
         eprintln!("SKIPPED: budgets are those of ptxas {VERSION}");
         return;
     }
-    let options = |threads, stages| Options { threads: Some(threads), stages, shared: 100 << 10, groups: false };
+    let options = |threads, stages| Options { threads: Some(threads), stages, shared: 100 << 10, ..Options::default() };
     let groups = Options { groups: true, ..Options::default() };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut text = String::new();

@@ -88,7 +88,10 @@ impl Model {
         let layout = Layout::of(&plan)?;
         let memory = Memory::new(&device, layout.bytes)?;
         let exchanged = layout.status - layout.inputs + 4 * plan.steps.len() as u64;
-        let staging = Staging::new(&device, usize::try_from(exchanged).unwrap_or(usize::MAX))?;
+        let absurd = || CudaError::Inconsistent("inputs and outputs are too large for this machine".into());
+        let staging = Staging::new(&device, usize::try_from(exchanged).map_err(|_| absurd())?);
+        // Outputs are copied to the host together, with what lies between them.
+        memory.clear(layout.outputs, usize::try_from(layout.bytes - layout.outputs).map_err(|_| absurd())?)?;
         for (at, bytes) in weights {
             let bytes = bytes.as_ref();
             if at.checked_add(bytes.len() as u64).is_none_or(|end| end > plan.weight_bytes) {

@@ -3,6 +3,7 @@
 use crate::dtype::{Class, DType};
 use crate::scalar::{BinaryOp, Constant, UnaryOp};
 use crate::semantics;
+use crate::warp::Factor;
 
 /// The f32 of a value's bits.
 pub(super) fn float(bits: u64) -> f32 {
@@ -58,35 +59,53 @@ pub(super) fn pack(to: DType, low: u64, high: u64) -> u64 {
     bytes.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b))
 }
 
+/// An f32 rounded to 11 bits, the one farther from zero of two.
+pub(super) fn tf32(a: u64) -> u64 {
+    if float(a).is_nan() { 0x7fff_ffff } else { u64::from((a as u32).wrapping_add(0x1000) & 0xffff_e000) }
+}
+
+/// The n-th element of a register of one side.
+fn element(factor: Factor, right: bool, register: u64, n: usize) -> f64 {
+    let bits = register >> (32 / factor.each() * n);
+    let half = |dtype| f64::from(semantics::load_f32(dtype, &(bits as u16).to_le_bytes(), 0));
+    match (factor, right) {
+        (Factor::F16, _) => half(DType::F16),
+        (Factor::BF16, _) => half(DType::BF16),
+        (Factor::TF32, _) => f64::from(float(bits & 0xffff_e000)),
+        (Factor::U8S8, false) | (Factor::S8U8, true) => f64::from(bits as u8),
+        (Factor::U8S8, true) | (Factor::S8U8, false) => f64::from(bits as i8),
+    }
+}
+
 /// `a · b + c` of all warps; the operands are 4 registers of `a`, 2 of `b` and 4 of `c`, over all threads.
-pub(super) fn mma(dtype: DType, operands: &[&[u64]], threads: usize) -> Vec<Vec<u64>> {
+pub(super) fn mma(factor: Factor, operands: &[&[u64]], threads: usize) -> Vec<Vec<u64>> {
     let register = |n: usize, t: usize| operands.get(n).and_then(|o| o.get(t)).copied().unwrap_or(0);
-    let half = |packed: u64, high: usize| {
-        let bytes = ((packed >> (16 * high)) as u16).to_le_bytes();
-        f64::from(semantics::load_f32(dtype, &bytes, 0))
-    };
+    let each = factor.each();
     let mut results = vec![vec![0u64; threads]; 4];
     for warp in (0..threads).step_by(32) {
-        let (mut a, mut b) = ([[0.0f64; 16]; 16], [[0.0f64; 8]; 16]);
+        let (mut a, mut b) = ([[0.0f64; 32]; 16], [[0.0f64; 8]; 32]);
         for lane in 0..32 {
-            let (group, pair) = (lane / 4, 2 * (lane % 4));
-            for high in 0..2 {
+            let (group, first) = (lane / 4, each * (lane % 4));
+            for n in 0..each {
                 for r in 0..4 {
-                    a[group + 8 * (r % 2)][pair + high + 8 * (r / 2)] = half(register(r, warp + lane), high);
+                    let of = register(r, warp + lane);
+                    a[group + 8 * (r % 2)][first + n + 4 * each * (r / 2)] = element(factor, false, of, n);
                 }
                 for r in 0..2 {
-                    b[pair + high + 8 * r][group] = half(register(4 + r, warp + lane), high);
+                    b[first + n + 4 * each * r][group] = element(factor, true, register(4 + r, warp + lane), n);
                 }
             }
         }
         for lane in 0..32 {
             for (r, result) in results.iter_mut().enumerate() {
                 let (row, column) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
-                let c = f64::from(float(register(6 + r, warp + lane)));
-                let sum = a[row].iter().zip(&b).fold(c, |sum, (x, y)| sum + x * y[column]);
-                if let Some(slot) = result.get_mut(warp + lane) {
-                    *slot = bits(sum as f32);
-                }
+                let c = register(6 + r, warp + lane);
+                let products = a[row].iter().zip(&b).map(|(x, y)| x * y[column]);
+                let Some(slot) = result.get_mut(warp + lane) else { continue };
+                *slot = match factor.sum() {
+                    DType::I32 => (c as i32).wrapping_add(products.sum::<f64>() as i32) as i64 as u64,
+                    _ => bits(products.fold(f64::from(float(c)), |sum, p| sum + p) as f32),
+                };
             }
         }
     }

@@ -143,6 +143,14 @@ impl<'a> Memory<'a> {
         }
     }
 
+    /// Bytes of an element.
+    pub fn element(&self, place: Place) -> usize {
+        match place {
+            Place::Global(n) => self.buffers.get(n).map_or(1, |b| b.size),
+            Place::Shared(n) => self.shared.get(n).map_or(1, |s| s.size),
+        }
+    }
+
     /// Reads the elements; the bytes after theirs are 0.
     pub fn read(&mut self, place: Place, thread: usize, element: i64, count: usize) -> Result<[u8; 16], Fault> {
         let range = self.check(place, element, count)?;

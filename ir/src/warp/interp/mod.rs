@@ -12,7 +12,7 @@ use super::{Address, For, LANES, Op, Place, Stmt, ValueId, VerifyError, WarpProg
 use crate::dtype::DType;
 use crate::expr::Symbol;
 use crate::scalar::Constant;
-use compute::{binary, bits, cast, float, mma, pack, unary};
+use compute::{binary, bits, cast, float, mma, pack, tf32, unary};
 use memory::Memory;
 
 /// A warp program could not be interpreted to its end.
@@ -305,9 +305,9 @@ impl Machine<'_> {
         let bits = match op {
             Op::Load(address, condition) => return self.load(stmt, ids, address, *condition),
             Op::Matrix { address, transposed } => return self.matrix(stmt, ids, address, *transposed),
-            Op::Mma { dtype, a, b, c } => {
+            Op::Mma { factor, a, b, c } => {
                 let operands: Vec<&[u64]> = a.iter().chain(b).chain(c).map(|&v| self.get(v)).collect();
-                let results = mma(*dtype, &operands, threads);
+                let results = mma(*factor, &operands, threads);
                 self.memory.counts.mma += threads as u64 / u64::from(LANES);
                 for (&id, bits) in ids.iter().zip(results) {
                     self.set(id, bits);
@@ -321,6 +321,7 @@ impl Machine<'_> {
             Op::Dim(n) => vec![self.dims.get(*n).copied().unwrap_or(0) as u64; threads],
             Op::Unary(op, a) => map(self.get(*a), &|a| unary(*op, ty, a)),
             Op::Exp2(a) => map(self.get(*a), &|a| bits(libm::exp2(f64::from(float(a))) as f32)),
+            Op::Tf32(a) => map(self.get(*a), &tf32),
             Op::Binary(op, a, b) => {
                 let of = self.dtype(*a);
                 self.get(*a).iter().zip(self.get(*b)).map(|(&a, &b)| binary(*op, of, a, b)).collect()
@@ -385,13 +386,15 @@ impl Machine<'_> {
         }
         self.memory.count(address.place, &places, 16);
         let mut results = vec![vec![0u64; self.threads]; ids.len()];
+        let size = self.memory.element(address.place);
         for warp in (0..self.threads).step_by(LANES as usize) {
             for (j, result) in results.iter_mut().enumerate() {
+                // Rows in parts of 2 bytes, whatever the elements are.
                 let mut matrix = [[0u64; 8]; 8];
                 for (row, elements) in matrix.iter_mut().enumerate() {
                     let t = warp + 8 * j + row;
                     let element = places.get(t).copied().flatten().unwrap_or(-1);
-                    let bytes = self.memory.read(address.place, t, element, 8);
+                    let bytes = self.memory.read(address.place, t, element, 16 / size);
                     let bytes = bytes.map_err(|fault| self.fault(stmt, t, fault))?;
                     for (e, b) in elements.iter_mut().zip(bytes.as_chunks::<2>().0) {
                         *e = u64::from(u16::from_le_bytes(*b));
