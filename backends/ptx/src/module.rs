@@ -8,7 +8,7 @@ use crate::{Argument, BULK_TARGET, BULK_VERSION, EmitError, Launch, Module, STAT
 use kiln_ir::DType;
 use kiln_ir::scalar::Constant;
 use kiln_ir::warp::bulk::SWIZZLED;
-use kiln_ir::warp::{Carried, Factor, For, Op, Stmt, ValueId, WarpProgram};
+use kiln_ir::warp::{Carried, For, Op, Stmt, ValueId, WarpProgram};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -245,13 +245,8 @@ impl<'a> Emitter<'a> {
                     |ids: &[ValueId]| ids.iter().map(|&id| self.register(id)).collect::<Vec<String>>().join(", ");
                 let (a, b, c) = (list(a), list(b), list(c));
                 let d: Vec<String> = ids.iter().map(|&id| self.target(id)).collect();
-                let (left, right) = match factor {
-                    Factor::F16 | Factor::BF16 | Factor::TF32 => (factor.name(), factor.name()),
-                    Factor::U8S8 => ("u8", "s8"),
-                    Factor::S8U8 => ("s8", "u8"),
-                };
-                let (depth, sum) = (factor.depth(), if factor.sum() == DType::I32 { "s32" } else { "f32" });
-                let op = format!("mma.sync.aligned.m16n8k{depth}.row.col.{sum}.{left}.{right}.{sum}");
+                let (depth, ty) = (factor.depth(), factor.name());
+                let op = format!("mma.sync.aligned.m16n8k{depth}.row.col.f32.{ty}.{ty}.f32");
                 self.out.line(format!("{op} \t{{{}}}, {{{a}}}, {{{b}}}, {{{c}}}", d.join(", ")));
             }
             Op::GroupMma(product) => self.group_product(ids, product)?,

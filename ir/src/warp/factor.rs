@@ -14,15 +14,11 @@ pub enum Factor {
     BF16,
     /// f32 of which the low 13 bits are not looked at.
     TF32,
-    /// Four unsigned bytes on the left, four signed ones on the right.
-    U8S8,
-    /// Four signed bytes on the left, four unsigned ones on the right.
-    S8U8,
 }
 
 impl Factor {
     /// All of them.
-    pub const ALL: [Factor; 5] = [Factor::F16, Factor::BF16, Factor::TF32, Factor::U8S8, Factor::S8U8];
+    pub const ALL: [Factor; 3] = [Factor::F16, Factor::BF16, Factor::TF32];
 
     /// Its name in texts.
     pub fn name(self) -> &'static str {
@@ -30,8 +26,6 @@ impl Factor {
             Factor::F16 => "f16",
             Factor::BF16 => "bf16",
             Factor::TF32 => "tf32",
-            Factor::U8S8 => "u8s8",
-            Factor::S8U8 => "s8u8",
         }
     }
 
@@ -55,20 +49,11 @@ impl Factor {
         match self {
             Factor::F16 | Factor::BF16 => 2,
             Factor::TF32 => 1,
-            Factor::U8S8 | Factor::S8U8 => 4,
         }
     }
 
     /// Elements of the fold that an instruction takes.
     pub fn depth(self) -> usize {
         8 * self.each()
-    }
-
-    /// The type of the sums.
-    pub fn sum(self) -> DType {
-        match self {
-            Factor::F16 | Factor::BF16 | Factor::TF32 => DType::F32,
-            Factor::U8S8 | Factor::S8U8 => DType::I32,
-        }
     }
 }

@@ -275,8 +275,7 @@ pub enum Op {
     /// The f32 rounded to 11 bits, the farther one of two, as the u32 that matrix instructions take.
     Tf32(ValueId),
     /// `a[16,k] · b[k,8] + c[16,8]` with `k` of [`Factor::depth`], `a` and `b` in u32, in the register layout of PTX
-    /// `mma.m16n8k16` and its like. Products are exact; how a sum of floats is rounded is up to the target, and sums of
-    /// integers wrap.
+    /// `mma.m16n8k16` and its like. Products are exact; how the sum is rounded is up to the target.
     Mma {
         /// What `a` and `b` hold.
         factor: Factor,
@@ -284,7 +283,7 @@ pub enum Op {
         a: [ValueId; 4],
         /// Right side, 2 u32.
         b: [ValueId; 2],
-        /// Addend, 4 of [`Factor::sum`].
+        /// Addend, 4 f32.
         c: [ValueId; 4],
     },
     /// A product of groups of four warps, which is under way until it is waited for.

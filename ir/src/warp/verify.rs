@@ -450,11 +450,11 @@ impl Verifier<'_> {
                 wants = results.len();
                 Some(DType::U32)
             }
-            Op::Mma { factor, a, b, c } => {
+            Op::Mma { factor: _, a, b, c } => {
                 a.iter().chain(b).for_each(|&v| self.want(stmt, v, DType::U32));
-                c.iter().for_each(|&v| self.want(stmt, v, factor.sum()));
+                c.iter().for_each(|&v| self.want(stmt, v, DType::F32));
                 wants = 4;
-                Some(factor.sum())
+                Some(DType::F32)
             }
             Op::GroupMma(product) => {
                 wants = self.group_product(stmt, product);

@@ -221,7 +221,7 @@ impl Lowering<'_> {
                             continue;
                         };
                         let op = Op::Mma { factor, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] };
-                        for (r, sum) in at.into_iter().zip(self.code.several(factor.sum(), 4, op)) {
+                        for (r, sum) in at.into_iter().zip(self.code.several(DType::F32, 4, op)) {
                             sums[r] = sum;
                         }
                     }

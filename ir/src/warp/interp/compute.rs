@@ -64,16 +64,14 @@ pub(super) fn tf32(a: u64) -> u64 {
     if float(a).is_nan() { 0x7fff_ffff } else { u64::from((a as u32).wrapping_add(0x1000) & 0xffff_e000) }
 }
 
-/// The n-th element of a register of one side.
-fn element(factor: Factor, right: bool, register: u64, n: usize) -> f64 {
+/// The n-th element of a register.
+fn element(factor: Factor, register: u64, n: usize) -> f64 {
     let bits = register >> (32 / factor.each() * n);
     let half = |dtype| f64::from(semantics::load_f32(dtype, &(bits as u16).to_le_bytes(), 0));
-    match (factor, right) {
-        (Factor::F16, _) => half(DType::F16),
-        (Factor::BF16, _) => half(DType::BF16),
-        (Factor::TF32, _) => f64::from(float(bits & 0xffff_e000)),
-        (Factor::U8S8, false) | (Factor::S8U8, true) => f64::from(bits as u8),
-        (Factor::U8S8, true) | (Factor::S8U8, false) => f64::from(bits as i8),
+    match factor {
+        Factor::F16 => half(DType::F16),
+        Factor::BF16 => half(DType::BF16),
+        Factor::TF32 => f64::from(float(bits & 0xffff_e000)),
     }
 }
 
@@ -83,29 +81,27 @@ pub(super) fn mma(factor: Factor, operands: &[&[u64]], threads: usize) -> Vec<Ve
     let each = factor.each();
     let mut results = vec![vec![0u64; threads]; 4];
     for warp in (0..threads).step_by(32) {
-        let (mut a, mut b) = ([[0.0f64; 32]; 16], [[0.0f64; 8]; 32]);
+        let (mut a, mut b) = ([[0.0f64; 16]; 16], [[0.0f64; 8]; 16]);
         for lane in 0..32 {
             let (group, first) = (lane / 4, each * (lane % 4));
             for n in 0..each {
                 for r in 0..4 {
                     let of = register(r, warp + lane);
-                    a[group + 8 * (r % 2)][first + n + 4 * each * (r / 2)] = element(factor, false, of, n);
+                    a[group + 8 * (r % 2)][first + n + 4 * each * (r / 2)] = element(factor, of, n);
                 }
                 for r in 0..2 {
-                    b[first + n + 4 * each * r][group] = element(factor, true, register(4 + r, warp + lane), n);
+                    b[first + n + 4 * each * r][group] = element(factor, register(4 + r, warp + lane), n);
                 }
             }
         }
         for lane in 0..32 {
             for (r, result) in results.iter_mut().enumerate() {
                 let (row, column) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
-                let c = register(6 + r, warp + lane);
-                let products = a[row].iter().zip(&b).map(|(x, y)| x * y[column]);
-                let Some(slot) = result.get_mut(warp + lane) else { continue };
-                *slot = match factor.sum() {
-                    DType::I32 => (c as i32).wrapping_add(products.sum::<f64>() as i32) as i64 as u64,
-                    _ => bits(products.fold(f64::from(float(c)), |sum, p| sum + p) as f32),
-                };
+                let c = f64::from(float(register(6 + r, warp + lane)));
+                let sum = a[row].iter().zip(&b).fold(c, |sum, (x, y)| sum + x * y[column]);
+                if let Some(slot) = result.get_mut(warp + lane) {
+                    *slot = bits(sum as f32);
+                }
             }
         }
     }
