@@ -2,6 +2,7 @@
 //!
 //! Invariant: no file is opened here; bytes come in, and a closure gives the content of external data.
 
+pub mod export;
 pub mod external;
 pub mod import;
 pub mod model;

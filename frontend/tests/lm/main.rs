@@ -4,6 +4,7 @@ mod adapters;
 mod blocks;
 mod decoders;
 mod encoders;
+mod export;
 mod problems;
 mod sequences;
 
