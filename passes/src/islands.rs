@@ -121,3 +121,90 @@ pub fn ends(graph: &Graph) -> Vec<End> {
     ends.dedup();
     ends
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_ir::graph::TensorType;
+    use kiln_ir::ops::{Concat, Contract, Map, Pad, Softmax, Transpose};
+    use kiln_ir::scalar::{Code, Constant, UnaryOp};
+    use kiln_ir::{Origin, Tensor};
+
+    fn map(build: impl FnOnce(&mut Code)) -> Op {
+        let mut body = Code::new();
+        build(&mut body);
+        Map { body }.into()
+    }
+
+    /// `f32(x)`, as all that makes numbers of bytes is a map.
+    fn numbers(from: DType) -> Op {
+        map(|code| {
+            let x = code.arg(0, from);
+            let made = code.cast(DType::F32, x).unwrap();
+            code.set_result(made);
+        })
+    }
+
+    fn negated() -> Op {
+        map(|code| {
+            let x = code.arg(0, DType::F32);
+            let made = code.unary(UnaryOp::Neg, x).unwrap();
+            code.set_result(made);
+        })
+    }
+
+    /// What the ends are of a graph in which numbers that were bytes, `[4, 4]`, are read by an op (with what `others` adds), after
+    /// another map.
+    fn found(op: Op, others: impl Fn(&mut Graph) -> Vec<ValueId>) -> Vec<(Why, Option<String>)> {
+        let (mut graph, none) = (Graph::new("g"), Origin::default());
+        let x = graph.add_input("x", TensorType::of(DType::U8, &[4, 4]));
+        let value = graph.add(numbers(DType::U8), &[x], &none).unwrap();
+        let value = graph.add(negated(), &[value], &none).unwrap();
+        let inputs: Vec<ValueId> = std::iter::once(value).chain(others(&mut graph)).collect();
+        let read = graph.add(op, &inputs, &none).unwrap();
+        graph.add_output("y", read);
+        let name = |id: NodeId| graph.node(id).op.name().to_string();
+        ends(&graph).into_iter().map(|end| (end.why, end.reader.map(name))).collect()
+    }
+
+    #[test]
+    fn each_reader_has_its_reason() {
+        let one = |why: Why, op: &str| vec![(why, Some(op.to_string()))];
+        let nothing = |_: &mut Graph| vec![];
+        let product = || Op::from(Contract::new("mk", "kn", "mn"));
+        let floats = |graph: &mut Graph| vec![graph.add_input("w", TensorType::of(DType::F32, &[4, 4]))];
+        let weights = |graph: &mut Graph| vec![graph.add_constant(Tensor::from_f32(&[4, 4], &[0.5; 16]).unwrap())];
+        assert_eq!(found(product(), weights), one(Why::Weights, "contract"));
+        assert_eq!(found(product(), floats), one(Why::Factor, "contract"));
+        assert_eq!(found(Softmax { axis: 1, log: false }.into(), nothing), one(Why::Floats, "softmax"));
+        assert_eq!(found(Concat { axis: 0 }.into(), floats), one(Why::Scales, "concat"));
+        assert_eq!(found(Transpose { perm: vec![1, 0] }.into(), nothing), one(Why::Moved, "transpose"));
+        let value = Constant::float(DType::F32, 0.3);
+        let border = Pad { low: vec![1, 0], high: vec![0, 0], interior: vec![0, 0], value };
+        assert_eq!(found(border.into(), nothing), one(Why::Border, "pad"));
+        assert_eq!(found(negated(), nothing), [(Why::Output, None)]);
+    }
+
+    #[test]
+    fn what_was_never_an_integer_or_stays_one_ends_nothing() {
+        let (mut graph, none) = (Graph::new("g"), Origin::default());
+        let x = graph.add_input("x", TensorType::of(DType::F32, &[4, 4]));
+        let soft = graph.add(Softmax { axis: 1, log: false }.into(), &[x], &none).unwrap();
+        graph.add_output("y", soft);
+        // From bytes to bytes, through numbers in registers.
+        let bytes = graph.add_input("b", TensorType::of(DType::U8, &[4, 4]));
+        let value = graph.add(numbers(DType::U8), &[bytes], &none).unwrap();
+        let again = map(|code| {
+            let x = code.arg(0, DType::F32);
+            let made = code.cast(DType::U8, x).unwrap();
+            code.set_result(made);
+        });
+        let again = graph.add(again, &[value], &none).unwrap();
+        graph.add_output("z", again);
+        // Numbers of i64 are no region.
+        let counts = graph.add_input("c", TensorType::of(DType::I64, &[4, 4]));
+        let counts = graph.add(numbers(DType::I64), &[counts], &none).unwrap();
+        graph.add_output("n", counts);
+        assert_eq!(ends(&graph), []);
+    }
+}

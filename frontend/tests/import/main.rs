@@ -3,6 +3,7 @@
 mod control;
 mod errors;
 mod meaning;
+mod quantized;
 mod shapes;
 
 use kiln_frontend::onnx::import::{ImportErrors, Options, import};

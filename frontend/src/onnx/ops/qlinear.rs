@@ -2,7 +2,7 @@
 
 use super::matmul::{Flip, matmul};
 use super::pool::{average, channels_first};
-use super::quantize::{centred, to_integer};
+use super::quantize::{centred, check_scale, to_integer};
 use super::reduce::mean;
 use super::{Spec, of};
 use crate::onnx::import::{Body, Context, Failure, Outputs, S};
@@ -62,6 +62,7 @@ fn number(cx: &mut Context, at: usize) -> Result<Option<ValueId>, Failure> {
 /// Input `at` as real numbers, with its scale and zero point in the two inputs after it.
 fn real(cx: &mut Context, at: usize) -> Result<ValueId, Failure> {
     let (x, scale) = (cx.input(at)?, cx.input(at + 1)?);
+    check_scale(cx, scale, false)?;
     let zero_point = number(cx, at + 2)?;
     let scale = cx.reshape(scale, vec![])?;
     let steps = centred(cx, x, zero_point)?;
@@ -74,6 +75,7 @@ fn real(cx: &mut Context, at: usize) -> Result<ValueId, Failure> {
 /// Real numbers as integers, with scale and zero point in inputs `at` and `at + 1`; without a zero point of type `otherwise`.
 fn quantized(cx: &mut Context, y: ValueId, at: usize, otherwise: DType) -> Result<ValueId, Failure> {
     let scale = cx.input(at)?;
+    check_scale(cx, scale, true)?;
     let mut inputs = vec![y, cx.reshape(scale, vec![])?];
     let zero_point = number(cx, at + 1)?;
     let to = zero_point.map_or(otherwise, |z| cx.dtype(z));

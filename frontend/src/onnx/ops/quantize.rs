@@ -48,6 +48,18 @@ pub(super) fn spread(
     first(cx, whole, axis, extent)
 }
 
+/// Refuses a constant scale that no quantizer makes: one that is negative or no number, and where values are divided by it, zero.
+pub(super) fn check_scale(cx: &Context, scale: ValueId, divides: bool) -> Result<(), Failure> {
+    let wrong = |v: &f64| !v.is_finite() || *v < 0.0 || divides && *v == 0.0;
+    match cx.constant_of(scale).and_then(Tensor::to_f64).and_then(|all| all.into_iter().find(wrong)) {
+        None => Ok(()),
+        Some(v) => {
+            let least = if divides { "greater than 0" } else { "at least 0" };
+            Err(Failure::invalid(format!("a scale is {v}; scales are finite and {least}")))
+        }
+    }
+}
+
 /// Rounds to the nearest even, adds the zero point and saturates; all but the result in f32.
 pub(super) fn to_integer(b: &mut Body, dtype: DType, scaled: S, zero_point: Option<S>) -> S {
     let rounded = b.round(scaled);
@@ -75,6 +87,7 @@ fn quantize(cx: &mut Context) -> Result<Outputs, Failure> {
     }
     let saturate = cx.node.bool_or("saturate", true)?;
     let precision = type_attribute(cx, "precision")?.unwrap_or(cx.dtype(scale));
+    check_scale(cx, scale, true)?;
     let scale = spread(cx, scale, x, axis, block)?;
     let mut inputs = vec![x, scale];
     // The zero point of a float type is 0; it only names the type.
@@ -103,6 +116,7 @@ fn dequantize(cx: &mut Context) -> Result<Outputs, Failure> {
     let (axis, block) = (cx.node.int_or("axis", 1)?, cx.node.int_or("block_size", 0)?);
     let to = type_attribute(cx, "output_dtype")?.unwrap_or(cx.dtype(scale));
     let integer = cx.dtype(x).is_int();
+    check_scale(cx, scale, false)?;
     if let Some(y) = matrix_of_few_bits(cx, [x, scale], zero_point, axis, block)? {
         return Ok(cx.cast(y, to)?.into());
     }

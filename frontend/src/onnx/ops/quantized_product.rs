@@ -3,7 +3,7 @@
 
 use super::conv::convolve;
 use super::matmul::{Flip, matmul};
-use super::quantize::{centred, of_matrix, quantize_dynamically, to_integer};
+use super::quantize::{centred, check_scale, of_matrix, quantize_dynamically, to_integer};
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
 use kiln_ir::graph::ValueId;
@@ -22,6 +22,7 @@ pub(super) const OPS: &[Spec] = &[
         let (za, zb) = (cx.optional(2)?, cx.optional(5)?);
         let y = product(cx, a, b, za, zb)?;
         let (sa, sb) = (cx.input(1)?, cx.input(4)?);
+        [sa, sb].into_iter().try_for_each(|s| check_scale(cx, s, false))?;
         let sa = of_matrix(cx, sa, a, true)?;
         let sb = of_matrix(cx, sb, b, false)?;
         Ok(requantized(cx, y, [sa, sb], 6)?.into())
@@ -36,6 +37,7 @@ pub(super) const OPS: &[Spec] = &[
         let bias = cx.optional(8)?;
         y = super::conv::biased(cx, y, bias)?;
         let (sx, sw) = (cx.input(1)?, cx.input(4)?);
+        [sx, sw].into_iter().try_for_each(|s| check_scale(cx, s, false))?;
         let sx = cx.reshape(sx, vec![])?;
         let sw = channels(cx, sw, 1, cx.rank(y))?;
         Ok(requantized(cx, y, [sx, sw], 6)?.into())
@@ -94,6 +96,7 @@ fn convolution(
 /// `y * a * b / scale + zero point`, with scale and zero point at input `at`.
 fn requantized(cx: &mut Context, y: ValueId, scales: [ValueId; 2], at: usize) -> Result<ValueId, Failure> {
     let (scale, zero_point) = (cx.input(at)?, cx.input(at + 1)?);
+    check_scale(cx, scale, true)?;
     let (scale, zero_point) = (of_matrix(cx, scale, y, true)?, of_matrix(cx, zero_point, y, true)?);
     let (to, dims) = (cx.dtype(zero_point), cx.dims(y));
     if !to.is_int() {
@@ -114,6 +117,7 @@ fn requantized(cx: &mut Context, y: ValueId, scales: [ValueId; 2], at: usize) ->
 
 /// `y * a * b` plus the bias at input `at`, if there is one.
 fn dequantized(cx: &mut Context, y: ValueId, a: ValueId, b: ValueId, at: usize) -> Result<Outputs, Failure> {
+    [a, b].into_iter().try_for_each(|s| check_scale(cx, s, false))?;
     let (a, b) = (of_matrix(cx, a, y, true)?, of_matrix(cx, b, y, false)?);
     let mut inputs = vec![y, a, b];
     inputs.extend(cx.optional(at)?);

@@ -1,0 +1,105 @@
+//! Numbers of few bits in blocks, and scales that no quantizer makes.
+
+use super::*;
+
+fn raw(name: &str, data_type: DataType, dims: &[i64], raw: Vec<u8>) -> TensorProto {
+    let data_type = data_type as i32;
+    TensorProto { name: name.into(), dims: dims.to_vec(), data_type, raw_data: Some(raw.into()), ..Default::default() }
+}
+
+fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
+    raw(name, DataType::Float, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+/// Numbers of `bits` each, the first in the lowest bits.
+fn packed(numbers: &[i64], bits: u32) -> Vec<u8> {
+    let mask = (1u8 << bits) - 1;
+    let byte = |part: &[i64]| part.iter().rev().fold(0u8, |byte, &n| byte << bits | (n as u8 & mask));
+    numbers.chunks(8 / bits as usize).map(byte).collect()
+}
+
+fn with(mut draft: Draft, tensors: Vec<TensorProto>) -> Draft {
+    draft.graph.initializer.extend(tensors);
+    draft
+}
+
+/// `DequantizeLinear` of a constant matrix in blocks along either axis, as it is and as a factor of a product.
+#[test]
+fn blocks_of_few_bits_mean_what_their_numbers_say() {
+    let kinds = [(DataType::Int4, 4, -8), (DataType::Uint4, 4, 0), (DataType::Int2, 2, -2), (DataType::Uint2, 2, 0)];
+    let (rows, columns, block) = (8usize, 12usize, 4usize);
+    for (data_type, bits, least) in kinds {
+        for (axis, with_zeros) in [(0, false), (0, true), (1, false), (1, true), (-1, true)] {
+            let along_rows = axis == 0;
+            let per_block = if along_rows { [rows / block, columns] } else { [rows, columns / block] };
+            let count = 1i64 << bits;
+            let number = |n: usize, by: usize| least + ((n * by + n / 5) as i64) % count;
+            let numbers: Vec<i64> = (0..rows * columns).map(|n| number(n, 7)).collect();
+            let blocks: usize = per_block.iter().product();
+            let scales: Vec<f32> = (0..blocks).map(|n| 0.25 + n as f32 / 8.0).collect();
+            let zeros: Vec<i64> = (0..blocks).map(|n| number(n, 3)).collect();
+            let at = |r: usize, c: usize| {
+                if along_rows { r / block * columns + c } else { r * (columns / block) + c / block }
+            };
+            let mut want = Vec::new();
+            for r in 0..rows {
+                for c in 0..columns {
+                    let zero = if with_zeros { zeros[at(r, c)] } else { 0 };
+                    want.push((numbers[r * columns + c] - zero) as f32 * scales[at(r, c)]);
+                }
+            }
+            let dims = [rows as i64, columns as i64];
+            let dims_of_blocks = per_block.map(|d| d as i64);
+            let mut tensors =
+                vec![raw("w", data_type, &dims, packed(&numbers, bits)), floats("s", &dims_of_blocks, &scales)];
+            if with_zeros {
+                tensors.push(raw("z", data_type, &dims_of_blocks, packed(&zeros, bits)));
+            }
+            let inputs: &[&str] = if with_zeros { &["w", "s", "z"] } else { &["w", "s"] };
+            let attributes = vec![int("axis", axis), int("block_size", block as i64)];
+            let draft = with(draft(25), tensors)
+                .input("x", &[D::N(1), D::N(rows as i64)])
+                .node("DequantizeLinear", inputs, &["values"], attributes)
+                .node("MatMul", &["x", "values"], &["y"], vec![])
+                .output("y")
+                .output("values");
+            let x: Vec<f32> = (0..rows).map(|n| n as f32 - 3.0).collect();
+            let made = draft.run(&[f32s(&[1, rows], &x)]);
+            assert_eq!(made[1].to_f32().unwrap(), want, "{data_type:?} along {axis}");
+            let product = |c: usize| (0..rows).map(|r| x[r] * want[r * columns + c]).sum::<f32>();
+            let product: Vec<f32> = (0..columns).map(product).collect();
+            let far = made[0].to_f32().unwrap().iter().zip(&product).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(far <= 1e-4, "{data_type:?} along {axis}: {far}");
+        }
+    }
+}
+
+#[test]
+fn scales_that_no_quantizer_makes_are_refused() {
+    let import = |op: &str, inputs: &[&str], dtype: DataType, scale: f32| {
+        let zero = raw("z", DataType::Uint8, &[], vec![3]);
+        let other = floats("t", &[], &[0.5]);
+        with(draft(21), vec![floats("s", &[], &[scale]), zero, other])
+            .input_of("x", dtype, &[D::N(2), D::N(2)])
+            .node(op, inputs, &["y"], vec![])
+            .output_of("y", if op == "DequantizeLinear" { DataType::Float } else { DataType::Uint8 })
+            .import(&Options::default())
+    };
+    let quantize = |scale| import("QuantizeLinear", &["x", "s", "z"], DataType::Float, scale);
+    let dequantize = |scale| import("DequantizeLinear", &["x", "s", "z"], DataType::Uint8, scale);
+    let product = |scale| import("QLinearMatMul", &["x", "t", "z", "x", "t", "z", "s", "z"], DataType::Uint8, scale);
+    let read = |scale| import("QLinearMatMul", &["x", "s", "z", "x", "t", "z", "t", "z"], DataType::Uint8, scale);
+    for scale in [f32::NAN, f32::INFINITY, -0.5] {
+        for made in [quantize(scale), dequantize(scale), product(scale), read(scale)] {
+            let said = made.unwrap_err().to_string();
+            assert!(said.contains("a scale is") && said.contains("finite"), "{scale}: {said}");
+        }
+    }
+    // Divided by, nothing is left of zero; multiplied by, it is a channel of zeros.
+    for made in [quantize(0.0), product(0.0)] {
+        assert!(made.unwrap_err().to_string().contains("greater than 0"));
+    }
+    for made in [dequantize(0.0), read(0.0), quantize(0.5), product(0.5)] {
+        made.unwrap();
+    }
+}
