@@ -9,7 +9,7 @@ use super::Talk;
 use super::options::Machinery;
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::lm::LanguageModel;
-use kiln::passes::quantize::{Grid, RangeMethod};
+use kiln::passes::quantize::{FloatFormat, Grid, RangeMethod};
 use kiln::quantize::budget::{Found, NotMet};
 use kiln::quantize::metric::Metric;
 use kiln::quantize::onnx::{Activations, Prune, Settings};
@@ -24,25 +24,33 @@ use std::time::Instant;
 ///
 /// ONNX models become an artifact or, with --emit onnx, an ONNX model with QuantizeLinear and DequantizeLinear between its own nodes.
 /// Language models keep their form: a GGUF file becomes one with Q8_0, Q4_0 or Q4_1 blocks, a folder one with packed safetensors;
-/// `kiln generate` and `kiln eval` take both.
+/// `kiln generate` and `kiln eval` take both. With --emit onnx (or OUT.onnx) they become ONNX models, with all that is there for those;
+/// with --emit artifact (or OUT.kiln) what `kiln generate` runs, or, where weights or activations have no such form, what `kiln run` does.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln quantize m.onnx -o m.kiln                                    weights int8\n  \
     kiln quantize m.onnx -o q.onnx --activations u8 --data calib/     static int8, Q/DQ form\n  \
     kiln quantize m.onnx -o q.onnx --activations u8 --data calib/ --metric top1 --max-drop 0.005\n  \
-    kiln quantize m.gguf -o q.gguf --weights int4 --method gptq --text english.txt")]
+    kiln quantize m.gguf -o q.gguf --weights int4 --method gptq --text english.txt\n  \
+    kiln quantize folder/ -o q.onnx --activations u8 --text english.txt --layer output=f32")]
 pub struct Args {
     /// An ONNX model, a GGUF file, or a folder with config.json, safetensors and tokenizer.json
     model: PathBuf,
     /// The file or folder to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// What to write of an ONNX model [default: onnx where OUT ends so, else an artifact]
+    /// What to write [default: onnx or artifact where OUT ends in .onnx or .kiln; else an artifact of an ONNX model, and the form that it
+    /// has of a language model]
     #[arg(long, value_enum)]
     emit: Option<Emit>,
-    /// Numbers of the weights: int8, int4, int3 around zero; uint8, uint4, uint3 with zero points; nf4 by the normal distribution
+    /// Numbers of the weights: int8, int4, int3 around zero; uint8, uint4, uint3 with zero points; nf4 by the normal distribution;
+    /// f16, bf16, and fp8e4m3, fp8e5m2 with a scale for each output
     #[arg(long, value_name = "TYPE", default_value = "int8", value_parser = parse_grid)]
     weights: Grid,
+    /// Other numbers for layers whose node or weights hold this in their name, f32 to leave them alone; several times for several, of
+    /// which the last that fits counts
+    #[arg(long, value_name = "PART=TYPE", value_parser = parse_layer)]
+    layer: Vec<(String, Option<Grid>)>,
     /// Inputs that share a scale; 0 for one scale for each output. Convolutions and integer products always have that
     #[arg(long, value_name = "N", default_value_t = 64)]
     group: u32,
@@ -107,7 +115,7 @@ pub struct Args {
     machinery: Machinery,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Emit {
     Artifact,
     Onnx,
@@ -146,11 +154,28 @@ fn parse_grid(word: &str) -> Result<Grid, String> {
         "uint4" => Grid::Asymmetric(4),
         "uint3" => Grid::Asymmetric(3),
         "nf4" => Grid::NormalFloat4,
+        "f16" => Grid::Float(FloatFormat::F16),
+        "bf16" => Grid::Float(FloatFormat::Bf16),
+        "fp8e4m3" => Grid::Float(FloatFormat::E4M3),
+        "fp8e5m2" => Grid::Float(FloatFormat::E5M2),
         other => {
-            let there = "int8, int4, int3, uint8, uint4, uint3, nf4";
+            let there = "int8, int4, int3, uint8, uint4, uint3, nf4, f16, bf16, fp8e4m3, fp8e5m2";
             return Err(format!("{other:?} is no type of weights; there are {there}"));
         }
     })
+}
+
+fn parse_layer(text: &str) -> Result<(String, Option<Grid>), String> {
+    let (part, word) = text.rsplit_once('=').ok_or("it must be PART=TYPE, such as lm_head=int8")?;
+    if part.is_empty() {
+        return Err("the part of the name is empty".into());
+    }
+    let grid = match word {
+        "f32" => None,
+        "nf4" => return Err("nf4 is for all layers (--weights nf4), not for one".into()),
+        word => Some(parse_grid(word)?),
+    };
+    Ok((part.into(), grid))
 }
 
 fn parse_prune(word: &str) -> Result<Prune, String> {
@@ -177,8 +202,9 @@ struct Outcome {
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let start = Instant::now();
-        let language = LanguageModel::is_at(&self.model);
-        let outcome = if language { checkpoint::run(self, talk)? } else { onnx::run(self, talk)? };
+        self.check()?;
+        let keeps = LanguageModel::is_at(&self.model) && self.keeps_form();
+        let outcome = if keeps { checkpoint::run(self, talk)? } else { onnx::run(self, talk)? };
         let seconds = start.elapsed().as_secs_f64();
         let mut report = json!({
             "model": self.model.display().to_string(), "output": self.output.display().to_string(),
@@ -207,6 +233,45 @@ impl Args {
         WeightOptions { grid: self.weights, group: self.group as usize, method, threads: self.machinery.threads() }
     }
 
+    /// Refuses options that do not go together.
+    fn check(&self) -> Result<(), Error> {
+        let floats = |grid: &Grid| matches!(grid, Grid::Float(_));
+        if floats(&self.weights) && self.options().method != Method::Nearest {
+            let method = self.options().method.name();
+            return Err(Error::Usage(format!(
+                "{} weights are rounded to the nearest; --method {method} is for integers",
+                self.weights
+            )));
+        }
+        Ok(())
+    }
+
+    /// What `--layer` says of a layer: nothing, or its numbers, if it is to have any.
+    fn told(&self, names: &[&str]) -> Option<Option<Grid>> {
+        let fits = |part: &str| names.iter().any(|name| name.contains(part));
+        self.layer.iter().rev().find(|(part, _)| fits(part)).map(|(_, grid)| *grid)
+    }
+
+    /// Whether a language model is written in a form of language models.
+    fn keeps_form(&self) -> bool {
+        match self.emit() {
+            None => true,
+            Some(Emit::Onnx) => false,
+            // An encoder's artifact is one of an ONNX model.
+            Some(Emit::Artifact) => self.stored_in_blocks() && checkpoint::is_decoder(&self.model),
+        }
+    }
+
+    /// Whether files of language models have a place for what is asked for.
+    fn stored_in_blocks(&self) -> bool {
+        let onnx = self.activations != ActivationsWord::F32
+            || self.per_tensor
+            || self.smooth.is_some()
+            || !self.data.is_empty();
+        let grids = self.layer.iter().filter_map(|(_, grid)| *grid).chain([self.weights]);
+        !onnx && grids.into_iter().all(kiln::quantize::in_files)
+    }
+
     fn settings(&self) -> Result<Settings, Error> {
         let activations = match self.activations {
             ActivationsWord::F32 => Activations::Float,
@@ -217,6 +282,12 @@ impl Args {
         if activations != Activations::Float && self.weights != Grid::Symmetric(8) {
             let message = "integer activations go with --weights int8 only";
             return Err(Error::Unsupported(format!("{message}, not {}", self.weights)));
+        }
+        let others = self.layer.iter().filter_map(|(_, grid)| *grid).find(|grid| *grid != Grid::Symmetric(8));
+        if let (true, Some(grid)) = (activations != Activations::Float, others) {
+            return Err(Error::Unsupported(format!(
+                "integer activations go with --layer PART=int8 or f32, not {grid}"
+            )));
         }
         if self.per_tensor && activations == Activations::Dynamic {
             return Err(Error::Unsupported("--per-tensor does not go with --activations dynamic".into()));
@@ -254,9 +325,11 @@ impl Args {
         std::iter::once(self.weights).chain(more).collect()
     }
 
-    fn emit(&self) -> Result<Emit, Error> {
-        let named_onnx = self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
-        Ok(self.emit.unwrap_or(if named_onnx { Emit::Onnx } else { Emit::Artifact }))
+    /// What is to be written, where the options or the output's name say so.
+    fn emit(&self) -> Option<Emit> {
+        let named = |word: &str| self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case(word));
+        let by_name = [("onnx", Emit::Onnx), ("kiln", Emit::Artifact)].into_iter().find(|(word, _)| named(word));
+        self.emit.or(by_name.map(|(_, emit)| emit))
     }
 
     fn metric(&self) -> Option<Metric> {
@@ -270,8 +343,14 @@ impl Args {
         }
     }
 
-    fn wanted(&self, name: &str) -> Option<WeightOptions> {
-        (!self.skip.iter().any(|part| name.contains(part.as_str()))).then(|| self.options())
+    /// The options for the matrix of a checkpoint, where layers have `grid` unless they are told otherwise.
+    fn wanted(&self, name: &str, grid: Grid) -> Option<WeightOptions> {
+        if self.skip.iter().any(|part| name.contains(part.as_str())) {
+            return None;
+        }
+        let grid = self.told(&[name]).unwrap_or(Some(grid))?;
+        let method = if matches!(grid, Grid::Float(_)) { Method::Nearest } else { self.options().method };
+        Some(WeightOptions { grid, method, ..self.options() })
     }
 }
 

@@ -3,11 +3,12 @@
 //! Invariant: what is evaluated is what is written: new weights are whole blocks of an encoding of GGUF, which GGUF files hold as
 //! they are and safetensors in packed form with the same numbers and scales.
 
+use super::onnx::PruneReport;
 use super::{Kept, LayerReport, Method, WeightOptions};
 use crate::Error;
 use kiln_frontend::checkpoint::{Element, Overlay, Stored, Weights};
 use kiln_frontend::gguf::{BLOCK, Blocks, Encoding, join};
-use kiln_passes::quantize::{self as passes, Grid, Moments, Product, Pruned, Quantized};
+use kiln_passes::quantize::{self as passes, FloatFormat, Grid, Moments, Product, Pruned, Quantized};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -61,11 +62,20 @@ fn encoding(grid: Grid) -> Result<Encoding, Error> {
         Grid::Symmetric(5..=8) => Ok(Encoding::Q8_0),
         Grid::Symmetric(2..=4) => Ok(Encoding::Q4_0),
         Grid::Asymmetric(2..=4) => Ok(Encoding::Q4_1),
-        Grid::Symmetric(_) | Grid::Asymmetric(_) | Grid::NormalFloat4 => Err(Error::Unsupported(format!(
-            "neither GGUF nor packed safetensors hold {grid} weights; there are int8, int4, int3 and, asymmetric, uint4 and \
-             uint3 (ONNX models take all)"
-        ))),
+        Grid::Float(FloatFormat::F16) => Ok(Encoding::F16),
+        Grid::Float(FloatFormat::Bf16) => Ok(Encoding::BF16),
+        Grid::Symmetric(_) | Grid::Asymmetric(_) | Grid::NormalFloat4 | Grid::Float(_) => {
+            Err(Error::Unsupported(format!(
+                "neither GGUF nor packed safetensors hold {grid} weights; there are int8, int4, int3, f16, bf16 and, \
+                 asymmetric, uint4 and uint3 (ONNX models and artifacts take all)"
+            )))
+        }
     }
+}
+
+/// Whether files of language models have a place for such numbers.
+pub fn in_files(grid: Grid) -> bool {
+    encoding(grid).is_ok()
 }
 
 /// Quantizes the matrices for which `wanted` gives options.
@@ -89,7 +99,7 @@ pub fn quantize(
             continue;
         };
         encoding(options.grid)?;
-        if let Some(reason) = refused(checkpoint, product, options.group) {
+        if let Some(reason) = refused(checkpoint, product, options) {
             made.kept.push(Kept { name: product.name.clone(), reason });
             progress();
             continue;
@@ -101,7 +111,7 @@ pub fn quantize(
             let members = siblings(checkpoint, product);
             let members: Vec<&Product> = members
                 .into_iter()
-                .filter(|p| wanted(&p.name) == Some(options) && refused(checkpoint, p, options.group).is_none())
+                .filter(|p| wanted(&p.name) == Some(options) && refused(checkpoint, p, options).is_none())
                 .collect();
             done.extend(members.iter().map(|p| p.name.as_str()));
             together(checkpoint, &members, options, moments, &mut made)?;
@@ -132,10 +142,17 @@ fn no_data(method: Method) -> Error {
 }
 
 /// Why a matrix cannot be stored in blocks.
-fn refused(checkpoint: &Checkpoint, product: &Product, group: usize) -> Option<String> {
+fn refused(
+    checkpoint: &Checkpoint,
+    product: &Product,
+    WeightOptions { grid, group, .. }: WeightOptions,
+) -> Option<String> {
     let columns = product.columns;
     if product.transposed {
         return Some("it is stored by inputs, and blocks run along the inputs of an output".into());
+    }
+    if let Grid::Float(_) = grid {
+        return None;
     }
     if !group.is_multiple_of(BLOCK) || group == 0 || !columns.is_multiple_of(BLOCK) {
         return Some(format!(
@@ -218,6 +235,11 @@ fn maker(checkpoint: &Checkpoint, name: &str, columns: usize, made: &Quantizatio
 /// Puts a quantized matrix among the changed ones.
 fn store(product: &Product, quantized: &Quantized, error: f64, made: &mut Quantization) -> Result<(), Error> {
     let encoding = encoding(quantized.grid)?;
+    if let Grid::Float(_) = quantized.grid {
+        let bytes: Vec<u8> = quantized.numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        record(product, quantized, error, (encoding, bytes), made);
+        return Ok(());
+    }
     let per_row = quantized.groups_of_row().max(1);
     let spread = |f: &dyn Fn(&passes::Group) -> f32| -> Vec<f32> {
         let each = quantized.groups.iter().enumerate().flat_map(|(n, g)| {
@@ -234,6 +256,17 @@ fn store(product: &Product, quantized: &Quantized, error: f64, made: &mut Quanti
     };
     let bytes = join(encoding, &parts);
     let bytes = bytes.ok_or_else(|| Error::Internal(format!("{:?} does not fit {encoding}", product.name)))?;
+    record(product, quantized, error, (encoding, bytes), made);
+    Ok(())
+}
+
+fn record(
+    product: &Product,
+    quantized: &Quantized,
+    error: f64,
+    (encoding, bytes): (Encoding, Vec<u8>),
+    made: &mut Quantization,
+) {
     made.layers.push(LayerReport {
         name: product.name.clone(),
         rows: product.rows,
@@ -247,7 +280,6 @@ fn store(product: &Product, quantized: &Quantized, error: f64, made: &mut Quanti
     let shape = vec![product.rows, product.columns];
     let stored = Stored { element: Element::Float(encoding), shape, bytes: bytes.into() };
     made.changed.insert(product.name.clone(), stored);
-    Ok(())
 }
 
 /// The matrices pruned by `how`, as f32; to be quantized or stored after.
@@ -257,7 +289,7 @@ fn store(product: &Product, quantized: &Quantized, error: f64, made: &mut Quanti
 pub fn pruned(
     checkpoint: &Checkpoint,
     how: &dyn Fn(&[f32], usize) -> Pruned,
-) -> Result<(Checkpoint, Vec<(String, Pruned)>), Error> {
+) -> Result<(Checkpoint, Vec<PruneReport>), Error> {
     let mut changed = BTreeMap::new();
     let mut reports = Vec::new();
     for product in &checkpoint.products {
@@ -267,7 +299,7 @@ pub fn pruned(
         let bytes: Vec<u8> = made.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let element = Element::Float(Encoding::F32);
         changed.insert(product.name.clone(), Stored { element, shape: shape.to_vec(), bytes: bytes.into() });
-        reports.push((product.name.clone(), made));
+        reports.push(PruneReport::of(&product.name, &made));
     }
     let weights = Arc::new(Overlay::new(checkpoint.weights.clone(), changed));
     Ok((Checkpoint { weights, products: checkpoint.products.clone(), whole_groups: checkpoint.whole_groups }, reports))

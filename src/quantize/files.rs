@@ -84,7 +84,10 @@ pub fn vacant(output: &Path) -> Result<(), Error> {
 
 /// All tensors of the new file.
 fn tensors(weights: &Safetensors, made: &Quantization) -> Result<BTreeMap<String, Stored>, Error> {
-    let group = |name: &str| made.layers.iter().find(|l| l.name == name).map(|l| l.group);
+    let group = |name: &str| {
+        made.changed.get(name).filter(|stored| blocks(stored).is_some())?;
+        made.layers.iter().find(|l| l.name == name).map(|l| l.group)
+    };
     let mut all = BTreeMap::new();
     for name in weights.names() {
         let changed = made.changed.get(&name);
@@ -103,6 +106,14 @@ fn tensors(weights: &Safetensors, made: &Quantization) -> Result<BTreeMap<String
     Ok(all)
 }
 
+/// The encoding of a tensor in blocks; floats are none.
+fn blocks(stored: &Stored) -> Option<Encoding> {
+    match stored.element {
+        Element::Float(Encoding::F32 | Encoding::F16 | Encoding::BF16) | Element::Other(_) => None,
+        Element::Float(encoding) => Some(encoding),
+    }
+}
+
 /// What `config.json` says of the quantization, in the words of the compressed-tensors format; nothing where nothing is quantized.
 /// Matrices of one precision and group are one entry, with their modules listed.
 fn described(made: &Quantization) -> Option<Value> {
@@ -110,7 +121,7 @@ fn described(made: &Quantization) -> Option<Value> {
     type Kind = (u32, bool, usize);
     let mut groups: BTreeMap<Kind, Vec<&str>> = BTreeMap::new();
     for layer in &made.layers {
-        let Element::Float(encoding) = made.changed.get(&layer.name)?.element else { continue };
+        let Some(encoding) = blocks(made.changed.get(&layer.name)?) else { continue };
         let bits = if encoding == Encoding::Q8_0 { 8 } else { 4 };
         let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
         groups.entry((bits, encoding != Encoding::Q4_1, layer.group)).or_default().push(module);

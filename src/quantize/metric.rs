@@ -19,7 +19,7 @@ pub enum Metric {
     Top1,
     /// Mean square of the difference of outputs over their mean square.
     MeanSquare,
-    /// Perplexity of a language model; the drop is the part by which it grew.
+    /// Perplexity of a language model (or, of other models, of the labels by the first output); the drop is the part by which it grew.
     Perplexity,
     /// A number that a command prints for the file of a model, greater for better ones; the drop is the difference.
     Command(String),
@@ -70,6 +70,42 @@ fn rows(outputs: &[Tensor]) -> Result<Vec<Vec<f32>>, Error> {
     Ok(all)
 }
 
+/// The first output as rows: along its first axis, or along all but its last where that gives as many as there are labels.
+fn first_rows(outputs: &[Tensor], labels: Option<usize>) -> Result<Vec<Vec<f32>>, Error> {
+    let mut found = rows(outputs.get(..1).unwrap_or_default())?;
+    let last = outputs.first().and_then(|t| t.shape().last().copied()).unwrap_or(1).max(1);
+    let elements: usize = found.iter().map(Vec::len).sum();
+    if labels.is_some_and(|n| n != found.len() && n * last == elements) {
+        found = found.concat().chunks(last).map(<[f32]>::to_vec).collect();
+    }
+    Ok(found)
+}
+
+/// How likely the first output finds the labels, by its rows; negative labels are not known.
+fn likelihoods(outputs: &[Vec<Tensor>], samples: &[Sample]) -> Result<Scored, Error> {
+    let mut scored = Scored::default();
+    for (outputs, sample) in outputs.iter().zip(samples) {
+        let missing = || Error::Usage("perplexity is of a language model, or of data with an array `labels`".into());
+        let labels = sample.labels.as_ref().ok_or_else(missing)?;
+        let rows = first_rows(outputs, Some(labels.len()))?;
+        if rows.len() != labels.len() {
+            let message = format!("there are {} labels for {} rows of the first output", labels.len(), rows.len());
+            return Err(Error::data("the held-back data", message));
+        }
+        for (row, &label) in rows.iter().zip(labels).filter(|(_, label)| **label >= 0) {
+            let at = usize::try_from(label).ok().and_then(|at| row.get(at));
+            let chosen = at.ok_or_else(|| Error::data("the held-back data", format!("there is no class {label}")))?;
+            let most = row.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+            let sum: f64 = row.iter().map(|&v| f64::from(v - most).exp()).sum();
+            scored.log_probabilities.push(f64::from(chosen - most) - sum.ln());
+        }
+    }
+    match scored.log_probabilities.is_empty() {
+        true => Err(Error::data("the held-back data", "there is no label in it")),
+        false => Ok(scored),
+    }
+}
+
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
@@ -87,6 +123,10 @@ pub fn compare(
     after: &[Vec<Tensor>],
     samples: &[Sample],
 ) -> Result<Measured, Error> {
+    if *metric == Metric::Perplexity {
+        let both = (likelihoods(before, samples)?, likelihoods(after, samples)?);
+        return Ok(perplexities(&both.0, &both.1));
+    }
     let (mut scores, mut drops) = (Vec::new(), Vec::new());
     for ((before, after), sample) in before.iter().zip(after).zip(samples) {
         match metric {
@@ -106,8 +146,10 @@ pub fn compare(
                 }
             }
             Metric::Top1 => {
+                let count = sample.labels.as_ref().map(Vec::len);
                 let classes = |outputs: &[Tensor]| -> Result<Vec<usize>, Error> {
-                    Ok(rows(outputs.get(..1).unwrap_or_default())?.iter().map(|r| greatest(r)).collect())
+                    let found = first_rows(outputs, count)?;
+                    Ok(found.iter().map(|r| greatest(r)).collect())
                 };
                 let (old, new) = (classes(before)?, classes(after)?);
                 let labels = sample.labels.as_ref();
@@ -117,6 +159,9 @@ pub fn compare(
                     return Err(Error::data("the held-back data", message));
                 }
                 for (n, (old, new)) in old.iter().zip(&new).enumerate() {
+                    if labels.and_then(|l| l.get(n)).is_some_and(|&l| l < 0) {
+                        continue;
+                    }
                     let right = labels.and_then(|l| l.get(n)).and_then(|&l| usize::try_from(l).ok()).unwrap_or(*old);
                     let hit = |class: usize| f64::from(u8::from(class == right));
                     scores.push(hit(*new));
@@ -152,6 +197,7 @@ pub fn perplexities(before: &Scored, after: &Scored) -> Measured {
     let pairs = before.log_probabilities.iter().zip(&after.log_probabilities);
     let (growth, half) = mean(&pairs.map(|(b, a)| b - a).collect::<Vec<_>>());
     let value = after.mean_loss().0.exp();
+    let growth = if growth.is_nan() { f64::INFINITY } else { growth };
     Measured { value, drop: growth.exp() - 1.0, half_interval: half.map(|h| growth.exp() * h) }
 }
 
@@ -174,6 +220,9 @@ mod tests {
         assert_eq!((labelled.value, labelled.drop), (1.0, -0.5));
         let error = compare(&Metric::Top1, &a, &b, &sample(Some(vec![0]))).unwrap_err().to_string();
         assert!(error.contains("1 labels for 2 rows"), "{error}");
+        let likelier = compare(&Metric::Perplexity, &a, &b, &sample(Some(vec![0, -1]))).unwrap();
+        assert!((likelier.drop - ((-2f64).exp() - 1.0)).abs() < 1e-6, "{likelier:?}");
+        assert!(compare(&Metric::Perplexity, &a, &b, &sample(None)).is_err());
         let nan = compare(&Metric::Cosine, &a, &of(&[f32::NAN; 6]), &sample(None)).unwrap();
         assert_eq!(nan.drop, f64::INFINITY);
     }

@@ -6,12 +6,14 @@
 pub mod budget;
 mod checkpoint;
 mod files;
+mod language;
 pub mod metric;
 pub mod onnx;
 mod text;
 
-pub use checkpoint::{Checkpoint, Quantization, pruned, quantize};
+pub use checkpoint::{Checkpoint, Quantization, in_files, pruned, quantize};
 pub use files::{vacant, write_folder, write_gguf};
+pub use language::{decoder_onnx, decoder_samples, encoder_onnx, encoder_samples};
 pub use text::{AllMoments, decoder_moments, decoder_score, encoder_moments, text_hash};
 
 use kiln_passes::quantize::Grid;

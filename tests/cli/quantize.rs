@@ -2,7 +2,8 @@
 
 use super::Place;
 use super::kiln;
-use super::models::mlp;
+use super::models::{floats, graph, mlp, model, node, weight};
+use kiln::ir::Tensor;
 use std::path::PathBuf;
 
 fn fixture(name: &str) -> PathBuf {
@@ -59,4 +60,223 @@ fn a_quantized_model_is_verified_from_one_quantized_value_to_the_next() {
     kiln!("compile", &quantized, "-o", &place.path("a.kiln"), "--verify-each").succeeds();
     // Nothing is quantized in the model itself.
     assert!(kiln!("verify", &model, "--json").succeeds().json()["quantized"].is_null());
+}
+
+/// `kiln quantize` of a checkpoint in `tests/fixtures`, with a text to calibrate on.
+fn checkpoint() -> (Place, PathBuf) {
+    let place = Place::new();
+    let words = "the cat sat on the mat and the dog ran to the man\n".repeat(40);
+    let text = place.write("text", words.as_bytes());
+    (place, text)
+}
+
+#[test]
+fn a_decoder_becomes_an_onnx_model_with_every_kind_of_numbers() {
+    let (place, text) = checkpoint();
+    let source = fixture("tiny.gguf");
+    let exported = place.path("f.onnx");
+    kiln!("quantize", &source, "-o", &exported, "--weights", "f16").succeeds();
+    let data = place.path("in.npz");
+    kiln!("run", &exported, "--random", "1", "--save-inputs", &data, "--bind", "past=2", "--bind", "tokens=3")
+        .succeeds();
+    let cases: [(&str, &[&str], f64); 11] = [
+        ("bf16", &["--weights", "bf16"], 1e-5),
+        ("fp8e4m3", &["--weights", "fp8e4m3"], 2e-3),
+        ("fp8e5m2", &["--weights", "fp8e5m2"], 1e-2),
+        ("int8", &["--weights", "int8", "--group", "0"], 1e-3),
+        ("int4", &["--weights", "int4", "--group", "16", "--method", "gptq"], 0.1),
+        ("int4", &["--weights", "int4", "--group", "16", "--method", "awq"], 0.1),
+        ("uint4", &["--weights", "uint4", "--group", "16", "--method", "hqq"], 0.1),
+        ("int3", &["--weights", "int3", "--group", "16"], 0.2),
+        ("nf4", &["--weights", "nf4", "--group", "16"], 0.1),
+        ("int8", &["--activations", "u8"], 1e-3),
+        ("int8", &["--activations", "dynamic"], 1e-3),
+    ];
+    for (precision, options, most) in cases {
+        let output = place.path("q.onnx");
+        let mut words: Vec<&dyn super::Word> = vec![&"quantize", &source, &"-o", &output, &"--text", &text, &"--json"];
+        words.extend(options.iter().map(|word| word as &dyn super::Word));
+        let report = super::run(&words).succeeds().json();
+        let layers = report["layers"].as_array().unwrap();
+        let fits = |l: &serde_json::Value| l["precision"] == precision && l["relative_error"].as_f64().unwrap() < most;
+        assert!(layers.len() >= 7 && layers.iter().all(fits), "{options:?}: {report:#}");
+        kiln!("run", &output, "--inputs", &data).succeeds();
+    }
+}
+
+#[test]
+fn a_decoder_becomes_an_artifact_that_generates_and_layers_differ() {
+    let (place, _) = checkpoint();
+    let output = place.path("q.kiln");
+    let words =
+        ["--weights", "int4", "--group", "32", "--layer", "down_proj=int8", "--layer", "layers.0=f32", "--json"];
+    let source = fixture("tiny.gguf");
+    let mut all: Vec<&dyn super::Word> = vec![&"quantize", &source, &"-o", &output];
+    all.extend(words.iter().map(|word| word as &dyn super::Word));
+    let report = super::run(&all).succeeds().json();
+    let layers = report["layers"].as_array().unwrap();
+    let named = |l: &&serde_json::Value, part: &str| l["name"].as_str().unwrap().contains(part);
+    assert!(!layers.is_empty() && !layers.iter().any(|l| named(&l, "layers.0.")), "{report:#}");
+    for layer in layers {
+        let wanted = if named(&layer, "down_proj") { "int8" } else { "int4" };
+        assert_eq!(layer["precision"], wanted, "{layer}");
+    }
+    kiln!("generate", &output, "--prompt", "the", "-n", "2", "--ignore-eos").succeeds();
+    // What neither kind of file has a place for becomes an artifact as an ONNX model does.
+    kiln!("quantize", &source, "-o", &output, "--weights", "nf4", "--group", "16").succeeds();
+    kiln!("run", &output, "--random", "0").succeeds();
+    kiln!("quantize", &source, "-o", &place.path("q.gguf"), "--weights", "nf4").fails(4, "artifacts take all");
+    kiln!("quantize", &source, "-o", &output, "--layer", "=int8").fails(2, "the part of the name is empty");
+}
+
+#[test]
+fn an_encoder_becomes_an_onnx_model_within_a_budget() {
+    let place = Place::new();
+    for (file, from) in
+        [("config.json", "bert-Model/config.json"), ("model.safetensors", "bert-Model/model.safetensors")]
+    {
+        std::fs::copy(fixture(from), place.path(file)).unwrap();
+    }
+    std::fs::copy(fixture("words.json"), place.path("tokenizer.json")).unwrap();
+    let text = place.write("text", b"w1 w2 w3\nw4 w5\nw6 w7 w8 w9\nw2 w2 w7\nw9 w1\nw3 w3 w4\nw5 w8\nw1 w7 w2\n");
+    let (model, output) = (place.path(""), place.path("q.onnx"));
+    let quantize = |more: &[&str]| {
+        let mut words: Vec<&dyn super::Word> = vec![&"quantize", &model, &"-o", &output, &"--text", &text, &"--json"];
+        words.extend(more.iter().map(|word| word as &dyn super::Word));
+        super::run(&words)
+    };
+    let report = quantize(&["--activations", "u8", "--metric", "cosine", "--max-drop", "0.05"]).succeeds().json();
+    assert!(report["budget"]["measured"]["drop"].as_f64().unwrap() <= 0.05, "{report:#}");
+    let before = std::fs::read(&output).unwrap();
+    quantize(&["--weights", "int3", "--metric", "cosine", "--max-drop", "-1"]).fails(5, "cannot be met");
+    assert_eq!(std::fs::read(&output).unwrap(), before);
+}
+
+#[test]
+fn calibration_data_that_does_not_fit_is_refused_and_the_model_that_was_there_stays() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &mlp());
+    let output = place.write("q.onnx", b"before");
+    let tensor = |shape: &[usize], value: f32| Tensor::from_f32(shape, &vec![value; shape.iter().product()]).unwrap();
+    let write = |name: &str, arrays: &[(&str, Tensor)]| {
+        let path = place.path(name);
+        let arrays: Vec<(String, Tensor)> = arrays.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+        kiln::npz::write(&path, &arrays).unwrap();
+        path
+    };
+    std::fs::create_dir(place.path("empty")).unwrap();
+    let labels = Tensor::from_i64(&[3], &[1, 2, 3]).unwrap();
+    let cases = [
+        (write("name.npz", &[("z", tensor(&[3, 20], 1.0))]), "no input \"z\"; its inputs are \"x\""),
+        (write("missing.npz", &[("labels", labels.clone())]), "no array for input \"x\""),
+        (write("shape.npz", &[("x", tensor(&[3, 21], 1.0))]), "shape is [3, 21]"),
+        (write("rank.npz", &[("x", tensor(&[60], 1.0))]), "shape is [60]"),
+        (write("type.npz", &[("x", Tensor::from_i64(&[3, 20], &[1; 60]).unwrap())]), "the model wants f32"),
+        (write("nan.npz", &[("x", tensor(&[3, 20], f32::NAN))]), "NaN or infinite"),
+        (write("inf.npz", &[("x", tensor(&[3, 20], f32::INFINITY))]), "NaN or infinite"),
+        (place.path("empty"), "no calibration data"),
+        (place.write("no.npz", b"not an archive"), ""),
+    ];
+    for (data, says) in &cases {
+        kiln!("quantize", &model, "-o", &output, "--activations", "u8", "--data", data).fails(3, says);
+        assert_eq!(std::fs::read(&output).unwrap(), b"before", "{}", data.display());
+    }
+    kiln!("quantize", &model, "-o", &output, "--activations", "u8").fails(2, "needs calibration data");
+    kiln!("quantize", &model, "-o", &output, "--method", "gptq").fails(2, "needs calibration data");
+    let good = write("good.npz", &[("x", tensor(&[3, 20], 0.5)), ("labels", labels)]);
+    let budget = ["--metric", "cosine", "--max-drop", "-0.1"];
+    kiln!(
+        "quantize",
+        &model,
+        "-o",
+        &output,
+        "--data",
+        &good,
+        "--held-back",
+        &good,
+        budget[0],
+        budget[1],
+        budget[2],
+        budget[3]
+    )
+    .fails(5, "the budget cannot be met");
+    kiln!("quantize", &model, "-o", &output, "--data", &good, budget[0], budget[1], budget[2], budget[3])
+        .fails(2, "calibration does not see");
+    kiln!("quantize", &model, "-o", &output, "--weights", "f16", "--method", "hqq").fails(2, "rounded to the nearest");
+    kiln!("quantize", &model, "-o", &output, "--activations", "u8", "--data", &good, "--layer", "w1=int4")
+        .fails(4, "--layer PART=int8 or f32, not int4");
+    assert_eq!(std::fs::read(&output).unwrap(), b"before");
+    assert_eq!(place.list().iter().filter(|name| name.starts_with('.')).count(), 0);
+}
+
+/// Activations without any range, and weights of which a channel is constant or zero, have scales that are numbers.
+#[test]
+fn zero_ranges_and_constant_channels_quantize_and_run() {
+    let place = Place::new();
+    let constant = |name: &str, dims: &[i64], value: &dyn Fn(usize) -> f32| {
+        let mut made = weight(name, dims);
+        let count: i64 = dims.iter().product();
+        made.raw_data = Some((0..count as usize).flat_map(|i| value(i).to_le_bytes()).collect::<Vec<u8>>().into());
+        made
+    };
+    let model = place.write(
+        "m.onnx",
+        &model(graph(
+            vec![node("first", "MatMul", &["x", "w"], &["h"]), node("second", "MatMul", &["h", "v"], &["y"])],
+            vec![floats("x", &[2, 8])],
+            vec![floats("y", &[2, 4])],
+            vec![
+                // Column 0 is zero, column 1 is 3 throughout.
+                constant("w", &[8, 4], &|i| [0.0, 3.0, (i as f32).sin(), -1e-30][i % 4]),
+                constant("v", &[4, 4], &|_| 0.0),
+            ],
+        )),
+    );
+    let (data, output) = (place.path("zero.npz"), place.path("q.onnx"));
+    kiln::npz::write(&data, &[("x".into(), Tensor::from_f32(&[2, 8], &[0.0; 16]).unwrap())]).unwrap();
+    for ranges in ["minmax", "entropy", "percentile", "mse"] {
+        for activations in ["u8", "i8"] {
+            kiln!("quantize", &model, "-o", &output, "--activations", activations, "--ranges", ranges, "--data", &data)
+                .succeeds();
+            kiln!("verify", &output, "--inputs", &data).succeeds();
+        }
+    }
+    for weights in ["int8", "uint4", "int3", "nf4", "fp8e4m3", "bf16"] {
+        for &method in if weights == "int8" { &["rtn", "gptq", "awq", "hqq"][..] } else { &["rtn"] } {
+            kiln!(
+                "quantize",
+                &model,
+                "-o",
+                &output,
+                "--weights",
+                weights,
+                "--method",
+                method,
+                "--group",
+                "4",
+                "--data",
+                &data
+            )
+            .succeeds();
+            let (inputs, outputs) = (place.path("one.npz"), place.path("out.npz"));
+            let ones = Tensor::from_f32(&[2, 8], &[1.0; 16]).unwrap();
+            kiln::npz::write(&inputs, &[("x".into(), ones)]).unwrap();
+            kiln!("run", &output, "--inputs", &inputs, "--output", &outputs).succeeds();
+            let made = kiln::npz::read(&outputs, &kiln::runtime::memory::Budget::unlimited()).unwrap();
+            assert!(made[0].1.to_f32().unwrap().iter().all(|v| *v == 0.0), "{weights} {method}: {made:?}");
+        }
+    }
+    let nan = constant("w", &[8, 4], &|i| if i == 5 { f32::NAN } else { 1.0 });
+    let sick = place.write(
+        "nan.onnx",
+        &super::models::model(graph(
+            vec![node("first", "MatMul", &["x", "w"], &["y"])],
+            vec![floats("x", &[2, 8])],
+            vec![floats("y", &[2, 4])],
+            vec![nan],
+        )),
+    );
+    let before = std::fs::read(&output).unwrap();
+    kiln!("quantize", &sick, "-o", &output).fails(3, "weights \"w\": they hold NaN");
+    assert_eq!(std::fs::read(&output).unwrap(), before);
 }

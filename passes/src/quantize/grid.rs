@@ -3,6 +3,7 @@
 //! Invariant: a group's scale is positive and finite, whatever finite values it was fitted to; a group of zeros stays zeros.
 
 use super::{Weights, over_rows};
+use kiln_ir::{DType, semantics};
 use std::fmt;
 
 /// The numbers that a weight may become, times its group's scale.
@@ -14,6 +15,61 @@ pub enum Grid {
     Asymmetric(u32),
     /// The 16 quantiles of a normal distribution of QLoRA (Dettmers et al. 2023, appendix E).
     NormalFloat4,
+    /// Floats of 8 or 16 bits; a number is the bits of one.
+    Float(FloatFormat),
+}
+
+/// Floats that weights are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FloatFormat {
+    /// IEEE's binary16, without a scale.
+    F16,
+    /// The upper half of an f32, without a scale.
+    Bf16,
+    /// 4 bits of exponent, 3 after the point, no infinity (Micikevicius et al. 2022), times a scale.
+    E4M3,
+    /// 5 bits of exponent, 2 after the point, times a scale.
+    E5M2,
+}
+
+impl FloatFormat {
+    /// The element type.
+    pub fn dtype(self) -> DType {
+        match self {
+            FloatFormat::F16 => DType::F16,
+            FloatFormat::Bf16 => DType::BF16,
+            FloatFormat::E4M3 => DType::F8E4M3FN,
+            FloatFormat::E5M2 => DType::F8E5M2,
+        }
+    }
+
+    /// Whether groups have a scale: the range of 16 bits is that of weights as they are.
+    pub fn scaled(self) -> bool {
+        matches!(self, FloatFormat::E4M3 | FloatFormat::E5M2)
+    }
+
+    /// The greatest finite value.
+    fn greatest(self) -> f32 {
+        match self {
+            FloatFormat::F16 => 65504.0,
+            FloatFormat::Bf16 => 3.389_531_4e38,
+            FloatFormat::E4M3 => 448.0,
+            FloatFormat::E5M2 => 57344.0,
+        }
+    }
+
+    /// The bits of the float nearest to a value; what is beyond the greatest becomes that.
+    fn bits(self, value: f32) -> i16 {
+        let (dtype, most) = (self.dtype(), self.greatest());
+        let rounded = semantics::narrow(dtype, f64::from(value.clamp(-most, most)));
+        let mut bytes = Vec::with_capacity(2);
+        semantics::store_f32(dtype, rounded, &mut bytes);
+        i16::from_le_bytes([bytes.first().copied().unwrap_or(0), bytes.get(1).copied().unwrap_or(0)])
+    }
+
+    fn value(self, bits: i16) -> f32 {
+        semantics::load_f32(self.dtype(), &bits.to_le_bytes(), 0)
+    }
 }
 
 /// The values of [`Grid::NormalFloat4`].
@@ -51,6 +107,7 @@ impl Grid {
         match self {
             Grid::Symmetric(bits) | Grid::Asymmetric(bits) => bits,
             Grid::NormalFloat4 => 4,
+            Grid::Float(format) => 8 * format.dtype().size() as u32,
         }
     }
 
@@ -58,16 +115,17 @@ impl Grid {
     pub fn table(self) -> Option<&'static [f32]> {
         match self {
             Grid::NormalFloat4 => Some(&NORMAL_FLOAT),
-            Grid::Symmetric(_) | Grid::Asymmetric(_) => None,
+            Grid::Symmetric(_) | Grid::Asymmetric(_) | Grid::Float(_) => None,
         }
     }
 
-    /// Least and greatest number.
+    /// Least and greatest number; of floats, whose order is not that of their bits, all.
     pub fn ends(self) -> (i16, i16) {
         match self {
             Grid::Symmetric(bits) => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
             Grid::Asymmetric(bits) => (0, (1 << bits) - 1),
             Grid::NormalFloat4 => (0, 15),
+            Grid::Float(_) => (i16::MIN, i16::MAX),
         }
     }
 
@@ -87,6 +145,7 @@ impl Grid {
                 let nearer = if value - NORMAL_FLOAT[below] < NORMAL_FLOAT[at] - value { below } else { at };
                 nearer as i16
             }
+            Grid::Float(format) => format.bits(value / group.scale),
         }
     }
 
@@ -98,6 +157,7 @@ impl Grid {
                 let at = usize::try_from(number).unwrap_or_default();
                 NORMAL_FLOAT.get(at).copied().unwrap_or_default() * group.scale
             }
+            Grid::Float(format) => format.value(number) * group.scale,
         }
     }
 
@@ -110,6 +170,8 @@ impl Grid {
             Grid::Symmetric(_) => (most, f32::from(last)),
             Grid::Asymmetric(_) => (high - low, f32::from(last - first)),
             Grid::NormalFloat4 => (most, 1.0),
+            Grid::Float(format) if format.scaled() => (most, format.greatest()),
+            Grid::Float(_) => (1.0, 1.0),
         };
         let scale = range / steps;
         if !(scale.is_normal() && scale > 0.0) {
@@ -117,7 +179,7 @@ impl Grid {
         }
         let zero = match self {
             Grid::Asymmetric(_) => (-low / scale).round_ties_even().clamp(f32::from(first), f32::from(last)) as i16,
-            Grid::Symmetric(_) | Grid::NormalFloat4 => 0,
+            Grid::Symmetric(_) | Grid::NormalFloat4 | Grid::Float(_) => 0,
         };
         Group { scale, zero }
     }
@@ -157,6 +219,10 @@ impl fmt::Display for Grid {
             Grid::Symmetric(bits) => write!(f, "int{bits}"),
             Grid::Asymmetric(bits) => write!(f, "uint{bits}"),
             Grid::NormalFloat4 => f.write_str("nf4"),
+            Grid::Float(FloatFormat::F16) => f.write_str("f16"),
+            Grid::Float(FloatFormat::Bf16) => f.write_str("bf16"),
+            Grid::Float(FloatFormat::E4M3) => f.write_str("fp8e4m3"),
+            Grid::Float(FloatFormat::E5M2) => f.write_str("fp8e5m2"),
         }
     }
 }
@@ -200,10 +266,14 @@ impl Quantized {
 
     /// Bytes of numbers, packed, and of scales (f32) and zero points, as ONNX stores them: 3 bits take 4.
     pub fn bytes(&self) -> usize {
-        let bits = |bits: u32| if bits > 4 { 8 } else { 4 };
-        let width = bits(self.grid.bits());
+        let width: usize = match self.grid.bits() {
+            ..=4 => 4,
+            5..=8 => 8,
+            _ => 16,
+        };
         let zeros = if matches!(self.grid, Grid::Asymmetric(_)) { self.groups.len() * width } else { 0 };
-        (self.numbers.len() * width + zeros).div_ceil(8) + 4 * self.groups.len()
+        let scales = if matches!(self.grid, Grid::Float(format) if !format.scaled()) { 0 } else { self.groups.len() };
+        (self.numbers.len() * width + zeros).div_ceil(8) + 4 * scales
     }
 }
 

@@ -46,7 +46,7 @@ fn fit(grid: Grid, values: &[f32]) -> Group {
         let scale = if scale.is_normal() && scale > 0.0 { scale } else { group.scale };
         let zero = match grid {
             Grid::Asymmetric(_) => (zeros / values.len().max(1) as f32).round_ties_even() as i16,
-            Grid::Symmetric(_) | Grid::NormalFloat4 => 0,
+            Grid::Symmetric(_) | Grid::NormalFloat4 | Grid::Float(_) => 0,
         };
         group = Group { scale, zero: zero.clamp(low.min(0), high) };
         let found = loss(grid, group, values);

@@ -16,7 +16,7 @@ mod range;
 
 pub use awq::{Scaled, awq, clipped, scaled_error};
 pub use gptq::{GptqError, gptq};
-pub use grid::{Grid, Group, Quantized, round_to_nearest};
+pub use grid::{FloatFormat, Grid, Group, Quantized, round_to_nearest};
 pub use hqq::hqq;
 pub use observe::{Product, moments, named, observing, products};
 pub use prune::{Pruned, magnitude, n_of_m};

@@ -2,6 +2,7 @@
 
 use super::super::Talk;
 use super::super::eval::bar;
+use super::super::generate::DEFAULT_CONTEXT;
 use super::super::options::Progress;
 use super::{ActivationsWord, Args, Emit, Outcome, read};
 use kiln::checkpoint::Folder;
@@ -13,16 +14,18 @@ use kiln::quantize::metric::{Metric, cosines, perplexities};
 use kiln::quantize::{self, AllMoments, Checkpoint, Kept, Method, Quantization};
 use kiln::{Error, data, source};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// A model of either kind.
-enum Model {
+pub enum Model {
     Decoder(Box<LanguageModel>),
     Encoder(Box<Folder>),
 }
 
 pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
     let folder = args.model.is_dir();
-    match folder {
+    let artifact = args.emit() == Some(Emit::Artifact);
+    match folder && !artifact {
         true => quantize::vacant(&args.output)?,
         false => data::writable(&args.output)?,
     }
@@ -51,7 +54,11 @@ pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
     let hash = text.as_deref().map(quantize::text_hash);
     let model = open(args)?;
     let (mut checkpoint, moments, seen) = statistics(args, &model, text.as_deref().unwrap_or_default(), talk)?;
-    checkpoint.whole_groups = folder;
+    checkpoint.whole_groups = folder && !artifact;
+    let mut reports = Vec::new();
+    if let Some(prune) = args.prune {
+        (checkpoint, reports) = quantize::pruned(&checkpoint, &|values, columns| prune.of(values, columns))?;
+    }
     let (made, found) = match args.metric() {
         None => (quantized(args, args.weights, &checkpoint, &moments, talk)?, Value::Null),
         Some(metric) => {
@@ -63,13 +70,19 @@ pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
         let reasons: Vec<String> = made.kept.iter().take(5).map(|k| format!("{}: {}", k.name, k.reason)).collect();
         return Err(Error::Usage(format!("nothing of the model can be quantized so: {}", reasons.join("; "))));
     }
-    let bytes = if folder {
+    let bytes = if artifact {
+        let Model::Decoder(model) = model else { return Err(Error::Internal("an encoder's artifact".into())) };
+        let capacity = model.context().min(DEFAULT_CONTEXT);
+        let options = args.machinery.options(args.machinery.artifact_levels(), Default::default())?;
+        let model = model.with_weights(checkpoint.with(&made));
+        model.compile((capacity, Default::default()), &options, &mut Progress::new(talk))?.write(&args.output)?
+    } else if folder {
         let weights = Folder::read(&source::Within(&args.model)).map_err(LmError::from)?.weights;
         quantize::write_folder(&args.model, &weights, &made, &args.output)?
     } else {
         quantize::write_gguf(&args.model, &made, &args.output)?
     };
-    let details = json!({ "calibration": { "hash": hash, "read": seen }, "budget": found });
+    let details = json!({ "calibration": { "hash": hash, "read": seen }, "budget": found, "pruned": reports });
     Ok(Outcome { bytes, layers: made.layers, kept: made.kept, details })
 }
 
@@ -81,10 +94,7 @@ fn refuse_unsupported(args: &Args) -> Result<(), Error> {
         (args.bias_correction, "--bias-correction"),
         (args.equalise, "--equalise"),
         (args.smooth.is_some(), "--smooth"),
-        (args.prune.is_some(), "--prune"),
         (!args.data.is_empty(), "--data"),
-        (matches!(args.emit, Some(Emit::Onnx)), "--emit onnx"),
-        (matches!(args.emit, Some(Emit::Artifact)), "--emit artifact"),
     ];
     match given.into_iter().find(|(given, _)| *given) {
         Some((_, option)) => {
@@ -94,7 +104,12 @@ fn refuse_unsupported(args: &Args) -> Result<(), Error> {
     }
 }
 
-fn open(args: &Args) -> Result<Model, Error> {
+/// Whether a language model is a decoder.
+pub fn is_decoder(path: &Path) -> bool {
+    LanguageModel::open(path).is_ok()
+}
+
+pub fn open(args: &Args) -> Result<Model, Error> {
     match LanguageModel::open(&args.model) {
         Ok(model) => Ok(Model::Decoder(Box::new(model))),
         Err(Error::Lm(LmError::Checkpoint(kiln::checkpoint::CheckpointError::Family(..)))) if args.model.is_dir() => {
@@ -105,7 +120,7 @@ fn open(args: &Args) -> Result<Model, Error> {
     }
 }
 
-fn lines(text: &str) -> Vec<String> {
+pub fn lines(text: &str) -> Vec<String> {
     text.lines().filter(|l| !l.trim().is_empty()).map(String::from).collect()
 }
 
@@ -147,7 +162,7 @@ fn quantized(
     talk: Talk,
 ) -> Result<Quantization, Error> {
     let progress = bar(talk, checkpoint.products.len());
-    let wanted = |name: &str| args.wanted(name).map(|options| quantize::WeightOptions { grid, ..options });
+    let wanted = |name: &str| args.wanted(name, grid);
     let made = quantize::quantize(checkpoint, &wanted, moments, &mut || progress.inc(1))?;
     progress.finish_and_clear();
     Ok(made)
@@ -185,6 +200,8 @@ fn within_budget(
     let mix = |choices: &[usize]| {
         let mut made = Quantization { kept: first.kept.clone(), ..Quantization::default() };
         for (candidate, &choice) in candidates.iter().zip(choices) {
+            // What `--layer` fixes is the same on all grids.
+            let choice = if args.told(&[&candidate.name]).is_some() { 0 } else { choice };
             let level = levels.get(choice);
             let layer = level.and_then(|l| l.layers.iter().find(|l| l.name == candidate.name));
             match (layer, level.and_then(|l| l.changed.get(&candidate.name))) {

@@ -1,15 +1,19 @@
 //! ONNX models.
 
 use super::super::Talk;
+use super::super::generate::DEFAULT_CONTEXT;
 use super::super::options::Progress;
-use super::{Args, Emit, Outcome};
+use super::{Args, Emit, Outcome, checkpoint};
+use kiln::lm::LanguageModel;
 use kiln::onnx::model::Model;
 use kiln::onnx::write::{WriteError, encode};
 use kiln::passes::quantize::Grid;
+use kiln::quantize;
 use kiln::quantize::budget::{self, Candidate, Measured};
 use kiln::quantize::metric::{Metric, compare};
 use kiln::quantize::onnx::{Layer, Prepared, Runs, Sample, raise, samples};
-use kiln::{Error, Source, data};
+use kiln::runtime::cpu::CpuLevel;
+use kiln::{Error, Options, Source, data};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,32 +23,30 @@ const MOST_MEASURED: usize = 64;
 
 pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
     data::writable(&args.output)?;
-    let emit = args.emit()?;
+    let emit = args.emit().unwrap_or(Emit::Artifact);
     let machinery = &args.machinery;
-    let model = Source::open(&args.model)?.model(&machinery.limits())?;
     let (budget, level) = (machinery.budget(), machinery.level_here()?);
-    let options = machinery.options(vec![level], BTreeMap::new())?;
-    let runs = Runs { options, place: (level, machinery.threads()), budget: budget.clone() };
-    if args.text.is_some() {
-        return Err(Error::Usage("--text is for language models; give ONNX models .npz files with --data".into()));
-    }
-    let read = |paths: &[std::path::PathBuf]| match paths {
-        [] => Ok((Vec::new(), None)),
-        paths => samples(&model, paths, &budget).map(|(samples, hash)| (samples, Some(hash))),
+    let place = (level, machinery.threads());
+    let mut observer = Progress::new(talk);
+    let Subject { model, bounds, mut calibration, mut held_back } = if LanguageModel::is_at(&args.model) {
+        Subject::of_checkpoint(args, place, &mut observer)?
+    } else {
+        Subject::of_onnx(args)?
     };
-    let (mut calibration, hash) = read(&args.data)?;
-    let (mut held_back, held_hash) = read(&args.held_back)?;
-    if args.metric.is_some() && held_back.is_empty() && !matches!(args.metric(), Some(Metric::Command(_))) {
-        let split = calibration.len() - calibration.len() / 4;
-        held_back = calibration.split_off(split);
-        if held_back.is_empty() {
+    let options = with_bounds(machinery.options(vec![level], BTreeMap::new())?, &bounds);
+    let runs = Runs { options, place, budget };
+    if args.metric.is_some() && held_back.samples.is_empty() && !matches!(args.metric(), Some(Metric::Command(_))) {
+        let split = calibration.samples.len() - calibration.samples.len() / 4;
+        held_back.samples = calibration.samples.split_off(split);
+        if held_back.samples.is_empty() {
             let message = "a budget is measured on data that calibration does not see: give it with --held-back (a quarter of \
                            --data is taken where that has at least 4 samples)";
             return Err(Error::Usage(message.into()));
         }
     }
+    let (hash, held_hash, held_back) = (calibration.hash, held_back.hash, held_back.samples);
+    let mut calibration = calibration.samples;
     calibration.truncate(args.samples as usize);
-    let mut observer = Progress::new(talk);
     let prepared = Prepared::new(&model, &args.settings()?, &calibration, &runs, &mut observer)?;
     let grids = args.grids();
     let (choices, found) = match args.metric() {
@@ -55,10 +57,10 @@ pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
             work.search(&metric, held_hash, &mut observer)?
         }
     };
-    let chosen = chosen(prepared.layers(), &choices, &grids);
+    let chosen = chosen(args, prepared.layers(), &choices, &grids);
     let (made, layers) = prepared.quantized(&|layer| chosen.get(&layer.node).copied().flatten())?;
     drop(observer);
-    let bytes = write(args, made, emit, &args.output, talk)?;
+    let bytes = write(args, made, emit, &bounds, talk)?;
     let (divided, pruned) = (prepared.equalised, &prepared.pruned);
     let details = json!({
         "calibration": { "hash": hash, "samples": calibration.len() }, "budget": found,
@@ -67,13 +69,104 @@ pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
     Ok(Outcome { bytes, layers, kept: prepared.kept().to_vec(), details })
 }
 
+/// Bounds of free dims by their names.
+type Bounds = BTreeMap<String, (i64, i64)>;
+
+fn with_bounds(mut options: Options, bounds: &Bounds) -> Options {
+    for (name, &range) in bounds {
+        options.bind.entry(name.clone()).or_insert(range);
+    }
+    options
+}
+
+/// Samples, and the hash of the data that they are from.
+#[derive(Default)]
+struct Data {
+    samples: Vec<Sample>,
+    hash: Option<String>,
+}
+
+/// What is quantized, by which data.
+struct Subject {
+    model: Model,
+    bounds: Bounds,
+    calibration: Data,
+    held_back: Data,
+}
+
+impl Subject {
+    fn of_onnx(args: &Args) -> Result<Subject, Error> {
+        if args.text.is_some() {
+            return Err(Error::Usage("--text is for language models; give ONNX models .npz files with --data".into()));
+        }
+        let model = Source::open(&args.model)?.model(&args.machinery.limits())?;
+        let budget = args.machinery.budget();
+        let read = |paths: &[std::path::PathBuf]| match paths {
+            [] => Ok(Data::default()),
+            paths => samples(&model, paths, &budget).map(|(samples, hash)| Data { samples, hash: Some(hash) }),
+        };
+        let (calibration, held_back) = (read(&args.data)?, read(&args.held_back)?);
+        Ok(Subject { model, bounds: Bounds::new(), calibration, held_back })
+    }
+
+    /// A language model as an ONNX model, with texts or arrays for it.
+    fn of_checkpoint(args: &Args, place: (CpuLevel, usize), observer: &mut Progress) -> Result<Subject, Error> {
+        let subject = checkpoint::open(args)?;
+        let budget = args.machinery.budget();
+        let (model, bounds) = match &subject {
+            checkpoint::Model::Decoder(decoder) => {
+                quantize::decoder_onnx(decoder, decoder.context().min(DEFAULT_CONTEXT))?
+            }
+            checkpoint::Model::Encoder(folder) => (quantize::encoder_onnx(folder)?, Bounds::new()),
+        };
+        let mut of_text = |path: &Path| -> Result<Data, Error> {
+            let text = super::read(path)?;
+            let samples = match &subject {
+                checkpoint::Model::Decoder(decoder) => {
+                    let mut tokens = decoder.tokenizer().encode(&text, false)?;
+                    let window = (args.window as usize).min(decoder.context());
+                    tokens.truncate((args.samples as usize).max(window));
+                    quantize::decoder_samples(&model, &tokens, window)?
+                }
+                checkpoint::Model::Encoder(folder) => {
+                    let texts = checkpoint::lines(&text);
+                    quantize::encoder_samples(folder, &model, &texts, place, &budget, observer)?
+                }
+            };
+            Ok(Data { samples, hash: Some(quantize::text_hash(&text)) })
+        };
+        let mut read = |text: Option<&Path>, arrays: &[std::path::PathBuf]| match (text, arrays) {
+            (Some(text), []) => of_text(text),
+            (None, []) => Ok(Data::default()),
+            (None, arrays) => {
+                samples(&model, arrays, &budget).map(|(samples, hash)| Data { samples, hash: Some(hash) })
+            }
+            (Some(_), _) => Err(Error::Usage("give calibration data with --text or with --data, not both".into())),
+        };
+        let calibration = read(args.text.as_deref(), &args.data)?;
+        let arrays = args.held_back.iter().any(|p| p.is_dir() || p.extension().is_some_and(|e| e == "npz"));
+        let held_back = match args.held_back.as_slice() {
+            [one] if !arrays => read(Some(one), &[])?,
+            paths => read(None, paths)?,
+        };
+        Ok(Subject { model, bounds, calibration, held_back })
+    }
+}
+
 /// What each layer becomes.
-fn chosen(layers: &[Layer], choices: &[usize], grids: &[Grid]) -> BTreeMap<String, Option<Grid>> {
-    layers.iter().zip(choices).map(|(l, &c)| (l.node.clone(), grids.get(c).copied())).collect()
+fn chosen(args: &Args, layers: &[Layer], choices: &[usize], grids: &[Grid]) -> BTreeMap<String, Option<Grid>> {
+    let grid = |layer: &Layer, choice: usize| told(args, layer).unwrap_or(grids.get(choice).copied());
+    layers.iter().zip(choices).map(|(l, &c)| (l.node.clone(), grid(l, c))).collect()
+}
+
+/// What `--layer` says of a layer.
+fn told(args: &Args, layer: &Layer) -> Option<Option<Grid>> {
+    args.told(&[&layer.node, &layer.weights])
 }
 
 /// Writes a model as an artifact or as ONNX; its size.
-fn write(args: &Args, mut model: Model, emit: Emit, output: &Path, talk: Talk) -> Result<u64, Error> {
+fn write(args: &Args, mut model: Model, emit: Emit, bounds: &Bounds, talk: Talk) -> Result<u64, Error> {
+    let output = &args.output;
     match emit {
         Emit::Onnx => {
             raise(&mut model)?;
@@ -82,11 +175,12 @@ fn write(args: &Args, mut model: Model, emit: Emit, output: &Path, talk: Talk) -
                 WriteError::Initializer(_) => Error::Internal(e.to_string()),
             })?;
             data::replace(output, |out| std::io::Write::write_all(out, &bytes))
-                .map_err(|source| Error::Write { path: output.into(), source })?;
+                .map_err(|source| Error::Write { path: output.clone(), source })?;
             Ok(bytes.len() as u64)
         }
         Emit::Artifact => {
             let options = args.machinery.options(args.machinery.artifact_levels(), BTreeMap::new())?;
+            let options = with_bounds(options, bounds);
             kiln::compile(&model, &options, &mut Progress::new(talk))?.write(output)
         }
     }
@@ -111,12 +205,19 @@ impl Budget<'_> {
         let layers = self.prepared.layers();
         let mut candidates = Vec::with_capacity(layers.len());
         for layer in layers {
-            let (bytes, error) = self.prepared.costs(layer, self.grids)?;
+            let (bytes, error) = match told(self.args, layer) {
+                None => self.prepared.costs(layer, self.grids)?,
+                // It costs the same whatever the search chooses for it.
+                Some(grid) => {
+                    let (bytes, _) = self.prepared.costs(layer, grid.as_slice())?;
+                    (vec![bytes.first().copied().unwrap_or_default(); self.grids.len() + 1], 0.0)
+                }
+            };
             candidates.push(Candidate { name: layer.node.clone(), bytes, error });
         }
         let max_drop = self.args.max_drop()?;
         let quantized = |choices: &[usize]| {
-            let chosen = chosen(layers, choices, self.grids);
+            let chosen = chosen(self.args, layers, choices, self.grids);
             self.prepared.quantized(&|layer| chosen.get(&layer.node).copied().flatten())
         };
         let found = match metric {

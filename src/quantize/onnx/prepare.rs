@@ -22,6 +22,16 @@ pub enum Prune {
     Pattern(usize, usize),
 }
 
+impl Prune {
+    /// Prunes a matrix `[.., columns]`.
+    pub fn of(self, values: &[f32], columns: usize) -> Pruned {
+        match self {
+            Prune::Share(share) => passes::magnitude(values, share),
+            Prune::Pattern(n, m) => passes::n_of_m(values, columns, n, m),
+        }
+    }
+}
+
 /// How an ONNX model is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -56,6 +66,14 @@ pub struct PruneReport {
     pub zeros: usize,
     /// Bytes of 8-bit elements that stay with a map of one bit for each: what a packed form would take.
     pub packed_bytes_int8: usize,
+}
+
+impl PruneReport {
+    /// Of a matrix.
+    pub fn of(name: &str, made: &Pruned) -> PruneReport {
+        let (elements, zeros, packed_bytes_int8) = (made.values.len(), made.zeros, made.packed_bytes(8));
+        PruneReport { name: name.into(), elements, zeros, packed_bytes_int8 }
+    }
 }
 
 /// A model and what its layers see.
@@ -163,10 +181,16 @@ impl Prepared {
         let weights = passes::Weights { values: &values, rows: layer.rows, columns: layer.columns };
         let WeightOptions { group, method, threads, .. } = self.settings.weights;
         let integer = self.settings.activations != Activations::Float;
-        // Convolutions and integer products have one scale for each output.
-        let group =
-            if group == 0 || integer || layer.kind == Kind::Conv { layer.columns } else { group.min(layer.columns) };
+        // Convolutions, integer products and floats have one scale for each output.
+        let whole = integer || layer.kind == Kind::Conv || matches!(grid, Grid::Float(_));
+        let group = if group == 0 || whole { layer.columns } else { group.min(layer.columns) };
         let moments = self.moments.get(&layer.input).map(|m| &**m).filter(|_| layer.kind != Kind::Conv);
+        if let Grid::Float(_) = grid {
+            // The nearest float is the best where each has a point of its own.
+            let made = passes::round_to_nearest(weights, grid, group, threads);
+            let error = passes::relative_error(weights, &made, moments);
+            return Ok((made, error));
+        }
         if self.settings.per_tensor {
             let whole = grid.whole(&values);
             let numbers = values.iter().map(|&v| grid.number(whole, v)).collect();
@@ -386,17 +410,9 @@ fn pruning(model: &mut Model, prune: Prune) -> Result<Vec<PruneReport>, Error> {
             continue;
         }
         let values = layer.values(model)?;
-        let made: Pruned = match prune {
-            Prune::Share(share) => passes::magnitude(&values, share),
-            Prune::Pattern(n, m) => passes::n_of_m(&values, layer.columns, n, m),
-        };
+        let made = prune.of(&values, layer.columns);
         set_initializer(model, &layer.weights, &layer.shape, &layer.stored(&made.values));
-        reports.push(PruneReport {
-            name: layer.weights.clone(),
-            elements: values.len(),
-            zeros: made.zeros,
-            packed_bytes_int8: made.packed_bytes(8),
-        });
+        reports.push(PruneReport::of(&layer.weights, &made));
     }
     Ok(reports)
 }

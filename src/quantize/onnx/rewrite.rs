@@ -124,11 +124,13 @@ fn dtype(grid: Grid) -> DType {
         Grid::Symmetric(_) => DType::I4,
         Grid::Asymmetric(bits) if bits > 4 => DType::U8,
         Grid::Asymmetric(_) | Grid::NormalFloat4 => DType::U4,
+        Grid::Float(format) => format.dtype(),
     }
 }
 
-fn bytes(numbers: &[i16]) -> Vec<u8> {
-    numbers.iter().map(|n| n.to_le_bytes()[0]).collect()
+/// Numbers as elements of a type, of which those of more than a byte have two.
+fn bytes(numbers: &[i16], dtype: DType) -> Vec<u8> {
+    numbers.iter().flat_map(|n| n.to_le_bytes().into_iter().take(dtype.size().min(2))).collect()
 }
 
 impl Rewriting<'_> {
@@ -156,7 +158,7 @@ impl Rewriting<'_> {
         let (scale, zero) =
             (self.names.fresh(&format!("{name}_scale")), self.names.fresh(&format!("{name}_zero_point")));
         let scale = self.add(floats(scale, &[], &[activation.group.scale]))?;
-        let zero = self.add(constant(zero, dtype, &[], bytes(&[activation.group.zero])))?;
+        let zero = self.add(constant(zero, dtype, &[], bytes(&[activation.group.zero], dtype)))?;
         let number = self.node(&format!("{name}_quantized"), "QuantizeLinear", AXIS, &[name, &scale, &zero], &[]);
         let back = format!("{name}_dequantized");
         let back = self.node(&back, "DequantizeLinear", AXIS, &[&number, &scale, &zero], &[]);
@@ -187,9 +189,9 @@ impl Rewriting<'_> {
             fresh("zero_point", &mut self.names),
         );
         let stored = layer.stored(&quantized.numbers);
-        let stored = self.add(constant(quantized_name, dtype, &layer.shape, bytes(&stored)))?;
+        let stored = self.add(constant(quantized_name, dtype, &layer.shape, bytes(&stored, dtype)))?;
         let scale = self.add(floats(scale, &shape, &scales))?;
-        let zero = self.add(constant(zero, dtype, &shape, bytes(&zeros)))?;
+        let zero = self.add(constant(zero, dtype, &shape, bytes(&zeros, dtype)))?;
         Some([stored, scale, zero])
     }
 
@@ -201,6 +203,11 @@ impl Rewriting<'_> {
         let back = format!("{}_dequantized", layer.weights);
         let made = if quantized.grid == Grid::NormalFloat4 {
             self.looked_up(layer, quantized, &back)?
+        } else if matches!(quantized.grid, Grid::Float(format) if !format.scaled()) {
+            let (dtype, numbers) = (dtype(quantized.grid), self.names.fresh(&format!("{}_stored", layer.weights)));
+            let stored = bytes(&layer.stored(&quantized.numbers), dtype);
+            let numbers = self.add(constant(numbers, dtype, &layer.shape, stored))?;
+            self.node(&back, "Cast", AXIS, &[&numbers], &[("to", AttributeValue::Int(1))])
         } else {
             let [numbers, scale, zero] = self.numbers(layer, quantized, per_tensor)?;
             let blocks = quantized.groups_of_row() > 1;
@@ -209,8 +216,8 @@ impl Rewriting<'_> {
             if blocks {
                 with.push(("block_size", AttributeValue::Int(i64::try_from(quantized.group).ok()?)));
             }
-            let few = matches!(dtype(quantized.grid), DType::I4 | DType::U4);
-            let opset = if blocks || few { BLOCKS } else { AXIS };
+            let old = matches!(dtype(quantized.grid), DType::I8 | DType::U8);
+            let opset = if blocks || !old { BLOCKS } else { AXIS };
             self.node(&back, "DequantizeLinear", opset, &[&numbers, &scale, &zero], &with)
         };
         self.made.insert(layer.weights.clone(), made.clone());
@@ -224,7 +231,7 @@ impl Rewriting<'_> {
         let (table, scale) = (self.names.fresh("normal_float_4"), self.names.fresh(&format!("{name}_scale")));
         let numbers = self.names.fresh(&format!("{name}_quantized"));
         let stored = layer.stored(&quantized.numbers);
-        let numbers = self.add(constant(numbers, DType::U4, &layer.shape, bytes(&stored)))?;
+        let numbers = self.add(constant(numbers, DType::U4, &layer.shape, bytes(&stored, DType::U4)))?;
         let table = self.add(floats(table, &[16], quantized.grid.table()?))?;
         let scales: Vec<f32> = quantized.groups.iter().map(|g| g.scale).collect();
         let (group, axis) = (quantized.columns / groups, 1 - layer.output_axis());
@@ -322,10 +329,11 @@ impl Rewriting<'_> {
             (Some(numbers), Some(scale)) => (numbers.clone(), scale.clone()),
             _ => {
                 // By columns, whichever way the layer has them.
-                let stored = transposed(&quantized.numbers, layer.rows, layer.columns);
+                let (stored, dtype) =
+                    (transposed(&quantized.numbers, layer.rows, layer.columns), dtype(quantized.grid));
                 let numbers = self.names.fresh(&format!("{name}_quantized"));
                 let shape = [layer.columns, layer.rows];
-                let numbers = self.add(constant(numbers, dtype(quantized.grid), &shape, bytes(&stored)))?;
+                let numbers = self.add(constant(numbers, dtype, &shape, bytes(&stored, dtype)))?;
                 let scales: Vec<f32> = quantized.groups.iter().map(|g| g.scale).collect();
                 let scale = self.names.fresh(&format!("{name}_scale"));
                 let scale = self.add(floats(scale, &[layer.rows], &scales))?;

@@ -73,6 +73,8 @@ impl Export<'_> {
                     let to_type = DataType::of(*to) as i64;
                     self.add(base, "Cast", &[&operand(*a)], &[("to", AttributeValue::Int(to_type))])
                 }
+                // ONNX has no product and sum that round once.
+                Scalar::Fma(..) => return Err(self.refused(id, "`fma`")),
                 Scalar::Index(_) | Scalar::Load(..) | Scalar::Guard(..) => {
                     return Err(self.refused(id, "code with loads"));
                 }
