@@ -57,17 +57,20 @@ pub struct End {
     pub why: Why,
 }
 
-/// Whether a value holds 8-bit integers, or exact sums of their products.
+/// Whether a value holds 8-bit integers, or exact sums of their products, with what zero points take from them.
 fn is_integer(graph: &Graph, v: ValueId) -> bool {
-    let product = |id: NodeId| elements(&graph.node(id).op) == Some(Elements::Bytes);
-    let sum = |v: ValueId| {
-        graph.producer(v).is_some_and(|id| {
-            let node = graph.node(id);
-            let shares = matches!(node.op, Op::Map(_)) && graph.ty(v).dtype == DType::I32;
-            product(id) || shares && node.inputs.iter().any(|&v| graph.producer(v).is_some_and(product))
-        })
-    };
-    graph.constant(v).is_none() && (matches!(graph.ty(v).dtype, DType::U8 | DType::I8) || sum(v))
+    let bytes = |v: ValueId| graph.constant(v).is_none() && matches!(graph.ty(v).dtype, DType::U8 | DType::I8);
+    let (mut left, mut seen) = (vec![v], BTreeSet::from([v]));
+    while let Some(value) = left.pop() {
+        let Some(node) = graph.producer(value).map(|id| graph.node(id)) else { continue };
+        if elements(&node.op) == Some(Elements::Bytes) {
+            return true;
+        }
+        if matches!(node.op, Op::Map(_)) && graph.ty(value).dtype == DType::I32 {
+            left.extend(node.inputs.iter().copied().filter(|&v| seen.insert(v)));
+        }
+    }
+    bytes(v)
 }
 
 /// Why an op that reads numbers does not read the integers that they were.
@@ -183,6 +186,28 @@ mod tests {
         let border = Pad { low: vec![1, 0], high: vec![0, 0], interior: vec![0, 0], value };
         assert_eq!(found(border.into(), nothing), one(Why::Border, "pad"));
         assert_eq!(found(negated(), nothing), [(Why::Output, None)]);
+    }
+
+    #[test]
+    fn sums_of_products_of_bytes_are_integers_through_any_number_of_maps() {
+        let (mut graph, none) = (Graph::new("g"), Origin::default());
+        let [x, w] = ["x", "w"].map(|name| graph.add_input(name, TensorType::of(DType::I32, &[4, 4])));
+        let product = Contract { elements: Elements::Bytes, ..Contract::new("mk", "nk", "mn") };
+        let mut sum = graph.add(product.into(), &[x, w], &none).unwrap();
+        let share = || {
+            map(|code| {
+                let x = code.arg(0, DType::I32);
+                let made = code.unary(UnaryOp::Neg, x).unwrap();
+                code.set_result(made);
+            })
+        };
+        for _ in 0..2 {
+            sum = graph.add(share(), &[sum], &none).unwrap();
+        }
+        let real = graph.add(numbers(DType::I32), &[sum], &none).unwrap();
+        let soft = graph.add(Softmax { axis: 1, log: false }.into(), &[real], &none).unwrap();
+        graph.add_output("y", soft);
+        assert!(matches!(ends(&graph)[..], [End { why: Why::Floats, .. }]), "{:?}", ends(&graph));
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Export<'_> {
             (false, 1) => {
                 let values = tensor.to_f32().unwrap_or_default();
                 let turned: Vec<f32> = (0..columns)
-                    .flat_map(|c| (0..rows).filter_map(move |r| Some(r * columns + c)))
+                    .flat_map(|c| (0..rows).map(move |r| r * columns + c))
                     .filter_map(|at| values.get(at).copied())
                     .collect();
                 let tensor = Tensor::from_f32(&[columns, rows], &turned);
