@@ -35,6 +35,9 @@ impl Weights for Expanded<'_> {
     }
 }
 
+/// Least and greatest values of free dims by their names.
+pub type Bounds = BTreeMap<String, (i64, i64)>;
+
 fn model_of(graph: &Graph) -> Result<Model, Error> {
     export(graph).map_err(|e| Error::Unsupported(e.to_string()))
 }
@@ -44,7 +47,7 @@ fn model_of(graph: &Graph) -> Result<Model, Error> {
 ///
 /// # Errors
 /// [`Error::Usage`] for an artifact, [`Error::Lm`] for weights that do not fit.
-pub fn decoder_onnx(model: &LanguageModel, capacity: usize) -> Result<(Model, BTreeMap<String, (i64, i64)>), Error> {
+pub fn decoder_onnx(model: &LanguageModel, capacity: usize) -> Result<(Model, Bounds), Error> {
     let artifact = || Error::Usage("an artifact is compiled already; quantize the checkpoint".into());
     let (decoder, weights) = model.decoder().zip(model.weights()).ok_or_else(artifact)?;
     let expanded = Expanded(&**weights);
@@ -62,7 +65,7 @@ pub fn decoder_onnx(model: &LanguageModel, capacity: usize) -> Result<(Model, BT
     // What is measured is the first output.
     graph.outputs.sort_by_key(|(name, _)| &**name != "logits");
     let most = i64::try_from(capacity).unwrap_or(i64::MAX);
-    let bounds = BTreeMap::from([("tokens".to_string(), (1, most)), ("past".to_string(), (0, most))]);
+    let bounds = Bounds::from([("tokens".to_string(), (1, most)), ("past".to_string(), (0, most))]);
     Ok((model_of(&graph)?, bounds))
 }
 

@@ -13,7 +13,7 @@ mod text;
 
 pub use checkpoint::{Checkpoint, Quantization, in_files, pruned, quantize};
 pub use files::{vacant, write_folder, write_gguf};
-pub use language::{decoder_onnx, decoder_samples, encoder_onnx, encoder_samples};
+pub use language::{Bounds, decoder_onnx, decoder_samples, encoder_onnx, encoder_samples};
 pub use text::{AllMoments, decoder_moments, decoder_score, encoder_moments, text_hash};
 
 use kiln_passes::quantize::Grid;

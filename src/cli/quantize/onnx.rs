@@ -8,10 +8,10 @@ use kiln::lm::LanguageModel;
 use kiln::onnx::model::Model;
 use kiln::onnx::write::{WriteError, encode};
 use kiln::passes::quantize::Grid;
-use kiln::quantize;
 use kiln::quantize::budget::{self, Candidate, Measured};
 use kiln::quantize::metric::{Metric, compare};
 use kiln::quantize::onnx::{Layer, Prepared, Runs, Sample, raise, samples};
+use kiln::quantize::{self, Bounds};
 use kiln::runtime::cpu::CpuLevel;
 use kiln::{Error, Options, Source, data};
 use serde_json::{Value, json};
@@ -68,9 +68,6 @@ pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
     });
     Ok(Outcome { bytes, layers, kept: prepared.kept().to_vec(), details })
 }
-
-/// Bounds of free dims by their names.
-type Bounds = BTreeMap<String, (i64, i64)>;
 
 fn with_bounds(mut options: Options, bounds: &Bounds) -> Options {
     for (name, &range) in bounds {
