@@ -74,6 +74,8 @@ pub enum Way {
     Finished,
     /// The value is another one's memory.
     Renamed,
+    /// Its result goes where the reader puts a border around it.
+    Bordered,
 }
 
 impl fmt::Display for Way {
@@ -82,6 +84,7 @@ impl fmt::Display for Way {
             Way::Inlined => "its code stands where it was loaded",
             Way::Finished => "its code is applied to the folded value in registers",
             Way::Renamed => "its result is its operand's memory",
+            Way::Bordered => "its result is stored within the border",
         })
     }
 }

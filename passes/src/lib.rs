@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod borders;
 pub mod boundary;
 pub mod fusion;
 pub mod group;

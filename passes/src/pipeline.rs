@@ -3,6 +3,7 @@
 //! Invariant: every pass takes a verified graph and leaves one; the list below is the only place that orders them.
 
 use crate::attention::join_attention;
+use crate::borders::join_borders;
 use crate::boundary::{Place, Wishes, places};
 use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
@@ -285,7 +286,9 @@ fn halves_of(targets: &[Target<'_>]) -> Option<kiln_ir::DType> {
 /// The graph is not valid.
 pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
-    let columns_last = if targets.iter().all(|t| t.machine.gpu.is_none()) {
+    let on_gpus = targets.iter().all(|t| t.machine.gpu.is_some());
+    let on_cpus = targets.iter().all(|t| t.machine.gpu.is_none());
+    let columns_last = if on_cpus {
         Some(rewrite::columns_last(graph).map_err(fail)?)
     } else {
         // Blocks of threads turn operands round in shared memory.
@@ -302,7 +305,6 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             host_reasons.push((node.origin.clone(), reason));
         }
     }
-    let on_gpus = targets.iter().all(|t| t.machine.gpu.is_some());
     let mut apart: HashSet<ValueId> = HashSet::new();
     let (mut wishes, mut asked) = (Wishes::default(), BTreeSet::new());
     // Each round moves at least one refused group to the host or cuts one up, so there are at most as many as nodes.
@@ -324,7 +326,13 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         {
             continue;
         }
-        let work = if on_gpus { absorb_views(&graph, join_attention(&graph, work, &apart)) } else { work };
+        let work = if on_gpus {
+            absorb_views(&graph, join_attention(&graph, work, &apart))
+        } else if on_cpus {
+            join_borders(&graph, work, &mut attempts)
+        } else {
+            work
+        };
         let mut work = work;
         if let Some(half) = halves_of(targets) {
             keep_halves(&mut graph, &mut work, half);

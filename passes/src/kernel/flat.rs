@@ -191,6 +191,18 @@ impl FlatNest {
         f(&self.store);
     }
 
+    /// Without the fold, where the finish does not look at it: the border around what is folded elsewhere.
+    #[must_use]
+    pub fn without_unread_fold(self) -> FlatNest {
+        let live = self.finish.live();
+        let reads = self.finish.nodes().any(|(id, node)| live[id.index()] && matches!(node, Scalar::Arg(_)));
+        if reads || self.folds.is_empty() {
+            return self;
+        }
+        let finish = Code::identity(self.finish.result_type());
+        FlatNest { folds: vec![], body: self.finish, finish, ..self }
+    }
+
     /// Removes loops of one iteration and joins neighbours that walk through memory as one: axis `p` outside `q` with
     /// `coefficient(p) = coefficient(q) * extent(q)` in every expression.
     #[must_use]

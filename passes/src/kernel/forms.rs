@@ -65,7 +65,7 @@ pub(super) fn sums_blocks(code: &Code) -> bool {
 }
 
 /// Whether the code reads a weight of few bits, in either form.
-pub(super) fn has_few_bits(code: &Code) -> bool {
+pub(crate) fn has_few_bits(code: &Code) -> bool {
     unpacks(code) || sums_blocks(code)
 }
 

@@ -25,7 +25,7 @@ use cuts::{Segment, block_variables, panel_of, panel_segments, row_segments, seg
 use emit::{Emitter, Place, tile_axis, widens};
 use factor::{Factors, by_loads};
 use flat::{Axis, FlatNest, Stride, stride};
-use forms::{has_few_bits, is_identity, sums_blocks, unpacks};
+use forms::{is_identity, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
@@ -37,6 +37,7 @@ use matrix::Unit;
 use std::collections::BTreeMap;
 
 pub use choice::{Choice, ChoiceError, Cut, Order, Space, VERSION as SCHEDULE_VERSION, key};
+pub(crate) use forms::has_few_bits;
 pub(crate) use gpu::symbols;
 pub use schedule::{Gpu, Machine, Schedule};
 
@@ -257,7 +258,7 @@ impl Builder<'_> {
     /// One nest: boxes, each with its own schedule.
     fn single(&mut self, nest: FlatNest) -> Option<()> {
         for nest in nest.boxes(MOST_BOXES) {
-            let nest = nest.collapse();
+            let nest = nest.without_unread_fold().collapse();
             if nest.axes.iter().any(|a| a.known() == Some(0)) {
                 continue;
             }
