@@ -320,19 +320,14 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         }
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
+        let work = if on_cpus { join_borders(&graph, work, &mut attempts) } else { work };
         // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
         if let Some(chosen) = targets.first().and_then(|t| t.chosen)
             && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))
         {
             continue;
         }
-        let work = if on_gpus {
-            absorb_views(&graph, join_attention(&graph, work, &apart))
-        } else if on_cpus {
-            join_borders(&graph, work, &mut attempts)
-        } else {
-            work
-        };
+        let work = if on_gpus { absorb_views(&graph, join_attention(&graph, work, &apart)) } else { work };
         let mut work = work;
         if let Some(half) = halves_of(targets) {
             keep_halves(&mut graph, &mut work, half);
