@@ -4,6 +4,7 @@
 //! folds nothing and stores the pad's value, and the kernel's boxes ([`crate::kernel::flat::FlatNest::boxes`]) keep the two apart.
 //! Nothing else reads what lies between.
 
+use crate::boundary::Wishes;
 use crate::fusion::{Attempt, Way};
 use crate::group::{Group, Work};
 use crate::kernel::flat::map_exprs;
@@ -18,8 +19,8 @@ use std::collections::HashMap;
 /// from one line of a picture to the next, as they cannot where a border lies between.
 const FEWEST_ROWS: i64 = 12;
 
-/// Joins what can be, and notes it.
-pub(crate) fn join_borders(graph: &Graph, work: Vec<Work>, attempts: &mut Vec<Attempt>) -> Vec<Work> {
+/// Joins what can be, but for what is wished apart, and notes it.
+pub(crate) fn join_borders(graph: &Graph, work: Vec<Work>, wishes: &Wishes, attempts: &mut Vec<Attempt>) -> Vec<Work> {
     let mut work: Vec<Option<Work>> = work.into_iter().map(Some).collect();
     let made: HashMap<ValueId, usize> = work
         .iter()
@@ -34,7 +35,7 @@ pub(crate) fn join_borders(graph: &Graph, work: Vec<Work>, attempts: &mut Vec<At
         let Some(border) = Border::of(graph, pad) else { continue };
         let Some(&at) = made.get(&border.of) else { continue };
         let Some(Work::Kernel(inner)) = &work[at] else { continue };
-        if readers(graph, &work, border.of) != 1 {
+        if readers(graph, &work, border.of) != 1 || wishes.of(border.of) == Some(false) {
             continue;
         }
         let Some(group) = border.around(graph, inner, pad) else { continue };

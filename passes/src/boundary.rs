@@ -67,7 +67,7 @@ pub fn places(graph: &Graph, work: &[Work], attempts: &[Attempt]) -> Vec<Place> 
                 let place = reader.inputs.iter().position(|&v| v == value);
                 place.filter(|_| taken_in.is_some()).map(Cut::With)
             }
-            Ok(Way::Inlined | Way::Finished) if reader.folds() => {
+            Ok(Way::Inlined | Way::Finished | Way::Bordered) if reader.folds() => {
                 let producer = graph.producer(value).filter(|n| !twice.contains(n) && !only_moves(graph, *n));
                 let nodes: BTreeSet<NodeId> = reader.nodes.iter().copied().collect();
                 producer.and_then(|producer| nodes.iter().position(|&n| n == producer)).map(Cut::Apart)

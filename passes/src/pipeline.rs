@@ -181,7 +181,7 @@ impl Scheduled {
         places(&self.graph, &self.work, &self.attempts)
     }
 
-    /// The same graph cut with other wishes.
+    /// The same graph cut for CPUs with other wishes.
     ///
     /// # Errors
     /// The graph is not valid.
@@ -190,6 +190,7 @@ impl Scheduled {
         let mut attempts = Vec::new();
         let work = group(&self.graph, &|id| hosts.contains(&id), wishes, &mut attempts);
         let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
+        let work = join_borders(&self.graph, work, wishes, &mut attempts);
         Ok(Scheduled { graph: self.graph.clone(), work, attempts, asked: BTreeSet::new() })
     }
 }
@@ -320,7 +321,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         }
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
-        let work = if on_cpus { join_borders(&graph, work, &mut attempts) } else { work };
+        let work = if on_cpus { join_borders(&graph, work, &wishes, &mut attempts) } else { work };
         // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
         if let Some(chosen) = targets.first().and_then(|t| t.chosen)
             && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))

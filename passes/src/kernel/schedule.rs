@@ -218,13 +218,13 @@ impl Schedule {
         }
     }
 
-    /// Where a single row meets a weight of few bits: makes the halves of its columns the rows of a tile, so that the weight is
+    /// Where a single row of bytes meets a weight of few bits: makes the halves of its columns the rows of a tile, so that the weight is
     /// read from two places at once, and gives the nest that has them. One stream of a weight that no cache holds comes at two thirds
     /// of the speed (Zen 5, panels of 4 to 6 vectors; four places are no faster).
     pub fn halve(&mut self, nest: &FlatNest, machine: &Machine) -> Option<FlatNest> {
         let [column] = nest.axes.as_slice() else { return None };
         let along = self.lanes.is_none() && self.row.is_none() && self.column.as_ref() == Some(&column.symbol);
-        if machine.gpu.is_some() || !along || !has_few_bits(&nest.body) {
+        if machine.gpu.is_some() || !along || !sums_blocks(&nest.body) {
             return None;
         }
         let panel = panel_of(nest, &column.symbol)?;

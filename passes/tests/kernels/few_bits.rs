@@ -45,7 +45,8 @@ fn one_row_reads_a_weight_of_few_bits_from_two_places_at_once() {
         let c = check_graph(Precision::F32, graph, &[&[]]);
         let product = c.kernels[0].last().unwrap().to_string();
         let read = |tile: &str| product.contains(&format!("[{tile},{panel},1] = load in"));
-        assert!(read("2") && !read("1"), "{columns} {bytes}: {product}");
+        // Rows of floats have no registers to spare for a second place.
+        assert!(read("2") == bytes && read("1") != bytes, "{columns} {bytes}: {product}");
     }
 }
 
