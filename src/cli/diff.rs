@@ -61,6 +61,10 @@ impl Args {
             "same": same,
             "changed": changed.iter().map(|p| json!({ "what": p.what, "first": p.first, "second": p.second })).collect::<Vec<_>>(),
             "kernels": changes.iter().map(|c| c.json((&a, &b), times.as_ref())).collect::<Vec<_>>(),
+            "times": times.as_ref().map(|times| [0, 1].map(|side| {
+                let [least, measured] = times.of(side, None);
+                json!({ "least_us": least * 1e6, "measured_us": measured * 1e6 })
+            })),
             "operations": [a.totals().0, b.totals().0], "bytes": [a.totals().1, b.totals().1],
         });
         if same {

@@ -89,10 +89,7 @@ fn what_a_search_says_of_fusion_cuts_kernels_and_nothing_else() {
     let times: Vec<f64> =
         fused["times"].as_array().unwrap().iter().map(|t| t["measured_us"].as_f64().unwrap()).collect();
     assert!(times.len() == 2 && times.iter().all(|us| *us > 0.0), "{why:#}");
-    assert!(
-        why["changed"].as_array().unwrap().iter().any(|p| p["what"] == "least us that the roofline allows"),
-        "{why:#}"
-    );
+    assert!(why["times"].as_array().unwrap().iter().all(|t| t["least_us"].as_f64().unwrap() > 0.0), "{why:#}");
     let text = kiln!("diff", &one, &two, "--measure", "--seconds", "0.05", "--threads", "1").succeeds().out;
     assert!(text.contains("measured us (roofline)"), "{text}");
     kiln!("diff", &one, &two, "--random", "1").fails(2, "inputs are for --measure");
