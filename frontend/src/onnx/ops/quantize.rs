@@ -48,14 +48,15 @@ pub(super) fn spread(
     first(cx, whole, axis, extent)
 }
 
-/// Refuses a constant scale that no quantizer makes: one that is negative or no number, and where values are divided by it, zero.
+/// Refuses a constant scale that leaves no number: one that is none itself, and where values are divided by it, one that is not above
+/// zero. What is multiplied by a negative scale or by zero has a value like any other, and files of people hold such ones.
 pub(super) fn check_scale(cx: &Context, scale: ValueId, divides: bool) -> Result<(), Failure> {
-    let wrong = |v: &f64| !v.is_finite() || *v < 0.0 || divides && *v == 0.0;
+    let wrong = |v: &f64| !v.is_finite() || divides && *v <= 0.0;
     match cx.constant_of(scale).and_then(Tensor::to_f64).and_then(|all| all.into_iter().find(wrong)) {
         None => Ok(()),
         Some(v) => {
-            let least = if divides { "greater than 0" } else { "at least 0" };
-            Err(Failure::invalid(format!("a scale is {v}; scales are finite and {least}")))
+            let least = if divides { ", and greater than 0 where values are divided by them" } else { "" };
+            Err(Failure::invalid(format!("a scale is {v}; scales are finite{least}")))
         }
     }
 }
