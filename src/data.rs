@@ -246,12 +246,12 @@ pub fn writable(path: &Path) -> Result<(), Error> {
     Unfinished::create(path).map(drop).map_err(|source| Error::Write { path: path.into(), source })
 }
 
-/// Writes a text file, which appears complete or not at all.
+/// Writes a file of these bytes, which appears complete or not at all.
 ///
 /// # Errors
 /// [`Error::Write`].
-pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    let written = replace(path, |out| io::Write::write_all(out, text.as_bytes()));
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let written = replace(path, |out| io::Write::write_all(out, bytes));
     written.map_err(|source| Error::Write { path: path.into(), source })
 }
 

@@ -232,6 +232,16 @@ pub enum Coord {
     Value(Id<Scalar>),
 }
 
+impl Coord {
+    /// The expression, where it is one.
+    pub fn expr(&self) -> Option<&Expr> {
+        match self {
+            Coord::Index(e) => Some(e),
+            Coord::Value(_) => None,
+        }
+    }
+}
+
 /// `left < right` over index symbols.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Less {

@@ -174,7 +174,7 @@ pub(crate) fn reread(graph: &Graph, group: &Group, k: usize, from: ValueId) -> O
                 if source != Source::Input(k) {
                     return Some((source, coords.to_vec()));
                 }
-                let index: Option<Vec<Expr>> = coords.iter().map(of_index).collect();
+                let index: Option<Vec<Expr>> = coords.iter().map(|c| c.expr().cloned()).collect();
                 let index = under_other_dims(&index?, own, other, &ranges)?;
                 Some((source, index.into_iter().map(Coord::Index).collect()))
             })
@@ -201,13 +201,6 @@ fn scored(softmax: &Group) -> Option<usize> {
         }
     });
     found
-}
-
-fn of_index(coord: &Coord) -> Option<Expr> {
-    match coord {
-        Coord::Index(e) => Some(e.clone()),
-        Coord::Value(_) => None,
-    }
 }
 
 /// What a load becomes.

@@ -12,7 +12,7 @@ use crate::kernel::has_few_bits;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, ValueId};
 use kiln_ir::nest::{self, Nest, neutral};
-use kiln_ir::scalar::{Code, Constant, Coord, Less, Scalar, Source};
+use kiln_ir::scalar::{Code, Constant, Less, Scalar, Source};
 use std::collections::HashMap;
 
 /// Fewer elements than this along the axis beside the columns are no rows for a register tile: there the product's rows run on
@@ -81,13 +81,7 @@ impl Border {
         if !folds.is_empty() || !matches!(finish.node(finish.result()), Scalar::Arg(_)) {
             return None;
         }
-        let index: Option<Vec<Expr>> = coords
-            .iter()
-            .map(|c| match c {
-                Coord::Index(e) => Some(e.clone()),
-                Coord::Value(_) => None,
-            })
-            .collect();
+        let index: Option<Vec<Expr>> = coords.iter().map(|c| c.expr().cloned()).collect();
         let index = index.filter(|index| index.len() == dims.len())?;
         let shifted = |n: usize, e: &Expr| e.sub(&Expr::from(nest::axis(n))).as_const().is_some();
         let known = dims.iter().all(|d| d.as_const().is_some());

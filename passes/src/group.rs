@@ -460,13 +460,8 @@ fn is_plain_reduction(nest: &Nest) -> bool {
     let mut loads = 0;
     nest.for_each_load(&mut |_, coords| {
         loads += 1;
-        let symbols: std::collections::BTreeSet<_> = coords
-            .iter()
-            .filter_map(|c| match c {
-                Coord::Index(e) => e.as_symbol().cloned(),
-                Coord::Value(_) => None,
-            })
-            .collect();
+        let symbols: std::collections::BTreeSet<_> =
+            coords.iter().filter_map(|c| c.expr()?.as_symbol().cloned()).collect();
         let constants = coords.iter().filter(|c| matches!(c, Coord::Index(e) if e.as_const() == Some(0))).count();
         let ones = nest.dims.iter().filter(|d| d.as_const() == Some(1)).count();
         once &= symbols.len() + constants.max(ones) >= total && symbols.len() + constants == coords.len();
@@ -485,13 +480,7 @@ pub(crate) fn inline(group: &Group, k: usize, producer: &Group) -> Option<Group>
             let result = out
                 .inline(code, &mut |out, node, _| match node {
                     Scalar::Load(Source::Input(n), coords) if *n == k => {
-                        let index: Option<Vec<Expr>> = coords
-                            .iter()
-                            .map(|c| match c {
-                                Coord::Index(e) => Some(e.clone()),
-                                Coord::Value(_) => None,
-                            })
-                            .collect();
+                        let index: Option<Vec<Expr>> = coords.iter().map(|c| c.expr().cloned()).collect();
                         let Some(index) = index else {
                             return Err(kiln_ir::scalar::TypeError("the producer is read at computed indices".into()));
                         };

@@ -72,10 +72,10 @@ impl Args {
         let profile = profile(&mut context, model.plan(), model.kernels(), effort)?;
         let counted = counters::count(counters, &mut context, model.plan().steps.len())?;
         if let Some(path) = &self.trace {
-            data::write_text(path, &format!("{}\n", profile.trace()))?;
+            data::write(path, format!("{}\n", profile.trace()).as_bytes())?;
         }
         if let Some(path) = &self.folded {
-            data::write_text(path, &profile.folded())?;
+            data::write(path, profile.folded().as_bytes())?;
         }
         let setting = Setting { level: model.level().name(), threads, path: &self.model };
         let report = json(&profile, &peaks, &counted, &setting);

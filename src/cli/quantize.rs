@@ -217,8 +217,7 @@ impl Args {
         }
         if let Some(path) = &self.report {
             let text = format!("{report:#}\n");
-            let written = data::replace(path, |out| std::io::Write::write_all(out, text.as_bytes()));
-            written.map_err(|source| Error::Write { path: path.into(), source })?;
+            data::write(path, text.as_bytes())?;
         }
         talk.report(&report, &table(&outcome, seconds))
     }

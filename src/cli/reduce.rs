@@ -78,8 +78,7 @@ impl Args {
         talk.say(format_args!("{} nodes after {tries} tries, {finding}", small.graph.nodes().len()));
         let text = small.graph.to_string();
         if let Some(path) = &self.output {
-            data::replace(path, |out| std::io::Write::write_all(out, text.as_bytes()))
-                .map_err(|source| Error::Write { path: path.clone(), source })?;
+            data::write(path, text.as_bytes())?;
             npz::write(&path.with_extension("npz"), &named(&small))?;
         }
         let report = json!({

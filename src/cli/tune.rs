@@ -30,10 +30,10 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     time: Option<Duration>,
     /// Schedules to know of each kernel at most, those in the database included
-    #[arg(long, value_name = "N", default_value_t = 96, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = tune::TRIALS, value_parser = clap::value_parser!(u32).range(1..))]
     trials: u32,
     /// Generations of eight trials without 1 % of gain after which a kernel is done
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = tune::PATIENCE, value_parser = clap::value_parser!(u32).range(1..))]
     patience: u32,
     /// Seed of what is tried
     #[arg(long, value_name = "SEED", default_value_t = 0)]

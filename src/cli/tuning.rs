@@ -55,7 +55,7 @@ impl Args {
                 }
                 let read = all.len();
                 let all = distinct(all)?;
-                data::write_text(output, &record::to_text(&all)?)?;
+                data::write(output, record::to_text(&all)?.as_bytes())?;
                 talk.say(format_args!("{}: {} records of {read} read", output.display(), all.len()));
                 talk.report_if_json(&json!({ "db": output.display().to_string(), "read": read, "records": all.len() }))
             }
@@ -69,7 +69,7 @@ impl Args {
                     kept = best_and_own(&kept);
                 }
                 let kept = distinct(kept)?;
-                data::write_text(db, &record::to_text(&kept)?)?;
+                data::write(db, record::to_text(&kept)?.as_bytes())?;
                 talk.say(format_args!("{}: {} of {before} records are left", db.display(), kept.len()));
                 talk.report_if_json(&json!({ "db": db.display().to_string(), "before": before, "records": kept.len() }))
             }

@@ -11,7 +11,6 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 fn written(path: &Path) -> impl Fn(std::io::Error) -> Error {
@@ -28,7 +27,7 @@ pub fn write_gguf(model: &Path, made: &Quantization, output: &Path) -> Result<u6
     let weights = GgufWeights::new(Gguf::parse(file).map_err(|e| fail(e.into()))?).map_err(fail)?;
     let bytes = weights.rewritten(&made.changed);
     let bytes = bytes.ok_or_else(|| Error::Internal("a new tensor does not fit the file".into()))?;
-    data::replace(output, |out| out.write_all(&bytes)).map_err(written(output))?;
+    data::write(output, &bytes)?;
     Ok(bytes.len() as u64)
 }
 

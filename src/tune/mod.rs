@@ -134,11 +134,30 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of the records of a comparison, the cost model's own first; they are written down.
+    fn of(records: Vec<Record>, database: &mut Database, (trials, known): (usize, usize)) -> Result<Outcome, Error> {
+        let default = records.first().cloned().ok_or_else(|| Error::Internal("nothing was compared".into()))?;
+        let best = record::best_of(&records.iter().collect::<Vec<_>>()).cloned().unwrap_or_else(|| default.clone());
+        records.into_iter().try_for_each(|record| database.add(record))?;
+        Ok(Outcome { default, best, trials, known })
+    }
+
     /// How much less time the best takes.
     pub fn gain(&self) -> f64 {
         self.default.p20_ns / self.best.p20_ns.max(1.0)
     }
 }
+
+/// The quickest turn: one is slow because of what else ran, never quick because of it.
+fn quickest(turns: Vec<Measured>) -> Result<Measured, Error> {
+    let best = turns.into_iter().min_by(|a, b| a.time.p20.total_cmp(&b.time.p20));
+    best.ok_or_else(|| Error::Internal("nothing was compared".into()))
+}
+
+/// Schedules of a kernel to know at most, where nothing else is asked for.
+pub const TRIALS: u32 = 96;
+/// Generations without gain after which a search ends, likewise.
+pub const PATIENCE: u32 = 3;
 
 /// Trials of a generation.
 const GENERATION: usize = 8;
@@ -330,16 +349,10 @@ impl<'a> Search<'a> {
         }
         let mut records = Vec::new();
         for (choice, turns) in finalists.iter().zip(turns) {
-            // The quickest turn of each: a turn is slow because of what else ran, never quick because of it.
-            let best = turns.into_iter().min_by(|a, b| a.time.p20.total_cmp(&b.time.p20));
-            let Some(best) = best else { continue };
-            let record = self.record(choice, &best.time, &best.code, true);
-            database.add(record.clone())?;
-            records.push(record);
+            let best = quickest(turns)?;
+            records.push(self.record(choice, &best.time, &best.code, true));
         }
-        let own = records.first().cloned().ok_or_else(|| Error::Internal("nothing was compared".into()))?;
-        let chosen = record::best_of(&records.iter().collect::<Vec<_>>()).cloned().unwrap_or_else(|| own.clone());
-        Ok(Outcome { default: own, best: chosen, trials: self.made, known: self.known.len() })
+        Outcome::of(records, database, (self.made, self.known.len()))
     }
 }
 

@@ -3,9 +3,9 @@
 //! Invariant: what is compared are all kernels that differ between the cuts of one graph, whichever those are; each is measured as a
 //! search of its schedule does, and the cuts in turns.
 
-use super::record::{self, Database, Record};
+use super::record::{Database, Record};
 use super::trial::{Measured, Trials};
-use super::{Outcome, Settings, finished, hash};
+use super::{Outcome, Settings, TURNS, finished, hash, quickest};
 use crate::profile::Distribution;
 use crate::{Compiled, Error};
 use kiln_ir::graph::ValueId;
@@ -49,14 +49,17 @@ pub fn places(compiled: &Compiled) -> Vec<Place> {
 }
 
 /// A kernel by what it computes and which value that is.
-fn name(cut: &Scheduled, group: &Group) -> (ValueId, String) {
-    (group.output, key(&cut.graph, group))
+type Name = (ValueId, String);
+
+/// The kernels of a cut with their names.
+fn named(cut: &Scheduled) -> Vec<(Name, &Group)> {
+    cut.groups().map(|g| ((g.output, key(&cut.graph, g)), g)).collect()
 }
 
 /// The kernels of one cut that the other does not have.
-fn only_in<'a>(cut: &'a Scheduled, other: &Scheduled) -> Vec<&'a Group> {
-    let others: BTreeSet<_> = other.groups().map(|g| name(other, g)).collect();
-    cut.groups().filter(|g| !others.contains(&name(cut, g))).collect()
+fn only_in<'n, 'a>(cut: &'n [(Name, &'a Group)], other: &[(Name, &Group)]) -> Vec<&'n (Name, &'a Group)> {
+    let others: BTreeSet<&Name> = other.iter().map(|(name, _)| name).collect();
+    cut.iter().filter(|(name, _)| !others.contains(name)).collect()
 }
 
 /// One cut: which of the kernels that the rules make stay, those that come, and what its turns took.
@@ -66,9 +69,6 @@ struct Way<'a> {
     come: Vec<Trials<'a>>,
     turns: Vec<Measured>,
 }
-
-/// Turns of a comparison.
-const TURNS: usize = 5;
 
 /// Measures a place in all ways and writes it down; nothing where no other way can be compiled or changes a kernel.
 ///
@@ -91,16 +91,20 @@ pub fn measure(
         Ok((cut, own.recut(&wishes)?))
     };
     let others = place.cuts.iter().map(asked).collect::<Result<Vec<_>, Error>>()?;
-    let changed: BTreeSet<_> = others.iter().flat_map(|(_, other)| only_in(own, other)).map(|g| name(own, g)).collect();
-    let before: Vec<&Group> = own.groups().filter(|g| changed.contains(&name(own, g))).collect();
+    let kernels = named(own);
+    let others: Vec<_> = others.iter().map(|(cut, other)| (*cut, other, named(other))).collect();
+    // For each of the other cuts which of the kernels that the rules make it does not have; what all of them have is of no account.
+    let gone: Vec<BTreeSet<&Name>> =
+        others.iter().map(|(.., of)| only_in(&kernels, of).into_iter().map(|(name, _)| name).collect()).collect();
+    let before: Vec<&(Name, &Group)> =
+        kernels.iter().filter(|(name, _)| gone.iter().any(|gone| gone.contains(name))).collect();
     let trial = |cut, g| Trials::new(cut, g, settings.level, settings.threads, compiled.plan.weight_bytes, budget);
-    let mut by_rules: Vec<Trials<'_>> = before.iter().map(|g| trial(own, g)).collect();
+    let mut by_rules: Vec<Trials<'_>> = before.iter().map(|(_, g)| trial(own, g)).collect();
     let all = (0..before.len()).collect();
     let mut ways = vec![Way { cut: Cut::Rules, stay: all, come: Vec::new(), turns: Vec::new() }];
-    for (cut, other) in &others {
-        let gone: BTreeSet<_> = only_in(own, other).into_iter().map(|g| name(own, g)).collect();
-        let stay = before.iter().enumerate().filter(|(_, g)| !gone.contains(&name(own, g))).map(|(n, _)| n).collect();
-        let come: Vec<Trials<'_>> = only_in(other, own).into_iter().map(|g| trial(other, g)).collect();
+    for ((cut, other, of), gone) in others.iter().zip(&gone) {
+        let stay = before.iter().enumerate().filter(|(_, (name, _))| !gone.contains(name)).map(|(n, _)| n).collect();
+        let come: Vec<Trials<'_>> = only_in(of, &kernels).into_iter().map(|(_, g)| trial(other, g)).collect();
         if !come.is_empty() {
             ways.push(Way { cut: *cut, stay, come, turns: Vec::new() });
         }
@@ -128,21 +132,16 @@ pub fn measure(
     }
     let mut records: Vec<Record> = Vec::new();
     for Way { cut, turns, .. } in ways {
-        // The quickest turn of each: a turn is slow because of what else ran, never quick because of it.
-        let best = turns.into_iter().min_by(|a, b| a.time.p20.total_cmp(&b.time.p20));
-        let best = best.ok_or_else(|| Error::Internal("nothing was compared".into()))?;
+        let best = quickest(turns)?;
         let blank = settings.record(&place.kernel, &place.what, &place.shape).timed(&best.time);
         let default = cut == Cut::Rules;
         // Of those that are equally quick the rules of fusion are preferred.
         let estimate = if default { 0.0 } else { 1.0 };
         let schedule = Choice { cut: Some(cut), ..Choice::default() }.to_string();
-        let record = Record { schedule, default, estimate, last: true, code: best.code, ..blank };
-        database.add(record.clone())?;
-        records.push(record);
+        records.push(Record { schedule, default, estimate, last: true, code: best.code, ..blank });
     }
-    let default = records.first().cloned().ok_or_else(|| Error::Internal("nothing was compared".into()))?;
-    let best = record::best_of(&records.iter().collect::<Vec<_>>()).cloned().unwrap_or_else(|| default.clone());
-    Ok(Some(Outcome { default, best, trials: records.len(), known: records.len() }))
+    let count = records.len();
+    Outcome::of(records, database, (count, count)).map(Some)
 }
 
 /// Several kernels as if they were one: each time is their sum, the code that of all.

@@ -32,23 +32,27 @@ impl WeightProblems {
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.misshapen.is_empty() && self.surplus.is_empty()
     }
+
+    /// The lists of what does not fit, whatever it is that should.
+    pub(super) fn lists(&self) -> String {
+        list("missing", &self.missing, String::clone)
+            + &list("of another shape", &self.misshapen, |(name, what)| format!("{name} ({what})"))
+            + &list("that the model does not have", &self.surplus, String::clone)
+    }
 }
 
-fn list<T>(f: &mut fmt::Formatter<'_>, title: &str, items: &[T], show: impl Fn(&T) -> String) -> fmt::Result {
+fn list<T>(title: &str, items: &[T], show: impl Fn(&T) -> String) -> String {
     if items.is_empty() {
-        return Ok(());
+        return String::new();
     }
     let shown: Vec<String> = items.iter().take(SHOWN).map(show).collect();
-    write!(f, "\n  {} {title}: {}", items.len(), shown.join(", "))?;
-    if items.len() > SHOWN { write!(f, ", ...") } else { Ok(()) }
+    let more = if items.len() > SHOWN { ", ..." } else { "" };
+    format!("\n  {} {title}: {}{more}", items.len(), shown.join(", "))
 }
 
 impl fmt::Display for WeightProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the weights do not fit the model's configuration:")?;
-        list(f, "missing", &self.missing, String::clone)?;
-        list(f, "of another shape", &self.misshapen, |(name, what)| format!("{name} ({what})"))?;
-        list(f, "that the model does not have", &self.surplus, String::clone)
+        write!(f, "the weights do not fit the model's configuration:{}", self.lists())
     }
 }
 

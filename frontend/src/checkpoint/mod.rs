@@ -60,7 +60,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Weights(#[from] WeightProblems),
     /// An adapter does not fit the model.
-    #[error("{}", .0.to_string().replace("the weights do not fit the model's configuration", "the adapter does not fit the model"))]
+    #[error("the adapter does not fit the model:{}", .0.lists())]
     Adapter(WeightProblems),
     /// The graph cannot be built.
     #[error(transparent)]

@@ -59,13 +59,6 @@ pub(super) struct Attention<'f> {
     pub finish: Code,
 }
 
-fn index(coord: &Coord) -> Option<Expr> {
-    match coord {
-        Coord::Index(e) => Some(e.clone()),
-        Coord::Value(_) => None,
-    }
-}
-
 /// `exp(x - bound)`.
 pub(super) fn exponential(e: &mut Emitter<'_>, body: &mut Vec<Stmt>, x: TileId, bound: TileId) -> TileId {
     let shifted = e.binary(body, BinaryOp::Sub, x, bound);
@@ -124,7 +117,7 @@ impl<'f> Attention<'f> {
         let composed = |e: &Expr, at: &At| loops.simplify(&e.substitute(&|s| at.get(s).cloned()));
         let named = |axes: &[Axis], coords: &[Coord], at: &At| -> Option<At> {
             let pairs = axes.iter().zip(coords);
-            pairs.map(|(a, c)| Some((a.symbol.clone(), composed(&index(c)?, at)))).collect()
+            pairs.map(|(a, c)| Some((a.symbol.clone(), composed(c.expr()?, at)))).collect()
         };
         let share_at = named(&share.axes, coords, &At::new())?;
         // exp(x - greatest) * (1 / sum)

@@ -83,13 +83,7 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
         let value = group.inputs[*n];
         let ty = graph.ty(value);
         let own = choice::packable(graph, group, value);
-        let index: Option<Vec<&Expr>> = coords
-            .iter()
-            .map(|c| match c {
-                Coord::Index(e) => Some(e),
-                Coord::Value(_) => None,
-            })
-            .collect();
+        let index: Option<Vec<&Expr>> = coords.iter().map(Coord::expr).collect();
         let Some(index) = index.filter(|_| own) else { continue };
         let Some(axis) = index.iter().position(|e| e.as_symbol() == Some(&column)) else { continue };
         if index.iter().filter(|e| e.mentions(&column)).count() != 1 {

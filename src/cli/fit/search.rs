@@ -157,7 +157,7 @@ impl<'a> Search<'a> {
         };
         let drop = if exact { 0.0 } else { self.lost(&compiled)? };
         self.variants.push(Variant { precision, model, options, drop });
-        let (outputs, found) = self.candidates(&mut compiled, self.variants.len() - 1, false)?;
+        let (outputs, found) = self.candidates(&mut compiled, self.variants.len() - 1)?;
         if exact {
             self.reference = outputs;
         }
@@ -215,8 +215,14 @@ impl<'a> Search<'a> {
         let end = Instant::now() + time;
         let mut compiled = self.compile(model, &options)?;
         let level = compiled.code.last().map_or(self.level, |code| code.level);
-        let settings =
-            tune::Settings { level, threads: 1, seed: 0, trials: TRIALS, patience: PATIENCE, cpu: record::cpu_name() };
+        let settings = tune::Settings {
+            level,
+            threads: 1,
+            seed: 0,
+            trials: tune::TRIALS as usize,
+            patience: tune::PATIENCE as usize,
+            cpu: record::cpu_name(),
+        };
         let folder = tempfile::tempdir().map_err(|e| Error::Internal(format!("a temporary folder: {e}")))?;
         let mut database = Database::open(&folder.path().join("fit.jsonl"))?;
         for place in places::places(&compiled) {
@@ -250,16 +256,11 @@ impl<'a> Search<'a> {
 
     /// Tries a program as it is and, where memory is missed, with its steps in another order; the outputs, and which candidate
     /// fits. The program is left as the last one that was tried.
-    fn candidates(
-        &mut self,
-        compiled: &mut Compiled,
-        variant: usize,
-        tuned: bool,
-    ) -> Result<(Vec<Tensor>, Option<usize>), Error> {
-        let (outputs, found) = self.threads(compiled, (variant, false, tuned))?;
+    fn candidates(&mut self, compiled: &mut Compiled, variant: usize) -> Result<(Vec<Tensor>, Option<usize>), Error> {
+        let (outputs, found) = self.threads(compiled, (variant, false, false))?;
         let short = self.tried.last().is_some_and(|c| !self.args.meets(c).0);
         if found.is_none() && short && compiled.save_memory() {
-            return self.threads(compiled, (variant, true, tuned));
+            return self.threads(compiled, (variant, true, false));
         }
         Ok((outputs, found))
     }
@@ -305,7 +306,3 @@ impl<'a> Search<'a> {
         }
     }
 }
-
-/// Schedules to try of a kernel at most, and generations without gain, as `kiln tune` has them.
-const TRIALS: usize = 96;
-const PATIENCE: usize = 3;

@@ -171,8 +171,7 @@ fn write(args: &Args, mut model: Model, emit: Emit, bounds: &Bounds, talk: Talk)
                 WriteError::TooLarge(_) => Error::Limit(e.to_string()),
                 WriteError::Initializer(_) => Error::Internal(e.to_string()),
             })?;
-            data::replace(output, |out| std::io::Write::write_all(out, &bytes))
-                .map_err(|source| Error::Write { path: output.clone(), source })?;
+            data::write(output, &bytes)?;
             Ok(bytes.len() as u64)
         }
         Emit::Artifact => {

@@ -117,7 +117,7 @@ impl Args {
         };
         let data = contents.json()?;
         let html = page::html(&data)?;
-        data::write_text(&self.output, &html)?;
+        data::write(&self.output, html.as_bytes())?;
         talk.say(format_args!("{}: {:.2} MB", self.output.display(), html.len() as f64 / 1e6));
         talk.report_if_json(&json!({ "report": self.output.display().to_string(), "bytes": html.len() }))
     }
