@@ -19,6 +19,10 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     inputs: Inputs,
+    /// Which of an artifact's programs: a language model's are that for any number of tokens, which has no name, `one` for a single
+    /// token, and others (`kiln inspect` names them)
+    #[arg(long, value_name = "NAME")]
+    entry: Option<String>,
     /// Runs to time [default: as many as fit in --seconds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     runs: Option<u64>,
@@ -57,6 +61,7 @@ impl Args {
             inputs: Some(from),
             taps: &[],
             archive: false,
+            entry: self.entry.as_deref(),
         };
         let Ready { model, inputs, budget, .. } = options::ready(request, talk)?;
         let mut context = Context::new(&model, self.machinery.threads(), &budget)?;

@@ -106,6 +106,7 @@ impl Args {
             inputs: Some(self.inputs.from().unwrap_or(From::Seed(0))),
             taps: &[],
             archive: false,
+            entry: None,
         };
         let Ready { model, inputs, budget, .. } = options::ready(request, talk)?;
         layers(&model, &inputs, machinery.threads(), &budget)

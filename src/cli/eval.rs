@@ -8,7 +8,7 @@ use super::options::{Adapted, Machinery, Progress};
 use clap::{Args as ClapArgs, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln::Error;
-use kiln::families::bert::Head;
+use kiln::families::Head;
 use kiln::ir::Tensor;
 use kiln::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Programs, Scored, Session, score, windows};
 use kiln::nn::CacheElement;
@@ -223,7 +223,7 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 
 fn classify(args: &Texts, talk: Talk) -> Result<(), Error> {
     let (encoder, rows) = outputs(args, Head::Sequence, "logits", talk)?;
-    let labels = &encoder.config().labels;
+    let labels = &encoder.family().labels;
     let (mut text, mut list) = (String::new(), Vec::new());
     for (given, row) in args.all()?.iter().zip(&rows) {
         // One class is a regression: its value is the answer.
@@ -244,7 +244,7 @@ fn classify(args: &Texts, talk: Talk) -> Result<(), Error> {
 
 fn mask(args: &Masked, talk: Talk) -> Result<(), Error> {
     let mut encoder = encoder(&args.texts.model, Some(Head::MaskedLanguage), &args.texts.machinery, talk)?;
-    let vocabulary = encoder.config().vocabulary;
+    let vocabulary = encoder.family().vocabulary();
     let found = ["[MASK]", "<mask>"].into_iter().find_map(|text| Some((text, encoder.tokenizer().token(text)?)));
     let (word, id) = found.ok_or_else(|| LmError::Tokenizer("it has no mask token".into()))?;
     let (mut text, mut list) = (String::new(), Vec::new());

@@ -65,6 +65,8 @@ pub(super) struct Contents {
     gpus: Vec<(String, usize, usize)>,
     /// The cache of a language model.
     cache: Option<CacheFacts>,
+    /// Names of an artifact's programs beside the one that is shown.
+    entries: Vec<String>,
 }
 
 impl Args {
@@ -137,6 +139,7 @@ pub(super) fn from_artifact(path: &Path) -> Result<Contents, Error> {
             })
             .collect(),
         cache: CacheFacts::of(path, &file)?,
+        entries: file.entries().filter(|name| !name.is_empty()).map(String::from).collect(),
         notes: Notes::parse(file.text(artifact::NOTES).map_err(load)?)?,
     })
 }
@@ -153,6 +156,7 @@ fn from_compiled(compiled: Compiled) -> Contents {
         notes: compiled.notes,
         gpus: Vec::new(),
         cache: None,
+        entries: Vec::new(),
         plan: compiled.plan,
     }
 }
@@ -210,7 +214,7 @@ impl Contents {
             "steps": self.plan.steps.len(),
             "kernels": self.plan.kernels.iter().enumerate().map(kernel).collect::<Vec<_>>(),
             "host_ops": hosts.collect::<Vec<_>>(),
-            "copies": self.notes.copies, "casts": self.notes.casts,
+            "entries": self.entries, "copies": self.notes.copies, "casts": self.notes.casts,
             "sections": self.sections.iter().map(|(n, b)| json!({ "name": n, "bytes": b })).collect::<Vec<_>>(),
         });
         if let Some(CacheFacts { element, position_bytes, capacity }) = self.cache {
@@ -244,6 +248,9 @@ impl Contents {
                 text,
                 "  keys and values in {element}: {position_bytes} bytes a token, {most:.1} MB for {capacity}"
             );
+        }
+        if !self.entries.is_empty() {
+            let _ = writeln!(text, "  other programs over the same weights: {}", self.entries.join(", "));
         }
         for (what, ends) in [("input", &self.plan.inputs), ("output", &self.plan.outputs)] {
             for (name, ty) in self.ends(ends) {

@@ -13,7 +13,7 @@ use kiln::notes::Notes;
 use kiln::npz;
 use kiln::observe::{Dump, Several, VerifyEach};
 use kiln::onnx::model::{Limits, Model as OnnxModel, ValueType};
-use kiln::runtime::artifact;
+use kiln::runtime::artifact::{self, Artifact};
 use kiln::runtime::cpu::{CpuLevel, Machine};
 use kiln::runtime::engine::{self, LoadError, ModelOptions};
 use kiln::runtime::memory::Budget;
@@ -21,6 +21,7 @@ use kiln::{Activations, Compiled, Error, Observer, Options, Source};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Options of everything that compiles or runs.
@@ -286,6 +287,8 @@ pub struct Request<'a> {
     pub taps: &'a [String],
     /// Whether the outputs go to an archive, which cannot hold values of every type.
     pub archive: bool,
+    /// Which of an artifact's programs; without a name the first.
+    pub entry: Option<&'a str>,
 }
 
 /// A model that is ready to run, and inputs for it.
@@ -315,20 +318,40 @@ pub fn of_models(machinery: &Machinery, taps: &[String], watching: &Watching) ->
     bound.or(tapped).or(watching.given())
 }
 
+/// The entry of that name, or the first.
+fn named_entry(artifact: &Artifact, name: Option<&str>) -> Result<String, Error> {
+    let Some(name) = name else { return Ok(String::new()) };
+    match artifact.entries().any(|entry| entry == name) {
+        true => Ok(name.into()),
+        false => {
+            let there: Vec<&str> = artifact.entries().filter(|entry| !entry.is_empty()).collect();
+            let there = if there.is_empty() { "none with a name".into() } else { there.join(", ") };
+            Err(Error::Usage(format!(
+                "the artifact has no program {name:?}; there are {there}, and the first without a name"
+            )))
+        }
+    }
+}
+
 /// Loads an artifact, or compiles a model for this machine, with inputs.
 ///
 /// # Errors
 /// [`Error::Usage`] where options do not go together, [`Error`] of reading inputs, compiling and loading.
 pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
-    let Request { path, machinery, watching, inputs, taps, archive } = request;
+    let Request { path, machinery, watching, inputs, taps, archive, entry } = request;
     let budget = machinery.budget();
     match Source::open(path)? {
         Source::Artifact(path) => {
             if let Some(option) = of_models(machinery, taps, watching) {
                 return Err(compiled_already(option, &path));
             }
-            let model = engine::Model::open(&path, &machinery.load_options()?)?;
-            let text = model.artifact().text(artifact::NOTES).map_err(LoadError::Artifact)?;
+            let artifact =
+                Arc::new(Artifact::open(&path, &artifact::LoadOptions::default()).map_err(LoadError::Artifact)?);
+            let entry = named_entry(&artifact, entry)?;
+            let options = ModelOptions { entry: entry.clone(), ..machinery.load_options()? };
+            let model = engine::Model::new(artifact, &options)?;
+            let notes = artifact::of_entry(&entry, artifact::NOTES);
+            let text = model.artifact().text(&notes).map_err(LoadError::Artifact)?;
             let notes = Notes::parse(text)?;
             let outputs = data::declared_types(model.plan(), &model.plan().outputs, &notes.outputs)?;
             if archive {
@@ -341,6 +364,9 @@ pub fn ready(request: Request<'_>, talk: Talk) -> Result<Ready, Error> {
             Ok(Ready { model, inputs, declared, budget })
         }
         source @ Source::Model { .. } => {
+            if entry.is_some() {
+                return Err(Error::Usage("--entry is for artifacts; a model has one program".into()));
+            }
             let level = machinery.level_here()?;
             let onnx = source.model(&machinery.limits())?;
             if archive {

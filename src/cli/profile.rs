@@ -25,6 +25,10 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     inputs: Inputs,
+    /// Which of an artifact's programs: a language model's are that for any number of tokens, which has no name, `one` for a single
+    /// token, and others (`kiln inspect` names them)
+    #[arg(long, value_name = "NAME")]
+    entry: Option<String>,
     /// Time to measure for
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     seconds: f64,
@@ -60,6 +64,7 @@ impl Args {
             inputs: Some(self.inputs.from().unwrap_or(From::Seed(0))),
             taps: &[],
             archive: false,
+            entry: self.entry.as_deref(),
         };
         let Ready { model, inputs, budget, .. } = options::ready(request, talk)?;
         let threads = self.machinery.threads();

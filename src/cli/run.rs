@@ -137,6 +137,7 @@ impl Args {
             inputs: self.inputs.from(),
             taps: &self.tap,
             archive,
+            entry: None,
         };
         let Ready { model, inputs, declared, budget } = options::ready(request, talk)?;
         let plan = model.plan();

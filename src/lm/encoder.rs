@@ -1,13 +1,13 @@
 //! A text encoder with its head, compiled.
 //!
-//! Invariant: texts of a call are padded on the right to the longest one, and what they are padded with changes nothing.
+//! Invariant: texts of a call are padded to the longest one, on the side that their family wants, and what they are padded with
+//! changes nothing.
 
 use super::{LmError, Tokenizer};
 use crate::source::Within;
 use crate::{Error, Observer, Options, compile_graph};
 use kiln_frontend::checkpoint::{CheckpointError, Folder, Loader, Weights};
-use kiln_frontend::families::Settings;
-use kiln_frontend::families::bert::{self, Config, Head, Wanted};
+use kiln_frontend::families::{Head, Settings, TextEncoder, Wanted};
 use kiln_ir::{Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, ModelOptions};
@@ -41,7 +41,7 @@ pub struct Tokens {
 /// An encoder, ready to run.
 #[derive(Debug)]
 pub struct Encoder {
-    config: Config,
+    family: TextEncoder,
     tokenizer: Tokenizer,
     context: Context,
     inputs: Vec<String>,
@@ -80,11 +80,11 @@ impl Encoder {
         budget: &Budget,
         observer: &mut dyn Observer,
     ) -> Result<Encoder, Error> {
-        let (graph, config) = encoder_graph(&folder, weights, head)?;
+        let (graph, family) = encoder_graph(&folder, weights, head)?;
         let missing = || LmError::Tokenizer("there is no file tokenizer.json in the folder".into());
         let tokenizer = Tokenizer::from_json(&folder.tokenizer.ok_or_else(missing)?)?.without_padding()?;
-        if tokenizer.size() > config.vocabulary {
-            let message = format!("it has {} tokens, the model {}", tokenizer.size(), config.vocabulary);
+        if tokenizer.size() > family.vocabulary() {
+            let message = format!("it has {} tokens, the model {}", tokenizer.size(), family.vocabulary());
             return Err(LmError::Tokenizer(format!("{message}: it is of another model")).into());
         }
         let options = Options { levels: vec![level], ..Options::default() };
@@ -93,12 +93,12 @@ impl Encoder {
         let inputs = plan.inputs.iter().map(|(name, _)| name.to_string()).collect();
         let outputs = plan.outputs.iter().map(|(name, _)| name.to_string()).collect();
         let context = Context::new(&model, threads, budget)?;
-        Ok(Encoder { config, tokenizer, context, inputs, outputs })
+        Ok(Encoder { family, tokenizer, context, inputs, outputs })
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// The model's family.
+    pub fn family(&self) -> &TextEncoder {
+        &self.family
     }
 
     /// The tokenizer.
@@ -135,7 +135,7 @@ impl Encoder {
         let mut all = Tokens { ids: vec![], offsets: vec![], sequence: vec![], words: vec![], kinds: vec![] };
         for encoded in encodings {
             let encoded = encoded.map_err(|e| LmError::Tokenizer(e.to_string()))?;
-            let (tokens, capacity) = (encoded.len(), self.config.context());
+            let (tokens, capacity) = (encoded.len(), self.family.context());
             if tokens > capacity {
                 return Err(LmError::Capacity { tokens, used: 0, capacity }.into());
             }
@@ -146,6 +146,18 @@ impl Encoder {
             all.kinds.push(encoded.get_type_ids().to_vec());
         }
         Ok(all)
+    }
+
+    /// How many tokens are put before and after one of so many.
+    fn fill(&self, count: usize, longest: usize) -> (usize, usize) {
+        let fill = longest - count;
+        if self.family.pads_before() { (fill, 0) } else { (0, fill) }
+    }
+
+    /// Where an output that has a row for each token has a text's first, among those of all texts.
+    pub fn first_row(&self, tokens: &Tokens, text: usize) -> usize {
+        let longest = tokens.ids.iter().map(Vec::len).max().unwrap_or(0);
+        text * longest + self.fill(tokens.ids.get(text).map_or(longest, Vec::len), longest).0
     }
 
     /// The model's outputs by name, for texts.
@@ -167,8 +179,10 @@ impl Encoder {
         let shape = [tokens.ids.len(), longest];
         let padded = |rows: &[Vec<u32>], pad: i64| -> Result<Tensor, Error> {
             let row = |r: &Vec<u32>| {
-                let fill = longest - r.len();
-                r.iter().map(|&v| i64::from(v)).chain(std::iter::repeat_n(pad, fill)).collect::<Vec<i64>>()
+                let (before, after) = self.fill(r.len(), longest);
+                let values = r.iter().map(|&v| i64::from(v));
+                let filled = std::iter::repeat_n(pad, before).chain(values).chain(std::iter::repeat_n(pad, after));
+                filled.collect::<Vec<i64>>()
             };
             let all: Vec<i64> = rows.iter().flat_map(row).collect();
             Tensor::from_i64(&shape, &all).map_err(|e| Error::Internal(e.to_string()))
@@ -177,7 +191,7 @@ impl Encoder {
         let input = |name: &String| match name.as_str() {
             "input_ids" => padded(&tokens.ids, 0),
             "attention_mask" => padded(&ones, 0),
-            "token_type_ids" if self.config.segments > 1 => padded(&tokens.kinds, 0),
+            "token_type_ids" if self.family.segments().is_none_or(|n| n > 1) => padded(&tokens.kinds, 0),
             "token_type_ids" => padded(&ones.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>(), 0),
             other => Err(Error::Unsupported(format!("the model's input `{other}` cannot be made of a text"))),
         };
@@ -189,19 +203,22 @@ impl Encoder {
 ///
 /// # Errors
 /// What is wrong with the checkpoint.
-pub fn encoder_graph(folder: &Folder, weights: &dyn Weights, head: Option<Head>) -> Result<(Graph, Config), Error> {
+pub fn encoder_graph(
+    folder: &Folder,
+    weights: &dyn Weights,
+    head: Option<Head>,
+) -> Result<(Graph, TextEncoder), Error> {
     let json = &folder.config;
     let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str());
-    let labels = labels(json);
-    let config =
-        Config::from_json(&Settings::json("config.json", json), architecture, labels).map_err(LmError::from)?;
-    let head = head.unwrap_or(config.head);
+    let settings = Settings::json("config.json", json);
+    let family = TextEncoder::from_json(&settings, architecture, labels(json)).map_err(LmError::from)?;
+    let head = head.unwrap_or(family.head);
     let loader = Loader::new(weights).keeping_blocks();
     let wanted = Wanted { head, hidden_states: false, attentions: false, extents: (None, None) };
-    let graph = bert::graph(&config, &loader, &wanted).map_err(|e| Error::Internal(e.to_string()))?;
-    let known = |name: &str| bert::known_surplus(&config, head, name);
+    let graph = family.graph(&loader, &wanted).map_err(|e| Error::Unsupported(e.to_string()))?;
+    let known = |name: &str| family.known_surplus(head, name);
     loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
-    Ok((graph, config))
+    Ok((graph, family))
 }
 
 /// The names of classes in a configuration, by their numbers.

@@ -100,12 +100,14 @@ pub fn decoder_samples(onnx: &Model, tokens: &[u32], window: usize) -> Result<Ve
     }
 }
 
-/// An encoder with the head of its checkpoint.
+/// An encoder with the head of its checkpoint, and bounds of its free dims.
 ///
 /// # Errors
 /// [`Error::Lm`] where the folder is of another family, or its weights do not fit.
-pub fn encoder_onnx(folder: &Folder) -> Result<Model, Error> {
-    model_of(&encoder_graph(folder, &Expanded(&folder.weights), None)?.0)
+pub fn encoder_onnx(folder: &Folder) -> Result<(Model, Bounds), Error> {
+    let (graph, family) = encoder_graph(folder, &Expanded(&folder.weights), None)?;
+    let most = i64::try_from(family.context()).unwrap_or(i64::MAX);
+    Ok((model_of(&graph)?, Bounds::from([("tokens".to_string(), (1, most))])))
 }
 
 /// Samples of an encoder: texts, each on its own.

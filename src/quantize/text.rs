@@ -6,7 +6,7 @@ use super::Checkpoint;
 use crate::lm::{Encoder, LanguageModel, LmError, Passage, ProgramOptions, Programs, Scored, Session, score, windows};
 use crate::{Activations, Error, Observer, Options, Precision, compile_graph};
 use kiln_frontend::checkpoint::{Folder, Loader};
-use kiln_frontend::families::{Extent, Form, Past, bert};
+use kiln_frontend::families::{Extent, Form, Head, Past};
 use kiln_frontend::nn::{CacheElement, Logits};
 use kiln_ir::graph::Graph;
 use kiln_ir::{DType, Tensor};
@@ -160,7 +160,7 @@ pub fn decoder_moments(
 /// A text has too many tokens, or what compiling and running say.
 pub fn encoder_moments(
     folder: &Folder,
-    head: Option<bert::Head>,
+    head: Option<Head>,
     texts: &[String],
     place: (CpuLevel, usize),
     budget: &Budget,

@@ -5,8 +5,7 @@
 mod listings;
 
 use kiln::checkpoint::{Element, Files, Folder, Loader, Safetensors, Weights};
-use kiln::families::bert::{self, Head, Wanted};
-use kiln::families::{Decoder, Extent, Form, Past, Sequence, SequenceForm, Settings};
+use kiln::families::{Decoder, Extent, Form, Head, Past, Sequence, SequenceForm, Settings, TextEncoder, Wanted};
 use kiln::lm::{
     BeamSearch, Ending, Generator, LanguageModel, PackedPrograms, ProgramOptions, Programs, Reading, Sampling, Scored,
     SequenceModel, SequencePrograms, Session, TextId, Texts, Together, score, score_together,
@@ -159,7 +158,8 @@ fn encoders_with_each_head() {
     folders.sort();
     for path in folders {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if !bert::KINDS.iter().any(|kind| name.starts_with(&format!("{kind}-"))) {
+        // Encoders have a head in their name; an adapter is none.
+        if !name.contains("-Model") && !name.contains("-For") {
             continue;
         }
         let (folder, given) = fixture(&name);
@@ -167,10 +167,10 @@ fn encoders_with_each_head() {
         let architecture = folder.config["architectures"][0].as_str();
         let labels = folder.config["id2label"].as_object();
         let labels = labels.map(|l| l.keys().cloned().collect()).unwrap_or_default();
-        let config = bert::Config::from_json(&settings, architecture, labels).unwrap();
-        let every = config.head == Head::Hidden;
-        let wanted = Wanted { head: config.head, hidden_states: every, attentions: every, extents: (None, None) };
-        let graph = bert::graph(&config, &Loader::new(&folder.weights), &wanted).unwrap();
+        let family = TextEncoder::from_json(&settings, architecture, labels).unwrap();
+        let every = family.head == Head::Hidden;
+        let wanted = Wanted { head: family.head, hidden_states: every, attentions: every, extents: (None, None) };
+        let graph = family.graph(&Loader::new(&folder.weights), &wanted).unwrap();
         for (output, got) in Compiled::new(graph).run(&given) {
             // The first text has no padding, whose rows hold anything.
             let half = |t: &Tensor| t.to_f32().unwrap()[..t.len() / 2].to_vec();
@@ -178,7 +178,7 @@ fn encoders_with_each_head() {
         }
         heads += 1;
     }
-    assert_eq!(heads, 23);
+    assert_eq!(heads, 34);
 }
 
 /// A fixture with the tokenizer of words.

@@ -8,8 +8,8 @@ use super::{SequenceForm, Settings};
 use crate::builder::{Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
-    Activation, Decoding, Embedding, FeedForward, Heads, LayerNorm, MultiHead, MultiHeadNames, Parameters, Scope,
-    WeightOrder, sinusoids,
+    Activation, DecoderLayer, Decoding, Embedding, EncoderLayer, FeedForward, Heads, LayerNorm, MultiHead,
+    MultiHeadNames, Parameters, Residual, Scope, WeightOrder, sinusoids,
 };
 use kiln_ir::{DType, Graph};
 
@@ -146,11 +146,11 @@ fn embed<'g>(
     if config.embedding_norm { norm(config, stack, "layernorm_embedding")?.apply(hidden) } else { Ok(hidden) }
 }
 
-/// The feed-forward layer with its residual and norm.
-fn inner<'g>(config: &Config, layer: &Scope<'g>, size: usize, hidden: Value<'g>) -> Result<Value<'g>> {
+/// The feed-forward layer with its norm.
+fn inner<'g>(config: &Config, layer: &Scope<'g>, size: usize) -> Result<(FeedForward<'g>, LayerNorm<'g>)> {
     let places = (&layer.enter("fc1"), &layer.enter("fc2"));
-    let made = FeedForward::new(places, (config.model, size), config.activation, true, WeightOrder::OutIn)?;
-    norm(config, layer, "final_layer_norm")?.apply(hidden.add(made.apply(hidden)?)?)
+    let inner = FeedForward::new(places, (config.model, size), config.activation, true, WeightOrder::OutIn)?;
+    Ok((inner, norm(config, layer, "final_layer_norm")?))
 }
 
 /// See [`super::Sequence::encoder`].
@@ -168,10 +168,15 @@ pub fn encoder(config: &Config, parameters: &dyn Parameters, form: &SequenceForm
     let mut hidden = embed(config, &shared(config, &scope)?, &stack, ids, positions)?;
     for n in 0..config.encoder_layers {
         let layer = stack.enter("layers").enter(n);
-        let own = attention(config, &layer.enter("self_attn"), config.encoder_heads())?;
-        let attended = own.over(hidden, hidden, None, Some(mask))?;
-        hidden = norm(config, &layer, "self_attn_layer_norm")?.apply(hidden.add(attended.output)?)?;
-        hidden = inner(config, &layer, config.inner.0, hidden)?;
+        let (inner, inner_norm) = inner(config, &layer, config.inner.0)?;
+        let layer = EncoderLayer {
+            attention: attention(config, &layer.enter("self_attn"), config.encoder_heads())?,
+            attention_norm: norm(config, &layer, "self_attn_layer_norm")?,
+            inner,
+            inner_norm,
+            residual: Residual::default(),
+        };
+        hidden = layer.apply(hidden, None, Some(mask))?.output;
     }
     g.output("memory", hidden)?;
     output_sources(&g, config.decoder_layers, |n| {
@@ -200,14 +205,18 @@ pub fn decoder(config: &Config, parameters: &dyn Parameters, form: &SequenceForm
     for n in 0..config.decoder_layers {
         let layer = stack.enter("layers").enter(n);
         let past = decoding.layer(n, heads.keys, (heads.key_size, heads.value_size))?;
-        let own = attention(config, &layer.enter("self_attn"), heads)?;
-        let segments = decoding.segments(n, past, own.keys_and_values(hidden)?, None)?;
-        let attended = own.apply(hidden, &segments)?.output;
-        hidden = norm(config, &layer, "self_attn_layer_norm")?.apply(hidden.add(attended)?)?;
+        let (inner, inner_norm) = inner(config, &layer, config.inner.1)?;
         let cross = attention(config, &layer.enter("encoder_attn"), heads)?;
-        let attended = cross.apply(hidden, &[source_segment(&g, n, source.clone(), heads, mask)?])?.output;
-        hidden = norm(config, &layer, "encoder_attn_layer_norm")?.apply(hidden.add(attended)?)?;
-        hidden = inner(config, &layer, config.inner.1, hidden)?;
+        let layer = DecoderLayer {
+            own: attention(config, &layer.enter("self_attn"), heads)?,
+            own_norm: norm(config, &layer, "self_attn_layer_norm")?,
+            cross: Some((cross, norm(config, &layer, "encoder_attn_layer_norm")?)),
+            inner,
+            inner_norm,
+            residual: Residual::default(),
+        };
+        let segment = source_segment(&g, n, source.clone(), heads, mask)?;
+        hidden = layer.apply(hidden, |own| decoding.segments(n, past, own, None), &[segment])?;
     }
     let bias = root.parameter("final_logits_bias", &[1, config.vocabulary])?;
     if let Some(hidden) = decoding.select(hidden, form.target.logits)? {

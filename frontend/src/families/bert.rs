@@ -5,11 +5,12 @@
 //! holds does not change any other position.
 
 use super::Settings;
+use super::heads::{Head, Wanted, known_head_parts, sentence_embedding, span_outputs};
 use crate::builder::{Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
-    Activation, Embedding, FeedForward, Heads, LayerNorm, Linear, Mask, MultiHead, MultiHeadNames, Parameters, Scope,
-    WeightOrder,
+    Activation, Embedding, EncoderLayer, FeedForward, Heads, LayerNorm, Linear, Mask, MultiHead, MultiHeadNames,
+    Parameters, Residual, Scope, WeightOrder,
 };
 use kiln_ir::{DType, Expr, Graph};
 
@@ -26,36 +27,11 @@ pub enum Kind {
     DistilBert,
 }
 
-/// What a model gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Head {
-    /// `last_hidden_state` and, where the model has one, `pooler_output`.
-    Hidden,
-    /// `sentence_embedding`: the mean over the tokens, divided by its length (Reimers, Gurevych 2019).
-    Embedding,
-    /// `logits` over the vocabulary at each token.
-    MaskedLanguage,
-    /// `logits` of "follows" and "does not follow".
-    NextSentence,
-    /// `prediction_logits` at the positions of the input `masked_positions`, and `seq_relationship_logits`.
-    PreTraining,
-    /// `logits` over classes; one for a regression.
-    Sequence,
-    /// `logits` over classes at each token.
-    Tokens,
-    /// `start_logits` and `end_logits` of a span.
-    Answer,
-    /// `logits` at each token that it was replaced (ELECTRA's discriminator).
-    Replaced,
-}
-
 /// A model's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// What the checkpoint calls its parts.
     pub kind: Kind,
-    /// What the checkpoint was made for.
-    pub head: Head,
     /// `V`.
     pub vocabulary: usize,
     /// Size of the embeddings.
@@ -78,8 +54,8 @@ pub struct Config {
     pub first_position: usize,
     /// Segments; 0 where there is no such table.
     pub segments: usize,
-    /// Classes of the heads that classify, with their names where the checkpoint has them.
-    pub labels: Vec<String>,
+    /// Classes of the heads that classify.
+    pub classes: usize,
     /// ELECTRA's `summary_activation`, RoBERTa's and others' of classification.
     pub pooled: Activation,
 }
@@ -87,39 +63,12 @@ pub struct Config {
 /// The kinds of model, by `model_type`.
 pub const KINDS: [&str; 5] = ["bert", "roberta", "xlm-roberta", "electra", "distilbert"];
 
-/// What is wanted of a graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The head.
-    pub head: Head,
-    /// Whether the outputs `hidden_states.N` are wanted: the embeddings, and what each layer gives.
-    pub hidden_states: bool,
-    /// Whether the outputs `attentions.N`, `[B, H, T, T]`, are wanted.
-    pub attentions: bool,
-    /// Texts, and tokens of each; nothing for those that are known when the graph runs.
-    pub extents: (Option<usize>, Option<usize>),
-}
-
-impl Wanted {
-    /// Texts, and tokens of each, at most `longest`.
-    pub(super) fn dims(&self, g: &Builder, longest: usize) -> Result<[Expr; 2]> {
-        let most = i64::try_from(longest).unwrap_or(i64::MAX);
-        let batch = self.extents.0.map_or_else(|| g.symbol("batch", 1..=1 << 16), |n| Ok(n.into()))?;
-        let tokens = self.extents.1.map_or_else(|| g.symbol("tokens", 1..=most), |n| Ok(n.into()))?;
-        Ok([batch, tokens])
-    }
-}
-
 impl Config {
-    /// From a `config.json`.
+    /// From a `config.json`, for a head with so many classes.
     ///
     /// # Errors
     /// A setting is missing, cannot be, or is not supported.
-    pub fn from_json(
-        settings: &Settings<'_>,
-        architecture: Option<&str>,
-        labels: Vec<String>,
-    ) -> std::result::Result<Config, CheckpointError> {
+    pub fn from_json(settings: &Settings<'_>, classes: usize) -> std::result::Result<Config, CheckpointError> {
         let name = settings.text_if("model_type")?.unwrap_or_default();
         let kind = match name {
             "bert" => Kind::Bert,
@@ -141,22 +90,8 @@ impl Config {
             return Err(CheckpointError::Unsupported(format!("positions of the type `{other}` are not supported")));
         }
         let padding = settings.float_if("pad_token_id")?.unwrap_or(1.0).max(0.0) as usize;
-        let part = architecture.and_then(|a| a.split_once("For").map(|(_, part)| part));
-        let head = match part {
-            None => Head::Hidden,
-            Some("MaskedLM") => Head::MaskedLanguage,
-            Some("NextSentencePrediction") => Head::NextSentence,
-            Some("PreTraining") if kind == Kind::Electra => Head::Replaced,
-            Some("PreTraining") => Head::PreTraining,
-            Some("SequenceClassification") => Head::Sequence,
-            Some("TokenClassification") => Head::Tokens,
-            Some("QuestionAnswering") => Head::Answer,
-            Some(other) => return Err(CheckpointError::Unsupported(format!("the head `{other}` is not supported"))),
-        };
-        let labels = if labels.is_empty() { vec!["0".into(), "1".into()] } else { labels };
         Ok(Config {
             kind,
-            head,
             vocabulary: settings.size("vocab_size")?,
             embedding: settings.size_if("embedding_size")?.filter(|_| kind == Kind::Electra).unwrap_or(model),
             model,
@@ -168,7 +103,7 @@ impl Config {
             positions: settings.size("max_position_embeddings")?,
             first_position: if kind == Kind::Roberta { padding + 1 } else { 0 },
             segments: if small { 0 } else { settings.size_if("type_vocab_size")?.unwrap_or(2) },
-            labels,
+            classes,
             pooled: if kind == Kind::Electra { Activation::Gelu } else { Activation::Tanh },
         })
     }
@@ -252,57 +187,47 @@ fn encode<'g>(
     };
     show(0, hidden)?;
     for n in 0..config.layers {
-        let layer = Layer::new(config, &root, n)?;
-        let attended = layer.attention.over(hidden, hidden, None, Some(mask_of))?;
+        let made = layer(config, &root, n)?.apply(hidden, None, Some(mask_of))?;
         if wanted.attentions {
-            g.output(&format!("attentions.{n}"), attended.weights)?;
+            g.output(&format!("attentions.{n}"), made.weights)?;
         }
-        hidden = layer.after_attention.apply(attended.output.add(hidden)?)?;
-        hidden = layer.after_inner.apply(layer.inner.apply(hidden)?.add(hidden)?)?;
+        hidden = made.output;
         show(n + 1, hidden)?;
     }
     Ok(Encoded { hidden, mask, embedding, root, scope })
 }
 
-/// A post-norm layer.
-struct Layer<'g> {
-    attention: MultiHead<'g>,
-    after_attention: LayerNorm<'g>,
-    inner: FeedForward<'g>,
-    after_inner: LayerNorm<'g>,
-}
-
-impl<'g> Layer<'g> {
-    fn new(config: &Config, root: &Scope<'g>, n: usize) -> Result<Layer<'g>> {
-        let model = config.model;
-        let heads = Heads::equal(config.heads, model / config.heads);
-        let scale = 1.0 / (heads.key_size as f64).sqrt();
-        let (layer, names, [norm, up, down, last]) = match config.kind {
-            Kind::DistilBert => {
-                let names = MultiHeadNames { query: "q_lin", key: "k_lin", value: "v_lin", output: "out_lin" };
-                let rest = ["sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"];
-                (root.enter("transformer.layer").enter(n), names, rest)
-            }
-            Kind::Bert | Kind::Roberta | Kind::Electra => {
-                let [query, key, value] = ["self.query", "self.key", "self.value"];
-                let names = MultiHeadNames { query, key, value, output: "output.dense" };
-                let rest = ["attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"];
-                (root.enter("encoder.layer").enter(n), names, rest)
-            }
-        };
-        Ok(Layer {
-            attention: MultiHead::new(&layer.enter("attention"), names, model, heads, true, scale)?,
-            after_attention: LayerNorm::new(&layer.enter(norm), model, config.epsilon)?,
-            inner: FeedForward::new(
-                (&layer.enter(up), &layer.enter(down)),
-                (model, config.inner),
-                config.activation,
-                true,
-                WeightOrder::OutIn,
-            )?,
-            after_inner: LayerNorm::new(&layer.enter(last), model, config.epsilon)?,
-        })
-    }
+/// The layer of a number.
+fn layer<'g>(config: &Config, root: &Scope<'g>, n: usize) -> Result<EncoderLayer<'g>> {
+    let model = config.model;
+    let heads = Heads::equal(config.heads, model / config.heads);
+    let scale = 1.0 / (heads.key_size as f64).sqrt();
+    let (layer, names, [norm, up, down, last]) = match config.kind {
+        Kind::DistilBert => {
+            let names = MultiHeadNames { query: "q_lin", key: "k_lin", value: "v_lin", output: "out_lin" };
+            let rest = ["sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"];
+            (root.enter("transformer.layer").enter(n), names, rest)
+        }
+        Kind::Bert | Kind::Roberta | Kind::Electra => {
+            let [query, key, value] = ["self.query", "self.key", "self.value"];
+            let names = MultiHeadNames { query, key, value, output: "output.dense" };
+            let rest = ["attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"];
+            (root.enter("encoder.layer").enter(n), names, rest)
+        }
+    };
+    Ok(EncoderLayer {
+        attention: MultiHead::new(&layer.enter("attention"), names, model, heads, true, scale)?,
+        attention_norm: LayerNorm::new(&layer.enter(norm), model, config.epsilon)?,
+        inner: FeedForward::new(
+            (&layer.enter(up), &layer.enter(down)),
+            (model, config.inner),
+            config.activation,
+            true,
+            WeightOrder::OutIn,
+        )?,
+        inner_norm: LayerNorm::new(&layer.enter(last), model, config.epsilon)?,
+        residual: Residual::default(),
+    })
 }
 
 /// Token 0 of `[B, T, E]`: `[B, E]`.
@@ -314,7 +239,7 @@ fn first(hidden: Value<'_>) -> Result<Value<'_>> {
 /// The outputs of a head.
 fn head(config: &Config, g: &Builder, encoded: &Encoded<'_>, head: Head) -> Result<()> {
     let (hidden, scope, root) = (encoded.hidden, &encoded.scope, &encoded.root);
-    let (model, classes) = (config.model, config.labels.len());
+    let (model, classes) = (config.model, config.classes);
     let pooled = || {
         let dense = Linear::new(&root.enter("pooler.dense"), model, model, true)?;
         dense.apply(first(hidden)?)?.tanh()
@@ -326,15 +251,7 @@ fn head(config: &Config, g: &Builder, encoded: &Encoded<'_>, head: Head) -> Resu
                 g.output("pooler_output", pooled()?)?;
             }
         }
-        Head::Embedding => {
-            let mask = encoded.mask.cast(DType::F32)?;
-            let rank = mask.rank();
-            let sum = hidden.mul(mask.unsqueeze(rank)?)?.sum(&[1], false)?;
-            let count = mask.sum(&[1], true)?;
-            let mean = sum.div(count.max(count.like(1e-9)?)?)?;
-            let length = mean.mul(mean)?.sum(&[-1], true)?.sqrt()?;
-            g.output("sentence_embedding", mean.div(length.max(length.like(1e-12)?)?)?)?;
-        }
+        Head::Embedding => sentence_embedding(hidden, encoded.mask)?,
         Head::MaskedLanguage => g.output("logits", language(config, encoded, hidden)?)?,
         Head::NextSentence => {
             let head = Linear::new(&scope.enter("cls.seq_relationship"), model, 2, true)?;
@@ -426,31 +343,4 @@ pub fn known_surplus(config: &Config, wanted: Head, name: &str) -> bool {
         || begins(&tied)
         || part.starts_with("pooler.")
         || known_head_parts(wanted, name)
-}
-
-/// Makes the two columns of `both`, `[B, T, 2]`, the outputs of [`Head::Answer`], each `[B, T]`.
-pub(super) fn span_outputs(both: Value<'_>) -> Result<()> {
-    let dims = [both.dim(0)?, both.dim(1)?];
-    for (n, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
-        both.builder().output(name, both.part(-1, n, 1i64)?.reshape(dims.clone())?)?;
-    }
-    Ok(())
-}
-
-/// Whether a tensor is a part of a head, where none is wanted.
-pub(super) fn known_head_parts(wanted: Head, name: &str) -> bool {
-    let heads = [
-        "cls.",
-        "lm_head.",
-        "lm_loss.",
-        "vocab_",
-        "generator_",
-        "discriminator_",
-        "classifier.",
-        "pre_classifier.",
-        "qa_outputs.",
-        "sequence_summary.",
-        "logits_proj.",
-    ];
-    matches!(wanted, Head::Hidden | Head::Embedding) && heads.iter().any(|start| name.starts_with(start))
 }

@@ -3,7 +3,7 @@
 //! Invariant: parameters have the names of Hugging Face's `DebertaV2` models, below `deberta.` or without it.
 
 use super::Settings;
-use super::bert::{Head, Wanted, known_head_parts, span_outputs};
+use super::heads::{Head, Wanted, known_head_parts, sentence_embedding, span_outputs};
 use crate::builder::{BuildError, Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
@@ -108,7 +108,7 @@ impl Config {
     }
 }
 
-/// The graph: inputs and outputs as [`super::bert::graph`] has them, `token_type_ids` where the model has segments.
+/// The graph: inputs and outputs as [`super::TextEncoder`] has them, `token_type_ids` where the model has segments.
 ///
 /// # Errors
 /// The model has no such head.
@@ -179,7 +179,8 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, wanted: &Wanted) -> R
             let bias = scope.parameter("cls.predictions.bias", &[config.vocabulary])?;
             g.output("logits", embedding.tied_head().apply(norm.apply(x)?)?.add(bias)?)?;
         }
-        Head::Embedding | Head::NextSentence | Head::PreTraining | Head::Replaced => {
+        Head::Embedding => sentence_embedding(hidden, mask)?,
+        Head::NextSentence | Head::PreTraining | Head::Replaced => {
             let error = OpError::new("DeBERTa models have no such head");
             return Err(BuildError::Op { call: format!("{:?}", wanted.head), error });
         }

@@ -7,7 +7,9 @@ pub mod bart;
 pub mod bert;
 pub mod deberta;
 mod decoder;
+mod encoder;
 pub mod gpt2;
+mod heads;
 pub mod llama;
 mod sequence;
 mod settings;
@@ -15,5 +17,7 @@ pub mod t5;
 pub mod xlnet;
 
 pub use decoder::{Decoder, Extent, Form, Past};
+pub use encoder::TextEncoder;
+pub use heads::{Head, Wanted};
 pub use sequence::{Sequence, SequenceForm};
 pub use settings::Settings;

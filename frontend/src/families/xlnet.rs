@@ -3,7 +3,7 @@
 //! Invariant: parameters have the names of Hugging Face's `XLNet` models, below `transformer.` or without it.
 
 use super::Settings;
-use super::bert::{Head, Wanted, known_head_parts, span_outputs};
+use super::heads::{Head, Wanted, known_head_parts, sentence_embedding, span_outputs};
 use crate::builder::{BuildError, Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
@@ -79,7 +79,7 @@ impl Config {
     }
 }
 
-/// The graph: inputs `input_ids`, `attention_mask` and `token_type_ids`, i64 `[B, T]`; outputs as [`super::bert::graph`] has them. The
+/// The graph: inputs `input_ids`, `attention_mask` and `token_type_ids`, i64 `[B, T]`; outputs as [`super::TextEncoder`] has them. The
 /// language model's head gives logits of each token from both sides.
 ///
 /// # Errors
@@ -144,7 +144,8 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, wanted: &Wanted) -> R
             let bias = scope.enter("lm_loss").parameter("bias", &[config.vocabulary])?;
             g.output("logits", embedding.tied_head().apply(hidden)?.add(bias)?)?;
         }
-        Head::Embedding | Head::NextSentence | Head::PreTraining | Head::Replaced => {
+        Head::Embedding => sentence_embedding(hidden, mask)?,
+        Head::NextSentence | Head::PreTraining | Head::Replaced => {
             let error = OpError::new("XLNet models have no such head");
             return Err(BuildError::Op { call: format!("{:?}", wanted.head), error });
         }

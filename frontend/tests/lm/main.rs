@@ -5,6 +5,7 @@ mod blocks;
 mod decoders;
 mod encoders;
 mod export;
+mod layers;
 mod problems;
 mod sequences;
 

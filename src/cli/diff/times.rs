@@ -64,8 +64,15 @@ impl Measuring {
         let watching = Watching { dump: None, verify_each: false };
         let ready = |path| {
             let inputs = Some(self.inputs.from().unwrap_or(From::Seed(0)));
-            let request =
-                Request { path, machinery: &machinery, watching: &watching, inputs, taps: &[], archive: false };
+            let request = Request {
+                path,
+                machinery: &machinery,
+                watching: &watching,
+                inputs,
+                taps: &[],
+                archive: false,
+                entry: None,
+            };
             options::ready(request, talk)
         };
         let [first, second]: [Ready; 2] = [ready(paths[0])?, ready(paths[1])?];

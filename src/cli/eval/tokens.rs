@@ -4,7 +4,7 @@ use super::super::Talk;
 use super::super::options::Machinery;
 use super::{bar, encoder, floats, read, texts};
 use kiln::Error;
-use kiln::families::bert::Head;
+use kiln::families::Head;
 use kiln::lm::{Encoder, EntityCounts, Passage, Shares, Tokens, entities};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -118,18 +118,19 @@ impl Args {
 /// The tag of each word: that of its first token. With `lengths` there are so many words in each text, of which those without a token
 /// (of characters that the tokenizer drops) are outside of entities.
 fn tags(encoder: &mut Encoder, tokens: &Tokens, lengths: Option<&[usize]>) -> Result<Vec<Vec<String>>, Error> {
-    let labels = encoder.config().labels.clone();
+    let labels = encoder.family().labels.clone();
     let made = encoder.run(tokens)?;
     let logits = made.get("logits").ok_or_else(|| Error::Internal("an encoder without `logits`".into()))?;
     let values = floats(logits)?;
-    let (longest, classes) = (logits.shape().get(1).copied().unwrap_or(0), labels.len());
+    let classes = labels.len();
     let mut all = Vec::with_capacity(tokens.ids.len());
     for (text, words) in tokens.words.iter().enumerate() {
         let count = words.iter().flatten().max().map_or(0, |&w| w as usize + 1);
         let mut tags = vec![String::from("O"); lengths.and_then(|l| l.get(text)).copied().unwrap_or(count)];
+        let first = encoder.first_row(tokens, text);
         // From the back, so that the first token of a word decides.
         for (n, word) in words.iter().enumerate().rev() {
-            let at = (text * longest + n) * classes;
+            let at = (first + n) * classes;
             let row = values.get(at..at + classes).unwrap_or_default();
             let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
             let place = word.and_then(|w| tags.get_mut(w as usize));

@@ -6,7 +6,7 @@ use super::super::generate::DEFAULT_CONTEXT;
 use super::super::options::Progress;
 use super::{ActivationsWord, Args, Emit, Outcome, read};
 use kiln::checkpoint::Folder;
-use kiln::families::bert::Head;
+use kiln::families::Head;
 use kiln::lm::{Encoder, LanguageModel, LmError, Passage};
 use kiln::passes::quantize::Grid;
 use kiln::quantize::budget::{self, Candidate};
@@ -14,7 +14,6 @@ use kiln::quantize::metric::{Metric, cosines, perplexities};
 use kiln::quantize::{self, AllMoments, Checkpoint, Kept, Method, Quantization};
 use kiln::{Error, data, source};
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// A model of either kind.
 pub enum Model {
@@ -22,7 +21,7 @@ pub enum Model {
     Encoder(Box<Folder>),
 }
 
-pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
+pub fn run(args: &Args, model: Model, talk: Talk) -> Result<Outcome, Error> {
     let folder = args.model.is_dir();
     let artifact = args.emit() == Some(Emit::Artifact);
     match folder && !artifact {
@@ -52,7 +51,6 @@ pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
         return Err(Error::Usage(format!("{} needs calibration data: give a text with --text", options.method.name())));
     }
     let hash = text.as_deref().map(quantize::text_hash);
-    let model = open(args)?;
     let (mut checkpoint, moments, seen) = statistics(args, &model, text.as_deref().unwrap_or_default(), talk)?;
     checkpoint.whole_groups = folder && !artifact;
     let mut reports = Vec::new();
@@ -104,11 +102,7 @@ fn refuse_unsupported(args: &Args) -> Result<(), Error> {
     }
 }
 
-/// Whether a language model is a decoder.
-pub fn is_decoder(path: &Path) -> bool {
-    LanguageModel::open(path).is_ok()
-}
-
+/// The model of the options.
 pub fn open(args: &Args) -> Result<Model, Error> {
     match LanguageModel::open(&args.model) {
         Ok(model) => Ok(Model::Decoder(Box::new(model))),

@@ -4,7 +4,6 @@ use super::super::Talk;
 use super::super::generate::DEFAULT_CONTEXT;
 use super::super::options::Progress;
 use super::{Args, Emit, Outcome, checkpoint};
-use kiln::lm::LanguageModel;
 use kiln::onnx::model::Model;
 use kiln::onnx::write::{WriteError, encode};
 use kiln::passes::quantize::Grid;
@@ -21,17 +20,17 @@ use std::path::Path;
 /// Most layers that are measured one by one.
 const MOST_MEASURED: usize = 64;
 
-pub fn run(args: &Args, talk: Talk) -> Result<Outcome, Error> {
+/// Quantizes an ONNX model, or a language model as one.
+pub fn run(args: &Args, subject: Option<checkpoint::Model>, talk: Talk) -> Result<Outcome, Error> {
     data::writable(&args.output)?;
     let emit = args.emit().unwrap_or(Emit::Artifact);
     let machinery = &args.machinery;
     let (budget, level) = (machinery.budget(), machinery.level_here()?);
     let place = (level, machinery.threads());
     let mut observer = Progress::new(talk);
-    let Subject { model, bounds, mut calibration, mut held_back } = if LanguageModel::is_at(&args.model) {
-        Subject::of_checkpoint(args, place, &mut observer)?
-    } else {
-        Subject::of_onnx(args)?
+    let Subject { model, bounds, mut calibration, mut held_back } = match subject {
+        Some(subject) => Subject::of_checkpoint(args, &subject, place, &mut observer)?,
+        None => Subject::of_onnx(args)?,
     };
     let options = with_bounds(machinery.options(vec![level], BTreeMap::new())?, &bounds);
     let runs = Runs { options, place, budget };
@@ -107,18 +106,22 @@ impl Subject {
     }
 
     /// A language model as an ONNX model, with texts or arrays for it.
-    fn of_checkpoint(args: &Args, place: (CpuLevel, usize), observer: &mut Progress) -> Result<Subject, Error> {
-        let subject = checkpoint::open(args)?;
+    fn of_checkpoint(
+        args: &Args,
+        subject: &checkpoint::Model,
+        place: (CpuLevel, usize),
+        observer: &mut Progress,
+    ) -> Result<Subject, Error> {
         let budget = args.machinery.budget();
-        let (model, bounds) = match &subject {
+        let (model, bounds) = match subject {
             checkpoint::Model::Decoder(decoder) => {
                 quantize::decoder_onnx(decoder, decoder.context().min(DEFAULT_CONTEXT))?
             }
-            checkpoint::Model::Encoder(folder) => (quantize::encoder_onnx(folder)?, Bounds::new()),
+            checkpoint::Model::Encoder(folder) => quantize::encoder_onnx(folder)?,
         };
         let mut of_text = |path: &Path| -> Result<Data, Error> {
             let text = super::read(path)?;
-            let samples = match &subject {
+            let samples = match subject {
                 checkpoint::Model::Decoder(decoder) => {
                     let mut tokens = decoder.tokenizer().encode(&text, false)?;
                     let window = (args.window as usize).min(decoder.context());

@@ -165,7 +165,7 @@ impl Args {
     fn request<'a>(&'a self, path: &'a std::path::Path) -> Request<'a> {
         let inputs = Some(self.inputs.from().unwrap_or(From::Seed(0)));
         let (machinery, watching) = (&self.machinery, &self.watching);
-        Request { path, machinery, watching, inputs, taps: &[], archive: false }
+        Request { path, machinery, watching, inputs, taps: &[], archive: false, entry: None }
     }
 
     /// The values of the subject beside those of what it is compared with.
