@@ -203,14 +203,21 @@ impl Sampler {
     }
 }
 
-/// The token with the greatest logit; the lowest of equal ones.
+/// The token with the greatest logit; the lowest of equal ones. What is no number, or minus infinity, is none.
 fn greatest(logits: &[f32]) -> Option<u32> {
-    let better = |best: Option<(u32, f32)>, (token, &logit): (u32, &f32)| match best {
-        Some((_, most)) if logit <= most || logit.is_nan() => best,
-        None if logit.is_nan() || logit == f32::NEG_INFINITY => None,
-        Some(_) | None => Some((token, logit)),
-    };
-    (0u32..).zip(logits).fold(None, better).map(|(token, _)| token)
+    // The greatest first, in lanes that do not wait for one another: a vocabulary is long.
+    const LANES: usize = 16;
+    let (whole, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in whole {
+        for (most, &logit) in lanes.iter_mut().zip(chunk) {
+            *most = if logit > *most { logit } else { *most };
+        }
+    }
+    let more = |most: f32, &logit: &f32| if logit > most { logit } else { most };
+    let most = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, more);
+    let found = (0u32..).zip(logits).find(|(_, logit)| **logit == most);
+    found.filter(|_| most > f32::NEG_INFINITY).map(|(token, _)| token)
 }
 
 #[cfg(test)]
@@ -226,6 +233,11 @@ mod tests {
     fn greedy_takes_the_lowest_of_equal_logits() {
         assert_eq!(pick(Sampling::default(), &[1.0, 3.0, f32::NAN, 3.0, 2.0]), [1; 200]);
         assert_eq!(Sampler::new(Sampling::default(), &[]).next(&mut [f32::NAN]), None);
+        assert_eq!(Sampler::new(Sampling::default(), &[]).next(&mut [f32::NEG_INFINITY; 40]), None);
+        let mut many: Vec<f32> = (0..53).map(|n| -((n - 20) * (n - 20)) as f32).collect();
+        assert_eq!(pick(Sampling::default(), &many), [20; 200]);
+        (many[51], many[52]) = (7.0, 7.0);
+        assert_eq!(pick(Sampling::default(), &many), [51; 200]);
     }
 
     #[test]

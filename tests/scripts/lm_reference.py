@@ -1,9 +1,10 @@
-"""Greedy continuations by transformers, to compare with `kiln generate --json` on the same weights.
+"""Greedy continuations and perplexity by transformers, to compare with `kiln generate` and `kiln eval` on the same weights.
 
-    VENV/bin/python tests/scripts/lm_reference.py MODEL KILN [N]
+    VENV/bin/python tests/scripts/lm_reference.py MODEL KILN [N] [TEXT]
 
 MODEL is a GGUF file or a Hugging Face folder; its weights are expanded to f32. Compares N (64) greedy tokens of three prompts with
-those of the program KILN, and says where they part and how near the two logits were.
+those of the program KILN, and says where they part and how near the two logits were. With TEXT, a file, the perplexities of it in
+windows of 256 tokens that begin 128 apart must agree to 4 digits.
 """
 
 import json
@@ -17,8 +18,22 @@ import transformers
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "你好,世界!"]
 
 
-def main(path, kiln, count=64):
-    path = pathlib.Path(path)
+def perplexity(model, ids, window=256, stride=128):
+    """Each token is predicted once, in the first window that has it, by what stands before it there."""
+    losses, done = [], 1
+    for start in range(0, len(ids), stride):
+        end = min(start + window, len(ids))
+        with torch.no_grad():
+            logits = model(input_ids=ids[None, start:end]).logits[0]
+        first = max(done, start + 1)
+        losses.append(torch.nn.functional.cross_entropy(logits[first - 1 - start:-1].double(), ids[first:end], reduction="none"))
+        done = end
+        if done == len(ids):
+            return float(torch.cat(losses).mean().exp())
+
+
+def main(path, kiln, count=64, text=None):
+    count, path = int(count), pathlib.Path(path)
     where = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name) if path.is_file() else dict(
         pretrained_model_name_or_path=path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
@@ -47,8 +62,16 @@ def main(path, kiln, count=64):
         print(f"{prompt!r}: {len(theirs)} tokens {'equal' if agree else 'DIFFER'}: {ours['text']!r}")
         print(f"  prefill {ours['prefill_s']:.3f} s, {ours['tokens_per_s']:.1f} tokens/s")
         same &= agree
+    if text:
+        ids = tokenizer(pathlib.Path(text).read_text(), return_tensors="pt", add_special_tokens=not path.is_file()).input_ids[0]
+        command = [kiln, "eval", "perplexity", str(path), "--text", text, "--window", "256", "--stride", "128", "--json"]
+        ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        theirs = perplexity(model, ids)
+        agree = ours["tokens"] == len(ids) and f"{ours['perplexity']:.4g}" == f"{theirs:.4g}"
+        print(f"perplexity of {len(ids)} tokens: {ours['perplexity']:.6f} and {theirs:.6f}, {'equal' if agree else 'DIFFER'} to 4 digits")
+        same &= agree
     return 0 if same else 5
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3], *map(int, sys.argv[3:4])))
+    sys.exit(main(*sys.argv[1:]))

@@ -3,12 +3,13 @@
 //! Invariant: every load is `Load(source, [Index(address), (Value(v), Index(extent))*])`: an address in elements over the loop
 //! symbols, in which the symbol `vK` stands for the K-th gathered index, to be checked against its extent.
 
+use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Atom, Expr, Ranges, Symbol};
 use kiln_ir::graph::TensorType;
 use kiln_ir::loops::{Loops, linear};
 use kiln_ir::nest::{self, Nest};
 use kiln_ir::plan::nominal;
-use kiln_ir::scalar::{BinaryOp, Code, Coord, Less, Scalar, Source, TypeError};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source, TypeError};
 
 /// A loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +202,28 @@ impl FlatNest {
         }
         let finish = Code::identity(self.finish.result_type());
         FlatNest { folds: vec![], body: self.finish, finish, ..self }
+    }
+
+    /// The same fold to the least or the greatest of narrow integers, in lanes of 32 bits, which vectors have for every operation; nothing of
+    /// other folds. What a fold of nothing gives is kept by a bound, which changes nothing else.
+    pub fn in_words(&self) -> Option<FlatNest> {
+        let narrow = self.body.result_type();
+        if !matches!(narrow, DType::I8 | DType::U8 | DType::I16 | DType::U16) {
+            return None;
+        }
+        let (low, high) = narrow.int_range()?;
+        let bound = [(BinaryOp::Max, low), (BinaryOp::Min, high)].into_iter().find(|(op, _)| *op == self.combine)?.1;
+        let mut body = self.body.clone();
+        let wide = body.cast(DType::I32, body.result()).ok()?;
+        body.set_result(wide);
+        let mut finish = Code::new();
+        let folded = finish.arg(0, DType::I32);
+        let bound = finish.constant(Constant::int(DType::I32, i64::try_from(bound).ok()?));
+        let within = finish.binary(self.combine, folded, bound).ok()?;
+        let value = finish.cast(narrow, within).ok()?;
+        let result = finish.inline(&self.finish, &mut |_, node, _| Ok(matches!(node, Scalar::Arg(0)).then_some(value)));
+        finish.set_result(result.ok()?);
+        Some(FlatNest { body, finish, ..self.clone() })
     }
 
     /// Removes loops of one iteration and joins neighbours that walk through memory as one: axis `p` outside `q` with

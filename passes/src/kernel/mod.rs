@@ -430,6 +430,8 @@ impl Builder<'_> {
 
     /// A fold: register tiles of rows and columns.
     fn fold(&mut self, nest: &FlatNest) -> Option<()> {
+        let in_words = nest.in_words().filter(|_| self.machine.gpu.is_none());
+        let nest = in_words.as_ref().unwrap_or(nest);
         let mut schedule = Schedule::choose(nest, self.machine).with(self.choice);
         let halved = schedule.halve(nest, self.machine);
         let nest = halved.as_ref().unwrap_or(nest);

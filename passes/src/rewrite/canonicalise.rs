@@ -1,5 +1,5 @@
-//! Canonical forms: views that do nothing go, views of views become one, transposes go into contractions, and what is picked from a
-//! table of weights is picked before it is computed with.
+//! Canonical forms: views that do nothing go, views of views become one, transposes go into contractions, what is picked from a
+//! table of weights is picked before it is computed with, and products sum over the blocks of such a table.
 
 use super::{Operand, Patch, rewrite};
 use kiln_ir::expr::Expr;
@@ -12,7 +12,7 @@ use kiln_ir::scalar::Scalar;
 /// # Errors
 /// See [`rewrite`].
 pub fn canonicalise(graph: &Graph) -> Result<Graph, GraphError> {
-    rewrite(graph, &[drop_identity, join_views, transpose_operand, transpose_result, gather_first])
+    rewrite(graph, &[drop_identity, join_views, transpose_operand, transpose_result, gather_first, sum_over_blocks])
 }
 
 fn producer(graph: &Graph, v: ValueId) -> Option<(NodeId, &Node)> {
@@ -138,6 +138,62 @@ fn is_table(graph: &Graph, v: ValueId, depth: usize) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a value that maps and views make of constants alone is made of a large one; nothing where it is made of something else.
+fn of_large_constant(graph: &Graph, v: ValueId, depth: usize) -> Option<bool> {
+    if let Some(tensor) = graph.constant(v) {
+        return Some(tensor.len() >= TABLE);
+    }
+    match producer(graph, v) {
+        Some((_, Node { op: Op::Map(_) | Op::Reshape(_) | Op::Transpose(_), inputs, .. })) if depth > 0 => {
+            inputs.iter().try_fold(false, |large, &v| Some(of_large_constant(graph, v, depth - 1)? || large))
+        }
+        _ => None,
+    }
+}
+
+/// `contract(x, reshape(w))`, where the reshape joins the blocks of a table's rows, sums over the blocks and what is in them: a scale is then
+/// read once for each block, as indices say.
+fn sum_over_blocks(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let Op::Contract(c) = &node.op else { return None };
+    let [left, right] = node.inputs.as_slice() else { return None };
+    for (side, (&table, &other)) in [(left, right), (right, left)].into_iter().enumerate() {
+        let Some((inner, Node { op: Op::Reshape(_), inputs, .. })) = producer(graph, table) else { continue };
+        let (own, others) = if side == 0 { (&c.lhs, &c.rhs) } else { (&c.rhs, &c.lhs) };
+        let (Some(from), Some(to)) = (graph.ty(*inputs.first()?).shape(), graph.ty(table).shape()) else { continue };
+        let (&[rows, row], [first, blocks @ ..]) = (to.as_slice(), from.as_slice()) else { continue };
+        let Some(summed) = own.chars().nth(1).filter(|l| !c.out.contains(*l) && others.contains(*l)) else { continue };
+        if *first != rows || blocks.len() < 2 || blocks.iter().product::<usize>() != row {
+            continue;
+        }
+        if of_large_constant(graph, *inputs.first()?, MOST_MAPS) != Some(true) {
+            continue;
+        }
+        let mut free = ('a'..='z').chain('A'..='Z').filter(|l| !c.lhs.contains(*l) && !c.rhs.contains(*l));
+        let letters: String = blocks.iter().map(|_| free.next()).collect::<Option<_>>()?;
+        let split = |word: &str| word.replace(summed, &letters);
+        let mut dims = Vec::new();
+        for (letter, dim) in others.chars().zip(&graph.ty(other).dims) {
+            match letter == summed {
+                true => dims.extend(blocks.iter().copied().map(Expr::from)),
+                false => dims.push(dim.clone()),
+            }
+        }
+        let weight = Operand::Value(*inputs.first()?);
+        let operands = if side == 0 { vec![weight, Operand::New(0)] } else { vec![Operand::New(0), weight] };
+        return Some(Patch {
+            nodes: vec![
+                (Reshape { dims }.into(), vec![Operand::Value(other)]),
+                (c.with_letters(&split(&c.lhs), &split(&c.rhs), &c.out).into(), operands),
+            ],
+            replaces: *node.outputs.first()?,
+            with: None,
+            also: vec![inner],
+        });
+    }
+    None
 }
 
 /// `gather(map(x, ..))` of a table of weights picks from each operand, so that only what is picked is computed.

@@ -48,6 +48,7 @@ macro_rules! operators {
     };
 }
 
+mod few_bits;
 mod recurrent_steps;
 mod run_time;
 mod sliding;

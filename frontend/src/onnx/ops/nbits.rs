@@ -1,7 +1,8 @@
 //! Weights of 2, 4 or 8 bits in blocks with a scale each: `MatMulNBits` and `GatherBlockQuantized` of `com.microsoft`.
 //!
-//! Invariant: packed weights are constants, unpacked here to one byte an element, low bits first.
+//! Invariant: packed weights are constants, low bits first; those of products are stored as [`super::few_bits`] has them.
 
+use super::few_bits;
 use super::matmul::{Flip, matmul};
 use super::quantize::spread;
 use super::support::first;
@@ -51,14 +52,13 @@ fn middle(bits: usize) -> f64 {
 /// `(weights - zero point) * scale`, in f32, as `dtype`.
 fn real(
     cx: &mut Context,
-    weights: ValueId,
-    scale: ValueId,
+    [weights, scale]: [ValueId; 2],
     zero_point: Option<ValueId>,
     otherwise: f64,
+    dtype: DType,
 ) -> Result<ValueId, Failure> {
     let mut inputs = vec![weights, scale];
     inputs.extend(zero_point);
-    let dtype = cx.dtype(scale);
     cx.map(&inputs, |b, a| {
         let (w, s) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[1]));
         let z = match a.get(2) {
@@ -92,8 +92,8 @@ fn matmul_n_bits(cx: &mut Context) -> Result<Outputs, Failure> {
         return Err(Failure::invalid(format!("B has {} bytes for {n} rows of {blocks} blocks", packed.len())));
     }
     let weights = unpacked(packed.bytes(), (n, whole), whole * bits / 8, bits);
-    let weights = cx.constant(Tensor::new(DType::U8, vec![n, blocks, block], weights)?);
-    let per_block = [n, blocks, 1].map(Expr::from).to_vec();
+    let (weights, per_block) = few_bits::numbers(cx, weights, [n, blocks, block])?;
+    let dims: Vec<Expr> = per_block.iter().copied().map(Expr::from).collect();
     let zero_points = match cx.optional(3)? {
         None => None,
         Some(z) if cx.dtype(z) == DType::U8 => {
@@ -103,13 +103,15 @@ fn matmul_n_bits(cx: &mut Context) -> Result<Outputs, Failure> {
                 return Err(Failure::invalid(format!("{} bytes of zero points for {n} rows of {blocks}", packed.len())));
             }
             let values = unpacked(packed.bytes(), (n, blocks), stride, bits);
-            Some(cx.constant(Tensor::new(DType::U8, vec![n, blocks, 1], values)?))
+            Some(cx.constant(Tensor::new(DType::U8, per_block, values)?))
         }
-        Some(z) => Some(cx.reshape(z, per_block.clone())?),
+        Some(z) => Some(cx.reshape(z, dims.clone())?),
     };
     let scales = cx.input(2)?;
-    let scales = cx.reshape(scales, per_block)?;
-    let weights = real(cx, weights, scales, zero_points, middle(bits))?;
+    let dtype = cx.dtype(scales);
+    let scales = few_bits::narrowed(cx, scales)?;
+    let scales = cx.reshape(scales, dims)?;
+    let weights = real(cx, [weights, scales], zero_points, middle(bits), dtype)?;
     let weights = cx.cast(weights, cx.dtype(x))?;
     let weights = cx.reshape(weights, vec![Expr::from(n), Expr::from(whole)])?;
     let weights = first(cx, weights, 1, Expr::from(k))?;
@@ -127,6 +129,9 @@ fn gather_block_quantized(cx: &mut Context) -> Result<Outputs, Failure> {
     let axis = cx.axis(cx.node.int_or("gather_axis", 0)?, rank)?;
     let along = cx.axis(cx.node.int_or("quantize_axis", 1)?, rank)?;
     let bits = bits(cx)?;
+    if let Some(rows) = rows_of_few_bits(cx, [axis, along], block, bits)? {
+        return Ok(rows.into());
+    }
     let narrow = |dtype| matches!(dtype, DType::U4 | DType::I4);
     let (table, zero_points, otherwise) = if cx.dtype(data) == DType::U8 {
         if along + 1 != rank {
@@ -162,8 +167,47 @@ fn gather_block_quantized(cx: &mut Context) -> Result<Outputs, Failure> {
     let block = i64::try_from(block).unwrap_or(i64::MAX);
     let spread = parameters.iter().map(|&p| spread(cx, p, table, place, block)).collect::<Result<Vec<_>, _>>()?;
     let [scale, rest @ ..] = spread.as_slice() else { return Err(Failure::invalid("there is no scale")) };
-    let result = real(cx, table, *scale, rest.first().copied(), otherwise)?;
+    let dtype = cx.dtype(scales);
+    let result = real(cx, [table, *scale], rest.first().copied(), otherwise, dtype)?;
     if together { Ok(pick(cx, result)?.into()) } else { Ok(result.into()) }
+}
+
+/// Rows of a table that is stored two numbers a byte: the bytes are picked, as what else reads the table reads them. Nothing where it is no
+/// such table.
+fn rows_of_few_bits(
+    cx: &mut Context,
+    [axis, along]: [usize; 2],
+    block: usize,
+    bits: usize,
+) -> Result<Option<ValueId>, Failure> {
+    let (data, indices, scales) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let zeros = cx.optional(3)?;
+    let Some(table) = cx.constant_of(data).filter(|t| t.dtype() == DType::U8).cloned() else { return Ok(None) };
+    let &[rows, stride] = table.shape() else { return Ok(None) };
+    let columns = stride.saturating_mul(8 / bits);
+    let blocks = columns / block;
+    let whole = |v: ValueId| cx.ty(v).shape() == Some(vec![rows, blocks]);
+    if (axis, along) != (0, 1) || columns % block != 0 || zeros.is_some() || !whole(scales) {
+        return Ok(None);
+    }
+    let numbers = unpacked(table.bytes(), (rows, columns), stride, bits);
+    if !few_bits::fits(&numbers, block) {
+        return Ok(None);
+    }
+    let dtype = cx.dtype(scales);
+    let bytes = few_bits::packed(&numbers, [rows, blocks, block])?;
+    let bytes = cx.constant(bytes);
+    let scales = few_bits::narrowed(cx, scales)?;
+    let pick = |cx: &mut Context, v: ValueId| cx.add(Gather { axis: 0 }, &[v, indices]);
+    let (bytes, scales) = (pick(cx, bytes)?, pick(cx, scales)?);
+    let numbers = few_bits::unpacked(cx, bytes)?;
+    let mut dims = cx.dims(scales);
+    dims.resize(cx.rank(numbers), Expr::from(1i64));
+    let scales = cx.reshape(scales, dims)?;
+    let values = real(cx, [numbers, scales], None, middle(bits), dtype)?;
+    let mut dims = cx.dims(indices);
+    dims.push(Expr::from(columns));
+    Ok(Some(cx.reshape(values, dims)?))
 }
 
 /// How many blocks there are along the last axis, where that is known.

@@ -1,5 +1,6 @@
 //! `QuantizeLinear`, `DequantizeLinear` and `DynamicQuantizeLinear`.
 
+use super::few_bits;
 use super::support::{cast_unsaturated, first, repeat, type_attribute};
 use super::{Spec, of, onnx};
 use crate::onnx::import::{Body, Context, Failure, Outputs, S};
@@ -148,8 +149,9 @@ fn dequantize(cx: &mut Context) -> Result<Outputs, Failure> {
     Ok(y.into())
 }
 
-/// A constant matrix of 2 or 4 bits in blocks along an axis, as `MatMulNBits` has it: its numbers as unsigned bytes `[n, blocks, block]`,
-/// with a scale and a zero point for each block, so that products unpack it in registers. Nothing where it is no such matrix.
+/// A constant matrix of 2 or 4 bits in blocks along an axis, or with a scale for each row or column, as `MatMulNBits` has it: its numbers as
+/// [`few_bits`] has them, with a scale and a zero point for each block, so that products unpack it in registers. Nothing where it is no
+/// such matrix.
 fn matrix_of_few_bits(
     cx: &mut Context,
     [x, scale]: [ValueId; 2],
@@ -163,7 +165,7 @@ fn matrix_of_few_bits(
         DType::U4 | DType::U2 => 0,
         _ => return Ok(None),
     };
-    let Ok(block @ 1..) = usize::try_from(block) else { return Ok(None) };
+    let Ok(block) = usize::try_from(block) else { return Ok(None) };
     let (Some(t), Some(scales)) = (cx.constant_of(x).cloned(), cx.constant_of(scale).cloned()) else { return Ok(None) };
     let zeros = match zero {
         Some(z) if cx.dtype(z) != cx.dtype(x) => return Ok(None),
@@ -173,13 +175,20 @@ fn matrix_of_few_bits(
         },
         None => None,
     };
-    let along_rows = cx.axis(axis, cx.rank(x))? == 0;
     let &[rows, columns] = t.shape() else { return Ok(None) };
+    // A scale for each row is for a block along the row.
+    let along_rows = (cx.axis(axis, cx.rank(x))? == 0) == (block > 0);
     let (n, k) = if along_rows { (columns, rows) } else { (rows, columns) };
-    let blocks = k / block;
-    let parameters = if along_rows { [blocks, n] } else { [n, blocks] };
+    let each = if block == 0 { k } else { block };
+    let blocks = k / each.max(1);
+    let parameters = match (block, along_rows) {
+        (0, _) => vec![n],
+        (_, true) => vec![blocks, n],
+        (_, false) => vec![n, blocks],
+    };
     let fits = scales.shape() == parameters && zeros.as_ref().is_none_or(|z| z.shape() == parameters);
-    if k % block != 0 || t.is_empty() || !fits || scales.dtype() != DType::F32 {
+    let block = each;
+    if block == 0 || k % block != 0 || t.is_empty() || !fits || scales.dtype() != DType::F32 {
         return Ok(None);
     }
     // With the axis of the blocks last.
@@ -189,15 +198,15 @@ fn matrix_of_few_bits(
         (0..n * k).map(value).collect()
     };
     let Some(numbers) = t.to_i64() else { return Ok(None) };
-    let numbers = cx.constant(Tensor::new(DType::U8, vec![n, blocks, block], turned(numbers, k))?);
-    let scale = if along_rows { cx.transpose(scale, &[1, 0])? } else { scale };
-    let per_block = [n, blocks, 1].map(Expr::from).to_vec();
-    let mut inputs = vec![numbers, cx.reshape(scale, per_block)?];
+    let (numbers, per_block) = few_bits::numbers(cx, turned(numbers, k), [n, blocks, block])?;
+    let scale = few_bits::narrowed(cx, scale)?;
+    let scale = if along_rows && blocks > 1 { cx.transpose(scale, &[1, 0])? } else { scale };
+    let mut inputs = vec![numbers, cx.reshape(scale, per_block.iter().copied().map(Expr::from).collect())?];
     if let Some(zeros) = zeros.and_then(|z| z.to_i64()) {
-        inputs.push(cx.constant(Tensor::new(DType::U8, vec![n, blocks, 1], turned(zeros, blocks))?));
+        inputs.push(cx.constant(Tensor::new(DType::U8, per_block, turned(zeros, blocks))?));
     }
     let y = cx.map(&inputs, |b, a| {
-        let (w, s) = (b.cast(DType::F32, a[0]), a[1]);
+        let (w, s) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[1]));
         let zero = match a.get(2) {
             Some(&z) => b.cast(DType::F32, z),
             None => b.lit(w, up as f64),

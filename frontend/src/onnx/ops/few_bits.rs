@@ -1,0 +1,78 @@
+//! Numbers of 4 bits or fewer, two a byte.
+//!
+//! Invariant: byte `j` of a run of 32 numbers holds numbers `j` and `j + 16`, low half first, as GGUF has them: a vector of bytes then becomes
+//! vectors of numbers without a shuffle (ADR 44).
+
+use crate::onnx::import::{Context, Failure};
+use half::f16;
+use kiln_ir::graph::ValueId;
+use kiln_ir::scalar::BinaryOp;
+use kiln_ir::{DType, Expr, Tensor};
+
+/// Numbers whose bytes lie together.
+const RUN: usize = 32;
+
+/// Whether numbers, each in a byte, are stored two a byte where blocks have so many.
+pub(super) fn fits(values: &[u8], block: usize) -> bool {
+    block > 0 && block.is_multiple_of(RUN) && values.iter().all(|&v| v < 16)
+}
+
+/// Numbers that [`fits`], `[n, blocks, block]`, two a byte: `[n, blocks, 1, 16]`, or `[n, blocks, runs, 1, 16]` where blocks have several runs.
+pub(super) fn packed(values: &[u8], [n, blocks, block]: [usize; 3]) -> Result<Tensor, Failure> {
+    let joined = |run: &[u8]| -> Vec<u8> {
+        let (low, high) = run.split_at(run.len() / 2);
+        low.iter().zip(high).map(|(low, high)| low | high << 4).collect()
+    };
+    let bytes: Vec<u8> = values.chunks(RUN).flat_map(joined).collect();
+    let mut shape = vec![n, blocks];
+    shape.extend((block > RUN).then_some(block / RUN));
+    shape.extend([1, RUN / 2]);
+    Ok(Tensor::new(DType::U8, shape, bytes)?)
+}
+
+/// The numbers of `[.., 1, 16]` bytes, `[.., 32]`, as i32.
+pub(super) fn unpacked(cx: &mut Context, bytes: ValueId) -> Result<ValueId, Failure> {
+    let mut dims = cx.dims(bytes);
+    dims.truncate(dims.len().saturating_sub(2));
+    dims.push(Expr::from(RUN));
+    let shifts: Vec<u8> = [0i32, 4].iter().flat_map(|shift| shift.to_le_bytes()).collect();
+    let shifts = cx.constant(Tensor::new(DType::I32, vec![2, 1], shifts)?);
+    let wide = cx.map(&[bytes, shifts], |b, a| {
+        let number = b.cast(DType::I32, a[0]);
+        let shifted = b.binary(BinaryOp::Shr, number, a[1]);
+        let mask = b.int(shifted, 15);
+        b.binary(BinaryOp::And, shifted, mask)
+    })?;
+    cx.reshape(wide, dims)
+}
+
+/// Numbers of a matrix, each in a byte, `[n, blocks, block]`: as a value of such dims, or `[n, blocks, runs, 32]` where they are stored two a
+/// byte and blocks have several runs; and the dims of what has one element for each block, to go with it.
+pub(super) fn numbers(
+    cx: &mut Context,
+    values: Vec<u8>,
+    [n, blocks, block]: [usize; 3],
+) -> Result<(ValueId, Vec<usize>), Failure> {
+    let value = if fits(&values, block) {
+        let bytes = packed(&values, [n, blocks, block])?;
+        let bytes = cx.constant(bytes);
+        unpacked(cx, bytes)?
+    } else {
+        cx.constant(Tensor::new(DType::U8, vec![n, blocks, block], values)?)
+    };
+    let ones = cx.rank(value).saturating_sub(2);
+    Ok((value, [vec![n, blocks], vec![1; ones]].concat()))
+}
+
+/// Constant scales in f32 as f16 where that loses nothing: they are read once for each block.
+pub(super) fn narrowed(cx: &mut Context, scales: ValueId) -> Result<ValueId, Failure> {
+    let Some(tensor) = cx.constant_of(scales).filter(|t| t.dtype() == DType::F32) else { return Ok(scales) };
+    let Some(values) = tensor.to_f32() else { return Ok(scales) };
+    let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+    if halves.iter().zip(&values).any(|(half, value)| half.to_f32() != *value) {
+        return Ok(scales);
+    }
+    let bytes: Vec<u8> = halves.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let narrow = Tensor::new(DType::F16, tensor.shape().to_vec(), bytes)?;
+    Ok(cx.constant(narrow))
+}
