@@ -7,6 +7,7 @@
 use crate::boundary::Wishes;
 use crate::fusion::{Attempt, Refusal, Way};
 use crate::kernel::scatter::Scatter;
+use crate::late::constants_late;
 use crate::layers::scales_of_layers;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
@@ -226,7 +227,7 @@ pub fn group(
         merge_into_fold(graph, &mut group, &groups, &users, &mut note);
         groups.insert(output, group);
     }
-    Ok(demanded(graph, &order, groups, &hosts, &aliases))
+    Ok(constants_late(graph, demanded(graph, &order, groups, &hosts, &aliases)))
 }
 
 /// Whether a node only moves elements, as a group of its own would.

@@ -12,6 +12,7 @@ mod halved;
 mod hoist;
 pub mod islands;
 pub mod kernel;
+mod late;
 mod layers;
 pub mod layout;
 pub mod lower;
