@@ -6,6 +6,7 @@
 pub mod budget;
 mod checkpoint;
 mod files;
+pub mod images;
 mod language;
 pub mod metric;
 pub mod onnx;

@@ -210,6 +210,67 @@ fn calibration_data_that_does_not_fit_is_refused_and_the_model_that_was_there_st
 }
 
 /// Activations without any range, and weights of which a channel is constant or zero, have scales that are numbers.
+/// A PNG file of `size x size` pixels, each three bytes.
+fn image(size: u32, value: impl Fn(u32) -> u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, size, size);
+    encoder.set_color(png::ColorType::Rgb);
+    let values: Vec<u8> = (0..size * size * 3).map(value).collect();
+    encoder.write_header().unwrap().write_image_data(&values).unwrap();
+    bytes
+}
+
+#[test]
+fn images_calibrate_a_model_of_images() {
+    let place = Place::new();
+    let model = place.write(
+        "m.onnx",
+        &model(graph(
+            vec![node("first", "Conv", &["x", "w"], &["y"])],
+            vec![floats("x", &[1, 3, 8, 8])],
+            vec![floats("y", &[1, 4, 6, 6])],
+            vec![weight("w", &[4, 3, 3, 3])],
+        )),
+    );
+    let (folder, output, report) = (place.path("images"), place.path("q.onnx"), place.path("r.json"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("a.png"), image(16, |n| (n * 7 % 256) as u8)).unwrap();
+    std::fs::write(folder.join("b.PNG"), image(8, |_| 255)).unwrap();
+    std::fs::write(folder.join("notes.txt"), "no image").unwrap();
+    kiln!(
+        "quantize",
+        &model,
+        "-o",
+        &output,
+        "--activations",
+        "u8",
+        "--data",
+        &folder,
+        "--report",
+        &report,
+        "--image-mean",
+        "0.5",
+        "--image-std",
+        "0.25,0.25,0.5"
+    )
+    .succeeds();
+    let said: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(said["calibration"]["samples"], 2, "{said:#}");
+    kiln!("verify", &output, "--random", "1").succeeds();
+    std::fs::write(folder.join("c.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let before = std::fs::read(&output).unwrap();
+    kiln!("quantize", &model, "-o", &output, "--activations", "u8", "--data", &folder)
+        .fails(3, "c.png: it cannot be decoded");
+    let one = folder.join("b.PNG");
+    kiln!("quantize", &model, "-o", &output, "--activations", "u8", "--data", &one, "--image-std", "0")
+        .fails(2, "above 0");
+    kiln!("quantize", &model, "-o", &output, "--activations", "u8", "--data", &one, "--image-mean", "1,2")
+        .fails(2, "3 channels");
+    let other = place.write("mlp.onnx", &mlp());
+    kiln!("quantize", &other, "-o", &output, "--activations", "u8", "--data", &one).fails(2, "takes no image");
+    assert_eq!(std::fs::read(&output).unwrap(), before);
+}
+
 #[test]
 fn zero_ranges_and_constant_channels_quantize_and_run() {
     let place = Place::new();

@@ -5,6 +5,7 @@ use crate::cli::options::Machinery;
 use clap::{Args as ClapArgs, ValueEnum};
 use kiln::Error;
 use kiln::passes::quantize::{FloatFormat, Grid, RangeMethod};
+use kiln::quantize::images::Channels;
 use kiln::quantize::metric::Metric;
 use kiln::quantize::onnx::{Activations, Prune, Settings};
 use kiln::quantize::{Method, WeightOptions};
@@ -73,9 +74,16 @@ pub struct Args {
     /// Set weights to zero first: a share such as 0.5 of the least, or 2:4 for two of each four inputs
     #[arg(long, value_name = "SHARE|N:M", value_parser = parse_prune)]
     pub(super) prune: Option<Prune>,
-    /// Calibration data of ONNX models: .npz files, or folders of them, key = input name
-    #[arg(long, value_name = "F.npz|DIR")]
+    /// Calibration data of ONNX models: .npz files, key = input name, or PNG and JPEG images for a model with one input of images, or folders
+    /// of them. Images are scaled to cover the input's height and width and cut to them at the centre
+    #[arg(long, value_name = "F.npz|IMAGE|DIR")]
     pub(super) data: Vec<PathBuf>,
+    /// Taken from images' values, which are from 0 to 1: a number for all channels, or one for each
+    #[arg(long, value_name = "M,..", value_delimiter = ',', allow_negative_numbers = true, requires = "data")]
+    pub(super) image_mean: Vec<f32>,
+    /// What images' values are divided by then
+    #[arg(long, value_name = "S,..", value_delimiter = ',', requires = "data")]
+    pub(super) image_std: Vec<f32>,
     /// Calibration text of language models: for decoders one text, for encoders a text in each line
     #[arg(long, value_name = "FILE")]
     pub(super) text: Option<PathBuf>,
@@ -272,6 +280,19 @@ impl Args {
             prune: self.prune,
             skip: self.skip.clone(),
         })
+    }
+
+    /// What is done with the channels of images.
+    pub(super) fn channels(&self) -> Result<Channels, Error> {
+        let wrong = |v: &f32| !v.is_finite() || *v <= 0.0;
+        if self.image_mean.iter().any(|v| !v.is_finite()) || self.image_std.iter().any(wrong) {
+            return Err(Error::Usage(
+                "--image-mean and --image-std must be numbers, and what is divided by above 0".into(),
+            ));
+        }
+        let or = |list: &[f32], otherwise: Vec<f32>| if list.is_empty() { otherwise } else { list.to_vec() };
+        let Channels { mean, deviation } = Channels::default();
+        Ok(Channels { mean: or(&self.image_mean, mean), deviation: or(&self.image_std, deviation) })
     }
 
     /// The grids that a budget may choose among, from the one that was asked for on.

@@ -99,7 +99,8 @@ impl Subject {
         let budget = args.machinery.budget();
         let read = |paths: &[std::path::PathBuf]| match paths {
             [] => Ok(Data::default()),
-            paths => samples(&model, paths, &budget).map(|(samples, hash)| Data { samples, hash: Some(hash) }),
+            paths => samples(&model, paths, &args.channels()?, &budget)
+                .map(|(samples, hash)| Data { samples, hash: Some(hash) }),
         };
         let (calibration, held_back) = (read(&args.data)?, read(&args.held_back)?);
         Ok(Subject { model, bounds: Bounds::new(), calibration, held_back })
@@ -138,9 +139,8 @@ impl Subject {
         let mut read = |text: Option<&Path>, arrays: &[std::path::PathBuf]| match (text, arrays) {
             (Some(text), []) => of_text(text),
             (None, []) => Ok(Data::default()),
-            (None, arrays) => {
-                samples(&model, arrays, &budget).map(|(samples, hash)| Data { samples, hash: Some(hash) })
-            }
+            (None, arrays) => samples(&model, arrays, &args.channels()?, &budget)
+                .map(|(samples, hash)| Data { samples, hash: Some(hash) }),
             (Some(_), _) => Err(Error::Usage("give calibration data with --text or with --data, not both".into())),
         };
         let calibration = read(args.text.as_deref(), &args.data)?;

@@ -3,6 +3,7 @@
 //! Invariant: every sample is checked against the model before any runs: names, types, shapes, and that floats are finite.
 
 use crate::data::{self, Wanted};
+use crate::quantize::images::{self, Channels, is_image};
 use crate::{Error, Observer, Options, compile, compile_graph, import_graph, npz};
 use kiln_frontend::onnx::model::{Dim, Model, ValueType};
 use kiln_ir::{DType, Tensor};
@@ -23,12 +24,17 @@ pub struct Sample {
     pub labels: Option<Vec<i64>>,
 }
 
-/// Reads samples from archives, or from all archives of a folder, in the order of their names. An array `labels` that is no input
+/// Reads samples from archives and images, or from all of a folder, in the order of their names. An array `labels` that is no input
 /// of the model holds right classes. Where the model's first axis is 1 and all arrays have more there, each row is a sample.
 ///
 /// # Errors
 /// [`Error::Data`] where there is no sample, or one does not fit the model or is not finite.
-pub fn samples(model: &Model, paths: &[PathBuf], budget: &Budget) -> Result<(Vec<Sample>, String), Error> {
+pub fn samples(
+    model: &Model,
+    paths: &[PathBuf],
+    channels: &Channels,
+    budget: &Budget,
+) -> Result<(Vec<Sample>, String), Error> {
     let wanted = data::wanted(model);
     let mut hasher = blake3::Hasher::new();
     let mut found = Vec::new();
@@ -38,6 +44,13 @@ pub fn samples(model: &Model, paths: &[PathBuf], budget: &Budget) -> Result<(Vec
             files = listed(path)?;
         }
         for file in files {
+            if is_image(&file) {
+                let bytes = std::fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
+                hasher.update(&bytes);
+                let inputs = vec![images::input(&file, &bytes, &wanted, channels)?];
+                found.push(Sample { inputs, labels: None });
+                continue;
+            }
             let arrays = npz::read(&file, budget)?;
             for (name, tensor) in &arrays {
                 hasher.update(name.as_bytes()).update(tensor.bytes());
@@ -47,7 +60,10 @@ pub fn samples(model: &Model, paths: &[PathBuf], budget: &Budget) -> Result<(Vec
     }
     if found.is_empty() {
         let places: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        return Err(Error::data(places.join(", "), "there is no calibration data in it: no .npz file with a sample"));
+        return Err(Error::data(
+            places.join(", "),
+            "there is no calibration data in it: no .npz file with a sample, no image",
+        ));
     }
     Ok((found, hasher.finalize().to_hex().to_string()))
 }
@@ -57,7 +73,7 @@ fn listed(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        if path.extension().is_some_and(|e| e == "npz") {
+        if path.extension().is_some_and(|e| e == "npz") || is_image(&path) {
             files.push(path);
         }
     }
