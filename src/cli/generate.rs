@@ -5,7 +5,7 @@ use super::options::{Adapted, Machinery, Patience, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::lm::{
-    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, Message, PackedPrograms,
+    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, LmError, Message, PackedPrograms,
     ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop, Together, Tokenizer,
     pattern,
 };
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKEN=X", value_parser = parse_bias)]
     logit_bias: Vec<(u32, f64)>,
     /// Never choose the tokens that this text begins with, after a space or not; several times for several
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = not_empty)]
     ban: Vec<String>,
     /// No N tokens in a row come twice in prompt and text; 0 allows it
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -89,7 +89,7 @@ pub struct Args {
     #[arg(long, value_name = "WHEN", default_value = "unlikely", value_parser = parse_ending)]
     ending: Ending,
     /// Stop before this text; several times for several
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = not_empty)]
     stop: Vec<String>,
     /// Go on after the token that ends a text
     #[arg(long)]
@@ -156,7 +156,8 @@ impl Args {
             Model::Decoder(..) => Sampling::default(),
             Model::Sequence(model, _) => model.sampling(Some(self.max_tokens.unwrap_or(ready.most))),
         };
-        let settings = self.settings(of_model, (ready.model.tokenizer(), ready.model.ends()))?;
+        let vocabulary = ready.model.vocabulary();
+        let settings = self.settings(of_model, vocabulary, (ready.model.tokenizer(), ready.model.ends()))?;
         let (mut reports, several) = (Vec::new(), self.batch.is_some());
         for prompt in std::mem::take(&mut ready.prompts) {
             let silent = talk.json || several;
@@ -253,7 +254,7 @@ impl Args {
         let each = if model.cache().is_some() { each.min(model.context() / most) } else { each };
         let options = self.options(each.saturating_mul(most))?;
         let mut programs = PackedPrograms::new(&model, &options, &mut Progress::new(talk))?;
-        let settings = self.settings(Sampling::default(), (model.tokenizer(), model.ends()))?;
+        let settings = self.settings(Sampling::default(), programs.vocabulary(), (model.tokenizer(), model.ends()))?;
         let start = Instant::now();
         let made = Together { model: &model, settings: &settings, most }.run(&mut programs, &prompts)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -282,7 +283,7 @@ impl Args {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let context = model.sequence().context();
         if let Some(capacity) = context.filter(|&c| longest > c) {
-            return Err(kiln::lm::LmError::Capacity { tokens: longest, used: 0, capacity }.into());
+            return Err(LmError::Capacity { tokens: longest, used: 0, capacity }.into());
         }
         let capacity = self.capacity(model.begin().len(), context.unwrap_or(DEFAULT_CONTEXT));
         let options = self.options(capacity)?;
@@ -290,8 +291,16 @@ impl Args {
         Ok(Ready { model: Model::Sequence(model, programs), prompts, most: capacity })
     }
 
-    fn settings(&self, of_model: Sampling, (tokenizer, ends): (&Tokenizer, &BTreeSet<u32>)) -> Result<Settings, Error> {
+    fn settings(
+        &self,
+        of_model: Sampling,
+        vocabulary: usize,
+        (tokenizer, ends): (&Tokenizer, &BTreeSet<u32>),
+    ) -> Result<Settings, Error> {
         let mut bias: BTreeMap<u32, f64> = of_model.bias;
+        if let Some(&(token, _)) = self.logit_bias.iter().find(|(token, _)| *token as usize >= vocabulary) {
+            return Err(LmError::Token { token, vocabulary }.into());
+        }
         bias.extend(self.logit_bias.iter().copied());
         for text in &self.ban {
             for text in [text.clone(), format!(" {text}")] {
@@ -429,6 +438,14 @@ impl Model {
         }
     }
 
+    /// Number of tokens that have a logit.
+    fn vocabulary(&self) -> usize {
+        match self {
+            Model::Decoder(_, programs, _) => programs.vocabulary(),
+            Model::Sequence(model, _) => model.sequence().vocabulary(),
+        }
+    }
+
     fn ends(&self) -> &BTreeSet<u32> {
         match self {
             Model::Decoder(model, ..) => model.ends(),
@@ -499,6 +516,10 @@ fn positive(text: &str) -> Result<f64, String> {
 
 fn part(text: &str) -> Result<f64, String> {
     number(text).and_then(|v| if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("it must be from 0 to 1".into()) })
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it must not be empty".into()) } else { Ok(text.into()) }
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f64), String> {

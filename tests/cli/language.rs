@@ -457,6 +457,12 @@ fn what_does_not_fit_is_said() {
     kiln!("generate", &model, "--prompt", "a", "--temperature", "-1").fails(2, "must not be negative");
     kiln!("generate", &model, "--prompt", "a", "--top-p", "2").fails(2, "from 0 to 1");
     kiln!("generate", &model, "--prompt", "a", "--logit-bias", "x").fails(2, "TOKEN=X");
+    kiln!("generate", &model, "--prompt", "a", "--logit-bias", "999999=1")
+        .fails(3, "token 999999 is not one of the model's");
+    kiln!("generate", &model, "--prompt", "a", "--ban", "").fails(2, "must not be empty");
+    kiln!("generate", &model, "--prompt", "a", "--stop", "").fails(2, "must not be empty");
+    kiln!("eval", "score", &model, "--prompt", "a", "--choice", "").fails(3, "a choice: it is empty");
+    kiln!("eval", "score", &model, "--choice", "a", "--prompt", "").fails(3, "there are no tokens");
     kiln!("generate", &model).fails(2, "--prompt");
     kiln!("eval", "embed", &model, "--text", "a").fails(2, "is no language model");
     // A tokenizer with more tokens than the model has.

@@ -12,10 +12,25 @@ import pathlib
 import subprocess
 import sys
 
+import gguf
+import tokenizers
 import torch
 import transformers
 
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "你好,世界!"]
+
+
+def tokens_of(path, tokenizer, text):
+    """Tokens of a text: of a byte-level vocabulary in a GGUF file by the package `tokenizers`, since transformers does not split digits as such
+    a file asks for."""
+    if not path.is_file():
+        return tokenizer(text).input_ids
+    fields = gguf.GGUFReader(path).fields
+    words, merges, kind = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges", "pre"))
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({w: n for n, w in enumerate(words)}, [tuple(m.split(" ")) for m in merges]))
+    digits = [tokenizers.pre_tokenizers.Digits(individual_digits=True)] if kind == "smollm" else []
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(digits + [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return made.encode(text).ids
 
 
 def perplexity(model, ids, window=256, stride=128):
@@ -63,12 +78,12 @@ def main(path, kiln, count=64, text=None):
         print(f"  prefill {ours['prefill_s']:.3f} s, {ours['tokens_per_s']:.1f} tokens/s")
         same &= agree
     if text:
-        ids = tokenizer(pathlib.Path(text).read_text(), return_tensors="pt", add_special_tokens=not path.is_file()).input_ids[0]
+        ids = torch.tensor(tokens_of(path, tokenizer, pathlib.Path(text).read_text()))
         command = [kiln, "eval", "perplexity", str(path), "--text", text, "--window", "256", "--stride", "128", "--json"]
         ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         theirs = perplexity(model, ids)
         agree = ours["tokens"] == len(ids) and f"{ours['perplexity']:.4g}" == f"{theirs:.4g}"
-        print(f"perplexity of {len(ids)} tokens: {ours['perplexity']:.6f} and {theirs:.6f}, {'equal' if agree else 'DIFFER'} to 4 digits")
+        print(f"perplexity of {len(ids)} tokens (ours {ours['tokens']}): {ours['perplexity']:.6f} and {theirs:.6f}, {'equal' if agree else 'DIFFER'} to 4 digits")
         same &= agree
     return 0 if same else 5
 

@@ -4,7 +4,7 @@ use super::super::Talk;
 use super::super::options::{Adapted, Machinery, Progress};
 use super::{bar, program_options, programs, read};
 use kiln::Error;
-use kiln::lm::{LanguageModel, PackedPrograms, Scored, Session, Texts, Tokenizer, score, score_together};
+use kiln::lm::{LanguageModel, LmError, PackedPrograms, Scored, Session, Texts, Tokenizer, score, score_together};
 use kiln::nn::CacheElement;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -165,11 +165,16 @@ impl Args {
 
 /// The tokens of prompt and choice, and the first of them that counts as the choice's.
 fn joined(tokenizer: &Tokenizer, prompt: &str, choice: &str) -> Result<(usize, Vec<u32>), Error> {
+    if choice.is_empty() {
+        return Err(Error::data("a choice", "it is empty"));
+    }
     let prompt_tokens = tokenizer.encode(prompt, true)?;
     let tokens = tokenizer.encode(&format!("{prompt}{choice}"), true)?;
     // Where prompt and choice meet, their tokens may join: what differs from the prompt's counts as the choice's.
     let same = prompt_tokens.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-    Ok((same.min(tokens.len().saturating_sub(1)).max(1), tokens))
+    let from = same.min(tokens.len().saturating_sub(1)).max(1);
+    // A first token that nothing stands before has no probability.
+    if from < tokens.len() { Ok((from, tokens)) } else { Err(LmError::Empty.into()) }
 }
 
 /// The questions of a file.
