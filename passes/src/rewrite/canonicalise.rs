@@ -4,7 +4,7 @@
 use super::{Operand, Patch, rewrite};
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, Node, NodeId, ValueId};
-use kiln_ir::ops::{Gather, Op, Reshape, Transpose};
+use kiln_ir::ops::{Elements, Gather, Op, Reshape, Transpose};
 use kiln_ir::scalar::Scalar;
 
 /// Applies all rules of this file until none applies.
@@ -159,6 +159,9 @@ fn sum_over_blocks(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(c) = &node.op else { return None };
     let [left, right] = node.inputs.as_slice() else { return None };
+    if c.elements != Elements::Numbers {
+        return None;
+    }
     for (side, (&table, &other)) in [(left, right), (right, left)].into_iter().enumerate() {
         let Some((inner, Node { op: Op::Reshape(_), inputs, .. })) = producer(graph, table) else { continue };
         let (own, others) = if side == 0 { (&c.lhs, &c.rhs) } else { (&c.rhs, &c.lhs) };
