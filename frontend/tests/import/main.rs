@@ -96,10 +96,21 @@ impl Draft {
         self
     }
 
+    /// The last node is one of ONNX Runtime's own.
+    fn of_microsoft(mut self) -> Draft {
+        if let Some(node) = self.graph.node.last_mut() {
+            node.domain = "com.microsoft".into();
+        }
+        self
+    }
+
     fn import(self, options: &Options) -> Result<Graph, ImportErrors> {
         let model = ModelProto {
             ir_version: 10,
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: self.opset }],
+            opset_import: vec![
+                OperatorSetIdProto { domain: String::new(), version: self.opset },
+                OperatorSetIdProto { domain: "com.microsoft".into(), version: 1 },
+            ],
             graph: Some(self.graph),
             ..Default::default()
         };

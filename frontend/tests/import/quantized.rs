@@ -90,6 +90,55 @@ fn blocks_of_few_bits_mean_what_their_numbers_say() {
     }
 }
 
+/// `MatMulNBits` and `GatherBlockQuantized` of the same table: an embedding that is the last layer too.
+#[test]
+fn a_table_of_few_bits_is_multiplied_with_and_picked_from() {
+    let (rows, columns) = (6usize, 64usize);
+    for block in [16usize, 32, 64] {
+        let numbers: Vec<i64> = (0..rows * columns).map(|n| ((n * 7 + n / 5) % 16) as i64).collect();
+        let scales: Vec<f32> = (0..rows * columns / block).map(|n| 0.25 + n as f32 / 8.0).collect();
+        let want: Vec<f32> = numbers.iter().enumerate().map(|(n, v)| (v - 8) as f32 * scales[n / block]).collect();
+        let blocks = (columns / block) as i64;
+        let (n, bytes) = (rows as i64, packed(&numbers, 4));
+        let size = int("block_size", block as i64);
+        let product = vec![int("K", columns as i64), int("N", n), int("bits", 4), size.clone()];
+        let tensors = vec![
+            raw("w", DataType::Uint8, &[n, blocks, block as i64 / 2], bytes.clone()),
+            raw("t", DataType::Uint8, &[n, columns as i64 / 2], bytes),
+            floats("s", &[n, blocks], &scales),
+        ];
+        let draft = with(draft(21), tensors)
+            .input("x", &[D::N(2), D::N(columns as i64)])
+            .input_of("at", DataType::Int64, &[D::N(1), D::N(3)])
+            .node("MatMulNBits", &["x", "w", "s"], &["y"], product)
+            .of_microsoft()
+            .node(
+                "GatherBlockQuantized",
+                &["t", "at", "s"],
+                &["rows"],
+                vec![int("bits", 4), size, int("quantize_axis", 1)],
+            )
+            .of_microsoft()
+            .output("y")
+            .output("rows");
+        let x: Vec<f32> = (0..2 * columns).map(|n| (n % 7) as f32 - 3.0).collect();
+        let graph = draft.graph();
+        let largest = graph.values().filter_map(|(id, _)| graph.constant(id)).map(|t| t.bytes().len()).max();
+        assert_eq!(largest, Some(rows * columns / if block == 16 { 1 } else { 2 }), "{block}");
+        let inputs = [f32s(&[2, columns], &x), Tensor::from_i64(&[1, 3], &[5, 0, 3]).unwrap()];
+        let made = interp::eval_graph(&graph, &inputs, &interp::Options::default()).expect("a graph that runs");
+        let picked = [5, 0, 3].map(|r| want[r * columns..(r + 1) * columns].to_vec()).concat();
+        assert_eq!((made[1].shape(), made[1].to_f32().unwrap()), ([1, 3, columns].as_slice(), picked), "{block}");
+        let element = |n: usize| -> f32 {
+            let (row, column) = (n / rows, n % rows);
+            (0..columns).map(|k| x[row * columns + k] * want[column * columns + k]).sum()
+        };
+        for (n, got) in made[0].to_f32().unwrap().into_iter().enumerate() {
+            assert!((got - element(n)).abs() <= 1e-3, "{block}: {got} and not {}", element(n));
+        }
+    }
+}
+
 #[test]
 fn scales_that_leave_no_number_are_refused() {
     let import = |op: &str, inputs: &[&str], dtype: DataType, scale: f32| {
