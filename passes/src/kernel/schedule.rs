@@ -306,10 +306,7 @@ impl Schedule {
         let (row, column) = (widest(true), widest(false));
         let most = |a: &Axis, most: i64| a.known().map_or(most, |known| known.min(most));
         let rows = row.map_or(1, |a| most(a, 4));
-        // A sum for each row and column, a vector of each column, and one of a row at a time; no more than six, as each sum is folded by
-        // itself in the end. One query of a cache of 256 positions, three heads beside one of keys: two columns took 26 us a layer.
-        let held = (machine.registers.saturating_sub(2) as i64 / (rows + 1)).clamp(2, 6) & !1;
-        let columns = column.map_or(1, |a| most(a, if rows > 1 { held } else { 4 }));
+        let columns = column.map_or(1, |a| most(a, if rows > 1 { 2 } else { 4 }));
         Schedule {
             row: row.map(|a| a.symbol.clone()),
             rows,
