@@ -116,10 +116,8 @@ impl Machine {
     /// The same of panels of which a tile of one row takes two at a time, one from each half of the columns; nothing where the
     /// halves are not made of such panels.
     pub fn half_columns(&self, columns: usize) -> Option<usize> {
-        // Few vectors, so that both halves' sums stay in registers, but no fewer than memory answers well. All products of a token of a model
-        // of 98 MB, medians of five runs in turns (Zen 5): 4 or else 3 2.73 ms with one thread and 2.08 with two, 6 or else 4 2.82 and 2.32,
-        // always 3 2.91 and 2.11.
-        let vectors: &[usize] = if self.registers > 16 { &[4, 3] } else { &[2] };
+        // Few vectors, so that both halves' sums stay in registers, but no fewer than memory answers well.
+        let vectors: &[usize] = if self.registers > 16 { &[6, 4, 3] } else { &[2] };
         let fits = |vectors: usize, pairs: usize| columns.is_multiple_of(2 * pairs * vectors * self.lanes);
         let even = vectors.iter().find(|&&v| fits(v, 2));
         even.or_else(|| vectors.iter().find(|&&v| fits(v, 1))).map(|v| v * self.lanes)

@@ -30,8 +30,8 @@ fn weights_of_few_bits_are_unpacked_in_the_product() {
 
 #[test]
 fn one_row_reads_a_weight_of_few_bits_from_two_places_at_once() {
-    // Halves of 6 panels of 4 vectors and of 6 panels of 3.
-    for (columns, data, panel, bytes) in [(768, 11, 64, false), (768, 11, 64, true), (576, 14, 48, true)] {
+    // Halves of 4 panels of 6 vectors and of 6 panels of 3.
+    for (columns, data, panel, bytes) in [(768, 11, 96, false), (768, 11, 96, true), (576, 14, 48, true)] {
         let (scales, bias) = (data + 1, data + 2);
         let graph = parsed(&format!(
             "input %0 : f32[1, 512]\n const %1 : u8[{columns}, 16, 32] = data {data}
