@@ -97,8 +97,8 @@ fn lower_to(tile: &TileProgram, target: VectorTarget, dims: &Ranges) -> Result<V
     lower(tile, target, &order, dims).map_err(|e| e.to_string())
 }
 
-fn narrow(tile: &TileProgram, dims: &Ranges) -> Result<VectorProgram, String> {
-    lower_to(tile, VectorTarget { bytes: 16, pairs: false, matrices: false }, dims)
+fn narrow(tile: &TileProgram, target: Target, dims: &Ranges) -> Result<VectorProgram, String> {
+    lower_to(tile, VectorTarget { bytes: 16, pairs: false, matrices: false, fused: target.fused() }, dims)
 }
 
 /// Machine code and the name of what emitted it.
@@ -140,15 +140,11 @@ impl Emitter {
             return known.clone();
         }
         let wide = self.emitters.wide.and_then(|w| {
-            lower_to(
-                &nameless,
-                VectorTarget { bytes: w.bytes(), pairs: self.pairs && w.has_pairs(), matrices: w.has_matrices() },
-                dims,
-            )
-            .ok()
+            let (pairs, matrices) = (self.pairs && w.has_pairs(), w.has_matrices());
+            lower_to(&nameless, VectorTarget { bytes: w.bytes(), pairs, matrices, fused: true }, dims).ok()
         });
         let is_wide = wide.is_some();
-        let made = wide.map_or_else(|| narrow(&nameless, dims), Ok).and_then(|vector| {
+        let made = wide.map_or_else(|| narrow(&nameless, self.emitters.narrow, dims), Ok).and_then(|vector| {
             // Cranelift, to which other programs fall back, has no matrix registers.
             if let Some(level) = self.emitters.wide.filter(|_| !vector.locals.is_empty()) {
                 wide::compile(&vector, level).map_err(|e| e.to_string())?;
@@ -227,7 +223,9 @@ impl Emitter {
             None => by_cranelift(&program.vector),
             Some(level) => match wide::compile(&program.vector, level) {
                 Ok(code) => Ok((code, "wide")),
-                Err(kiln_cpu::Error::Unsupported { .. }) => by_cranelift(&narrow(&program.tile, dims)?),
+                Err(kiln_cpu::Error::Unsupported { .. }) => {
+                    by_cranelift(&narrow(&program.tile, self.emitters.narrow, dims)?)
+                }
                 Err(e) => Err(e.to_string()),
             },
         }

@@ -183,6 +183,28 @@ fn the_verifier_names_every_error() {
     }
 }
 
+/// What runs only where an extent is not 0 may take an element for granted, but not two.
+#[test]
+fn a_turn_of_a_loop_or_grid_says_that_there_is_one() {
+    let none_or_one = Ranges::from([(Symbol::new("n"), (0, 1))]);
+    for (grid, count, element, right) in [
+        ("", "n", 0, true),
+        ("", "n", 1, false),
+        ("", "2*n", 0, true),
+        ("", "n + 1", 0, false),
+        ("i = n", "1", 0, true),
+        ("i = n", "1", 1, false),
+        ("i = n - 1", "1", 7, true),
+    ] {
+        let text = format!(
+            "kernel @k(x: f32[n], y: f32[n] written) {{ part grid({grid}) {{
+               for j in 0..{count} step 1 {{ %0: f32[] = load x[{element}] }} }} }}"
+        );
+        let verified = TileProgram::parse(&text).unwrap().verify(&none_or_one);
+        assert_eq!(verified.is_ok(), right, "{text}: {verified:?}");
+    }
+}
+
 #[test]
 fn the_verifier_collects_errors_of_the_head() {
     let text = "kernel @bad(x: f32[a0], x: str[4]) { part grid(v1 = q, n = 2) {} }";

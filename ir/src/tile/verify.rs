@@ -114,15 +114,39 @@ impl<'a> Verifier<'a> {
             self.expr(None, extent, 0, 0);
         }
         let outside = self.symbols.clone();
+        let runs = part.grid.iter().fold(true, |runs, (_, extent)| self.runs_for(extent) && runs);
         for (variable, extent) in &part.grid {
             let (_, hi) = extent.bounds(&self.ranges(&[]));
             let bounds = Bounds { bounds: (0, hi.saturating_sub(1).max(0)), exact: extent.as_const().is_some() };
             self.variable(None, variable, bounds);
         }
-        // A part without programs never accesses anything.
-        let runs = part.grid.iter().all(|(_, extent)| extent.as_const() != Some(0));
         self.region(&part.body, &[], runs, |_| {});
         self.symbols = outside;
+    }
+
+    /// Narrows what is known of symbols to what holds within a loop or grid of `count` turns: there is one. False where there is
+    /// none for any value, so that nothing in it is ever accessed.
+    fn runs_for(&mut self, count: &Expr) -> bool {
+        let ranges = self.ranges(&[]);
+        let (least, most) = count.bounds(&ranges);
+        if most < 1 {
+            return false;
+        }
+        if least >= 1 {
+            return true;
+        }
+        let constant = count.constant();
+        let single = count.sub(&Expr::from(constant));
+        match single.as_symbol().and_then(|s| self.symbols.get_mut(s)) {
+            Some(Bounds { bounds: (low, _), .. }) => *low = (*low).max(1i64.saturating_sub(constant)),
+            // Which values leave a turn is not known, so neither is that an end of a symbol's range is reached in one.
+            None => count.for_each_symbol(&mut |s| {
+                if let Some(known) = self.symbols.get_mut(s) {
+                    known.exact = false;
+                }
+            }),
+        }
+        true
     }
 
     /// Brings a grid or loop variable into scope.
@@ -313,13 +337,14 @@ impl<'a> Verifier<'a> {
             self.same(stmt, c.init, inside);
         }
         let outside = self.symbols.clone();
+        let runs = self.runs_for(&hi.sub(lo)) && runs;
         let ranges = self.ranges(&[]);
         let (first, end) = (lo.bounds(&ranges).0, hi.bounds(&ranges).1);
         let exact = lo.as_const().is_some() && hi.as_const().is_some();
         let last = if exact { end.saturating_sub(*step) } else { end.saturating_sub(1) };
         self.variable(Some(stmt), var, Bounds { bounds: (first, last.max(first)), exact });
         let inside: Vec<_> = carried.iter().map(|c| (stmt, c.inside)).collect();
-        self.region(body, &inside, runs && count.is_none_or(|n| n > 0), |verifier| {
+        self.region(body, &inside, runs, |verifier| {
             for c in carried {
                 if let Some(inside) = verifier.program.tiles.get(c.inside) {
                     verifier.same(stmt, c.next, inside);

@@ -42,6 +42,8 @@ pub struct VectorTarget {
     pub pairs: bool,
     /// Whether there are matrix registers.
     pub matrices: bool,
+    /// Whether [`kiln_ir::vector::Op::Fma`] rounds once.
+    pub fused: bool,
 }
 
 /// A tile program cannot be lowered.

@@ -95,7 +95,7 @@ impl Lowering<'_> {
         let mut code = self.builder.at(depth);
         let dtype = code.ty(x).dtype;
         if dtype == DType::I32 && code.ty(z).dtype == DType::F32 {
-            return if self.pairs { code.fma(x, y, z) } else { math::dot_of_pairs(&mut code, x, y, z) };
+            return if self.pairs { code.fma(x, y, z) } else { math::dot_of_pairs(&mut code, x, y, z, self.fused) };
         }
         if dtype.is_float() {
             return code.fma(x, y, z);

@@ -31,6 +31,8 @@ pub(super) struct Lowering<'a> {
     pub(super) pairs: bool,
     /// See [`VectorTarget::matrices`].
     pub(super) matrices: bool,
+    /// See [`VectorTarget::fused`].
+    pub(super) fused: bool,
     /// The shapes that matrix registers surely have here.
     pub(super) shapes: Option<vector::Shapes>,
     pub(super) dims: &'a [Symbol],
@@ -84,6 +86,7 @@ impl<'a> Lowering<'a> {
             bytes: target.bytes,
             pairs: target.pairs,
             matrices: target.matrices,
+            fused: target.fused,
             shapes: None,
             dims,
             ranges,

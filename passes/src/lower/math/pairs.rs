@@ -4,7 +4,7 @@
 //! subnormal number keeps its value.
 
 use super::super::build::At;
-use kiln_ir::scalar::BinaryOp;
+use kiln_ir::scalar::{BinaryOp, UnaryOp};
 use kiln_ir::vector::ValueId;
 use kiln_ir::{Constant, DType};
 
@@ -48,9 +48,28 @@ fn halves(code: &mut At<'_>, pair: ValueId) -> [ValueId; 2] {
     [code.bits(DType::F32, low), code.bits(DType::F32, high)]
 }
 
-/// The dot product of two pairs onto a sum.
-pub(in super::super) fn dot_of_pairs(code: &mut At<'_>, a: ValueId, b: ValueId, sum: ValueId) -> ValueId {
+/// The dot product of two pairs onto a sum. `fused` says whether multiply-add rounds once.
+pub(in super::super) fn dot_of_pairs(code: &mut At<'_>, a: ValueId, b: ValueId, sum: ValueId, fused: bool) -> ValueId {
     let ([a_low, a_high], [b_low, b_high]) = (halves(code, a), halves(code, b));
-    let sum = code.fma(a_high, b_high, sum);
-    code.fma(a_low, b_low, sum)
+    let onto = if fused { At::fma } else { rounded_once };
+    let sum = onto(code, a_high, b_high, sum);
+    onto(code, a_low, b_low, sum)
+}
+
+/// `a * b + sum` of bf16 factors, rounded once without an instruction for it. Their product has 16 significant bits, so f32 holds it,
+/// unless it is beyond f32's range, from where the sum may bring it back. There it is computed 2^128 times smaller: both
+/// factors are above 1 then, and what that takes off a sum below 4 is less than half of what the result shows.
+fn rounded_once(code: &mut At<'_>, a: ValueId, b: ValueId, sum: ValueId) -> ValueId {
+    let (down, up) = (code.num(a, 2f64.powi(-64)), code.num(a, 2f64.powi(64)));
+    let product = code.mul(a, b);
+    let plain = code.add(product, sum);
+    let (a, b, less) = (code.mul(a, down), code.mul(b, down), code.mul(sum, down));
+    let (product_less, less) = (code.mul(a, b), code.mul(less, down));
+    let result = code.add(product_less, less);
+    let result = code.mul(result, up);
+    let result = code.mul(result, up);
+    let size = code.unary(UnaryOp::Abs, product);
+    let infinity = code.num(product, f64::INFINITY);
+    let beyond = code.binary(BinaryOp::Eq, size, infinity);
+    code.select(beyond, result, plain)
 }

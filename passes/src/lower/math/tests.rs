@@ -280,6 +280,47 @@ fn powers_and_remainders() {
     }
 }
 
+/// Factors and sums of all magnitudes: a product beyond f32's range that the sum brings back, one that stays there, both signs.
+#[test]
+fn dot_products_of_pairs_round_once_where_products_are_beyond_f32() {
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32
+    };
+    let mut inputs = vec![vec![], vec![], vec![]];
+    for n in 0..40_000u32 {
+        // Exponents: any ones, and every other time a product of about 2^128 onto a sum that is just in range.
+        let left = 128 + random() % 127;
+        let exponents = if n % 2 == 0 { [left, 381 - left, 254] } else { [0; 3].map(|_| random() % 255) };
+        for (list, exponent) in inputs.iter_mut().zip(exponents) {
+            let other = random();
+            list.push(f64::from(f32::from_bits(other << 31 | exponent << 23 | (other >> 1) & 0x7f_ffff)));
+        }
+    }
+    let bits = |x: f64| i64::from((x as f32).to_bits() as i32);
+    let mut rescued = 0;
+    for fused in [true, false] {
+        let program = program(DType::F32, 4, 3, |code, v| {
+            let (a, b) = (code.bits(DType::I32, v[0]), code.bits(DType::I32, v[1]));
+            super::dot_of_pairs(code, a, b, v[2], fused)
+        });
+        let results = apply(&program, DType::F32, &inputs, fused);
+        for (i, &got) in results.iter().enumerate() {
+            let (a, b, sum) = (inputs[0][i], inputs[1][i], inputs[2][i]);
+            let exact = semantics::dot2(bits(a), bits(b), sum as f32);
+            let high = |x: f64| f32::from_bits(bits(x) as u32 & 0xffff_0000);
+            rescued += usize::from((high(a) * high(b)).is_infinite() && exact.is_finite());
+            let same = got as f32 == exact || got.is_nan() && exact.is_nan();
+            assert!(
+                same || exact.abs() < 1e-30,
+                "dot2({a:?}, {b:?}) onto {sum:?} = {got:?}, wants {exact:?}, fused {fused}"
+            );
+        }
+    }
+    assert!(rescued > 10, "only {rescued} sums bring a product back");
+}
+
 #[test]
 fn integer_powers() {
     for dtype in [DType::I32, DType::U32, DType::I64, DType::U64] {

@@ -190,8 +190,7 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
     };
     let asks = |rows, step, bytes| {
         let lowered =
-            lower(&program(2, rows, step), VectorTarget { bytes, pairs: false, matrices: false }, &[], &Ranges::new())
-                .expect("lowers");
+            lower(&program(2, rows, step), VectorTarget { bytes, ..TARGET }, &[], &Ranges::new()).expect("lowers");
         assert_eq!(lowered.verify(), Ok(()));
         lowered.to_string().matches("prefetch b1[").count()
     };
@@ -199,9 +198,7 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
     assert_eq!(asks(8192, 16, 16), 0, "Cranelift cannot ask");
     assert_eq!(asks(256, 16, 64), 0, "what is small stays in cache");
     assert_eq!(asks(256, 4096, 64), 0, "rows far apart are no stream");
-    let one =
-        lower(&program(1, 8192, 16), VectorTarget { bytes: 64, pairs: false, matrices: false }, &[], &Ranges::new())
-            .expect("lowers");
+    let one = lower(&program(1, 8192, 16), VectorTarget { bytes: 64, ..TARGET }, &[], &Ranges::new()).expect("lowers");
     assert!(!one.to_string().contains("prefetch"), "a single row reads as fast as it can: {one}");
 }
 
@@ -209,7 +206,7 @@ fn streams_from_large_buffers_are_asked_for_ahead() {
 /// each loop; the sums are finished from local memory.
 #[test]
 fn a_unit_for_matrices_sums_what_is_finished_by_vectors() {
-    let target = VectorTarget { bytes: 64, pairs: true, matrices: true };
+    let target = VectorTarget { bytes: 64, pairs: true, matrices: true, fused: true };
     let block = |rows: &str, many: usize, first: usize, at: &str| {
         format!(
             "multiply sums[{rows},16+8] u8s8 by 4 x[8*a0 + a1 + k + 8*i + {at}] w[24*a0 + a1 + 24*k] for(j = 2 step 1, k = 8 step 4)

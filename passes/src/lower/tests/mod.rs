@@ -9,7 +9,7 @@ use kiln_ir::tile::{self, TileProgram};
 use kiln_ir::vector::{self, VectorProgram};
 use kiln_ir::{Class, DType, semantics};
 
-const TARGET: VectorTarget = VectorTarget { bytes: 16, pairs: false, matrices: false };
+const TARGET: VectorTarget = VectorTarget { bytes: 16, pairs: false, matrices: false, fused: true };
 
 /// Element types, bytes and dims for a run.
 struct Setting {
