@@ -120,6 +120,7 @@ impl Error {
             Error::Import(e) => problem(e.kind()),
             Error::Unsupported(_) => Kind::Unsupported,
             Error::Pass(PassError::Graph { .. } | PassError::Plan(_)) => Kind::Internal,
+            Error::Pass(PassError::TooLarge(..)) => Kind::Limit,
             Error::Code { .. } | Error::Internal(_) | Error::Device(_) => Kind::Internal,
             Error::Artifact(e) => match e {
                 WriteError::NotWritable { .. } | WriteError::NotAFile { .. } => Kind::Usage,

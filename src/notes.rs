@@ -166,7 +166,7 @@ impl Notes {
         let mut notes = Notes::default();
         for step in &plan.steps {
             match step {
-                Step::Launch { .. } | Step::If { .. } | Step::Loop(_) => {}
+                Step::Launch { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => {}
                 Step::Host { op, origin, .. } => {
                     let known = reasons.iter().find(|(o, _)| o == origin).map(|(_, why)| why.clone());
                     let why = known.unwrap_or_else(|| match op {

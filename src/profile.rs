@@ -198,6 +198,10 @@ fn describe(plan: &Plan, table: &KernelTable, step: &Step, time: Distribution, s
             profile.bytes = plan.slot_bytes(*from).saturating_mul(2);
             profile.origin = names(origin);
         }
+        Step::Refuse { origin, .. } => {
+            (profile.name, profile.what) = ("check".into(), "check".into());
+            profile.origin = names(origin);
+        }
         Step::If { origin, .. } => {
             (profile.name, profile.what) = ("if".into(), "if".into());
             profile.origin = names(origin);

@@ -20,7 +20,7 @@ use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::ops::Op;
-use kiln_ir::plan::Plan;
+use kiln_ir::plan::{MOST_BYTES, Plan, Slot};
 use kiln_ir::tile::TileProgram;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -35,6 +35,9 @@ pub enum PassError {
         /// What is wrong.
         error: GraphError,
     },
+    /// A result of the model has more bytes than any memory.
+    #[error("{0} would have {1} bytes, more than any memory holds")]
+    TooLarge(String, Expr),
     /// The planner made a plan that its verifier rejects: a bug of ours.
     #[error("the plan is not valid: {0}")]
     Plan(String),
@@ -248,6 +251,11 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
     let mut host_reasons = Vec::new();
     number(&mut cut, &mut 0, &mut kernels, &mut host_reasons);
     let (plan, weights) = build_plan(&cut, kernels.first().map_or(&[][..], Vec::as_slice)).map_err(fail)?;
+    let large = |s: &&Slot| s.ty.bytes().as_const().is_some_and(|bytes| bytes >= MOST_BYTES);
+    if let Some(slot) = plan.slots.iter().map(|(_, s)| s).find(large) {
+        let name = slot.name.as_deref().map_or_else(|| "an intermediate result".into(), |n| format!("{n:?}"));
+        return Err(PassError::TooLarge(format!("{name} ({})", slot.ty), slot.ty.bytes()));
+    }
     if let Some(e) = plan.verify().into_iter().next() {
         return Err(PassError::Plan(e.to_string()));
     }

@@ -7,10 +7,10 @@ use crate::memory::{ALIGNMENT, plan_memory};
 use crate::pipeline::Cut;
 use crate::region::{Body, Feed, Region};
 use kiln_ir::expr::{Expr, Ranges, Symbol};
-use kiln_ir::graph::{Definition, Graph, GraphError, NodeId, Origin, TensorType, ValueId};
+use kiln_ir::graph::{Definition, Graph, GraphError, Node, NodeId, Origin, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::ops::Op;
-use kiln_ir::plan::{Elements, Kernel, Loop, Place, Plan, Requirement, Slot, SlotId, Step, nominal};
+use kiln_ir::plan::{Elements, Kernel, Loop, Place, Plan, Refusal, Requirement, Slot, SlotId, Step, nominal};
 use kiln_ir::tensor::Tensor;
 use kiln_ir::tile::TileProgram;
 use std::collections::{HashMap, HashSet};
@@ -144,21 +144,7 @@ pub fn build_plan(cut: &Cut, programs: &[TileProgram]) -> Result<(Plan, Vec<Weig
         };
         builder.plan.outputs.push((name.clone(), slot));
     }
-    for id in graph.live_order()? {
-        let node = graph.node(id);
-        if let (Op::Reshape(reshape), [x]) = (&node.op, node.inputs.as_slice())
-            && let Some((left, right)) = reshape.assumes(graph.ty(*x))
-        {
-            let known = builder.plan.requirements.iter_mut().find(|r| r.left == left && r.right == right);
-            match known {
-                Some(known) => known.origin.merge(&node.origin),
-                None => {
-                    let origin = node.origin.clone();
-                    builder.plan.requirements.push(Requirement { left, right, origin });
-                }
-            }
-        }
-    }
+    builder.plan.requirements = assumptions(graph)?;
     builder.work(scope, cut)?;
     for (n, (_, v)) in graph.outputs.iter().enumerate() {
         let (from, to) = (builder.slot(scope, *v)?, builder.plan.outputs[n].1);
@@ -170,6 +156,30 @@ pub fn build_plan(cut: &Cut, programs: &[TileProgram]) -> Result<(Plan, Vec<Weig
     plan.kernels = kernels.into_iter().flatten().collect();
     plan_memory(&mut plan);
     Ok((plan, weights))
+}
+
+/// What the reshapes of a graph take for granted.
+fn assumptions(graph: &Graph) -> Result<Vec<Requirement>, GraphError> {
+    let mut all: Vec<Requirement> = Vec::new();
+    for id in graph.live_order()? {
+        let node = graph.node(id);
+        if let (Op::Reshape(reshape), [x]) = (&node.op, node.inputs.as_slice())
+            && let Some((left, right)) = reshape.assumes(graph.ty(*x))
+        {
+            match all.iter_mut().find(|r| r.left == left && r.right == right) {
+                Some(known) => known.origin.merge(&node.origin),
+                None => all.push(Requirement { left, right, origin: node.origin.clone() }),
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The message of a node that ends every run that comes to it.
+fn refusal(node: &Node) -> Option<Refusal> {
+    let Op::Host(host) = &node.op else { return None };
+    let message = (host.function() == "refuse").then(|| host.attributes.word("message").ok())?;
+    Some(Refusal::Always(message?.into()))
 }
 
 /// The values that steps make.
@@ -254,6 +264,11 @@ impl Builder<'_> {
                     Some(region) => self.region(scope, *id, region)?,
                     None => {
                         let node = cut.graph.node(*id);
+                        if let Some(why) = refusal(node) {
+                            let origin = node.origin.clone();
+                            self.plan.steps.push(Step::Refuse { why, origin });
+                            continue;
+                        }
                         let (inputs, outputs) = (self.all(scope, &node.inputs)?, self.all(scope, &node.outputs)?);
                         let (op, origin) = (node.op.clone(), node.origin.clone());
                         self.plan.steps.push(Step::Host { op, inputs, outputs, origin });
@@ -339,6 +354,16 @@ impl Builder<'_> {
         }
     }
 
+    /// The steps of a body, behind those that ask for what it takes for granted: the plan's requirements are asked before anything
+    /// runs, which is too early for what may not run at all.
+    fn body(&mut self, scope: &mut Scope<'_>, cut: &Cut) -> Result<(), GraphError> {
+        for Requirement { left, right, origin } in assumptions(&cut.graph)? {
+            let why = Refusal::Unequal(Box::new((left, right)));
+            self.plan.steps.push(Step::Refuse { why, origin });
+        }
+        self.work(scope, cut)
+    }
+
     /// The slots that a body's inputs have outside.
     fn enter<'b>(&mut self, scope: &mut Scope<'_>, body: &'b Body) -> Result<Scope<'b>, GraphError> {
         let mut inner = Scope { graph: &body.cut.graph, slots: HashMap::new() };
@@ -367,7 +392,10 @@ impl Builder<'_> {
                 inner.slots.entry(*v).or_insert(result);
             }
         }
-        self.work(&mut inner, &body.cut)?;
+        self.body(&mut inner, &body.cut)?;
+        if matches!(self.plan.steps.last(), Some(Step::Refuse { why: Refusal::Always(_), .. })) {
+            return Ok(());
+        }
         for ((_, v), &to) in graph.outputs.iter().zip(results) {
             let from = self.slot(&mut inner, *v)?;
             if from == to {
@@ -417,7 +445,7 @@ impl Builder<'_> {
         }
         let step = self.plan.steps.len();
         self.plan.steps.push(Step::Loop(Box::default()));
-        self.work(&mut inner, &body.cut)?;
+        self.body(&mut inner, &body.cut)?;
         let mut outputs = graph.outputs.iter().map(|(_, v)| *v);
         if l.times.is_some() {
             let again = outputs.next().ok_or_else(|| missing(&l.origin))?;

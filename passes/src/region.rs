@@ -228,14 +228,6 @@ fn body(
     }
     // What a loop carries round would carry each round's rounding with it.
     let inner = optimise(inner, Precision::F32, &mut |_, _, _| Ok(()))?;
-    // What a reshape takes for granted is checked before anything runs, which is too early for what may not run at all.
-    let assumes = inner.nodes().any(|(_, node)| match (&node.op, node.inputs.as_slice()) {
-        (Op::Reshape(reshape), [x]) => reshape.assumes(inner.ty(*x)).is_some(),
-        _ => false,
-    });
-    if assumes {
-        return Ok(None);
-    }
     Ok(Some(Box::new(Body { cut: cut(&inner, targets)?, feeds })))
 }
 

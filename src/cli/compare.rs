@@ -187,6 +187,7 @@ fn maker(plan: &Plan, step: usize) -> String {
         }
         Some(Step::Host { op, origin, .. }) => format!("host {} ({origin})", op.name()),
         Some(Step::Loop(l)) => format!("loop ({})", l.origin),
+        Some(Step::Refuse { origin, .. }) => format!("check ({origin})"),
         Some(Step::If { origin, .. }) => format!("if ({origin})"),
         Some(Step::Copy { .. } | Step::Bind { .. }) | None => "copy".into(),
     }

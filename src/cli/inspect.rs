@@ -168,7 +168,7 @@ impl Contents {
             Step::Host { op: Op::Host(host), origin, .. } => Some((host.function().to_string(), origin)),
             Step::Host { op, origin, .. } => Some((op.name().to_string(), origin)),
             Step::Launch { .. } | Step::Copy { .. } => None,
-            Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+            Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => None,
         });
         steps.zip(&self.notes.hosts).map(|((op, origin), note)| (op, origin, note.why.as_str()))
     }

@@ -52,6 +52,7 @@ fn label(plan: &Plan, step: &Step) -> (String, String) {
         Step::Host { op, origin, .. } => (format!("host {}", op.name()), origin.to_string()),
         Step::Copy { .. } => ("copy".into(), String::new()),
         Step::Bind { origin, .. } => ("copy".into(), origin.to_string()),
+        Step::Refuse { origin, .. } => ("check".into(), origin.to_string()),
         Step::If { origin, .. } => ("if".into(), origin.to_string()),
         Step::Loop(l) => (format!("loop over {} steps", l.body), l.origin.to_string()),
     }
@@ -81,7 +82,7 @@ fn graph(plan: &Plan) -> String {
             Step::Launch { .. } => "white",
             Step::Host { .. } => "orange",
             Step::Copy { .. } | Step::Bind { .. } => "lightgrey",
-            Step::If { .. } | Step::Loop(_) => "lightblue",
+            Step::If { .. } | Step::Loop(_) | Step::Refuse { .. } => "lightblue",
         };
         let (what, origin) = (escaped(&what), escaped(&origin));
         let _ = writeln!(text, "  s{n} [label=\"{what}\\n{origin}\", style=filled, fillcolor={fill}];");

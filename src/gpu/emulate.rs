@@ -161,7 +161,7 @@ pub fn run(
                     memory[slot.index()] = Some(full(*slot, result.bytes().to_vec()));
                 }
             }
-            Step::If { .. } | Step::Loop(_) | Step::Bind { .. } => {
+            Step::If { .. } | Step::Loop(_) | Step::Bind { .. } | Step::Refuse { .. } => {
                 return Err(bug("a loop or branch among the steps of a GPU".into()));
             }
             Step::Copy { from, to } => memory[to.index()] = memory[from.index()].clone(),

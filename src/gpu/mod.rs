@@ -320,6 +320,9 @@ impl Compiled {
                 Step::Host { op, origin, .. } => {
                     launches.push(json!({ "step": n, "host": op.name(), "origin": origin.to_string() }));
                 }
+                Step::Refuse { origin, .. } => {
+                    launches.push(json!({ "step": n, "host": "check", "origin": origin.to_string() }));
+                }
                 Step::If { origin, .. } => {
                     launches.push(json!({ "step": n, "host": "if", "origin": origin.to_string() }));
                 }

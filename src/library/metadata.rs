@@ -15,7 +15,7 @@ pub(super) fn host_steps(plan: &Plan) -> impl Iterator<Item = (&Op, &Origin)> {
     plan.steps.iter().filter_map(|step| match step {
         Step::Host { op, origin, .. } if step.renames().is_none() => Some((op, origin)),
         Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
-        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+        Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => None,
     })
 }
 

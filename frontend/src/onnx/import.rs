@@ -5,6 +5,7 @@
 //! the contents of small integer tensors as expressions over dims) are computed here, so that shapes that exporters compute step by step
 //! arrive as dims.
 
+mod assumed;
 mod contents;
 mod context;
 mod errors;

@@ -262,6 +262,88 @@ fn a_branch_that_does_not_fit_is_refused_when_it_is_taken() {
     assert!(error.contains("`else_branch` cannot be taken") && error.contains("broadcast"), "{error}");
 }
 
+/// Detection heads make their grids so: as many floats as a free extent says, and padding that a free extent decides.
+#[test]
+fn free_extents_decide_ranges_and_pads() {
+    let mode = |mode: &str| vec![word("mode", mode)];
+    let graph = draft(17)
+        .input("x", &[D::S("n")])
+        .node("Shape", &["x"], &["shape"], vec![])
+        .node("Constant", &[], &["zero"], vec![ints("value_ints", &[0])])
+        .node("Constant", &[], &["five"], vec![ints("value_ints", &[5])])
+        .node("Constant", &[], &["three"], vec![ints("value_ints", &[2, 3])])
+        .node("Cast", &["shape"], &["limit"], vec![int("to", DataType::Float as i64)])
+        .node("Cast", &["zero"], &["start"], vec![int("to", DataType::Float as i64)])
+        .node("Exp", &["start"], &["delta"], vec![])
+        .node("Range", &["start", "limit", "delta"], &["range"], vec![])
+        .node("Sub", &["five", "shape"], &["missing"], vec![])
+        .node("Max", &["missing", "zero"], &["more"], vec![])
+        .node("Concat", &["zero", "more"], &["pads"], vec![int("axis", 0)])
+        .node("Pad", &["x", "pads"], &["constant"], mode("constant"))
+        .node("Pad", &["x", "three"], &["reflect"], mode("reflect"))
+        .node("Pad", &["x", "three"], &["edge"], mode("edge"))
+        .output("range")
+        .output("constant")
+        .output("reflect")
+        .output("edge")
+        .graph();
+    let run = |x: &[f32]| interp::eval_graph(&graph, &[f32s(&[x.len()], x)], &interp::Options::default()).unwrap();
+    assert_eq!(
+        run(&[1., 2., 3., 4.]),
+        [
+            f32s(&[4], &[0., 1., 2., 3.]),
+            f32s(&[5], &[1., 2., 3., 4., 0.]),
+            f32s(&[9], &[3., 2., 1., 2., 3., 4., 3., 2., 1.]),
+            f32s(&[9], &[1., 1., 1., 2., 3., 4., 4., 4., 4.]),
+        ]
+    );
+    // Shorter than the padding: reflected as often as it takes.
+    let short = run(&[1., 2.]);
+    assert_eq!(short[1], f32s(&[5], &[1., 2., 0., 0., 0.]));
+    assert_eq!(short[2], f32s(&[7], &[1., 2., 1., 2., 1., 2., 1.]));
+    assert_eq!(run(&[7.])[2], f32s(&[6], &[7.; 6]));
+}
+
+/// PyTorch's `squeeze` of an axis that may be 1: the branch that has one axis less, where the extent is 1.
+#[test]
+fn a_free_axis_is_squeezed_where_its_extent_is_one() {
+    let then = draft(17).node("Squeeze", &["x", "last"], &["y"], vec![]).gives("y").body("then_branch");
+    let otherwise = draft(17).node("Identity", &["x"], &["z"], vec![]).gives("z").body("else_branch");
+    let graph = draft(17)
+        .input("x", &[D::S("b"), D::S("t")])
+        .node("Constant", &[], &["last"], vec![ints("value_ints", &[1])])
+        .node("Constant", &[], &["one"], vec![ints("value_ints", &[1])])
+        .node("Shape", &["x"], &["shape"], vec![])
+        .node("Gather", &["shape", "last"], &["t"], vec![])
+        .node("Equal", &["t", "one"], &["c"], vec![])
+        .node("If", &["c"], &["y"], vec![then, otherwise])
+        .node("Neg", &["y"], &["out"], vec![])
+        .output("out")
+        .graph();
+    let run = |t: usize| interp::eval_graph(&graph, &[f32s(&[2, t], &vec![1.; 2 * t])], &interp::Options::default());
+    assert_eq!(run(1).unwrap(), [f32s(&[2], &[-1., -1.])]);
+    assert!(run(3).is_err());
+}
+
+/// Where the other branch might be meant, the number of axes stays the data's business.
+#[test]
+fn a_branch_that_does_not_rest_on_its_condition_is_not_chosen() {
+    let then = draft(17).node("Squeeze", &["x", "last"], &["y"], vec![]).gives("y").body("then_branch");
+    let otherwise = draft(17).node("Identity", &["x"], &["z"], vec![]).gives("z").body("else_branch");
+    let lines = draft(17)
+        .input("x", &[D::S("b"), D::S("t")])
+        .node("Constant", &[], &["last"], vec![ints("value_ints", &[1])])
+        .node("Constant", &[], &["first"], vec![ints("value_ints", &[0])])
+        .node("Constant", &[], &["one"], vec![ints("value_ints", &[1])])
+        .node("Shape", &["x"], &["shape"], vec![])
+        .node("Gather", &["shape", "first"], &["b"], vec![])
+        .node("Equal", &["b", "one"], &["c"], vec![])
+        .node("If", &["c"], &["y"], vec![then, otherwise])
+        .output("y")
+        .errors();
+    assert!(lines.iter().any(|l| l.contains("n_y")), "{lines:?}");
+}
+
 /// Sequences are as long as there are steps, at most.
 #[test]
 fn lengths_of_sequences_are_checked() {

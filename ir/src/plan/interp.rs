@@ -4,8 +4,8 @@
 //! Invariant: memory holds a pattern, not zeros, before a step writes it, so that what reads too early or over another slot shows.
 //! Host steps find the values of symbols that no input has. Nothing panics on a plan that its verifier accepts.
 
-use super::{Loop, Place, Plan, SlotId, Step};
-use crate::expr::Symbol;
+use super::{Loop, Place, Plan, Refusal, SlotId, Step};
+use crate::expr::{Expr, Symbol};
 use crate::graph::TensorType;
 use crate::interp::{Bindings, EvalError, bind_types, eval_op, limits};
 use crate::tensor::Tensor;
@@ -150,7 +150,11 @@ impl Memory<'_> {
                     self.steps(taken, programs)?;
                 }
                 Step::Loop(l) => self.repeat(l, n + 1..next, programs)?,
-                Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } => {
+                Step::Launch { .. }
+                | Step::Host { .. }
+                | Step::Copy { .. }
+                | Step::Bind { .. }
+                | Step::Refuse { .. } => {
                     self.step(step, programs)?;
                 }
             }
@@ -218,6 +222,14 @@ impl Memory<'_> {
         let (reads, writes) = step.accesses();
         match step {
             Step::If { .. } | Step::Loop(_) => return Err(invalid("a step that has steps of its own")),
+            Step::Refuse { why: Refusal::Always(message), origin } => return Err(invalid(message).at(origin)),
+            Step::Refuse { why: Refusal::Unequal(sides), origin } => {
+                let value = |e: &Expr| e.eval(&|s| self.dim(s)).ok_or_else(|| EvalError::Unbound(e.to_string()));
+                let (left, right) = (value(&sides.0)?, value(&sides.1)?);
+                if left != right {
+                    return Err(EvalError::Invalid(Refusal::unequal(origin, &sides.0, &sides.1, (left, right))));
+                }
+            }
             Step::Bind { from, to, .. } => {
                 let tensor = self.tensor(*from)?;
                 self.learn(*to, &tensor);

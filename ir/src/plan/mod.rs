@@ -153,6 +153,13 @@ pub enum Step {
         /// What the model's nodes are called whose result it is.
         origin: Origin,
     },
+    /// Ends the run with an error.
+    Refuse {
+        /// Why.
+        why: Refusal,
+        /// What the model's nodes are called that cannot be computed.
+        origin: Origin,
+    },
     /// Runs the `then` steps that follow it, or else the `otherwise` steps that follow those.
     If {
         /// One truth value.
@@ -166,6 +173,22 @@ pub enum Step {
     },
     /// Runs the steps that follow it again and again.
     Loop(Box<Loop>),
+}
+
+/// Why a step ends a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// These two differ: what a body of a loop or branch takes for granted where it is run, and only there.
+    Unequal(Box<(Expr, Expr)>),
+    /// Whoever gets here: a branch that was compiled to this message.
+    Always(Arc<str>),
+}
+
+impl Refusal {
+    /// What two sides that differ come to, in words.
+    pub fn unequal(origin: &Origin, left: &Expr, right: &Expr, (l, r): (i64, i64)) -> String {
+        format!("{origin} needs {left} = {right}, which are {l} and {r}")
+    }
 }
 
 /// What a loop of a plan does besides running its steps. At the end of each turn what is collected is taken, then states get their new
@@ -203,6 +226,9 @@ pub struct Elements {
     pub backward: bool,
 }
 
+/// No slot has as many bytes.
+pub const MOST_BYTES: i64 = 1 << 48;
+
 /// How deep loops and branches may lie within one another.
 pub const MOST_NESTED: usize = 32;
 
@@ -220,6 +246,7 @@ impl Step {
                 (std::slice::from_ref(from).into(), std::slice::from_ref(to).into())
             }
             Step::If { condition, .. } => (std::slice::from_ref(condition).into(), Cow::Borrowed(&[])),
+            Step::Refuse { .. } => (Cow::Borrowed(&[]), Cow::Borrowed(&[])),
             Step::Loop(l) => {
                 let whole = l.scanned.iter().map(|e| e.whole);
                 let states = l.carried.iter().map(|(_, state)| *state);
@@ -240,14 +267,15 @@ impl Step {
                 _ => None,
             },
             Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => None,
-            Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+            Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => None,
         }
     }
 
     /// How many of the steps that follow belong to it.
     pub fn inner(&self) -> usize {
         match self {
-            Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } => 0,
+            Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } => 0,
+            Step::Bind { .. } | Step::Refuse { .. } => 0,
             Step::If { then, otherwise, .. } => then.saturating_add(*otherwise),
             Step::Loop(l) => l.body,
         }

@@ -1,6 +1,6 @@
 //! Parser of the text form of plans.
 
-use super::{Elements, Kernel, Loop, Place, Plan, Requirement, Slot, SlotId, Step};
+use super::{Elements, Kernel, Loop, Place, Plan, Refusal, Requirement, Slot, SlotId, Step};
 use crate::expr::{Expr, Symbol};
 use crate::graph::{Origin, TensorType};
 use crate::id::Id;
@@ -113,6 +113,17 @@ impl Plan {
                     lexer.expect('→')?;
                     let to = plan.slot(lexer)?;
                     plan.steps.push(Step::Bind { from, to, origin: origin(lexer)? });
+                }
+                "refuse" => {
+                    let why = if matches!(lexer.peek(), Token::Text(_)) {
+                        Refusal::Always(lexer.text()?.into())
+                    } else {
+                        lexer.expect_word("unless")?;
+                        let left = Expr::parse(lexer)?;
+                        lexer.expect('=')?;
+                        Refusal::Unequal(Box::new((left, Expr::parse(lexer)?)))
+                    };
+                    plan.steps.push(Step::Refuse { why, origin: origin(lexer)? });
                 }
                 "if" => {
                     let condition = plan.slot(lexer)?;

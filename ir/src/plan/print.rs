@@ -1,6 +1,6 @@
 //! The text form of plans.
 
-use super::{Elements, Loop, Place, Plan, Step};
+use super::{Elements, Loop, Place, Plan, Refusal, Step};
 use crate::text::Commas;
 use std::fmt;
 
@@ -77,6 +77,13 @@ impl fmt::Display for Plan {
                 )?,
                 Step::Copy { from, to } => writeln!(f, "copy {from} -> {to}")?,
                 Step::Bind { from, to, origin } => writeln!(f, "bind {from} -> {to} from [{}]", names(origin))?,
+                Step::Refuse { why: Refusal::Unequal(sides), origin } => {
+                    let (left, right) = &**sides;
+                    writeln!(f, "refuse unless {left} = {right} from [{}]", names(origin))?
+                }
+                Step::Refuse { why: Refusal::Always(message), origin } => {
+                    writeln!(f, "refuse {message:?} from [{}]", names(origin))?
+                }
                 Step::If { condition, then, otherwise, origin } => {
                     writeln!(f, "if {condition} then {then} else {otherwise} from [{}]", names(origin))?
                 }

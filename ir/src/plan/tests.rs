@@ -1,9 +1,9 @@
 //! Text round trips of plans, and the verifier on plans that are broken in every way it knows.
 
 use super::{Place, Plan, Step};
-use crate::DType;
 use crate::graph::TensorType;
 use crate::id::Id;
+use crate::{DType, Tensor};
 
 /// x -> k0 -> %3 -> host -> %4 -> k1 -> y; %3 and %5 share bytes, as their lives do not meet.
 const PLAN: &str = "\
@@ -42,6 +42,44 @@ fn plans_print_and_parse_back() {
     assert_eq!(plan.slot_bytes(Id::from_index(5)), 64);
     assert_eq!(plan.lives()[3], Some((0, 5)));
     assert_eq!(plan.lives()[6], None);
+}
+
+/// A branch that asks for a size, and one that nothing gets past: it need not make its result.
+#[test]
+fn refusals_print_parse_and_end_a_run() {
+    let text = "\
+plan \"m\" {
+  arena 0 live 0 weights 0
+  symbol m in 1..9
+  symbol n in 1..9
+  slot %0 \"c\" : bool[] in input 0
+  slot %1 \"x\" : f32[m] in input 1
+  slot %2 \"y\" : f32[n] in input 2
+  slot %3 \"z\" : f32[m] in output 0
+  input %0 \"c\"
+  input %1 \"x\"
+  input %2 \"y\"
+  output %3 \"z\"
+  if %0 then 2 else 1 from [\"choice\"]
+    refuse unless m = 2*n from [\"squeeze\"]
+    copy %1 -> %3
+    refuse \"no such \\\"window\\\"\" from [\"other\"]
+}
+";
+    let plan = Plan::parse(text).unwrap();
+    assert_eq!(plan.to_string(), text);
+    assert_eq!(plan.verify(), []);
+    let run = |c: bool, m: usize, n: usize| {
+        let c = Tensor::new(DType::Bool, vec![], vec![u8::from(c)]).unwrap();
+        let of = |n: usize| Tensor::new(DType::F32, vec![n], vec![0u8; 4 * n]).unwrap();
+        super::interp::run(&plan, &[], &[], &[c, of(m), of(n)]).map(|out| out.len()).map_err(|e| e.to_string())
+    };
+    assert_eq!(run(true, 4, 2), Ok(1));
+    let refused = run(true, 4, 3).unwrap_err();
+    assert!(refused.contains("needs m = 2*n, which are 4 and 6"), "{refused}");
+    assert!(run(false, 4, 3).unwrap_err().contains("no such \"window\""));
+    let unknown = Plan::parse(&text.replace("2*n from", "2*k from")).unwrap().verify();
+    assert!(unknown.iter().any(|e| e.0.contains("symbol `k` is not declared")), "{unknown:?}");
 }
 
 #[test]

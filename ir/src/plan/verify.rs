@@ -1,6 +1,6 @@
 //! The plan verifier: recomputes lives from the steps and rejects overlap.
 
-use super::{Elements, Loop, MOST_NESTED, Place, Plan, SlotId, Step};
+use super::{Elements, Loop, MOST_BYTES, MOST_NESTED, Place, Plan, Refusal, SlotId, Step};
 use crate::graph::TensorType;
 use crate::ops::Op;
 use crate::{DType, Expr, Symbol};
@@ -33,7 +33,7 @@ impl Plan {
             Step::Host { outputs, .. } => outputs.clone(),
             Step::Bind { to, .. } => vec![*to],
             Step::Loop(l) => l.collected.iter().map(|e| e.whole).collect(),
-            Step::Launch { .. } | Step::Copy { .. } | Step::If { .. } => vec![],
+            Step::Launch { .. } | Step::Copy { .. } | Step::Refuse { .. } | Step::If { .. } => vec![],
         });
         for dim in inputs.copied().chain(made).flat_map(|slot| &self.slots[slot].ty.dims) {
             dim.for_each_plain_symbol(&mut |s| {
@@ -51,7 +51,13 @@ impl Plan {
         }
         let mut unknown = BTreeSet::new();
         let required = self.requirements.iter().flat_map(|r| [&r.left, &r.right]);
-        let sizes = self.slots.iter().flat_map(|(_, slot)| &slot.ty.dims).chain(&self.regions).chain(required);
+        let compared = self.steps.iter().filter_map(|step| match step {
+            Step::Refuse { why: Refusal::Unequal(sides), .. } => Some([&sides.0, &sides.1]),
+            Step::Refuse { why: Refusal::Always(_), .. } | Step::Launch { .. } | Step::Host { .. } => None,
+            Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+        });
+        let sizes = self.slots.iter().flat_map(|(_, slot)| &slot.ty.dims).chain(&self.regions);
+        let sizes = sizes.chain(required).chain(compared.flatten());
         for e in sizes {
             e.for_each_symbol(&mut |s| {
                 if !declared.contains(s) {
@@ -84,7 +90,7 @@ impl Plan {
             let bytes = slot.ty.bytes().as_const().and_then(|b| u64::try_from(b).ok());
             // Two negative dims have a positive product: the shape is asked for as well.
             let negative = slot.ty.dims.iter().any(|d| d.as_const().is_some_and(|d| d < 0));
-            let Some(bytes) = bytes.filter(|&b| b < 1 << 48 && !negative) else {
+            let Some(bytes) = bytes.filter(|&b| b < MOST_BYTES as u64 && !negative) else {
                 fail(format!("slot {id} has no constant size: {}", slot.ty));
                 continue;
             };
@@ -192,6 +198,9 @@ impl Plan {
                         fail(format!("step {n} binds {b} to {a}"));
                     }
                 }
+                Step::Refuse { why: Refusal::Unequal(_), .. } => {}
+                // Nothing gets past it, so whatever is read there has been written.
+                Step::Refuse { why: Refusal::Always(_), .. } => written.fill(true),
                 Step::If { condition, then, .. } => {
                     self.verify_scalar(*condition, DType::Bool, n, fail);
                     let middle = n + 1 + then;

@@ -11,7 +11,7 @@ use kiln_ir::graph::Graph;
 use kiln_ir::interp::{Bindings, Options, eval_graph};
 use kiln_ir::{DType, Expr, Symbol, Tensor};
 use kiln_passes::kernel::Machine;
-use kiln_passes::pipeline::{Compiled, Precision, Target, optimise, schedule};
+use kiln_passes::pipeline::{Compiled, PassError, Precision, Target, optimise, schedule};
 use kiln_passes::plan::weights_section;
 
 /// Seeded values: small integers where exactness matters, floats otherwise.
@@ -315,4 +315,17 @@ fn operands_that_are_read_often_have_their_columns_side_by_side() {
         ));
         assert_eq!(c.kernels[0].len(), kernels, "{}", c.plan);
     }
+}
+
+#[test]
+fn a_result_that_no_memory_holds_is_named() {
+    let graph = parsed(
+        "input %0 : f32[1]
+         %1 \"vast\" = broadcast(%0) dims = [1048576, 1048576, 1024] : f32[1048576, 1048576, 1024]
+         output %1 \"y\"",
+    );
+    let mut lowers = |_: &_, _: &_| Ok(());
+    let target = Target { machine: Machine::narrow(), lowers: &mut lowers, chosen: None };
+    let error = schedule(&graph, &mut [target]).unwrap_err();
+    assert!(matches!(error, PassError::TooLarge(..)) && error.to_string().contains("\"vast\""), "{error}");
 }

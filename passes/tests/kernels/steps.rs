@@ -3,7 +3,7 @@
 use crate::{check, check_free};
 use kiln_passes::pipeline::Compiled;
 
-/// What the steps of a plan are, in a letter each: launch, host, copy, bind, if, loop.
+/// What the steps of a plan are, in a letter each: launch, host, copy, bind, refusal, if, loop.
 fn steps(compiled: &Compiled) -> String {
     use kiln_ir::plan::Step;
     let letter = |step: &Step| match step {
@@ -11,6 +11,7 @@ fn steps(compiled: &Compiled) -> String {
         Step::Host { .. } => 'h',
         Step::Copy { .. } => 'c',
         Step::Bind { .. } => 'b',
+        Step::Refuse { .. } => 'r',
         Step::If { .. } => 'i',
         Step::Loop(_) => 'l',
     };
@@ -75,6 +76,29 @@ fn branches_are_steps_and_bind_what_they_decide() {
     );
     let steps = steps(&c);
     assert!(steps.starts_with('i') && steps.contains('b') && !steps.contains('h'), "{steps}");
+}
+
+#[test]
+fn what_a_branch_takes_for_granted_is_asked_where_it_is_taken() {
+    let c = check_free(
+        "symbol m in 1..9\n symbol n in 1..9
+         input %0 : bool[]\n input %1 : f32[m, 4]\n input %2 : f32[n, 4]
+         %3 = host(%0, %1, %2, %1) function = if, then = graph \"then\" {
+           symbol m in 1..9\n symbol n in 1..9
+           input %0 : f32[m, 4]\n input %1 : f32[n, 4]
+           %2 = reshape(%1) dims = [m, 4] : f32[m, 4]
+           %3 = map(%0, %2) body = { add(a0, a1) } : f32[m, 4]
+           output %3 \"y\"
+         }, else = graph \"else\" {
+           symbol m in 1..9\n symbol n in 1..9
+           input %0 : f32[m, 4]
+           %1, %2 = host() function = refuse, results = (f32[m, 4], f32[m]), message = \"no such window\" : f32[m, 4], f32[m]
+           output %1 \"y\"
+         }, results = (f32[m, 4]) : f32[m, 4]
+         output %3 \"y\"",
+        &[],
+    );
+    assert_eq!(steps(&c), "irkr");
 }
 
 #[test]

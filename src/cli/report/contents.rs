@@ -129,6 +129,7 @@ impl Contents<'_> {
                     of["why"] = json!(hosts.next().map(|h| &h.why));
                 }
                 Step::Copy { .. } | Step::Bind { .. } => of["kind"] = json!("copy"),
+                Step::Refuse { .. } => of["kind"] = json!("check"),
                 Step::If { .. } => of["kind"] = json!("if"),
                 Step::Loop(_) => of["kind"] = json!("loop"),
             }

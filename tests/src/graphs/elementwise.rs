@@ -29,6 +29,7 @@ impl Build {
         let dtype = self.ty(x).dtype;
         let done = match self.random.below(10) {
             0 | 1 => self.convert(x, facts),
+            2 if is_float(dtype) && self.random.chance(30) => self.fma(x, facts),
             2 => self.select(x, facts),
             3..=5 if is_float(dtype) => self.float_unary(x, facts),
             3 | 4 => self.int_unary(x, facts),
@@ -218,6 +219,23 @@ impl Build {
         };
         let map = body(&[dtype, dtype], |c, a| c.binary(op, a[0], a[1]))?;
         self.add(map, &[x, y], facts)
+    }
+
+    /// `x * y + z`, rounded once.
+    fn fma(&mut self, x: ValueId, f: Facts) -> Grown {
+        let dtype = self.ty(x).dtype;
+        if !matches!(dtype, DType::F32 | DType::F64) || f.special {
+            return Err(No);
+        }
+        let ((y, g), (z, h)) = (self.second(x)?, self.second(x)?);
+        broadcast_dims(&[&self.ty(y).dims, &self.ty(z).dims]).map_err(|_| No)?;
+        let bound = f.bound * g.bound + h.bound;
+        if g.special || h.special || bound > 1e4 {
+            return Err(No);
+        }
+        let error = f.bound * g.error + g.bound * f.error + f.error * g.error + h.error;
+        let map = body(&[dtype; 3], |c, a| c.fma(a[0], a[1], a[2]))?;
+        self.add(map, &[x, y, z], Facts::float(dtype, bound, error, None))
     }
 
     fn select(&mut self, x: ValueId, f: Facts) -> Grown {

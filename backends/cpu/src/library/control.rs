@@ -10,8 +10,9 @@ use super::tables::Tables;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use cranelift_frontend::Variable;
+use kiln_ir::Expr;
 use kiln_ir::graph::Origin;
-use kiln_ir::plan::{Elements, Loop, SlotId, Step};
+use kiln_ir::plan::{Elements, Loop, Refusal, SlotId, Step};
 use std::ops::Range;
 
 /// The steps of a range, each with those that belong to it.
@@ -35,6 +36,7 @@ pub(super) fn range(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, range: Range
             }
             Step::Loop(l) => repeat(c, t, run, l, simple + 1..next),
             Step::Bind { from, to, origin } => bind(c, t, run, *from, *to, origin),
+            Step::Refuse { why, origin } => refuse(c, t, run, why, origin),
             Step::Host { .. } => host::call(c, t, run, simple),
             Step::Launch { .. } | Step::Copy { .. } => {}
         }
@@ -47,7 +49,7 @@ fn is_control(step: &Step) -> bool {
     match step {
         Step::Launch { .. } | Step::Copy { .. } => false,
         Step::Host { .. } => step.renames().is_none(),
-        Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => true,
+        Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => true,
     }
 }
 
@@ -84,6 +86,28 @@ fn bind(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, from: SlotId, to: SlotId
         c.guard(differ, |c| other_shape(c, t, to, origin, &found));
     }
     copy(c, t, run, from, to);
+}
+
+/// Returns 3 where it is to be refused, in the engine's words.
+fn refuse(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, why: &Refusal, origin: &Origin) {
+    match why {
+        Refusal::Always(message) => {
+            let text = format!("{origin}: {message}");
+            let always = c.int(1);
+            c.guard(always, |c| c.fail(3, &[Piece::Text(&text)]));
+        }
+        Refusal::Unequal(sides) => {
+            let (left, right) = (run.value(c, t, &sides.0), run.value(c, t, &sides.1));
+            let differ = c.icmp(IntCC::NotEqual, left, right);
+            c.guard(differ, |c| unequal(c, origin, sides, (left, right)));
+        }
+    }
+}
+
+/// Says which two sizes should be equal and are not, and returns 3.
+pub(super) fn unequal(c: &mut Code<'_, '_>, origin: &Origin, (l, r): &(Expr, Expr), (left, right): (Value, Value)) {
+    let start = format!("{origin} needs {l} = {r}, which are ");
+    c.fail(3, &[Piece::Text(&start), Piece::Number(left), Piece::Text(" and "), Piece::Number(right)]);
 }
 
 fn copy(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, from: SlotId, to: SlotId) {

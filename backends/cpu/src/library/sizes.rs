@@ -3,6 +3,7 @@
 //! Invariant: no size is computed from dims that are outside their ranges or break a requirement of the plan.
 
 use super::asm::{Code, I64, Piece, Routine};
+use super::control::unequal;
 use super::formulas::Formulas;
 use super::tables::{ALIGNMENT, MOST_BYTES, Tables};
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -44,11 +45,8 @@ pub(super) fn check(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     for requirement in &t.plan.requirements {
         let (left, right) = (formulas.value(c, &requirement.left), formulas.value(c, &requirement.right));
         let differ = c.icmp(IntCC::NotEqual, left, right);
-        c.guard(differ, |c| {
-            let (of, l, r) = (&requirement.origin, &requirement.left, &requirement.right);
-            let start = format!("{of} needs {l} = {r}, which are ");
-            c.fail(3, &[Piece::Text(&start), Piece::Number(left), Piece::Text(" and "), Piece::Number(right)]);
-        });
+        let sides = (requirement.left.clone(), requirement.right.clone());
+        c.guard(differ, |c| unequal(c, &requirement.origin, &sides, (left, right)));
     }
     let ok = c.int32(0);
     c.ret(ok);

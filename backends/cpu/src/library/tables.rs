@@ -7,7 +7,7 @@ use super::data::Data;
 use super::{LibraryError, Source, host};
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::Origin;
-use kiln_ir::plan::{Place, Plan, SlotId, Step};
+use kiln_ir::plan::{Place, Plan, Refusal, SlotId, Step};
 use std::collections::{BTreeSet, HashMap};
 
 /// No tensor has this many bytes; the engine refuses them, too.
@@ -101,14 +101,23 @@ impl Numbers {
             let fits = (0..MOST_BYTES).contains(&c);
             return if fits { Ok(c) } else { Err(LibraryError::TooLarge(format!("{what} would be {c}"))) };
         }
+        let n = self.formula(e);
+        if let Some(size) = usize::try_from(!n).ok().and_then(|n| self.sizes.get_mut(n)) {
+            *size = true;
+        }
+        Ok(n)
+    }
+
+    /// A number that may be anything.
+    fn formula(&mut self, e: &Expr) -> i64 {
         if let Some(&n) = self.known.get(e) {
-            return Ok(n);
+            return n;
         }
         let n = !(self.formulas.len() as i64);
         self.formulas.push(e.clone());
-        self.sizes.push(true);
+        self.sizes.push(false);
         self.known.insert(e.clone(), n);
-        Ok(n)
+        n
     }
 }
 
@@ -155,7 +164,8 @@ impl HostSteps {
 fn host_op(step: &Step) -> Option<&str> {
     match step {
         Step::Host { op, .. } => Some(op.what()),
-        Step::Launch { .. } | Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+        Step::Launch { .. } | Step::Copy { .. } | Step::Bind { .. } => None,
+        Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => None,
     }
 }
 
@@ -186,7 +196,7 @@ fn refuse(plan: &Plan) -> Result<(), LibraryError> {
             Step::Host { op, origin, .. } => (origin, op.what()),
             Step::Bind { origin, .. } | Step::If { origin, .. } => (origin, "if"),
             Step::Loop(l) => (&l.origin, "loop"),
-            Step::Launch { .. } | Step::Copy { .. } => return None,
+            Step::Launch { .. } | Step::Copy { .. } | Step::Refuse { .. } => return None,
         };
         (reads.iter().chain(writes.iter()).any(found)).then(|| format!("{origin} ({what})"))
     });
@@ -258,6 +268,11 @@ impl<'a> Tables<'a> {
                 }
                 // Code of their own.
                 Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => {}
+                Step::Refuse { why: Refusal::Always(_), .. } => {}
+                Step::Refuse { why: Refusal::Unequal(sides), .. } => {
+                    numbers.formula(&sides.0);
+                    numbers.formula(&sides.1);
+                }
             }
         }
         rows.push(steps.len() as i64 / STEP_ROW);

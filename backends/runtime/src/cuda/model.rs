@@ -78,7 +78,7 @@ impl Model {
             return Err(CudaError::Symbolic);
         }
         let control = plan.steps.iter().find_map(|step| match step {
-            Step::If { origin, .. } | Step::Bind { origin, .. } => Some(origin),
+            Step::If { origin, .. } | Step::Bind { origin, .. } | Step::Refuse { origin, .. } => Some(origin),
             Step::Loop(l) => Some(&l.origin),
             Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } => None,
         });
@@ -224,7 +224,8 @@ impl Model {
                 self.memory.copy(from, to, bytes.min(room))?;
             }
             // The host does the one, and a plan with any of the others was not loaded.
-            Some(Step::Host { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_)) | None => {}
+            Some(Step::Host { .. } | Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_)) => {}
+            None => {}
         }
         Ok(())
     }
@@ -275,7 +276,8 @@ impl Model {
         for (n, step) in self.plan.steps.iter().enumerate() {
             match step {
                 Step::Host { .. } => self.host(n, &mut held)?,
-                Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => self.begin(n)?,
+                Step::Copy { .. } | Step::Bind { .. } | Step::Refuse { .. } => self.begin(n)?,
+                Step::If { .. } | Step::Loop(_) => self.begin(n)?,
                 Step::Launch { kernel, arguments, .. } => {
                     let contents = || arguments.iter().map(|slot| self.contents(*slot)).collect::<Result<Vec<_>, _>>();
                     let before = contents()?;

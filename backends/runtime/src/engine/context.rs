@@ -263,7 +263,8 @@ impl Context {
                     first += arguments.len();
                     Some(launch)
                 }
-                Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => None,
+                Step::Host { .. } | Step::Copy { .. } | Step::Bind { .. } | Step::Refuse { .. } => None,
+                Step::If { .. } | Step::Loop(_) => None,
             });
         }
         let unknown = vec![None; plan.symbols.len()];
@@ -820,7 +821,7 @@ fn origin(plan: &Plan, step: &Step) -> Origin {
     match step {
         Step::Launch { kernel, .. } => plan.kernels.get(*kernel).map(|k| k.origin.clone()).unwrap_or_default(),
         Step::Host { origin, .. } => origin.clone(),
-        Step::Bind { origin, .. } | Step::If { origin, .. } => origin.clone(),
+        Step::Bind { origin, .. } | Step::Refuse { origin, .. } | Step::If { origin, .. } => origin.clone(),
         Step::Loop(l) => l.origin.clone(),
         Step::Copy { .. } => Origin::default(),
     }

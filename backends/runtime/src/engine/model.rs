@@ -274,7 +274,7 @@ pub fn read_plan(artifact: &Artifact, section: &str) -> Result<Plan, LoadError> 
             Step::Launch { .. } if all.any(strings) => errors.push(format!("step {n} launches a kernel on strings")),
             Step::Host { .. } | Step::Launch { .. } | Step::Copy { .. } => {}
             // The verifier has looked at these.
-            Step::Bind { .. } | Step::If { .. } | Step::Loop(_) => {}
+            Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_) => {}
         }
     }
     if errors.is_empty() { Ok(plan) } else { Err(LoadError::Plan(errors)) }

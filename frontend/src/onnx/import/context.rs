@@ -59,7 +59,7 @@ impl From<Bound> for Outputs {
 
 /// A node being imported. See the module documentation.
 pub struct Context<'a> {
-    importer: &'a mut Importer,
+    pub(super) importer: &'a mut Importer,
     /// The node.
     pub node: &'a Node,
     inputs: Vec<Option<Bound>>,

@@ -2,10 +2,19 @@
 
 use super::{Spec, onnx};
 use crate::onnx::import::{Context, Failure, Outputs};
+use kiln_ir::graph::ValueId;
 use kiln_ir::ops::Iota;
 use kiln_ir::{Class, Constant, DType, Expr};
 
 pub(super) const OPS: &[Spec] = &[onnx("Range", 11, &["stash_type"], range)];
+
+/// The number of elements of floats that are whole numbers, of which one depends on free dims.
+fn whole_count(cx: &Context, start: ValueId, limit: ValueId, delta: ValueId) -> Option<Expr> {
+    let [start, limit, delta] = [cx.whole(start)?, cx.whole(limit)?, cx.whole(delta)?];
+    let count = limit.sub(&start).ceil_div(&delta).simplify(cx.ranges());
+    let free = count.as_const().is_none() && delta.bounds(cx.ranges()).0 > 0;
+    free.then(|| count.greatest(&Expr::default()).simplify(cx.ranges()))
+}
 
 /// `start + i * delta` for `max(ceil((limit - start) / delta), 0)` elements.
 fn range(cx: &mut Context) -> Result<Outputs, Failure> {
@@ -24,6 +33,8 @@ fn range(cx: &mut Context) -> Result<Outputs, Failure> {
         }
         let count = limit.sub(&start).ceil_div(&delta).simplify(cx.ranges());
         count.greatest(&Expr::default()).simplify(cx.ranges())
+    } else if let Some(count) = whole_count(cx, start, limit, delta) {
+        count
     } else {
         let number = |i: usize, what: &str| cx.number(i, what).map(Constant::as_f64);
         let (start, limit, delta) = (number(0, "start")?, number(1, "limit")?, number(2, "delta")?);

@@ -71,6 +71,19 @@ fn refusing(cx: &mut Context, name: &str, outputs: &[Param], why: &ImportErrors)
     Ok(Region { graph, outputs: outputs.to_vec(), captures })
 }
 
+/// The `then` branch in place, where the condition says no more than that two sizes are equal and all that the branch gives rests on
+/// that: PyTorch exports `squeeze` so, with a branch for either number of axes. Other sizes are refused when they are known.
+fn where_equal(cx: &mut Context, condition: ValueId) -> Result<Option<Outputs>, Failure> {
+    let Some(sides) = cx.compared(condition) else { return Ok(None) };
+    let node = cx.node;
+    let then = node.graph("then_branch")?;
+    cx.attempt(|cx| {
+        let outputs = cx.inline(then, Vec::new())?;
+        let rests = |b: &Bound| matches!(b, Bound::Tensor(v) if cx.rests_on(*v, &sides));
+        Ok(outputs.0.iter().all(rests).then_some(outputs))
+    })
+}
+
 /// `If`: both branches, of which one is taken.
 pub(super) fn branch(cx: &mut Context, condition: ValueId) -> Result<Outputs, Failure> {
     if cx.dtype(condition) != DType::Bool {
@@ -90,6 +103,12 @@ pub(super) fn branch(cx: &mut Context, condition: ValueId) -> Result<Outputs, Fa
     };
     if then.outputs.len() != otherwise.outputs.len() {
         return Err(Failure::invalid("the branches have different numbers of outputs"));
+    }
+    let axes = |r: &Region| r.outputs.iter().map(|p| p.dims.len()).collect::<Vec<_>>();
+    if axes(&then) != axes(&otherwise)
+        && let Some(outputs) = where_equal(cx, condition)?
+    {
+        return Ok(outputs);
     }
     let params = then.outputs.iter().zip(&otherwise.outputs);
     let params = params.map(|(a, b)| either(cx, "a result", a, b)).collect::<Result<Vec<_>, _>>()?;

@@ -13,15 +13,19 @@ fn axes(cx: &Context) -> Result<Option<Vec<i64>>, Failure> {
 }
 
 fn squeeze(cx: &mut Context) -> Result<Outputs, Failure> {
-    let x = cx.input(0)?;
-    let dims = cx.dims(x);
+    let mut x = cx.input(0)?;
+    let mut dims = cx.dims(x);
     let gone: Vec<usize> = match axes(cx)? {
         Some(axes) => {
             let axes = cx.axes(&axes, dims.len())?;
-            if let Some(&a) = axes.iter().find(|&&a| dims[a].as_const() != Some(1)) {
-                let message = format!("axis {a} of {} is not known to have extent 1", cx.ty(x));
-                let known = dims[a].as_const().is_some();
-                return Err(if known { Failure::Invalid(message) } else { Failure::unsupported(message + "; bind its symbols") });
+            if let Some(&a) = axes.iter().find(|&&a| dims[a].as_const().is_some_and(|d| d != 1)) {
+                return Err(Failure::Invalid(format!("axis {a} of {} has not extent 1", cx.ty(x))));
+            }
+            // A free extent is asked for when it is known, one at a time, so that what is said names it.
+            let free: Vec<usize> = axes.iter().copied().filter(|&a| dims[a].as_const().is_none()).collect();
+            for a in free {
+                dims[a] = Expr::from(1i64);
+                x = cx.reshape(x, dims.clone())?;
             }
             axes
         }

@@ -3,9 +3,11 @@
 //! Invariant: no pointer moves while a loop runs: what a turn reads and makes is copied to and from slots that stay where they are,
 //! each copy within the bytes of both slots. Between two steps, and before every turn, the limits of the thread are asked.
 
+use kiln_ir::Expr;
 use kiln_ir::graph::{Origin, TensorType};
 use kiln_ir::interp::limits::{self, Reached};
-use kiln_ir::plan::{Elements, Loop, SlotId, Step};
+use kiln_ir::ops::OpError;
+use kiln_ir::plan::{Elements, Loop, Refusal, SlotId, Step};
 use std::ops::Range;
 
 use super::{Context, RunError, origin};
@@ -38,6 +40,7 @@ impl Context {
                 Step::Host { op, inputs, outputs, origin } => self.host(op, inputs, outputs, origin, allowed)?,
                 Step::Copy { from, to } => self.copy(*from, *to),
                 Step::Bind { from, to, origin } => self.bind_slot(*from, *to, origin)?,
+                Step::Refuse { why, origin } => self.refuse(why, origin)?,
                 Step::If { condition, then, .. } => {
                     let middle = n.saturating_add(1).saturating_add(*then);
                     let taken = if self.truth(*condition)? { n + 1..middle } else { middle..next };
@@ -67,6 +70,23 @@ impl Context {
 
     fn number(&self, id: SlotId) -> Result<i64, RunError> {
         Ok(i64::from_ne_bytes(self.first_bytes(id)?))
+    }
+
+    fn refuse(&self, why: &Refusal, origin: &Origin) -> Result<(), RunError> {
+        match why {
+            Refusal::Always(message) => {
+                let error = OpError::new(&**message).into();
+                Err(RunError::Host { origin: origin.clone(), error })
+            }
+            Refusal::Unequal(sides) => {
+                let (left, right) = &**sides;
+                let value = |e: &Expr| e.eval(&|s| self.dim(s)).ok_or(RunError::Internal("an extent has no value yet"));
+                match (value(left)?, value(right)?) {
+                    (l, r) if l == r => Ok(()),
+                    found => Err(RunError::InputShape(Refusal::unequal(origin, left, right, found))),
+                }
+            }
+        }
     }
 
     /// Copies a slot to one whose extents may only now become known.
