@@ -37,8 +37,9 @@ fn pad(cx: &mut Context) -> Result<Outputs, Failure> {
             }
             Some(p) if behind => high[axis] = p,
             Some(p) => low[axis] = p,
-            None if p.bounds(cx.ranges()).0 < 0 => {
-                return Err(Failure::unsupported(format!("the pad `{p}` may be negative; bind its symbols")));
+            // Where only some values of the symbols give a negative one, these are refused when they are known, as any negative extent.
+            None if p.bounds(cx.ranges()).1 < 0 => {
+                return Err(Failure::unsupported(format!("the pad `{p}` is negative; bind its symbols")));
             }
             None => free.push((axis, behind, p.clone())),
         }
