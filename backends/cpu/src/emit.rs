@@ -6,7 +6,8 @@ use crate::{Error, Target};
 use cranelift_codegen::entity::EntityRef;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
-    AbiParam, BlockArg, Function, InstBuilder, MemFlagsData, Signature, Type, UserFuncName, Value, types,
+    AbiParam, BlockArg, Function, InstBuilder, MemFlagsData, Signature, StackSlotData, StackSlotKind, Type,
+    UserFuncName, Value, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -48,6 +49,14 @@ pub(crate) fn function(program: &VectorProgram, target: Target, isa: &dyn Target
         let base = emitter.argument(args, i)?;
         emitter.bases.push(base);
     }
+    for (dtype, len) in &program.locals {
+        let bytes = u32::try_from(len.saturating_mul(dtype.size()));
+        let bytes = bytes.map_err(|_| emitter.unsupported("the local memory is too large"))?;
+        let slot = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 4);
+        let slot = emitter.builder.create_sized_stack_slot(slot);
+        let base = emitter.builder.ins().stack_addr(types::I64, slot, 0);
+        emitter.bases.push(base);
+    }
     emitter.region(&program.body)?;
     let mut builder = emitter.builder;
     let ok = builder.ins().iconst(types::I32, 0);
@@ -74,7 +83,7 @@ pub(crate) struct Emitter<'a, 'f> {
     pub builder: FunctionBuilder<'f>,
     pub values: Vec<Value>,
     pub origins: Vec<Origin>,
-    /// Pointers to the buffers.
+    /// Pointers to the buffers and to local memory.
     pub bases: Vec<Value>,
     dims: Value,
     lo: Value,

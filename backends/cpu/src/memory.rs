@@ -21,7 +21,7 @@ impl Emitter<'_, '_> {
     ///
     /// Index and scale stay visible as `base + (index << scale)`, which the selectors fold into addressing modes.
     fn place(&mut self, address: &Address, distance: i128) -> Result<(Value, i32), Error> {
-        let size = self.program.buffers[address.buffer].0.size();
+        let size = self.program.element(address.buffer).size();
         let base = self.bases[address.buffer];
         let pointer = match address.index {
             None => base,
@@ -72,7 +72,7 @@ impl Emitter<'_, '_> {
 
     /// Narrow integers as i32.
     pub fn load_wide(&mut self, result: VectorType, ty: Type, address: &Address) -> Result<Value, Error> {
-        let narrow = self.program.buffers[address.buffer].0;
+        let narrow = self.program.element(address.buffer);
         let signed = matches!(narrow, DType::I8 | DType::I16);
         if result.lanes != 4 {
             let mut scalars = Vec::new();
@@ -134,7 +134,7 @@ impl Emitter<'_, '_> {
     }
 
     pub fn store(&mut self, address: &Address, value: ValueId) -> Result<(), Error> {
-        let (ty, buffer) = (self.ty(value), self.program.buffers[address.buffer].0);
+        let (ty, buffer) = (self.ty(value), self.program.element(address.buffer));
         let mut value = self.value(value);
         if buffer.size() < ty.dtype.size() {
             value = self.narrowed(ty, buffer, value)?;

@@ -42,18 +42,23 @@ impl Segment {
     }
 }
 
+/// Elements of the shortest vectors: what is left in them takes a quarter of the time of single elements.
+const SHORT: i64 = 4;
+
 /// Cuts an axis into blocks without any overhang. A constant extent: whole blocks, then what is left, as many whole vectors as
-/// fit, then single elements (in one tile where `lanes` is 1). A free extent: whole blocks, then runs of ever smaller blocks,
+/// fit, then vectors of four elements, then single elements (in one tile where `lanes` is 1). A free extent: whole blocks, then runs of ever smaller blocks,
 /// each of which may be empty.
 pub(super) fn segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {
     let Some(extent) = extent.as_const() else { return free_segments(extent, block, lanes, dims) };
     let block = block.clamp(1, extent.max(1));
     let mut cut = vec![Segment::new(0, block, extent / block)];
     let mut lo = extent / block * block;
-    let vectors = (extent - lo) / lanes * lanes;
-    if vectors > 0 {
-        cut.push(Segment::new(lo, vectors, 1));
-        lo += vectors;
+    for lanes in [lanes, lanes.min(SHORT)] {
+        let vectors = (extent - lo) / lanes * lanes;
+        if vectors > 0 {
+            cut.push(Segment::new(lo, vectors, 1));
+            lo += vectors;
+        }
     }
     if lo < extent {
         cut.push(Segment::new(lo, extent - lo, 1));

@@ -6,7 +6,8 @@
 
 use super::emit::{Place, tile_axis};
 use super::flat::{Axis, FlatNest};
-use super::{Builder, COLUMN, LANE, MOST_STEPS, ROW, Tiling, single};
+use super::fold::{MOST_STEPS, Tiling};
+use super::{Builder, COLUMN, LANE, ROW, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;

@@ -8,12 +8,14 @@
 //! of the fold beside one another, folded across threads; *rows*, the same for several stages; and *product*, a matrix
 //! product of two tiles for each step of the fold, which convolutions are too.
 
+use super::Builder;
 use super::emit::{Place, tile_axis};
 use super::fill::{Tiles, Unit, Work};
 use super::flat::{Axis, FlatNest, Stride, stride};
+use super::fold::Tiling;
 use super::forms::{addresses, is_product_sum, kept};
 use super::groups::halves;
-use super::{Builder, row_names};
+use super::rows::row_names;
 use crate::group::Group;
 use crate::warp::Floats;
 use kiln_ir::dtype::DType;
@@ -180,7 +182,7 @@ impl Builder<'_> {
         let value = if nest.folds.is_empty() {
             self.emitter(&[]).code(&mut body, &nest.body, &place, None)?
         } else {
-            let tiling = super::Tiling { nest, row: None, column: None, lanes: None, unroll: 4, factors: None };
+            let tiling = Tiling { nest, row: None, column: None, lanes: None, unroll: 4, factors: None };
             self.folded(&mut body, &tiling, &place, &[])?
         };
         let value = self.emitter(&[]).code(&mut body, &nest.finish, &place, Some(value))?;

@@ -11,7 +11,7 @@ use super::{Builder, COLUMN, ROW, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{BinaryOp, Constant, Coord, Scalar, Source};
-use kiln_ir::tile::{Buffer, For, Multiply, Stmt, TileOp};
+use kiln_ir::tile::{For, Multiply, Stmt, TileOp};
 use kiln_ir::vector::Product;
 
 /// Rows and columns of the sums that all registers hold together: two by two of them, and as many rows and columns of operands.
@@ -117,7 +117,7 @@ impl Builder<'_> {
             return Some(false);
         };
         let dtype = nest.body.result_type();
-        let out = self.local_sums(dtype);
+        let out = self.local(dtype, (BLOCK * BLOCK) as usize);
         let (rows_of, columns_of) = (registers(rows), registers(columns));
         let (product, depth) = (unit.product, unit.depth as usize);
         body.push(Stmt::Multiply(Multiply {
@@ -170,15 +170,5 @@ impl Builder<'_> {
             }
         }
         Some(true)
-    }
-
-    /// The local buffer for a block's sums.
-    fn local_sums(&mut self, dtype: DType) -> usize {
-        let buffers = &mut self.program.buffers;
-        buffers.iter().position(|b| b.local).unwrap_or_else(|| {
-            let len = Expr::from(BLOCK * BLOCK);
-            buffers.push(Buffer { name: "sums".into(), dtype, len, written: true, local: true });
-            buffers.len() - 1
-        })
     }
 }

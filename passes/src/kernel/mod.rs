@@ -11,11 +11,13 @@ mod emit;
 mod factor;
 mod fill;
 pub mod flat;
+mod fold;
 mod forms;
 mod gpu;
 mod groups;
 mod matrix;
 mod narrow;
+mod rows;
 pub mod scatter;
 mod schedule;
 mod split;
@@ -23,8 +25,9 @@ mod split;
 use crate::group::Group;
 use cuts::{Segment, block_variables, panel_of, panel_segments, row_segments, segments};
 use emit::{Emitter, Place, tile_axis, widens};
-use factor::{Factors, by_loads};
+use factor::Factors;
 use flat::{Axis, FlatNest, Stride, stride};
+use fold::Tiling;
 use forms::{is_identity, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
@@ -32,9 +35,8 @@ use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
 use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
-use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
+use kiln_ir::tile::{Buffer, For, Part, Stmt, TileId, TileProgram};
 use matrix::Unit;
-use std::collections::BTreeMap;
 
 pub use choice::{Choice, ChoiceError, Cut, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub(crate) use forms::has_few_bits;
@@ -223,21 +225,6 @@ struct Builder<'a> {
     known: Vec<Vec<Constant>>,
     fresh: usize,
 }
-
-/// What a register tile covers.
-struct Tiling<'a> {
-    nest: &'a FlatNest,
-    row: Option<(Symbol, Segment)>,
-    column: Option<(Symbol, Segment)>,
-    /// The fold that runs along the lanes of a vector, with how many elements at a time.
-    lanes: Option<(Symbol, i64)>,
-    unroll: i64,
-    /// The body as terms whose coefficients leave the innermost loop.
-    factors: Option<Factors>,
-}
-
-/// Most steps of an innermost fold that are written one after the other.
-const MOST_STEPS: i64 = 64;
 
 impl Builder<'_> {
     fn symbol(&mut self, prefix: &str) -> Symbol {
@@ -589,227 +576,4 @@ impl Builder<'_> {
         self.store(body, nest, &place, value);
         Some(())
     }
-
-    /// The folded value of a register tile, of the place's shape.
-    fn folded(
-        &mut self,
-        body: &mut Vec<Stmt>,
-        tiling: &Tiling<'_>,
-        place: &Place,
-        stages: &[TileId],
-    ) -> Option<TileId> {
-        let nest = tiling.nest;
-        // Halves would lose in each step what they cannot hold.
-        let dtype = nest.body.result_type().computed();
-        let neutral = kiln_ir::nest::neutral(nest.combine, dtype);
-        let mut folds = nest.folds.clone();
-        let Some((symbol, lanes)) = &tiling.lanes else {
-            let shape = place.shape.clone();
-            let init = self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral));
-            let total = self.fold_loops(body, tiling, place, &folds, init, stages)?;
-            return Some(self.emitter(stages).cast(body, nest.body.result_type(), total));
-        };
-        // The lanes' fold becomes the innermost one; the accumulator gets an axis of its own, folded at the end.
-        let at = folds.iter().position(|f| f.symbol == *symbol)?;
-        let vector = folds.remove(at);
-        let width = vector.known().map_or(*lanes, |known| known.min(*lanes));
-        let size = Expr::from(width);
-        let whole = vector.extent.floor_div(&size).simplify(&nest.dims);
-        let main = whole.scale(width);
-        let mut wide = place.clone();
-        wide.shape[LANE] = width as usize;
-        wide.ranges.insert(tile_axis(LANE), (0, width - 1));
-        let element = |base: Expr| base.add(&Expr::from(tile_axis(LANE)));
-        let mut e = self.emitter(stages);
-        let init = e.define(body, dtype, wide.shape.clone(), TileOp::Const(neutral));
-        let mut loops = folds.clone();
-        let var = Axis { symbol: self.symbol("q"), extent: whole };
-        let index = Expr::from(&var.symbol).scale(width);
-        wide.at.insert(vector.symbol.clone(), element(index));
-        loops.push(var);
-        let partial = self.fold_loops(body, tiling, &wide, &loops, init, stages)?;
-        let mut e = self.emitter(stages);
-        let mut total = e.define(body, dtype, place.shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
-        let rest = vector.extent.modulo(&size).simplify(&nest.dims);
-        if rest.as_const() != Some(0) {
-            let mut place = place.clone();
-            let var = Axis { symbol: self.symbol("q"), extent: rest };
-            place.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&main));
-            folds.push(var);
-            total = self.fold_loops(body, tiling, &place, &folds, total, stages)?;
-        }
-        Some(self.emitter(stages).cast(body, nest.body.result_type(), total))
-    }
-
-    /// Loops over folds, outermost first, around one accumulation step; the last loop is unrolled.
-    #[allow(clippy::too_many_arguments)] // The recursion peels `folds`; the rest stays.
-    fn fold_loops(
-        &mut self,
-        body: &mut Vec<Stmt>,
-        tiling: &Tiling<'_>,
-        place: &Place,
-        folds: &[Axis],
-        init: TileId,
-        stages: &[TileId],
-    ) -> Option<TileId> {
-        let Some((fold, rest)) = folds.split_first() else {
-            let nest = tiling.nest;
-            return self.emitter(stages).accumulate(body, &nest.body, place, nest.combine, init);
-        };
-        if let (Some(factors), []) = (&tiling.factors, rest) {
-            return self.factored(body, tiling, factors, place, fold, init, stages);
-        }
-        let most = fold.known().unwrap_or(i64::MAX).max(1);
-        // Where parts of bytes are unpacked it is known which part each step reads.
-        let parts = rest.is_empty() && most <= MOST_STEPS && tiling.lanes.is_none() && unpacks(&tiling.nest.body);
-        let unroll = if parts {
-            most
-        } else if rest.is_empty() {
-            tiling.unroll.clamp(1, most)
-        } else {
-            1
-        };
-        let size = Expr::from(unroll);
-        let dims = &tiling.nest.dims;
-        let whole = fold.extent.floor_div(&size).simplify(dims);
-        let left = fold.extent.modulo(&size).simplify(dims);
-        let step =
-            |this: &mut Self, body: &mut Vec<Stmt>, place: &Place, base: &Expr, count: i64, mut value: TileId| {
-                let places: Vec<Place> =
-                    (0..count).map(|u| place.within(&fold.symbol, &base.add(&Expr::from(u)))).collect();
-                let order = if parts { by_loads(&tiling.nest.body, &places) } else { (0..places.len()).collect() };
-                for place in order.into_iter().filter_map(|n| places.get(n)) {
-                    value = this.fold_loops(body, tiling, place, rest, value, stages)?;
-                }
-                Some(value)
-            };
-        // A loop over `count` runs of `block` iterations each, from `lo` on.
-        let run =
-            |this: &mut Self, body: &mut Vec<Stmt>, lo: &Expr, block: i64, count: &Expr, value: TileId| match count
-                .as_const()
-            {
-                Some(0) => Some(value),
-                Some(1) => step(this, body, place, lo, block, value),
-                _ => {
-                    let (mut place, base, hi) = (place.clone(), this.symbol("k"), count.scale(block));
-                    place.enter(&base, &hi.sub(&Expr::from(block - 1)));
-                    let ty = this.program.tiles[value].clone();
-                    let inside = this.program.tiles.push(ty.clone());
-                    let mut inner = Vec::new();
-                    let next = step(this, &mut inner, &place, &Expr::from(&base).add(lo), block, inside)?;
-                    let after = this.program.tiles.push(ty);
-                    body.push(Stmt::For(For {
-                        var: base,
-                        lo: Expr::default(),
-                        hi,
-                        step: block,
-                        carried: vec![Carried { init: value, inside, next, after }],
-                        body: inner,
-                    }));
-                    Some(after)
-                }
-            };
-        let value = run(self, body, &Expr::default(), unroll, &whole, init)?;
-        let done = whole.scale(unroll);
-        match left.as_const() {
-            Some(left) => step(self, body, place, &done, left, value),
-            None => run(self, body, &done, 1, &left, value),
-        }
-    }
-
-    /// Several stages (softmax, norms): a program computes the folds of one row, then walks along it.
-    fn rows(&mut self, group: &Group, flats: &[FlatNest]) -> Option<()> {
-        let (last, folds) = flats.split_last()?;
-        let prefix = folds.first()?.axes.clone();
-        if folds.iter().any(|f| f.axes != prefix) {
-            return None;
-        }
-        let names = row_names(group, &prefix)?;
-        let mut place = self.outermost(last);
-        let mut grid = Vec::new();
-        for (n, a) in prefix.iter().enumerate() {
-            let symbol = Symbol::numbered("p", n);
-            place.enter(&symbol, &a.extent);
-            grid.push((symbol, a.extent.clone()));
-        }
-        let mut body = Vec::new();
-        let mut stages = Vec::new();
-        for flat in folds {
-            let mut place = place.clone();
-            for (n, a) in flat.axes.iter().enumerate() {
-                place.at.insert(a.symbol.clone(), Expr::from(Symbol::numbered("p", n)));
-            }
-            place.shape = single();
-            let schedule = Schedule::row(flat, self.machine);
-            let tiling = Tiling {
-                nest: flat,
-                row: None,
-                column: None,
-                lanes: schedule.lanes,
-                unroll: schedule.unroll,
-                factors: None,
-            };
-            let value = self.folded(&mut body, &tiling, &place, &stages)?;
-            let mut e = self.emitter(&stages);
-            let value = e.code(&mut body, &flat.finish, &place, Some(value))?;
-            stages.push(value);
-        }
-        for (from, to) in &names {
-            place.at.insert(from.clone(), Expr::from(to));
-        }
-        // An axis of extent 1 that the stages index by 0 needs no name.
-        let free: Vec<Axis> = last.axes.iter().filter(|a| !names.contains_key(&a.symbol)).cloned().collect();
-        let zero = |nest: &FlatNest| {
-            nest.substitute(&|s| free.iter().any(|a| a.symbol == *s && a.is_single()).then(Expr::default))
-        };
-        let last = zero(last)?;
-        let mut free: Vec<Axis> = free.into_iter().filter(|a| !a.is_single()).collect();
-        let column = free.iter().position(|a| stride(&last.store, &a.symbol) == Stride::Known(1));
-        let column = column.map(|c| free.remove(c));
-        let mut inner = Vec::new();
-        match &column {
-            Some(column) => {
-                let whole = column.known().and_then(|extent| self.machine.in_registers(extent));
-                let few = self.machine.lanes as i64 * self.machine.pointwise_vectors(&last);
-                let width = whole.filter(|_| free.is_empty()).unwrap_or(few);
-                self.walk(&mut inner, &last, &place, column, &Expr::default(), &column.extent, width, &stages)?;
-            }
-            None => {
-                place.shape = single();
-                for a in &free {
-                    place.enter(&a.symbol, &a.extent);
-                }
-                self.point(&mut inner, &last, &place, &stages)?;
-            }
-        }
-        for a in free.iter().rev() {
-            let (lo, hi) = (Expr::default(), a.extent.clone());
-            inner = vec![Stmt::For(For { var: a.symbol.clone(), lo, hi, step: 1, carried: vec![], body: inner })];
-        }
-        body.extend(inner);
-        self.program.parts.push(Part { grid, body });
-        Some(())
-    }
-}
-
-/// Which axis of the last stage is which axis of the stages (`p0`, `p1`, ...): read off its loads of them.
-fn row_names(group: &Group, prefix: &[Axis]) -> Option<BTreeMap<Symbol, Symbol>> {
-    let mut names: BTreeMap<Symbol, Symbol> = BTreeMap::new();
-    let mut fine = true;
-    group.stages.last()?.for_each_load(&mut |source, coords| {
-        if let Source::Stage(_) = source {
-            for (n, c) in coords.iter().enumerate() {
-                match c {
-                    Coord::Index(e) => match e.as_symbol() {
-                        Some(s) => {
-                            names.insert(s.clone(), Symbol::numbered("p", n));
-                        }
-                        None => fine &= e.as_const() == Some(0) && prefix[n].is_single(),
-                    },
-                    Coord::Value(_) => fine = false,
-                }
-            }
-        }
-    });
-    fine.then_some(names)
 }

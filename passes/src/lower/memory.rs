@@ -315,7 +315,7 @@ impl<'a> Lowering<'a> {
 
     /// Stores a tile.
     pub(super) fn store(&mut self, target: &Target<'_>, value: TileId) -> Result<(), LowerError> {
-        let home = self.home(value);
+        let home = self.home(value).or_else(|| self.repeated(target, value));
         for at in positions(self.ty(value), home) {
             if self.store_lanes(target, value, &at, home)? {
                 continue;
@@ -329,6 +329,17 @@ impl<'a> Lowering<'a> {
             }
         }
         Ok(())
+    }
+
+    /// How a constant, which has no lanes of its own, is stored in vectors: along an axis whose elements lie side by side.
+    fn repeated(&self, target: &Target<'_>, value: TileId) -> Option<Home> {
+        let ty = self.ty(value);
+        self.constant_of(value)
+            .filter(|c| c.dtype.size() == 4 && self.program.buffers[target.buffer].dtype == c.dtype)?;
+        let most = self.bytes as usize / 4;
+        let even = |axis: &usize| ty.shape[*axis].is_multiple_of(most);
+        let beside = |axis: &usize| target.address.coefficient(&kiln_ir::tile::axis(*axis)) == Some(1);
+        (0..ty.shape.len()).find(|axis| even(axis) && beside(axis)).map(|axis| Home { axis, lanes: most as u32 })
     }
 
     /// Stores all lanes at once; false where they must be stored one by one.

@@ -27,9 +27,16 @@ fn batch_normalization(cx: &mut Context) -> Result<Outputs, Failure> {
     }
     // Axis 1 holds the channels; a vector has but one.
     let wide = if dtype.class() == Class::Float { DType::F32 } else { DType::F64 };
+    // What is known is computed once, in f64: an error of a channel's factor is one of all its elements, which no sum evens out.
+    let mut known = !training;
+    for i in 1..5 {
+        let v = cx.input(i)?;
+        known &= cx.constant_of(v).is_some();
+    }
+    let exact = if known { DType::F64 } else { wide };
     let channels = |cx: &mut Context, i: usize| -> Result<_, Failure> {
         let v = cx.input(i)?;
-        let v = cx.cast(v, wide)?;
+        let v = cx.cast(v, exact)?;
         if rank == 1 { Ok(v) } else { cx.along(v, 1, rank) }
     };
     let (scale, bias) = (channels(cx, 1)?, channels(cx, 2)?);
@@ -57,6 +64,7 @@ fn batch_normalization(cx: &mut Context) -> Result<Outputs, Failure> {
         let moved = b.mul(a[1], a[2]);
         b.sub(a[0], moved)
     })?;
+    let (factor, shift) = (cx.cast(factor, wide)?, cx.cast(shift, wide)?);
     let y = cx.map(&[x, factor, shift], |b, a| {
         let scaled = b.mul(a[0], a[1]);
         let y = b.add(scaled, a[2]);
