@@ -8,7 +8,7 @@ use crate::{Error, Options, compare, compile_graph};
 use kiln_ir::Tensor;
 use kiln_ir::graph::Graph;
 use kiln_ir::interp::{self, eval_graph};
-use kiln_passes::kernel::{Choice, Cut, Machine};
+use kiln_passes::kernel::{Arrangement, Boundary, Choice, Machine};
 use kiln_passes::pipeline::{self, Chosen, Precision, Target};
 use kiln_passes::plan::weights_section;
 use kiln_runtime::cpu::{self, CpuLevel};
@@ -26,7 +26,7 @@ pub enum Way {
     RawTiles,
     /// The plan of the optimised graph for several machines, its kernels in the tile interpreter.
     Tiles,
-    /// The optimised graph cut as a search by measurements may have it: fused and left apart against the rules
+    /// The optimised graph cut as a search by measurements may have it: fused, left apart and laid out against the rules
     /// at places where there is a choice, in the tile interpreter.
     Cuts,
     /// Machine code of every level that this machine has, on one and on two threads.
@@ -125,12 +125,16 @@ pub fn check(graph: &Graph, inputs: &[Vec<Tensor>], ways: &[Way], judge: &Judge<
     Ok(())
 }
 
-/// Cuts kernels against the rules of fusion, where they can be: always the same ones.
+/// Cuts kernels and lays out their results against the rules, where that can be: always the same ones.
 fn contrary(key: &str) -> Option<Choice> {
     let [way, at, ..] = *blake3::hash(key.as_bytes()).as_bytes();
     let at = usize::from(at % 4);
-    let cut = if way % 2 == 0 { Cut::Apart(at) } else { Cut::With(at) };
-    Some(Choice { cut: Some(cut), ..Choice::default() })
+    let boundary = match way % 3 {
+        0 => Boundary::Apart(at),
+        1 => Boundary::With(at),
+        _ => Boundary::Result(Arrangement::ALL[at % Arrangement::ALL.len()]),
+    };
+    Some(Choice { boundary: Some(boundary), ..Choice::default() })
 }
 
 fn interpreted(graph: &Graph, inputs: &[Tensor]) -> Outcome {

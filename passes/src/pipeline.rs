@@ -10,7 +10,7 @@ use crate::group::{Group, Work, group};
 use crate::halved::keep_halves;
 use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
-use crate::kernel::{Choice, Cut as KernelCut, Machine, is_kernel_type, key, preferred_layouts, tile_program};
+use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
@@ -169,8 +169,10 @@ pub struct Scheduled {
     pub work: Vec<Work>,
     /// Which fusions were tried.
     pub attempts: Vec<Attempt>,
-    /// The keys of the places of fusion at which something was asked for and done.
+    /// The keys of the places at which something was asked for and done.
     pub asked: BTreeSet<String>,
+    /// What was asked for.
+    pub wishes: Wishes,
 }
 
 impl Scheduled {
@@ -179,7 +181,7 @@ impl Scheduled {
         groups(&self.work)
     }
 
-    /// The places where fusion has a choice.
+    /// The places where fusion and the layout pass have a choice.
     pub fn places(&self) -> Vec<Place> {
         places(&self.graph, &self.work, &self.attempts)
     }
@@ -190,11 +192,13 @@ impl Scheduled {
     /// The graph is not valid.
     pub fn recut(&self, wishes: &Wishes) -> Result<Scheduled, PassError> {
         let hosts: HashSet<NodeId> = self.work.iter().filter_map(Work::host).collect();
-        let mut attempts = Vec::new();
-        let work = group(&self.graph, &|id| hosts.contains(&id), wishes, &mut attempts);
+        let on_host = |id| hosts.contains(&id);
+        let (mut graph, mut attempts) = (self.graph.clone(), Vec::new());
+        wishes.lay_out(&mut graph, &on_host);
+        let work = group(&graph, &on_host, wishes, &mut attempts);
         let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
-        let work = join_borders(&self.graph, work, wishes, &mut attempts);
-        Ok(Scheduled { graph: self.graph.clone(), work, attempts, asked: BTreeSet::new() })
+        let work = join_borders(&graph, work, wishes, &mut attempts);
+        Ok(Scheduled { graph, work, attempts, asked: BTreeSet::new(), wishes: wishes.clone() })
     }
 }
 
@@ -232,6 +236,7 @@ pub struct Cut {
     before: Graph,
     attempts: Vec<Attempt>,
     asked: BTreeSet<String>,
+    wishes: Wishes,
     host_reasons: Vec<(Origin, String)>,
 }
 
@@ -259,7 +264,8 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
     if let Some(e) = plan.verify().into_iter().next() {
         return Err(PassError::Plan(e.to_string()));
     }
-    let scheduled = Scheduled { graph: cut.before, work: cut.work, attempts: cut.attempts, asked: cut.asked };
+    let Cut { before, work, attempts, asked, wishes, .. } = cut;
+    let scheduled = Scheduled { graph: before, work, attempts, asked, wishes };
     Ok(Compiled { plan, weights, kernels, host_reasons, scheduled })
 }
 
@@ -327,6 +333,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
                 graph.set_layout(v, kiln_ir::Layout::row_major(rank));
             }
         }
+        wishes.lay_out(&mut graph, &|id| host.contains(&id));
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
         let work = if on_cpus { join_borders(&graph, work, &wishes, &mut attempts) } else { work };
@@ -387,24 +394,25 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             continue;
         }
         let regions = regions(&before, work.iter().filter_map(Work::host), targets)?;
-        return Ok(Cut { graph, work, kernels, regions, first: 0, before, attempts, asked, host_reasons });
+        return Ok(Cut { graph, work, kernels, regions, first: 0, before, attempts, asked, wishes, host_reasons });
     }
 }
 
-/// Takes what was measured of the places where fusion has a choice; whether anything is to be cut otherwise than it was.
+/// Takes what was measured of the places; whether anything is to be otherwise than it was. Of two places with a kernel in common one is
+/// taken: each was measured with the other as the rules have it.
 fn take_wishes(chosen: &Chosen<'_>, places: &[Place], (wishes, asked): (&mut Wishes, &mut BTreeSet<String>)) -> bool {
-    let mut new = false;
+    let mut changed: BTreeSet<ValueId> = BTreeSet::new();
     for place in places {
-        let cut = chosen(&place.key).and_then(|choice| choice.cut);
-        let value = place.cuts.iter().find(|(way, _)| Some(*way) == cut).map(|(_, value)| *value);
-        if let Some(value) = value
-            && wishes.ask(value, matches!(cut, Some(KernelCut::With(_))))
+        let boundary = chosen(&place.key).and_then(|choice| choice.boundary);
+        if let Some(other) = place.others.iter().find(|other| Some(other.boundary) == boundary)
+            && changed.is_disjoint(&other.kernels)
+            && wishes.ask(other.value, other.boundary)
         {
-            new = true;
+            changed.extend(&other.kernels);
             asked.insert(place.key.clone());
         }
     }
-    new
+    !changed.is_empty()
 }
 
 /// The graph without symbols that it does not mention and with names that no loop variable of a kernel has: those are a

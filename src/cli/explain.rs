@@ -11,7 +11,7 @@ use kiln::ir::plan::nominal;
 use kiln::passes::fusion::Attempt;
 use kiln::passes::group::{Group, Work};
 use kiln::passes::islands;
-use kiln::passes::kernel::{Machine, Space, preferred_layouts};
+use kiln::passes::kernel::{Arrangement, Machine, Space, preferred_layouts};
 use kiln::passes::pipeline::Scheduled;
 use kiln::runtime::cpu::CpuLevel;
 use kiln::{Compiled, Error, Source, emit};
@@ -221,6 +221,7 @@ impl<'a> Reader<'a> {
         let table = self.compiled.code.last().and_then(|c| c.table.0.get(k));
         Some(json!({
             "kernel": kernel.name, "what": kernel.what, "result": graph.ty(group.output).to_string(),
+            "arranged": self.scheduled().wishes.arrangement(group.output).map(Arrangement::name),
             "reads": group.inputs.iter().map(|&v| graph.ty(v).to_string()).collect::<Vec<_>>(),
             "nodes": nodes.collect::<Vec<_>>(), "fused": fused, "refused": refused, "not_taken_further": onward,
             "packed": packed.collect::<Vec<_>>(), "schedule": schedule, "operations": kernel.operations, "bytes": kernel.bytes,
@@ -264,6 +265,9 @@ fn text(report: &Value, full: bool) -> String {
     for k in kernels.iter().filter(|_| full) {
         let _ = writeln!(text, "{} ({}) makes {}", word(&k["kernel"]), word(&k["what"]), word(&k["result"]));
         let _ = writeln!(text, "  reads {}", words(&k["reads"]));
+        if let Some(arrangement) = k["arranged"].as_str() {
+            let _ = writeln!(text, "  its result lies {arrangement}: measurements found it quicker");
+        }
         for n in list(&k["nodes"]) {
             let _ = writeln!(text, "  node {} ({})", words(&n["origin"]), word(&n["op"]));
         }

@@ -15,9 +15,10 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Search faster schedules for a model's products and convolutions, and what to fuse, by running them on this machine
+/// Search what to fuse, how results lie in memory, and schedules of products and convolutions, by running them on this machine
 ///
-/// First the places where fusion has a choice are measured both ways, then schedules of the kernels that there are. Every trial is a line in the database before the next begins: a search that was killed goes on where it was. Then
+/// First the places where fusion or layout have a choice are measured in all ways, then schedules of the kernels that there are. Every
+/// trial is a line in the database before the next begins: a search that was killed goes on where it was. Then
 /// `kiln compile --tuning DB` takes the best. Trials run on one thread unless --threads says otherwise; keep the machine quiet.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -62,7 +63,7 @@ impl Args {
         let cpu = record::cpu_name();
         if self.shard.is_none() {
             // Where a search has decided what is fused, the kernels that then are there are tuned.
-            options.tuning = database_tuning(&path, &cpu)?.of_fusion();
+            options.tuning = database_tuning(&path, &cpu)?.of_boundaries();
         }
         let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         // The level of the code, which may be one below what was asked for.
@@ -90,7 +91,7 @@ impl Args {
         };
         let end = self.time.map(|t| Instant::now() + t);
         let fusion = self.fusion(&compiled, &places, &settings, (&mut database, end), talk)?;
-        let found = record::Tuning::of(&database.records, &settings.cpu).of_fusion();
+        let found = record::Tuning::of(&database.records, &settings.cpu).of_boundaries();
         if self.shard.is_none() && self.kernel.is_empty() && found != options.tuning {
             options.tuning = found;
             compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
@@ -113,7 +114,7 @@ impl Args {
         Ok(subjects.into_iter().filter(wanted).collect())
     }
 
-    /// Measures the places where fusion has a choice.
+    /// Measures the places where fusion or layout have a choice.
     fn fusion(
         &self,
         compiled: &kiln::Compiled,
@@ -123,7 +124,7 @@ impl Args {
         talk: Talk,
     ) -> Result<Vec<(Place, Outcome)>, Error> {
         let budget = self.machinery.budget();
-        let bar = bar(talk, places.len(), "kernels to cut");
+        let bar = bar(talk, places.len(), "kernels otherwise");
         let mut found = Vec::new();
         for place in places {
             if end.is_some_and(|end| Instant::now() >= end) {
@@ -249,7 +250,7 @@ fn text(report: &Value) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "fusion: {} kernels measured as they are and cut otherwise, {} are quicker otherwise",
+        "fusion and layout: {} kernels measured as they are and otherwise, {} are quicker otherwise",
         places.len(),
         changed.len()
     );

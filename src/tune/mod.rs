@@ -298,7 +298,7 @@ impl<'a> Search<'a> {
             panel: tile.panel,
             unroll: from(2).unroll,
             order: from(3).order,
-            cut: None,
+            boundary: None,
         };
         match bits >> 8 & 7 {
             0 | 1 => child.rows = other.rows,

@@ -1,7 +1,7 @@
-//! Measuring kernels cut otherwise than the rules of fusion have them.
+//! Measuring kernels that are cut, or lay their results out, otherwise than the rules have them.
 //!
-//! Invariant: what is compared are all kernels that differ between the cuts of one graph, whichever those are; each is measured as a
-//! search of its schedule does, and the cuts in turns.
+//! Invariant: what is compared are all kernels that differ between the ways of one graph, whichever those are; each is measured as a
+//! search of its schedule does, and the ways in turns.
 
 use super::record::{Database, Record};
 use super::trial::{Measured, Trials};
@@ -9,14 +9,14 @@ use super::{Outcome, Settings, TURNS, finished, hash, quickest};
 use crate::profile::Distribution;
 use crate::{Compiled, Error};
 use kiln_ir::graph::ValueId;
-use kiln_passes::boundary::{self, Wishes};
+use kiln_passes::boundary::{self, Other, Wishes};
 use kiln_passes::group::Group;
-use kiln_passes::kernel::{Choice, Cut, key};
+use kiln_passes::kernel::{Boundary, Choice, key};
 use kiln_passes::pipeline::Scheduled;
 use kiln_runtime::memory::Budget;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A kernel that could be cut otherwise.
+/// A kernel that could be cut, or lay its result out, otherwise.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// Hash of what identifies it.
@@ -28,14 +28,14 @@ pub struct Place {
     /// The type of its result.
     pub shape: String,
     /// The other ways, of the first of its kind.
-    cuts: Vec<(Cut, ValueId)>,
+    others: Vec<Other>,
 }
 
 /// The places of a compiled model, each distinct one once, in the order of the graph.
 pub fn places(compiled: &Compiled) -> Vec<Place> {
     let mut found: Vec<Place> = Vec::new();
     let mut known: BTreeMap<String, usize> = BTreeMap::new();
-    for boundary::Place { key, cuts, what, output } in compiled.scheduled.places() {
+    for boundary::Place { key, others, what, output } in compiled.scheduled.places() {
         let kernel = hash(key.as_bytes());
         if let Some(place) = known.get(&kernel).and_then(|&n| found.get_mut(n)) {
             place.count += 1;
@@ -43,7 +43,7 @@ pub fn places(compiled: &Compiled) -> Vec<Place> {
         }
         known.insert(kernel.clone(), found.len());
         let shape = compiled.scheduled.graph.ty(output).to_string();
-        found.push(Place { kernel, count: 1, what, shape, cuts });
+        found.push(Place { kernel, count: 1, what, shape, others });
     }
     found
 }
@@ -62,9 +62,9 @@ fn only_in<'n, 'a>(cut: &'n [(Name, &'a Group)], other: &[(Name, &Group)]) -> Ve
     cut.iter().filter(|(name, _)| !others.contains(name)).collect()
 }
 
-/// One cut: which of the kernels that the rules make stay, those that come, and what its turns took.
+/// One way: which of the kernels that the rules make stay, those that come, and what its turns took.
 struct Way<'a> {
-    cut: Cut,
+    boundary: Boundary,
     stay: Vec<usize>,
     come: Vec<Trials<'a>>,
     turns: Vec<Measured>,
@@ -85,14 +85,14 @@ pub fn measure(
         return Ok(Some(known));
     }
     let own = &compiled.scheduled;
-    let asked = |&(cut, value): &(Cut, ValueId)| {
+    let asked = |&Other { boundary, value, .. }: &Other| {
         let mut wishes = Wishes::default();
-        wishes.ask(value, matches!(cut, Cut::With(_)));
-        Ok((cut, own.recut(&wishes)?))
+        wishes.ask(value, boundary);
+        Ok((boundary, own.recut(&wishes)?))
     };
-    let others = place.cuts.iter().map(asked).collect::<Result<Vec<_>, Error>>()?;
+    let others = place.others.iter().map(asked).collect::<Result<Vec<_>, Error>>()?;
     let kernels = named(own);
-    let others: Vec<_> = others.iter().map(|(cut, other)| (*cut, other, named(other))).collect();
+    let others: Vec<_> = others.iter().map(|(boundary, other)| (*boundary, other, named(other))).collect();
     // For each of the other cuts which of the kernels that the rules make it does not have; what all of them have is of no account.
     let gone: Vec<BTreeSet<&Name>> =
         others.iter().map(|(.., of)| only_in(&kernels, of).into_iter().map(|(name, _)| name).collect()).collect();
@@ -101,12 +101,12 @@ pub fn measure(
     let trial = |cut, g| Trials::new(cut, g, settings.level, settings.threads, compiled.plan.weight_bytes, budget);
     let mut by_rules: Vec<Trials<'_>> = before.iter().map(|(_, g)| trial(own, g)).collect();
     let all = (0..before.len()).collect();
-    let mut ways = vec![Way { cut: Cut::Rules, stay: all, come: Vec::new(), turns: Vec::new() }];
-    for ((cut, other, of), gone) in others.iter().zip(&gone) {
+    let mut ways = vec![Way { boundary: Boundary::Rules, stay: all, come: Vec::new(), turns: Vec::new() }];
+    for ((boundary, other, of), gone) in others.iter().zip(&gone) {
         let stay = before.iter().enumerate().filter(|(_, (name, _))| !gone.contains(name)).map(|(n, _)| n).collect();
         let come: Vec<Trials<'_>> = only_in(of, &kernels).into_iter().map(|(_, g)| trial(other, g)).collect();
         if !come.is_empty() {
-            ways.push(Way { cut: *cut, stay, come, turns: Vec::new() });
+            ways.push(Way { boundary: *boundary, stay, come, turns: Vec::new() });
         }
     }
     for _ in 0..TURNS {
@@ -131,13 +131,13 @@ pub fn measure(
         return Ok(None);
     }
     let mut records: Vec<Record> = Vec::new();
-    for Way { cut, turns, .. } in ways {
+    for Way { boundary, turns, .. } in ways {
         let best = quickest(turns)?;
         let blank = settings.record(&place.kernel, &place.what, &place.shape).timed(&best.time);
-        let default = cut == Cut::Rules;
-        // Of those that are equally quick the rules of fusion are preferred.
+        let default = boundary == Boundary::Rules;
+        // Of those that are equally quick the rules are preferred.
         let estimate = if default { 0.0 } else { 1.0 };
-        let schedule = Choice { cut: Some(cut), ..Choice::default() }.to_string();
+        let schedule = Choice { boundary: Some(boundary), ..Choice::default() }.to_string();
         records.push(Record { schedule, default, estimate, last: true, code: best.code, ..blank });
     }
     let count = records.len();

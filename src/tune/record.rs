@@ -212,10 +212,10 @@ impl Tuning {
         Tuning { choices: kernels.iter().filter_map(best).collect() }
     }
 
-    /// What it says of fusion alone.
+    /// What it says of fusion and layouts alone.
     #[must_use]
-    pub fn of_fusion(&self) -> Tuning {
-        let choices = self.choices.iter().filter(|(_, choice)| choice.cut.is_some());
+    pub fn of_boundaries(&self) -> Tuning {
+        let choices = self.choices.iter().filter(|(_, choice)| choice.boundary.is_some());
         Tuning { choices: choices.map(|(k, c)| (k.clone(), *c)).collect() }
     }
 

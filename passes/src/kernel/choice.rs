@@ -9,6 +9,7 @@ use super::schedule::{Machine, Schedule};
 use super::{panel_width, preferred_layouts};
 use crate::group::Group;
 use kiln_ir::graph::{Graph, NodeId, TensorType, ValueId};
+use kiln_ir::layout::Layout;
 use kiln_ir::ops::Op;
 use std::fmt;
 use std::str::FromStr;
@@ -46,7 +47,7 @@ impl Order {
 /// What is chosen of a fold's schedule.
 ///
 /// The text form names what is chosen: `rows=12 columns=32 panel=32 unroll=4 order=columns`, or of a
-/// [`Place`](crate::boundary::Place) `cut=apart3`.
+/// [`Place`](crate::boundary::Place) `cut=apart3` or `result=last`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Choice {
     /// Rows of a register tile.
@@ -59,39 +60,84 @@ pub struct Choice {
     pub unroll: Option<i64>,
     /// Order of the tiles.
     pub order: Option<Order>,
-    /// Where a kernel ends.
-    pub cut: Option<Cut>,
+    /// Where a kernel ends, and how its result lies.
+    pub boundary: Option<Boundary>,
 }
 
 /// Bounds of the numbers in a choice: beyond them code would grow without end.
 const MOST: [(&str, i64); 4] = [("rows", 64), ("columns", 1024), ("panel", 4096), ("unroll", 32)];
 
-/// Where a kernel ends.
+/// What lies between a kernel and its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Cut {
-    /// Where the rules of fusion say.
+pub enum Boundary {
+    /// Where the rules of fusion and the layout pass have it.
     Rules,
     /// Before the readers of its n-th op, in the order of the graph: that op's result is stored.
     Apart(usize),
     /// Its n-th operand is computed in it.
     With(usize),
+    /// Its result lies otherwise in memory.
+    Result(Arrangement),
 }
 
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// An order of a value's axes in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Arrangement {
+    /// Row-major.
+    Rows,
+    /// Channels-last.
+    Last,
+    /// Row-major but for the two innermost axes, which change places.
+    Turned,
+}
+
+impl Arrangement {
+    /// All of them.
+    pub const ALL: [Arrangement; 3] = [Arrangement::Rows, Arrangement::Last, Arrangement::Turned];
+
+    /// The layout of a value with that many axes.
+    pub fn layout(self, rank: usize) -> Layout {
         match self {
-            Cut::Rules => f.write_str("rules"),
-            Cut::Apart(n) => write!(f, "apart{n}"),
-            Cut::With(n) => write!(f, "with{n}"),
+            Arrangement::Rows => Layout::row_major(rank),
+            Arrangement::Last => Layout::channels_last(rank),
+            Arrangement::Turned => {
+                let mut layout = Layout::row_major(rank);
+                layout.order.swap(rank.saturating_sub(2), rank.saturating_sub(1));
+                layout
+            }
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arrangement::Rows => "rows",
+            Arrangement::Last => "last",
+            Arrangement::Turned => "turned",
         }
     }
 }
 
-impl Cut {
-    fn parse(text: &str) -> Option<Cut> {
-        let number = |name: &str| text.strip_prefix(name)?.parse().ok();
-        let rules = (text == "rules").then_some(Cut::Rules);
-        rules.or_else(|| number("apart").map(Cut::Apart)).or_else(|| number("with").map(Cut::With))
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Boundary::Rules => f.write_str("cut=rules"),
+            Boundary::Apart(n) => write!(f, "cut=apart{n}"),
+            Boundary::With(n) => write!(f, "cut=with{n}"),
+            Boundary::Result(arrangement) => write!(f, "result={}", arrangement.name()),
+        }
+    }
+}
+
+impl Boundary {
+    fn parse(name: &str, value: &str) -> Option<Boundary> {
+        let number = |name: &str| value.strip_prefix(name)?.parse().ok();
+        match (name, value) {
+            ("result", _) => Arrangement::ALL.into_iter().find(|a| a.name() == value).map(Boundary::Result),
+            ("cut", "rules") => Some(Boundary::Rules),
+            ("cut", _) => number("apart").map(Boundary::Apart).or_else(|| number("with").map(Boundary::With)),
+            _ => None,
+        }
     }
 }
 
@@ -102,11 +148,11 @@ pub struct ChoiceError(pub String);
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choice { rows, columns, panel, unroll, order, cut } = self;
+        let Choice { rows, columns, panel, unroll, order, boundary } = self;
         let numbers = MOST.iter().map(|m| m.0).zip([rows, columns, panel, unroll]);
         let mut words: Vec<String> = numbers.filter_map(|(name, n)| n.map(|n| format!("{name}={n}"))).collect();
         words.extend(order.map(|order| format!("order={}", order.name())));
-        words.extend(cut.map(|cut| format!("cut={cut}")));
+        words.extend(boundary.map(|boundary| boundary.to_string()));
         f.write_str(&words.join(" "))
     }
 }
@@ -123,8 +169,8 @@ impl FromStr for Choice {
                 choice.order = Some(Order::ALL.into_iter().find(|o| o.name() == value).ok_or_else(fail)?);
                 continue;
             }
-            if name == "cut" {
-                choice.cut = Some(Cut::parse(value).ok_or_else(fail)?);
+            if matches!(name, "cut" | "result") {
+                choice.boundary = Some(Boundary::parse(name, value).ok_or_else(fail)?);
                 continue;
             }
             let most = MOST.iter().find(|m| m.0 == name).ok_or_else(fail)?.1;
@@ -244,7 +290,7 @@ impl Space {
             panel: panel.filter(|&w| w > 1),
             unroll: Some(schedule.unroll),
             order: Some(order),
-            cut: None,
+            boundary: None,
         };
         Some(Space {
             rows,
@@ -303,7 +349,7 @@ impl Space {
                             panel: self.packs.then_some(c * p),
                             unroll: Some(u),
                             order: Some(order),
-                            cut: None,
+                            boundary: None,
                         };
                         all.push(choice);
                     }
@@ -368,13 +414,27 @@ mod tests {
         let full: Choice = "rows=12 columns=32 panel=64 unroll=4 order=outer".parse().unwrap();
         assert_eq!(full.to_string().parse(), Ok(full));
         assert_eq!("".parse(), Ok(Choice::default()));
-        for (text, cut) in [("rules", Cut::Rules), ("apart12", Cut::Apart(12)), ("with0", Cut::With(0))] {
-            let choice: Choice = format!("cut={text}").parse().unwrap();
-            assert_eq!((choice.cut, choice.to_string()), (Some(cut), format!("cut={text}")));
+        let cuts =
+            [("cut=rules", Boundary::Rules), ("cut=apart12", Boundary::Apart(12)), ("cut=with0", Boundary::With(0))];
+        let laid = [("result=turned", Boundary::Result(Arrangement::Turned))];
+        for (text, boundary) in cuts.into_iter().chain(laid) {
+            let choice: Choice = text.parse().unwrap();
+            assert_eq!((choice.boundary, choice.to_string()), (Some(boundary), text.to_string()));
         }
         let one: Choice = "order=rows".parse().unwrap();
         assert_eq!(one.to_string(), "order=rows");
-        for bad in ["rows", "rows=0", "rows=65", "rows=x", "order=up", "deep=1", "unroll=-1", "cut=apart", "cut=x1"] {
+        for bad in [
+            "rows",
+            "rows=0",
+            "rows=65",
+            "rows=x",
+            "order=up",
+            "deep=1",
+            "unroll=-1",
+            "cut=apart",
+            "cut=x1",
+            "result=up",
+        ] {
             assert_eq!(bad.parse::<Choice>(), Err(ChoiceError(bad.into())));
         }
     }

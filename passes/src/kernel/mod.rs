@@ -38,7 +38,7 @@ use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, For, Part, Stmt, TileId, TileProgram};
 use matrix::Unit;
 
-pub use choice::{Choice, ChoiceError, Cut, Order, Space, VERSION as SCHEDULE_VERSION, key};
+pub use choice::{Arrangement, Boundary, Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub(crate) use forms::has_few_bits;
 pub(crate) use gpu::symbols;
 pub use schedule::{Gpu, Machine, Schedule};
