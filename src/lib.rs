@@ -219,7 +219,7 @@ fn compile_with(
     let (mut recorded, hashes) = (provenance::record(options), provenance::hashes());
     let used = used(&options.tuning, &scheduled);
     if !used.choices.is_empty() {
-        recorded.insert("tuning".into(), used.to_string());
+        recorded.insert(provenance::TUNING.into(), used.to_string());
     }
     let manifest = Manifest { compiler: VERSION.into(), options: recorded, hashes };
     Ok(Compiled { graph, plan, weights, code, notes, manifest, golden: None, sbom: None, scheduled })

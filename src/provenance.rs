@@ -4,6 +4,8 @@
 //! machine or the moment. Options that this build does not know are an error, never left out.
 
 use crate::gpu::stored;
+use crate::quantize::onnx::Plain;
+use crate::tune::record::Tuning;
 use crate::{Activations, Compiled, Error, Options, VERSION};
 use kiln_frontend::onnx::model::Model;
 use kiln_runtime::artifact::{self, Artifact};
@@ -21,6 +23,28 @@ const COMPILER: &str = "compiler";
 pub const ORDER: &str = "order";
 /// See [`ORDER`].
 pub(crate) const LEAST_MEMORY: &str = "least memory";
+
+/// The option that says what was taken from a tuning database.
+pub(crate) const TUNING: &str = "tuning";
+
+/// The option that says how the model's weights were rounded before it was compiled, as a [`Plain`].
+const QUANTIZED: &str = "quantized";
+
+/// How the model's weights were rounded before an artifact was compiled, where they were.
+///
+/// # Errors
+/// [`Error::Data`] where this build does not know it.
+pub fn quantized(recorded: &BTreeMap<String, String>) -> Result<Option<Plain>, Error> {
+    recorded.get(QUANTIZED).map(|text| text.parse()).transpose()
+}
+
+/// What an artifact took from a tuning database.
+///
+/// # Errors
+/// [`Error::Data`] where this build does not know it.
+pub fn tuning(recorded: &BTreeMap<String, String>) -> Result<Tuning, Error> {
+    recorded.get(TUNING).map_or(Ok(Tuning::default()), |text| text.parse())
+}
 
 /// The options as an artifact states them.
 pub(crate) fn record(options: &Options) -> BTreeMap<String, String> {
@@ -66,9 +90,10 @@ pub fn recall(recorded: &BTreeMap<String, String>, threads: usize) -> Result<Opt
             "activations" => options.activations = value.parse().map_err(|e: String| broken(&e))?,
             "bind" => options.bind = serde_json::from_str(value).map_err(|e| broken(&e))?,
             "shapes" => options.shapes = serde_json::from_str(value).map_err(|e| broken(&e))?,
-            "tuning" => options.tuning = value.parse()?,
+            TUNING => options.tuning = value.parse()?,
             // What is done to a compiled program, not options of its compilation.
             ORDER if value == LEAST_MEMORY => {}
+            QUANTIZED => _ = value.parse::<Plain>()?,
             stored::OPTION => _ = stored::targets(value)?,
             "tap" => options.taps = serde_json::from_str(value).map_err(|e| broken(&e))?,
             _ => {
@@ -107,6 +132,11 @@ pub fn check_model(artifact: &Artifact, file: &[u8]) -> Result<(), Error> {
 }
 
 impl Compiled {
+    /// States how the model's weights were rounded before it was compiled.
+    pub fn record_quantized(&mut self, plain: Plain) {
+        self.manifest.options.insert(QUANTIZED.into(), plain.to_string());
+    }
+
     /// States which file the model came from: its hash, and the bill of materials.
     pub fn record_model(&mut self, file: &[u8], model: &Model) {
         let hash = model_hash(file);

@@ -13,7 +13,7 @@ use kiln::lm::LanguageModel;
 use kiln::nn::CacheElement;
 use kiln::onnx::model::Model;
 use kiln::tune::record::{self, Tuning};
-use kiln::{Compiled, Error, Options, Source};
+use kiln::{Compiled, Error, Options, Source, provenance};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -159,7 +159,7 @@ impl Args {
             Some(written) => written.files.first().map_or(0, |(_, bytes)| *bytes),
         };
         if !self.tuning.is_empty() {
-            let used = compiled.manifest.options.get("tuning").map_or(0, |t| t.split("; ").count());
+            let used = provenance::tuning(&compiled.manifest.options)?.choices.len();
             talk.say(format_args!("{used} schedules are from the tuning database"));
         }
         self.report(&[("", &compiled)], library.as_ref(), (compiled.plan.weight_bytes, bytes), start, talk)

@@ -72,7 +72,10 @@ impl Args {
         };
         provenance::check_model(file, bytes)?;
         let mut observer = Progress::new(talk);
-        let mut compiled = kiln::compile(&onnx, options, &mut observer)?;
+        let plain = provenance::quantized(file.options())?;
+        let quantized = plain.map(|plain| plain.apply(&onnx, options.threads)).transpose()?;
+        let mut compiled = kiln::compile(quantized.as_ref().unwrap_or(&onnx), options, &mut observer)?;
+        plain.into_iter().for_each(|plain| compiled.record_quantized(plain));
         compiled.record_model(bytes, &onnx);
         if file.options().contains_key(provenance::ORDER) {
             compiled.save_memory();
@@ -85,7 +88,8 @@ impl Args {
             None => Ok(Arc::new(compiled.to_artifact()?)),
             Some(gpus) => {
                 let targets = stored::targets(gpus)?;
-                stored::bundle(&onnx, compiled, options, &targets, &mut observer)?.into_artifact()
+                stored::bundle(quantized.as_ref().unwrap_or(&onnx), compiled, options, &targets, &mut observer)?
+                    .into_artifact()
             }
         }
     }

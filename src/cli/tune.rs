@@ -200,7 +200,8 @@ fn json(
     };
     let logs: Vec<f64> = pairs().map(|(_, o)| o.gain().ln()).collect();
     let mean = if logs.is_empty() { 1.0 } else { (logs.iter().sum::<f64>() / logs.len() as f64).exp() };
-    let sum = |of: &dyn Fn(&Outcome) -> f64| pairs().map(|(s, o)| of(o) * s.count as f64 / 1e3).sum::<f64>();
+    // The sum of nothing would be -0.
+    let sum = |of: &dyn Fn(&Outcome) -> f64| pairs().map(|(s, o)| of(o) * s.count as f64 / 1e3).fold(0.0, |a, b| a + b);
     let (before, after) = (sum(&|o| o.default.p20_ns), sum(&|o| o.best.p20_ns));
     json!({
         "db": path.display().to_string(), "level": settings.level.name(), "threads": settings.threads, "cpu": settings.cpu,

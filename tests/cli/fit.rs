@@ -110,3 +110,18 @@ fn budgets_are_met_or_it_is_said_what_is_not() {
     let text = kiln!("inspect", &model).succeeds().out;
     assert!(text.contains("peak memory of weights and a run"), "{text}");
 }
+
+#[test]
+fn an_artifact_of_few_bits_is_made_again_from_the_users_model() {
+    let place = Place::new();
+    let nodes = vec![node("product", "MatMul", &["x", "w"], &["y"])];
+    let (x, y) = (floats("x", &[2, 512]), floats("y", &[2, 512]));
+    let model = place.write("m.onnx", &model(graph(nodes, vec![x], vec![y], vec![weight("w", &[512, 512])])));
+    let out = place.path("o.kiln");
+    // As f32 the weights take 1 MB, as bf16 half of that.
+    for (ram, precision) in [("400K", "int8 weights"), ("250K", "int4 weights")] {
+        let found = kiln!("fit", &model, "--ram", ram, "--max-drop", "1", "--seconds", "0.01", "-o", &out, "--json");
+        assert_eq!(found.succeeds().json()["chosen"]["precision"], precision);
+        assert_eq!(kiln!("rebuild", &out, "--model", &model, "--json").succeeds().json()["same"], true);
+    }
+}

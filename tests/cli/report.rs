@@ -137,6 +137,7 @@ fn reports_show_everything_at_two_widths_and_in_two_themes() {
     kiln!("tune", &model, "--db", &db, "--trials", "4").succeeds();
     kiln!("report", &model, "-o", &page, "--runs", "5", "--tuning", &db).succeeds();
     let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains(r#""rules":"cut=rules""#), "the places that were measured");
     assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("src="), "it loads something");
     // An artifact has a report too, with the same sections and fusions, but not the compiler's reasons.
     let (artifact, second) = (place.path("net.kiln"), place.path("a.html"));

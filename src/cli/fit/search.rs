@@ -9,11 +9,9 @@ use kiln::data::From;
 use kiln::fit::Footprint;
 use kiln::ir::Tensor;
 use kiln::onnx::model::Model as Onnx;
-use kiln::passes::quantize::{Grid, RangeMethod};
 use kiln::profile::Distribution;
 use kiln::quantize::metric::{Metric, compare};
-use kiln::quantize::onnx::{Activations, Prepared, Runs, Sample, Settings};
-use kiln::quantize::{Method, WeightOptions};
+use kiln::quantize::onnx::{Plain, Sample};
 use kiln::runtime::cpu::CpuLevel;
 use kiln::runtime::engine::{Context, ModelOptions};
 use kiln::runtime::memory::Budget;
@@ -30,24 +28,28 @@ enum Rounding {
     None,
     /// Factors of products rounded to bf16.
     Bf16,
-    /// Weights of a number of bits in groups (0: one scale for each output); activations of 8 bits, too, or not rounded.
-    Integers { bits: u32, group: usize, activations: bool },
+    /// Weights of a number of bits, with activations of 8 bits or as they are.
+    Integers(Plain),
+}
+
+const fn integers(bits: u32, group: usize, activations: bool) -> Rounding {
+    Rounding::Integers(Plain { bits, group, activations })
 }
 
 /// What is tried, in this order.
 const ROUNDINGS: [(&str, Rounding); 5] = [
     ("f32", Rounding::None),
     ("bf16", Rounding::Bf16),
-    ("int8 weights", Rounding::Integers { bits: 8, group: 0, activations: false }),
-    ("int8", Rounding::Integers { bits: 8, group: 0, activations: true }),
-    ("int4 weights", Rounding::Integers { bits: 4, group: 32, activations: false }),
+    ("int8 weights", integers(8, 0, false)),
+    ("int8", integers(8, 0, true)),
+    ("int4 weights", integers(4, 32, false)),
 ];
 
 /// A model as it can be compiled in one precision.
 struct Variant {
     precision: &'static str,
-    /// Where it is not the user's own.
-    model: Option<Onnx>,
+    /// Where it is not the user's own: the model with weights of few bits.
+    model: Option<(Plain, Onnx)>,
     options: Options,
     drop: f64,
 }
@@ -119,7 +121,7 @@ impl<'a> Search<'a> {
             match self.precision(precision, rounding) {
                 Ok(None) => {}
                 Err(error @ (Error::Usage(_) | Error::Unsupported(_) | Error::Import(_) | Error::Data { .. }))
-                    if matches!(rounding, Rounding::Integers { .. }) =>
+                    if matches!(rounding, Rounding::Integers(_)) =>
                 {
                     self.notes.push(format!("no {precision}: {error}"));
                 }
@@ -134,8 +136,8 @@ impl<'a> Search<'a> {
         match rounding {
             Rounding::None => {}
             Rounding::Bf16 => options.precision = kiln::Precision::Bf16,
-            Rounding::Integers { bits, group, activations } => {
-                model = Some(self.quantized(bits, group, activations)?)
+            Rounding::Integers(plain) => {
+                model = Some((plain, plain.apply(&self.onnx, self.args.machinery.threads())?));
             }
         }
         let exact = rounding == Rounding::None;
@@ -164,35 +166,16 @@ impl<'a> Search<'a> {
         Ok(found.map(|n| (n, compiled)))
     }
 
-    /// The program of a model, which is the user's where no other is given; that one it can be made from again.
-    fn compile(&self, model: Option<&Onnx>, options: &Options) -> Result<Compiled, Error> {
+    /// The program of the user's model, or of what was made of it. It can be made from the user's again.
+    fn compile(&self, model: Option<&(Plain, Onnx)>, options: &Options) -> Result<Compiled, Error> {
         let (watching, machinery) = (&self.args.watching, &self.args.machinery);
-        let mut compiled = options::compile(model.unwrap_or(&self.onnx), options, watching, machinery, self.talk)?;
-        if let (None, Source::Model { bytes, .. }) = (model, &self.source) {
+        let onnx = model.map_or(&self.onnx, |(_, onnx)| onnx);
+        let mut compiled = options::compile(onnx, options, watching, machinery, self.talk)?;
+        if let Source::Model { bytes, .. } = &self.source {
             compiled.record_model(bytes, &self.onnx);
         }
+        model.into_iter().for_each(|(plain, _)| compiled.record_quantized(*plain));
         Ok(compiled)
-    }
-
-    /// The model with weights of few bits.
-    fn quantized(&self, bits: u32, group: usize, activations: bool) -> Result<Onnx, Error> {
-        let threads = self.args.machinery.threads();
-        let grid = Grid::Symmetric(bits);
-        let settings = Settings {
-            weights: WeightOptions { grid, group, method: Method::Nearest, threads },
-            activations: if activations { Activations::Dynamic } else { Activations::Float },
-            ranges: RangeMethod::MinMax,
-            per_tensor: false,
-            bias_correction: false,
-            equalise: false,
-            smooth: None,
-            prune: None,
-            skip: Vec::new(),
-        };
-        let runs = Runs { options: self.options.clone(), place: (self.level, threads), budget: self.budget.clone() };
-        let mut observer = options::Progress::new(self.talk);
-        let prepared = Prepared::new(&self.onnx, &settings, &[], &runs, &mut observer)?;
-        Ok(prepared.quantized(&|_| Some(grid))?.0)
     }
 
     /// What a program loses by the metric.

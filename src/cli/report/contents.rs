@@ -13,7 +13,7 @@ use kiln::runtime::engine::{LoadError, Model};
 use kiln::tune::record::{self, Record, best_of};
 use kiln::{Error, VERSION, gpu};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Everything that a report is made of.
 pub struct Contents<'a> {
@@ -29,6 +29,8 @@ pub struct Contents<'a> {
     pub explained: Vec<Option<Value>>,
     pub accuracy: Accuracy,
     pub records: &'a [Record],
+    /// The hashes of places where fusion and layout have a choice.
+    pub places: BTreeSet<String>,
     pub gpu: Option<&'a gpu::Compiled>,
 }
 
@@ -217,7 +219,20 @@ impl Contents<'_> {
                          "trials": trials.collect::<Vec<_>>() }))
         };
         let of_model: Vec<Value> = by_key.iter().filter_map(kernel).collect();
-        json!({ "records": self.records.len(), "kernels": of_model })
+        let place = |(key, records): (&&str, &Vec<&Record>)| {
+            let first = records.first().filter(|_| self.places.contains(*key))?;
+            let usable: Vec<&Record> = records.iter().copied().filter(|r| r.stale(&cpu).is_none()).collect();
+            let mut ways: BTreeMap<&str, f64> = BTreeMap::new();
+            for r in records {
+                let least = ways.entry(&r.schedule).or_insert(r.p20_ns);
+                *least = least.min(r.p20_ns);
+            }
+            let rules = records.iter().find(|r| r.default).map(|r| &r.schedule);
+            Some(json!({ "what": first.what, "value": first.shapes, "rules": rules, "ways": ways,
+                         "chosen": best_of(&usable).map(|r| &r.schedule) }))
+        };
+        let places: Vec<Value> = by_key.iter().filter_map(place).collect();
+        json!({ "records": self.records.len(), "kernels": of_model, "places": places })
     }
 
     fn gpu(&self) -> Value {

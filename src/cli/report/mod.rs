@@ -23,10 +23,10 @@ use kiln::runtime::artifact::{self, Artifact};
 use kiln::runtime::cpu::CpuLevel;
 use kiln::runtime::engine::{Context, LoadError, Model, ModelOptions};
 use kiln::runtime::memory::Budget;
-use kiln::tune::record;
-use kiln::{Compiled, Error, Source, peaks};
+use kiln::tune::{places, record};
+use kiln::{Compiled, Error, Source, peaks, provenance};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +75,16 @@ struct Subject {
     gpu: Option<gpu::Compiled>,
 }
 
+impl Subject {
+    /// The hashes of the places where fusion and layout have a choice, and of those where a measurement decided.
+    fn places(&self) -> Result<BTreeSet<String>, Error> {
+        let decided = provenance::tuning(self.artifact.options())?.of_boundaries();
+        let mut all: BTreeSet<String> = decided.choices.into_keys().map(|(place, _)| place).collect();
+        all.extend(self.compiled.iter().flat_map(places::places).map(|place| place.kernel));
+        Ok(all)
+    }
+}
+
 impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let time = Duration::try_from_secs_f64(self.seconds)
@@ -113,6 +123,7 @@ impl Args {
             explained,
             accuracy,
             records: &records,
+            places: subject.places()?,
             gpu: subject.gpu.as_ref(),
         };
         let data = contents.json()?;

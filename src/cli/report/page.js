@@ -362,7 +362,7 @@ function accuracy() {
 function tuning() {
   const t = data.tuning;
   if (!t.records) return;
-  if (!t.kernels.length) { section("tuning", "Tuning", `None of the ${t.records} trials is of a kernel of this model on ${data.level}.`); return; }
+  if (!t.kernels.length && !t.places.length) { section("tuning", "Tuning", `None of the ${t.records} trials is of a kernel of this model on ${data.level}.`); return; }
   const small = el("div", { class: "small" });
   section("tuning", "Tuning", `Trials of ${plural(t.kernels.length, "kernel")} in the order in which they were made, the kernels that gained most first; the line is the best so far, the dashed one the cost model's own schedule.`, small);
   const own_of = (k) => Math.min(...k.trials.filter((r) => r.default).map((r) => r.ns)), best_of = (k) => Math.min(...k.trials.map((r) => r.ns));
@@ -385,6 +385,25 @@ function tuning() {
       return svg;
     });
   }
+  boundaries(t.places);
+}
+
+function boundaries(places) {
+  if (!places.length) return;
+  const own = (p) => p.ways[p.rules], others = (p) => Object.entries(p.ways).filter(([way]) => way !== p.rules).sort((a, b) => a[1] - b[1]);
+  const gain = (p) => (others(p).length ? own(p) / others(p)[0][1] : 0);
+  const columns = [
+    { name: "kernel", class: "left wrap", up: true, key: (p) => p.what, cell: (p) => p.what },
+    { name: "result", class: "left wide", up: true, key: (p) => p.value, cell: (p) => el("span", { class: "mono" }, short(p.value)) },
+    { name: "by the rules", key: own, cell: (p) => time(own(p) / 1000) },
+    { name: "quickest otherwise", key: (p) => (others(p)[0] || [, 0])[1], cell: (p) => others(p).slice(0, 1).map(([way, ns]) => `${time(ns / 1000)} ${way}`).join("") },
+    { name: "ratio", key: gain, cell: (p) => gain(p).toFixed(2) },
+    { name: "taken", class: "left wide", key: (p) => p.chosen || "", cell: (p) => p.chosen || "the rules" },
+  ];
+  const show = (p) => panel(p.what, [el("p", { class: "mono" }, p.value), el("pre", {}, [[p.rules, own(p)], ...others(p)].map(([way, ns]) => `${time(ns / 1000).padStart(10)}  ${way}`).join("\n"))]);
+  const made = sortable(columns, places, show, 25);
+  made.sort(4, false);
+  section("boundaries", "Fusion and layout, measured", `${plural(places.length, "kernel")} as the rules of fusion and layout have ${places.length === 1 ? "it" : "them"}, and otherwise: cut in two, joined with a neighbour, or with the result in another order in memory. A time is that of all kernels that differ; a line opens all ways.`, made.node);
 }
 
 function gpu() {

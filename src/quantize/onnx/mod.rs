@@ -5,6 +5,7 @@
 mod calibrate;
 mod equalise;
 mod layers;
+mod plain;
 mod prepare;
 mod raise;
 mod rewrite;
@@ -12,6 +13,7 @@ mod rewrite;
 pub use calibrate::{Calibration, Runs, Sample, Seen, samples};
 pub use equalise::{equalise, smooth};
 pub use layers::{Kind, Layer, layers};
+pub use plain::Plain;
 pub use prepare::{Prepared, Prune, PruneReport, Settings};
 pub use raise::raise;
 pub use rewrite::{Recipe, rewrite};
