@@ -17,6 +17,7 @@ mod layers;
 pub mod layout;
 pub mod lower;
 pub mod memory;
+mod nibbles;
 pub mod pipeline;
 pub mod plan;
 pub mod quantize;

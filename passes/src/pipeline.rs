@@ -12,6 +12,7 @@ use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
 use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
+use crate::nibbles::keep_nibbles;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
 use crate::rewrite;
@@ -347,6 +348,9 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         let mut work = work;
         if let Some(half) = halves_of(targets) {
             keep_halves(&mut graph, &mut work, half);
+        }
+        if on_gpus {
+            keep_nibbles(&mut graph, &mut work);
         }
         let groups: Vec<_> = groups(&work).collect();
         let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();

@@ -127,6 +127,7 @@ impl Emitter<'_> {
         }
         let (a, b) = (self.register(a), self.operand(b));
         let name = match op {
+            BinaryOp::Dot4 => return self.out.line(format!("dp4a.u32.s32 \t{target}, {a}, {b}, 0")),
             BinaryOp::Add if float => "add.rn.f32".to_string(),
             BinaryOp::Sub if float => "sub.rn.f32".to_string(),
             BinaryOp::Mul if float => "mul.rn.f32".to_string(),
@@ -142,7 +143,7 @@ impl Emitter<'_> {
                 format!("setp.{}.{ty}", op.name())
             }
             BinaryOp::Rem | BinaryOp::Mod | BinaryOp::Pow | BinaryOp::Shl | BinaryOp::Shr => return,
-            BinaryOp::Dot4 | BinaryOp::Pair | BinaryOp::Dot2 => return,
+            BinaryOp::Pair | BinaryOp::Dot2 => return,
         };
         self.out.line(format!("{name} \t{target}, {a}, {b}"));
     }

@@ -301,6 +301,17 @@ impl Graph {
         }
     }
 
+    /// Puts another constant, whose type may differ, in the place of one; the caller sees to it that everything which reads it reads the
+    /// new one.
+    pub fn replace_constant(&mut self, id: ValueId, constant: Tensor) {
+        let value = &mut self.values[id];
+        if let Definition::Constant(held) = &mut value.definition {
+            let dims = constant.shape().iter().map(|&e| Expr::from(e)).collect();
+            value.ty = TensorType::new(constant.dtype(), dims);
+            *held = constant;
+        }
+    }
+
     /// A node.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id]

@@ -81,7 +81,7 @@ fn binary_is_defined(op: BinaryOp, dtype: DType) -> bool {
     match dtype {
         DType::F32 => op.is_comparison() || matches!(op, Add | Sub | Mul | Div | Min | Max),
         DType::Bool => matches!(op, And | Or | Xor | Eq | Ne),
-        other => is_int(other) && op != Pow,
+        other => is_int(other) && op != Pow && (op != Dot4 || other == DType::I32),
     }
 }
 

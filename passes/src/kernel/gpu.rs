@@ -44,6 +44,9 @@ const ROWS: i64 = 1024;
 /// Folds longer than this are shared by threads where neighbouring results do not read neighbouring elements.
 const LONG_FOLD: i64 = 32;
 
+/// Rows, columns and places of a fold from which a product is one of tiles.
+pub(crate) const LEAST_TILE: i64 = 8;
+
 /// Axes of a tile.
 pub(super) const DOWN: usize = 0;
 pub(super) const ACROSS: usize = 1;
@@ -99,7 +102,7 @@ pub(super) fn below(index: &Expr, end: &Expr, block: i64) -> Option<Less> {
 }
 
 /// How the operands of a sum of products walk along the nest.
-pub(super) struct Operands {
+pub(crate) struct Operands {
     pub left: Id<Scalar>,
     pub right: Id<Scalar>,
     pub rows: Vec<Axis>,
@@ -388,7 +391,7 @@ impl Builder<'_> {
     fn matrix(&mut self, nest: &FlatNest, o: &Operands) -> Option<()> {
         let guess = |axes: &[Axis]| axes.iter().map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
         let (m, n, k) = (guess(&o.rows), guess(&o.columns), guess(&nest.folds));
-        if m < 8 || n < 8 || k < 8 {
+        if m < LEAST_TILE || n < LEAST_TILE || k < LEAST_TILE {
             return None;
         }
         if self.matrix_of_groups(nest, o, [m, n, k]).is_some() {
@@ -551,7 +554,7 @@ fn is_by_fold(nest: &FlatNest) -> bool {
 }
 
 /// The operands of a sum of products of f32 of which each walks along an axis of its own.
-pub(super) fn operands(nest: &FlatNest) -> Option<Operands> {
+pub(crate) fn operands(nest: &FlatNest) -> Option<Operands> {
     let code = &nest.body;
     let Scalar::Binary(_, a, b) = code.node(code.result()) else { return None };
     if !is_product_sum(nest) || code.dtype(code.result()) != DType::F32 {
@@ -582,6 +585,12 @@ pub(super) fn operands(nest: &FlatNest) -> Option<Operands> {
 /// The symbols that a node depends on.
 pub(crate) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
     let mut found = BTreeSet::new();
+    for_each_expr(code, id, &mut |e| e.for_each_symbol(&mut |s| _ = found.insert(s.clone())));
+    found
+}
+
+/// Calls `see` with each expression that a node depends on.
+pub(super) fn for_each_expr<'c>(code: &'c Code, id: Id<Scalar>, see: &mut dyn FnMut(&'c Expr)) {
     let mut open = vec![id];
     let mut seen = BTreeSet::new();
     while let Some(id) = open.pop() {
@@ -589,7 +598,6 @@ pub(crate) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
             continue;
         }
         let node = code.node(id);
-        let mut see = |e: &Expr| e.for_each_symbol(&mut |s| _ = found.insert(s.clone()));
         match node {
             Scalar::Load(_, coords) => coords.iter().for_each(|c| {
                 if let Coord::Index(e) = c {
@@ -606,11 +614,10 @@ pub(crate) fn symbols(code: &Code, id: Id<Scalar>) -> BTreeSet<Symbol> {
         }
         open.extend(node.operands());
     }
-    found
 }
 
 /// The statements of a region without operations that it has twice: stages read the same elements.
-fn without_repeats(program: &mut TileProgram, body: Vec<Stmt>) -> Vec<Stmt> {
+pub(super) fn without_repeats(program: &mut TileProgram, body: Vec<Stmt>) -> Vec<Stmt> {
     let mut known: HashMap<String, TileId> = HashMap::new();
     let mut same: HashMap<TileId, TileId> = HashMap::new();
     let mut kept = Vec::new();

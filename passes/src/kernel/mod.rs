@@ -40,7 +40,8 @@ use matrix::Unit;
 
 pub use choice::{Arrangement, Boundary, Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub(crate) use forms::has_few_bits;
-pub(crate) use gpu::symbols;
+pub(crate) use gpu::{LEAST_TILE, operands, symbols};
+pub(crate) use narrow::MOST_ROWS;
 pub use schedule::{Gpu, Machine, Schedule};
 
 /// No tile program could be made of a group.

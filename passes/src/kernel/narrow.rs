@@ -3,27 +3,39 @@
 //!
 //! Invariant: every element of the matrix is read by one thread, 16 bytes at a time where its rows are aligned, and
 //! neighbouring lanes read neighbouring elements of a row. A thread adds up what it reads in sums of its own, so that many
-//! reads are under way at once; the threads of a block fold their sums in one fixed order.
+//! reads are under way at once; the threads of a block fold their sums in one fixed order. Where an element holds several
+//! numbers that follow one another along the fold (`nibbles`), the thread multiplies them one after another, and what scales
+//! them all alike scales their sum.
 
 use super::Builder;
 use super::emit::Place;
 use super::fill::{self, Narrow};
 use super::flat::{FlatNest, Stride, stride};
 use super::forms::{addresses, kept};
-use super::gpu::{DOWN, Operands, across, below, by_memory, down, number, product, unravel};
+use super::gpu::{
+    DOWN, Operands, across, below, by_memory, down, for_each_expr, number, product, unravel, without_repeats,
+};
+use crate::nibbles;
 use kiln_ir::expr::Expr;
+use kiln_ir::id::Id;
 use kiln_ir::nest::neutral;
-use kiln_ir::scalar::Less;
+use kiln_ir::scalar::{BinaryOp, Less, Scalar};
 use kiln_ir::tile::{Carried, For, Stmt, TileId, TileOp, TileType};
 
 /// Most rows of the product that share what is read of the matrix.
-const MOST_ROWS: i64 = 8;
+pub(crate) const MOST_ROWS: i64 = 8;
 
 /// Elements of a fold from which threads share it.
 const LONG: i64 = 64;
 
 /// Elements of the matrix that a block reads at once, for one row; more rows have more sums.
 const AT_ONCE: i64 = 8192;
+
+/// The same where an element is a word of several numbers, each of which is a multiply-add and as much again to unpack.
+const WORDS_AT_ONCE: i64 = 2048;
+
+/// Words of a fold from which steps end where it does.
+const LEAST_WORDS: i64 = 8;
 
 /// Results of a block that folds columns: a sector of f32.
 const TALL: i64 = 8;
@@ -41,17 +53,32 @@ impl Builder<'_> {
         let (width, depth) = (product(&columns).as_const()?, product(&folds).as_const()?);
         let column = columns.last()?;
         let beside = |e: &Expr| matches!(stride(e, &column.symbol), Stride::Known(1));
-        let size = kept(&nest.body, o.right).size() as i64;
+        // Numbers of the fold in an element of the matrix.
+        let each = if nibbles::is_of_words(&nest.body, o.right) { nibbles::EACH } else { 1 };
+        let size = if each > 1 { 4 } else { kept(&nest.body, o.right).size() as i64 };
+        if depth % each != 0 {
+            return None;
+        }
         if depth < LONG || width * size < fill::SECTOR || !addresses(nest).any(beside) {
             return None;
         }
         let gpu = self.machine.gpu?;
         let batch = product(&o.batch).as_const()?;
-        let Narrow { columns: bn, splits } = fill::narrow(&gpu, (batch, width, depth), size);
-        let each = (depth as u64).div_ceil(splits as u64) as i64;
-        let most = AT_ONCE / (rows as u64).next_power_of_two() as i64;
-        let bk = (most / bn).clamp(1, (each as u64).next_power_of_two() as i64);
-        let share = (each as u64).div_ceil(bk as u64) as i64 * bk;
+        let places = depth / each;
+        let Narrow { columns: bn, mut splits } = fill::narrow(&gpu, (batch, width, places), size);
+        let most = if each > 1 { WORDS_AT_ONCE } else { AT_ONCE } / (rows as u64).next_power_of_two() as i64;
+        let mut bk = most / bn;
+        if each > 1 {
+            // A step that goes beyond the fold would look at every number.
+            while splits > 1 && places % (splits * LEAST_WORDS) != 0 {
+                splits -= 1;
+            }
+            let even = 1 << (places / splits).trailing_zeros();
+            bk = if even >= LEAST_WORDS { bk.min(even) } else { bk };
+        }
+        let share = (places as u64).div_ceil(splits as u64) as i64;
+        let bk = bk.clamp(1, (share as u64).next_power_of_two() as i64);
+        let share = (share as u64).div_ceil(bk as u64) as i64 * bk;
 
         let mut place = self.outermost(nest);
         let mut grid = Vec::new();
@@ -71,8 +98,9 @@ impl Builder<'_> {
             lo = Expr::from(&split.symbol).scale(share);
         }
         place.enter(&var, &number(share * splits));
-        let at_depth = Expr::from(&var).add(&down());
-        let beyond = (share * splits != depth).then(|| Less { left: at_depth.clone(), right: number(depth) });
+        let word = Expr::from(&var).add(&down());
+        let at_depth = |n: i64| word.scale(each).add(&number(n));
+        let beyond = (share * splits != places).then(|| Less { left: word.clone(), right: number(places) });
         let at_column = Expr::from(&block).scale(bn).add(&across());
         let end = below(&at_column, &number(width), bn);
         let at_row = |place: &mut Place, row: usize| unravel(&o.rows, &number(row as i64), &mut place.at);
@@ -87,21 +115,47 @@ impl Builder<'_> {
             })
             .collect();
         let mut inner = Vec::new();
-        let mut of_matrix = place.clone();
-        Self::shaped(&mut of_matrix, [bk, bn]);
-        unravel(&columns, &at_column, &mut of_matrix.at);
-        unravel(&folds, &at_depth, &mut of_matrix.at);
-        of_matrix.mask.extend(end.iter().cloned().chain(beyond.clone()));
-        let matrix = self.product_operand(&mut inner, (&nest.body, o.right), &of_matrix, beyond.clone(), None)?;
-        for (row, &[_, inside, next, _]) in sums.iter().enumerate() {
-            let mut of_row = place.clone();
-            Self::shaped(&mut of_row, [bk, 1]);
-            at_row(&mut of_row, row);
-            unravel(&folds, &at_depth, &mut of_row.at);
-            of_row.mask.extend(beyond.clone());
-            let factor = self.product_operand(&mut inner, (&nest.body, o.left), &of_row, beyond.clone(), None)?;
-            inner.push(Stmt::Let(next, TileOp::Fma(factor, matrix, inside)));
+        let of_matrix = |n: i64| {
+            let mut place = place.clone();
+            Self::shaped(&mut place, [bk, bn]);
+            unravel(&columns, &at_column, &mut place.at);
+            unravel(&folds, &at_depth(n), &mut place.at);
+            place.mask.extend(end.iter().cloned().chain(beyond.clone()));
+            place
+        };
+        let (factor, scale) = match each {
+            1 => (o.right, None),
+            _ => common_factor(nest, o.right, [of_matrix(0), of_matrix(each - 1)]),
+        };
+        // The sums so far, or those of the word.
+        let mut partial: Vec<Option<TileId>> =
+            sums.iter().map(|&[_, inside, ..]| scale.is_none().then_some(inside)).collect();
+        for n in 0..each {
+            let matrix = self.product_operand(&mut inner, (&nest.body, factor), &of_matrix(n), beyond.clone(), None)?;
+            for ((row, &[_, _, next, _]), partial) in sums.iter().enumerate().zip(&mut partial) {
+                let mut of_row = place.clone();
+                Self::shaped(&mut of_row, [bk, 1]);
+                at_row(&mut of_row, row);
+                unravel(&folds, &at_depth(n), &mut of_row.at);
+                of_row.mask.extend(beyond.clone());
+                let left = self.product_operand(&mut inner, (&nest.body, o.left), &of_row, beyond.clone(), None)?;
+                let last = n + 1 == each && scale.is_none();
+                let to = if last { next } else { self.program.tiles.push(ty.clone()) };
+                let sum = match *partial {
+                    Some(sum) => TileOp::Fma(left, matrix, sum),
+                    None => TileOp::Binary(BinaryOp::Mul, left, matrix),
+                };
+                inner.push(Stmt::Let(to, sum));
+                *partial = Some(to);
+            }
         }
+        if let Some(scale) = scale {
+            let scale = self.product_operand(&mut inner, (&nest.body, scale), &of_matrix(0), beyond.clone(), None)?;
+            for (&[_, inside, next, _], partial) in sums.iter().zip(partial) {
+                inner.push(Stmt::Let(next, TileOp::Fma(partial?, scale, inside)));
+            }
+        }
+        let inner = without_repeats(&mut self.program, inner);
         let carried = sums.iter().map(|&[init, inside, next, after]| Carried { init, inside, next, after }).collect();
         let hi = lo.add(&number(share));
         body.push(Stmt::For(For { var, lo, hi, step: bk, carried, body: inner }));
@@ -191,5 +245,20 @@ impl Builder<'_> {
         self.store(&mut body, nest, &place, value);
         self.finish_part(body);
         Some(())
+    }
+}
+
+/// The factor of a product of numbers with what is the same at both places, and that.
+fn common_factor(nest: &FlatNest, id: Id<Scalar>, places: [Place; 2]) -> (Id<Scalar>, Option<Id<Scalar>>) {
+    let code = &nest.body;
+    let same = |id: Id<Scalar>| {
+        let mut same = true;
+        for_each_expr(code, id, &mut |e| same &= places[0].expr(e) == places[1].expr(e));
+        same
+    };
+    match code.node(id) {
+        Scalar::Binary(BinaryOp::Mul, a, b) if same(*b) => (*a, Some(*b)),
+        Scalar::Binary(BinaryOp::Mul, a, b) if same(*a) => (*b, Some(*a)),
+        _ => (id, None),
     }
 }

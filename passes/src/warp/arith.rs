@@ -119,16 +119,19 @@ impl Lowering<'_> {
             };
             return Ok(self.code.binary(op, x, y));
         }
-        if op == Dot4 {
-            return Ok(self.dot_of_bytes(x, y));
-        }
         let whole = self.code.known(y).filter(|_| ty == DType::F32 && op == Pow).map(Constant::as_f64);
         if let Some(n) = whole.filter(|n| n.fract() == 0.0 && n.abs() <= MOST_POWER) {
             return Ok(self.power(x, n));
         }
+        if ty == DType::F32
+            && op == Sub
+            && let Some(value) = self.code.known(y).and_then(|less| self.unpacked_less(x, less))
+        {
+            return Ok(value);
+        }
         let missing = match ty {
             DType::F32 => matches!(op, Rem | Mod | Pow | Pair),
-            _ => matches!(op, Pow | Dot2),
+            _ => matches!(op, Pow | Dot2) || op == Dot4 && ty != DType::I32,
         };
         if missing {
             return Err(self.unsupported(format!("`{}` of {ty}", op.name())));
@@ -156,23 +159,6 @@ impl Lowering<'_> {
         }
     }
 
-    /// The dot product of four bytes, unsigned those of `x`: byte by byte.
-    fn dot_of_bytes(&mut self, x: ValueId, y: ValueId) -> ValueId {
-        let mut sum = None;
-        for byte in 0..4 {
-            let moved = self.code.with(BinaryOp::Shr, x, 8 * byte);
-            let left = self.code.with(BinaryOp::And, moved, 0xff);
-            let raised = self.code.with(BinaryOp::Shl, y, 24 - 8 * byte);
-            let right = self.code.with(BinaryOp::Shr, raised, 24);
-            let product = self.code.binary(BinaryOp::Mul, left, right);
-            sum = Some(match sum {
-                Some(rest) => self.code.binary(BinaryOp::Add, rest, product),
-                None => product,
-            });
-        }
-        sum.unwrap_or(x)
-    }
-
     /// `x * y + z`, with one rounding on floats.
     pub(super) fn multiply_add(&mut self, x: ValueId, y: ValueId, z: ValueId) -> Result<ValueId, LowerError> {
         let ty = self.code.ty(z);
@@ -196,6 +182,11 @@ impl Lowering<'_> {
             // A float saturates.
             let above = self.code.with(BinaryOp::Max, whole, lo as i64);
             return self.code.with(BinaryOp::Min, above, hi as i64);
+        }
+        if to == DType::F32
+            && let Some(value) = self.unpacked(x)
+        {
+            return value;
         }
         let by_f32 = from != to && (from.is_half() && to != DType::F32 || to.is_half() && from != DType::F32);
         let x = if by_f32 { self.code.cast(DType::F32, x) } else { x };

@@ -24,6 +24,7 @@ pub(super) struct Builder {
     /// The region that each value belongs to.
     depths: Vec<usize>,
     constants: HashMap<ValueId, Constant>,
+    operations: HashMap<ValueId, Op>,
 }
 
 impl Builder {
@@ -34,6 +35,7 @@ impl Builder {
             regions: vec![Region::default()],
             depths: Vec::new(),
             constants: HashMap::new(),
+            operations: HashMap::new(),
         }
     }
 
@@ -55,6 +57,11 @@ impl Builder {
     /// The value as a constant, where it is known.
     pub fn known(&self, id: ValueId) -> Option<Constant> {
         self.constants.get(&id).copied()
+    }
+
+    /// The pure operation that gives the value, if one does.
+    pub fn definition(&self, id: ValueId) -> Option<&Op> {
+        self.operations.get(&id)
     }
 
     /// A value of the innermost region that something other than an operation defines.
@@ -86,6 +93,7 @@ impl Builder {
         if let Op::Const(c) = &key.1 {
             self.constants.insert(id, *c);
         }
+        self.operations.insert(id, key.1.clone());
         self.regions[depth].stmts.push(Stmt::Let(vec![id], key.1.clone()));
         self.regions[depth].known.insert(key, id);
         id

@@ -20,6 +20,7 @@ mod reduce;
 mod softmax;
 pub(crate) mod stream;
 mod tiles;
+mod unpack;
 
 #[cfg(test)]
 mod tests;

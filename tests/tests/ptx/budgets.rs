@@ -5,6 +5,8 @@
 //! They are those of one version of the assembler and are not looked at with another.
 
 use super::{compile, golden, ptxas, tool};
+use kiln::gpu::{self, ARCHITECTURES, Precision};
+use kiln_ir::DType;
 use kiln_passes::warp::Options;
 use kiln_ptx::Argument;
 use kiln_ptx::emulate::{self, Buffer, Launch};
@@ -87,6 +89,11 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
     let groups = Options { groups: true, ..Options::default() };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut text = String::new();
+    // What the passes make of a row of 1,024 with 4-bit weights.
+    let graph = super::models::of_few_bits(1, 1024, 1024, DType::U8, 8.0).expect("a graph");
+    let of_gpu = (ARCHITECTURES[0], Precision::F32);
+    let words = gpu::compile_graph(graph, &kiln::Options::default(), of_gpu, &mut kiln::Silent).expect("a kernel");
+    let words = words.kernels.first().expect("a kernel").tile.to_string();
     for (name, arch, tile, options) in [
         ("f16 product 128x128x64, 4 warps, 3 stages", "sm_80", product(256, (128, 128, 64)), options(128, 3)),
         ("f16 product 128x128x32, 8 warps, 4 stages", "sm_80", product(256, (128, 128, 32)), options(256, 4)),
@@ -99,6 +106,7 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
         ("f16 product 128x256x64, 3 groups of warps", "sm_90a", product(512, (128, 256, 64)), groups.clone()),
         ("f16 product 128x128x64, 3 groups of warps", "sm_90a", product(256, (128, 128, 64)), groups),
         ("softmax of 4096, 4 warps", "sm_90", super::softmax(4096), options(128, 1)),
+        ("4-bit weights by a row, 1024x1024", "sm_80", words, Options::default()),
     ] {
         let (_, module) = compile(&tile, &options);
         let (source, cubin) = (folder.path().join("k.ptx"), folder.path().join("k.cubin"));
@@ -161,7 +169,9 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 "PRMT",
                 "F2F",
             ];
-            let kinds: Vec<String> = kinds.iter().filter(|k| count(list, k) > 0).map(|k| of(k)).collect();
+            let unpacking = if name.starts_with("4-bit") { &["I2F", "LOP3", "FFMA"][..] } else { &[] };
+            let kinds: Vec<String> =
+                kinds.iter().chain(unpacking).filter(|k| count(list, k) > 0).map(|k| of(k)).collect();
             let _ = writeln!(text, "  {what}: {} instructions, {}", list.len(), kinds.join(", "));
         }
         if arch == "sm_90a" {
@@ -170,6 +180,11 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 assert_eq!(count(&all, none), 0, "{name}: {none}");
             }
             assert!(count(&hot, "HGMMA") > 0 && count(&all, "UTMALDG") > 0, "{name}: {all:?}");
+        } else if name.starts_with("4-bit") {
+            for none in ["I2F", "F2F", "PRMT", "LDL", "STL"] {
+                assert_eq!(count(&all, none), 0, "{name}: {none}");
+            }
+            assert!(count(&all, "LOP3") > 0, "{name}: {all:?}");
         } else if name.starts_with("f16") {
             let wide = |what: &str, end: &str| all.iter().filter(|o| o.starts_with(what)).all(|o| o.ends_with(end));
             assert!(count(&hot, "HMMA.16816.F32") > 0 && wide("LDGSTS", "128") && wide("LDSM", "4"), "{name}: {hot:?}");

@@ -559,6 +559,16 @@ pub(super) fn bfi(ty: Ty, a: u64, b: u64, position: u64, length: u64) -> u64 {
     (position.min(bits)..end).fold(b & ty.mask(), |sum, n| sum & !(1 << n) | (a >> (n - position) & 1) << n)
 }
 
+/// `dp4a`: the products of four bytes added to the third operand; which sides have signs.
+pub(super) fn dot_of_bytes((left, right): (bool, bool), a: u64, b: u64, c: u64) -> u64 {
+    let byte = |word: u64, n: usize, signed: bool| {
+        let byte = (word >> (8 * n)) as u8;
+        if signed { i32::from(byte as i8) } else { i32::from(byte) }
+    };
+    let sum = (0..4).fold(c as i32, |sum, n| sum.wrapping_add(byte(a, n, left) * byte(b, n, right)));
+    u64::from(sum as u32)
+}
+
 /// `shf`: 64 bits of `b` and `a` shifted, of which 32 are kept.
 pub(super) fn shf(left: bool, wrap: bool, a: u64, b: u64, count: u64) -> u64 {
     let both = a & 0xffff_ffff | b << 32;
@@ -576,6 +586,8 @@ mod tests {
         assert_eq!(prmt(0x3322_1100, 0x7766_5544, 0x5410), 0x5544_1100);
         assert_eq!(prmt(0x80, 0, 0x8888), 0xffff_ffff);
         assert_eq!(lop3(0xf0, 0xcc, 0xaa, 0xe8), 0xe8);
+        assert_eq!(dot_of_bytes((false, true), 0xff02_0001, 0x80ff_7f03, 5) as u32 as i32, 3 - 2 - 255 * 128 + 5);
+        assert_eq!(dot_of_bytes((true, false), 0xff02_0001, 0x80ff_7f03, 5) as u32 as i32, 3 + 2 * 255 - 128 + 5);
         assert_eq!(bfe(Ty::S32, 0xf0, 4, 4), 0xffff_ffff);
         assert_eq!(bfe(Ty::U32, 0xf0, 4, 4), 0xf);
         assert_eq!(bfi(Ty::U32, 0xf, 0xffff_0000, 4, 4), 0xffff_00f0);

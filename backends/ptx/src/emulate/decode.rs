@@ -75,12 +75,20 @@ pub(super) enum Three {
     Lop3(u8),
     Prmt,
     Bfe,
-    Shf { left: bool, wrap: bool },
+    Shf {
+        left: bool,
+        wrap: bool,
+    },
     Sad,
     MadLo,
     MadHi,
     MadWide,
     Slct,
+    /// The dot product of bytes, added to; whether those of either side have a sign.
+    Dot {
+        left: bool,
+        right: bool,
+    },
 }
 
 /// Which lane a shuffle reads.
@@ -588,6 +596,14 @@ impl<'a> Decoder<'a> {
             "sad" => three(Three::Sad),
             "slct" => three(Three::Slct),
             "shf" => three(Three::Shf { left: has("l"), wrap: has("wrap") }),
+            "dp4a" => {
+                let signed = |n: usize| match name.get(n) {
+                    Some(&"s32") => Ok(true),
+                    Some(&"u32") => Ok(false),
+                    _ => Err("dp4a is of u32 or s32".to_string()),
+                };
+                three(Three::Dot { left: signed(1)?, right: signed(2)? })
+            }
             "lop3" => {
                 let Src::Imm(table) = self.src(at(4)?)? else { return Err("the table of lop3 is no number".into()) };
                 three(Three::Lop3(table as u8))

@@ -322,6 +322,9 @@ impl<'a> Machine<'a> {
                 let sum = alu::int_op(IntOp::MulWide, ty, a, b).wrapping_add(c);
                 if ty.bytes() < 4 { sum & 0xffff_ffff } else { sum }
             }),
+            Three::Dot { left, right } => {
+                self.map3(warp, i, mask, d, s, |a, b, c| alu::dot_of_bytes((left, right), a, b, c));
+            }
             Three::Slct => self.map3(warp, i, mask, d, s, |a, b, c| if (c as i32) >= 0 { a } else { b } & ty.mask()),
         }
     }
