@@ -183,6 +183,20 @@ fn the_verifier_names_every_error() {
     }
 }
 
+/// A loop that has no turn for any value that its grid leaves accesses nothing; for others it has those values.
+#[test]
+fn a_loop_within_a_grid_has_the_values_of_both() {
+    for (most, element, right) in [(3, 100, true), (4, 100, false), (4, 7, true), (4, 8, false)] {
+        let text = format!(
+            "kernel @k(x: f32[2*n] written) {{ part grid(i = n - 2) {{
+               for j in 0..mod(n, 3) step 1 {{ %0: f32[] = load x[{element}] }} }} }}"
+        );
+        let dims = Ranges::from([(Symbol::new("n"), (2, most))]);
+        let verified = TileProgram::parse(&text).unwrap().verify(&dims);
+        assert_eq!(verified.is_ok(), right, "{most} {element}: {verified:?}");
+    }
+}
+
 /// What runs only where an extent is not 0 may take an element for granted, but not two.
 #[test]
 fn a_turn_of_a_loop_or_grid_says_that_there_is_one() {

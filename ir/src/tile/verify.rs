@@ -8,7 +8,7 @@ use crate::dtype::{Class, DType};
 use crate::expr::{Atom, Expr, Ranges, Symbol};
 use crate::scalar::{BinaryOp, Code, Less, Scalar};
 use crate::vector::Product;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// A rule that a tile program breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,9 @@ struct Bounds {
     bounds: (i64, i64),
     exact: bool,
 }
+
+/// A symbol with fewer values is tried with each.
+const FEW_VALUES: i64 = 64;
 
 struct Verifier<'a> {
     program: &'a TileProgram,
@@ -137,16 +140,45 @@ impl<'a> Verifier<'a> {
         }
         let constant = count.constant();
         let single = count.sub(&Expr::from(constant));
-        match single.as_symbol().and_then(|s| self.symbols.get_mut(s)) {
-            Some(Bounds { bounds: (low, _), .. }) => *low = (*low).max(1i64.saturating_sub(constant)),
-            // Which values leave a turn is not known, so neither is that an end of a symbol's range is reached in one.
-            None => count.for_each_symbol(&mut |s| {
-                if let Some(known) = self.symbols.get_mut(s) {
-                    known.exact = false;
-                }
-            }),
+        if let Some(Bounds { bounds: (low, _), .. }) = single.as_symbol().and_then(|s| self.symbols.get_mut(s)) {
+            *low = (*low).max(1i64.saturating_sub(constant));
+            return true;
         }
+        if let Some((symbol, turns)) = self.values_with_turns(count) {
+            let (Some(first), Some(last)) = (turns.first(), turns.last()) else { return false };
+            self.symbols.insert(symbol, Bounds { bounds: (*first, *last), exact: false });
+            return true;
+        }
+        // Which values leave a turn is not known, so neither is that an end of a symbol's range is reached in one.
+        count.for_each_symbol(&mut |s| {
+            if let Some(known) = self.symbols.get_mut(s) {
+                known.exact = false;
+            }
+        });
         true
+    }
+
+    /// Where a count hangs on one symbol of few values: that symbol and its values that leave a turn.
+    fn values_with_turns(&self, count: &Expr) -> Option<(Symbol, Vec<i64>)> {
+        let mut open: BTreeSet<Symbol> = BTreeSet::new();
+        let range = |s: &Symbol| self.symbols.get(s).map(|known| known.bounds);
+        let fixed = |s: &Symbol| range(s).filter(|(low, high)| low == high).map(|(low, _)| low);
+        count.for_each_symbol(&mut |s| _ = open.insert(s.clone()));
+        // Those of one value are known; where all are, any of them says whether there is a turn.
+        if open.iter().any(|s| fixed(s).is_none()) {
+            open.retain(|s| fixed(s).is_none());
+        }
+        let symbol = open.pop_first()?;
+        if open.iter().any(|s| fixed(s).is_none()) {
+            return None;
+        }
+        let (low, high) = range(&symbol)?;
+        let few = high.checked_sub(low).is_some_and(|n| n < FEW_VALUES);
+        let turns = |&value: &i64| {
+            let value = |s: &Symbol| if *s == symbol { Some(value) } else { fixed(s) };
+            count.eval(&value).is_some_and(|n| n >= 1)
+        };
+        few.then(|| (symbol.clone(), (low..=high).filter(turns).collect()))
     }
 
     /// Brings a grid or loop variable into scope.
