@@ -98,6 +98,14 @@ impl Body {
         self.code.constant(constant)
     }
 
+    /// The number of 4 bits in a byte's half, as i32: the low one of a byte that is shifted by 0, the high one by 4.
+    pub(crate) fn half_of_byte(&mut self, byte: S, shift: S) -> S {
+        let wide = self.cast(DType::I32, byte);
+        let shifted = self.binary(BinaryOp::Shr, wide, shift);
+        let mask = self.int(shifted, 15);
+        self.binary(BinaryOp::And, shifted, mask)
+    }
+
     /// `x / 2 * (1 + erf(x / sqrt(2)))` (Hendrycks, Gimpel 2016).
     pub fn gelu(&mut self, x: S) -> S {
         let (half, one, root) = (self.lit(x, 0.5), self.lit(x, 1.0), self.lit(x, std::f64::consts::FRAC_1_SQRT_2));

@@ -4,6 +4,7 @@
 //! follows it, the softmax (greatest score, sum of exponentials, shares), and the second product, which reads the shares
 //! as its left operand; each stage reads earlier ones at coordinates of their own. Nothing else reads what lies between.
 
+use crate::borders::readers;
 use crate::group::{Group, Work, drop_unread_inputs, inline};
 use kiln_ir::expr::{Expr, Ranges};
 use kiln_ir::graph::{Graph, ValueId};
@@ -59,20 +60,11 @@ struct Made<'a> {
 }
 
 impl Joiner<'_> {
-    fn readers(&self, value: ValueId) -> usize {
-        let of = |w: &Work| match w {
-            Work::Kernel(g) => g.inputs.iter().filter(|&&v| v == value).count(),
-            Work::Host(n) => self.graph.node(*n).inputs.iter().filter(|&&v| v == value).count(),
-            Work::Alias { of, .. } => usize::from(*of == value),
-        };
-        self.work.iter().flatten().map(of).sum::<usize>() + usize::from(self.graph.is_output(value))
-    }
-
     /// The kernel that makes a value, where nothing else reads it or what it is another name of.
     fn made(&self, mut value: ValueId) -> Option<Made<'_>> {
         let mut renamed = Vec::new();
         loop {
-            if self.readers(value) != 1 {
+            if readers(self.graph, &self.work, value) != 1 {
                 return None;
             }
             let find = |w: &Option<Work>| match w {

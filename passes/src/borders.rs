@@ -47,13 +47,9 @@ pub(crate) fn join_borders(graph: &Graph, work: Vec<Work>, wishes: &Wishes, atte
 }
 
 /// How many read the value, the caller of the graph included.
-fn readers(graph: &Graph, work: &[Option<Work>], value: ValueId) -> usize {
-    let of = |w: &Work| match w {
-        Work::Kernel(g) => g.inputs.iter().filter(|&&v| v == value).count(),
-        Work::Host(n) => graph.node(*n).inputs.iter().filter(|&&v| v == value).count(),
-        Work::Alias { of, .. } => usize::from(*of == value),
-    };
-    work.iter().flatten().map(of).sum::<usize>() + usize::from(graph.is_output(value))
+pub(crate) fn readers(graph: &Graph, work: &[Option<Work>], value: ValueId) -> usize {
+    let times = |w: &Work| w.reads(graph).iter().filter(|&&v| v == value).count();
+    work.iter().flatten().map(times).sum::<usize>() + usize::from(graph.is_output(value))
 }
 
 /// A group that puts a border around a value.

@@ -59,6 +59,24 @@ impl Work {
         }
     }
 
+    /// The values that it reads.
+    pub(crate) fn reads<'w>(&'w self, graph: &'w Graph) -> &'w [ValueId] {
+        match self {
+            Work::Kernel(group) => &group.inputs,
+            Work::Host(node) => &graph.node(*node).inputs,
+            Work::Alias { of, .. } => std::slice::from_ref(of),
+        }
+    }
+
+    /// The values that it makes.
+    pub(crate) fn makes<'w>(&'w self, graph: &'w Graph) -> &'w [ValueId] {
+        match self {
+            Work::Kernel(group) => std::slice::from_ref(&group.output),
+            Work::Host(node) => &graph.node(*node).outputs,
+            Work::Alias { value, .. } => std::slice::from_ref(value),
+        }
+    }
+
     /// The node of the host, where it is one.
     pub fn host(&self) -> Option<NodeId> {
         match self {

@@ -7,24 +7,15 @@ use crate::group::Work;
 use kiln_ir::graph::{Graph, ValueId};
 use std::collections::HashMap;
 
-/// The values that work reads, and those that it makes.
-fn ends<'w>(graph: &'w Graph, work: &'w Work) -> (&'w [ValueId], &'w [ValueId]) {
-    match work {
-        Work::Kernel(group) => (&group.inputs, std::slice::from_ref(&group.output)),
-        Work::Host(node) => (&graph.node(*node).inputs, &graph.node(*node).outputs),
-        Work::Alias { of, value } => (std::slice::from_ref(of), std::slice::from_ref(value)),
-    }
-}
-
 /// The work in an order in which what constants alone decide comes late.
 pub(crate) fn constants_late(graph: &Graph, work: Vec<Work>) -> Vec<Work> {
     let makers: HashMap<ValueId, usize> =
-        work.iter().enumerate().flat_map(|(n, w)| ends(graph, w).1.iter().map(move |&v| (v, n))).collect();
+        work.iter().enumerate().flat_map(|(n, w)| w.makes(graph).iter().map(move |&v| (v, n))).collect();
     let mut movable = vec![false; work.len()];
     for (n, w) in work.iter().enumerate() {
         let known = |v: &ValueId| graph.constant(*v).is_some() || makers.get(v).is_some_and(|&m| movable[m]);
         // What the host draws at random keeps its place among other draws.
-        let known = w.host().is_none() && ends(graph, w).0.iter().all(known);
+        let known = w.host().is_none() && w.reads(graph).iter().all(known);
         movable[n] = known;
     }
     let mut left: Vec<Option<Work>> = work.into_iter().map(Some).collect();
@@ -36,7 +27,7 @@ pub(crate) fn constants_late(graph: &Graph, work: Vec<Work>) -> Vec<Work> {
         while let Some(&n) = waiting.last() {
             let before = left[n].as_ref().and_then(|w| {
                 let needed = |v: &ValueId| makers.get(v).copied().filter(|&m| movable[m] && left[m].is_some());
-                ends(graph, w).0.iter().find_map(needed)
+                w.reads(graph).iter().find_map(needed)
             });
             match before {
                 Some(before) => waiting.push(before),

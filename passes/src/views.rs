@@ -32,14 +32,7 @@ pub(crate) fn absorb_views(graph: &Graph, work: Vec<Work>) -> Vec<Work> {
         })
         .collect();
     loop {
-        let read: HashSet<ValueId> = work
-            .iter()
-            .flat_map(|w| match w {
-                Work::Kernel(group) => group.inputs.clone(),
-                Work::Host(n) => graph.node(*n).inputs.clone(),
-                Work::Alias { of, .. } => vec![*of],
-            })
-            .collect();
+        let read: HashSet<ValueId> = work.iter().flat_map(|w| w.reads(graph)).copied().collect();
         let needed = |v: ValueId| read.contains(&v) || graph.is_output(v);
         let before = work.len();
         work.retain(|w| match w {

@@ -74,8 +74,11 @@ impl Args {
         let mut observer = Progress::new(talk);
         let plain = provenance::quantized(file.options())?;
         let quantized = plain.map(|plain| plain.apply(&onnx, options.threads)).transpose()?;
-        let mut compiled = kiln::compile(quantized.as_ref().unwrap_or(&onnx), options, &mut observer)?;
-        plain.into_iter().for_each(|plain| compiled.record_quantized(plain));
+        let subject = quantized.as_ref().unwrap_or(&onnx);
+        let mut compiled = kiln::compile(subject, options, &mut observer)?;
+        if let Some(plain) = plain {
+            compiled.record_quantized(plain);
+        }
         compiled.record_model(bytes, &onnx);
         if file.options().contains_key(provenance::ORDER) {
             compiled.save_memory();
@@ -88,8 +91,7 @@ impl Args {
             None => Ok(Arc::new(compiled.to_artifact()?)),
             Some(gpus) => {
                 let targets = stored::targets(gpus)?;
-                stored::bundle(quantized.as_ref().unwrap_or(&onnx), compiled, options, &targets, &mut observer)?
-                    .into_artifact()
+                stored::bundle(subject, compiled, options, &targets, &mut observer)?.into_artifact()
             }
         }
     }

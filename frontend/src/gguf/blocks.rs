@@ -5,9 +5,17 @@
 use super::Encoding;
 use super::expand::{K_ELEMENTS, fifth, k_nibble, k_scale, k_six_bits, nibbles, scale_and_least};
 use half::f16;
+use kiln_ir::tensor::TensorError;
+use kiln_ir::{DType, Tensor};
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 32;
+
+/// What bytes are shifted by for their halves, the low ones first: i32 `[2, 1]`.
+pub(crate) fn shifts_of_halves() -> Result<Tensor, TensorError> {
+    let bytes: Vec<u8> = [0i32, 4].iter().flat_map(|shift| shift.to_le_bytes()).collect();
+    Tensor::new(DType::I32, vec![2, 1], bytes)
+}
 
 /// How the numbers of a block are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

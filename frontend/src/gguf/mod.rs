@@ -12,6 +12,7 @@ mod read;
 mod value;
 mod write;
 
+pub(crate) use blocks::shifts_of_halves;
 pub use blocks::{BLOCK, Blocks, Numbers, blocks, join};
 pub use encoding::Encoding;
 pub use expand::expand;

@@ -55,7 +55,7 @@ impl Dropout {
                 |code: &mut crate::body::Body, value: u32| code.constant(Constant::int(DType::U32, i64::from(value)));
             let seed = word(code, pcg(self.seed));
             let start = code.binary(BinaryOp::Xor, v[1], seed);
-            let (by, and) = (word(code, 747_796_405), word(code, 2_891_336_453));
+            let (by, and) = (word(code, BY), word(code, AND));
             let state = code.mul(start, by);
             let state = code.add(state, and);
             let (high, four) = (word(code, 28), word(code, 4));
@@ -63,7 +63,7 @@ impl Dropout {
             let shift = code.add(shift, four);
             let shifted = code.binary(BinaryOp::Shr, state, shift);
             let mixed = code.binary(BinaryOp::Xor, shifted, state);
-            let by = word(code, 277_803_737);
+            let by = word(code, MIX);
             let mixed = code.mul(mixed, by);
             let half = word(code, 22);
             let shifted = code.binary(BinaryOp::Shr, mixed, half);
@@ -78,9 +78,14 @@ impl Dropout {
     }
 }
 
+/// The constants of PCG-RXS-M-XS with 32 bits: a step of the generator, and what its state is multiplied by.
+const BY: u32 = 747_796_405;
+const AND: u32 = 2_891_336_453;
+const MIX: u32 = 277_803_737;
+
 /// The hash of a seed, so that neighbouring seeds have nothing in common.
 fn pcg(seed: u32) -> u32 {
-    let state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-    let mixed = ((state >> ((state >> 28) + 4)) ^ state).wrapping_mul(277_803_737);
+    let state = seed.wrapping_mul(BY).wrapping_add(AND);
+    let mixed = ((state >> ((state >> 28) + 4)) ^ state).wrapping_mul(MIX);
     (mixed >> 22) ^ mixed
 }

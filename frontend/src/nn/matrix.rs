@@ -4,10 +4,9 @@
 //! for.
 
 use crate::builder::{BuildError, Result, Value};
-use crate::gguf::{BLOCK, Numbers};
+use crate::gguf::{BLOCK, Numbers, shifts_of_halves};
 use kiln_ir::ops::OpError;
-use kiln_ir::scalar::{BinaryOp, Constant};
-use kiln_ir::{DType, Expr, Tensor};
+use kiln_ir::{DType, Expr};
 
 /// A matrix `[rows, columns]`.
 #[derive(Clone, Copy, Debug)]
@@ -36,16 +35,10 @@ fn unpacked(form: Numbers, numbers: Value<'_>) -> Result<Value<'_>> {
     let bytes = dims.pop();
     // By the half and by the byte: the first 16 elements are the low halves.
     let halves = dims.iter().cloned().chain([Expr::from(1i64)]).chain(bytes);
-    let shifts: Vec<u8> = [0i32, 4].iter().flat_map(|s| s.to_le_bytes()).collect();
-    let shifts = Tensor::new(DType::I32, vec![2, 1], shifts);
-    let shifts = shifts.map_err(|e| BuildError::Op { call: "halves".into(), error: OpError::new(e.to_string()) })?;
+    let shifts =
+        shifts_of_halves().map_err(|e| BuildError::Op { call: "halves".into(), error: OpError::new(e.to_string()) })?;
     let shifts = numbers.builder().constant(shifts);
-    let wide = numbers.reshape(halves)?.map("halves", &[shifts], |code, v| {
-        let number = code.cast(DType::I32, v[0]);
-        let shifted = code.binary(BinaryOp::Shr, number, v[1]);
-        let mask = code.constant(Constant::int(DType::I32, 15));
-        code.binary(BinaryOp::And, shifted, mask)
-    })?;
+    let wide = numbers.reshape(halves)?.map("halves", &[shifts], |code, v| code.half_of_byte(v[0], v[1]))?;
     wide.reshape(dims.into_iter().chain([Expr::from(BLOCK)]))
 }
 

@@ -130,8 +130,10 @@ impl<'a> Verifier<'a> {
     /// Narrows what is known of symbols to what holds within a loop or grid of `count` turns: there is one. False where there is
     /// none for any value, so that nothing in it is ever accessed.
     fn runs_for(&mut self, count: &Expr) -> bool {
-        let ranges = self.ranges(&[]);
-        let (least, most) = count.bounds(&ranges);
+        let known =
+            |s: &Symbol| self.symbols.get(s).filter(|k| k.bounds.0 == k.bounds.1).map(|k| Expr::from(k.bounds.0));
+        let count = &count.substitute(&known);
+        let (least, most) = count.bounds(&self.ranges(&[]));
         if most < 1 {
             return false;
         }
@@ -160,25 +162,13 @@ impl<'a> Verifier<'a> {
 
     /// Where a count hangs on one symbol of few values: that symbol and its values that leave a turn.
     fn values_with_turns(&self, count: &Expr) -> Option<(Symbol, Vec<i64>)> {
-        let mut open: BTreeSet<Symbol> = BTreeSet::new();
-        let range = |s: &Symbol| self.symbols.get(s).map(|known| known.bounds);
-        let fixed = |s: &Symbol| range(s).filter(|(low, high)| low == high).map(|(low, _)| low);
-        count.for_each_symbol(&mut |s| _ = open.insert(s.clone()));
-        // Those of one value are known; where all are, any of them says whether there is a turn.
-        if open.iter().any(|s| fixed(s).is_none()) {
-            open.retain(|s| fixed(s).is_none());
-        }
-        let symbol = open.pop_first()?;
-        if open.iter().any(|s| fixed(s).is_none()) {
-            return None;
-        }
-        let (low, high) = range(&symbol)?;
+        let mut symbols: BTreeSet<Symbol> = BTreeSet::new();
+        count.for_each_symbol(&mut |s| _ = symbols.insert(s.clone()));
+        let (Some(symbol), None) = (symbols.pop_first(), symbols.pop_first()) else { return None };
+        let (low, high) = self.symbols.get(&symbol)?.bounds;
         let few = high.checked_sub(low).is_some_and(|n| n < FEW_VALUES);
-        let turns = |&value: &i64| {
-            let value = |s: &Symbol| if *s == symbol { Some(value) } else { fixed(s) };
-            count.eval(&value).is_some_and(|n| n >= 1)
-        };
-        few.then(|| (symbol.clone(), (low..=high).filter(turns).collect()))
+        let turns = |&value: &i64| count.eval(&|_| Some(value)).is_some_and(|n| n >= 1);
+        few.then(|| (symbol, (low..=high).filter(turns).collect()))
     }
 
     /// Brings a grid or loop variable into scope.

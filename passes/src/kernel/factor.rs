@@ -160,7 +160,6 @@ const STEPS: i64 = 32;
 
 impl Builder<'_> {
     /// The innermost fold of a body in terms, added to `init`: inner sums, then their coefficients.
-    #[allow(clippy::too_many_arguments)] // As those of `fold_loops`.
     pub(super) fn factored(
         &mut self,
         body: &mut Vec<Stmt>,
@@ -169,8 +168,8 @@ impl Builder<'_> {
         place: &Place,
         fold: &Axis,
         init: TileId,
-        stages: &[TileId],
     ) -> Option<TileId> {
+        let stages = tiling.stages;
         let extent = fold.known();
         let steps = extent.filter(|&n| n <= MOST_STEPS).unwrap_or(STEPS).max(1);
         let mut one = place.shape.clone();
@@ -208,7 +207,7 @@ impl Builder<'_> {
                 continue;
             }
             if count.as_const() == Some(1) {
-                sums = self.inner_sums(body, tiling, &terms, place, (fold, &lo, block), &sums, stages)?;
+                sums = self.inner_sums(body, tiling, &terms, place, (fold, &lo, block), &sums)?;
                 continue;
             }
             // The variable counts runs, so that what depends on the step within one is known to.
@@ -218,7 +217,7 @@ impl Builder<'_> {
             let inside: Vec<TileId> = types.iter().map(|ty| self.program.tiles.push(ty.clone())).collect();
             let mut inner = Vec::new();
             let at = Expr::from(&base).scale(block).add(&lo);
-            let next = self.inner_sums(&mut inner, tiling, &terms, &place, (fold, &at, block), &inside, stages)?;
+            let next = self.inner_sums(&mut inner, tiling, &terms, &place, (fold, &at, block), &inside)?;
             let after: Vec<TileId> = types.iter().map(|ty| self.program.tiles.push(ty.clone())).collect();
             let carried = sums.iter().zip(&inside).zip(next.iter().zip(&after));
             let carried =
@@ -251,7 +250,6 @@ impl Builder<'_> {
     }
 
     /// Adds steps of an inner fold, from one on, to the sums of terms.
-    #[allow(clippy::too_many_arguments)] // As those of `fold_loops`.
     fn inner_sums(
         &mut self,
         body: &mut Vec<Stmt>,
@@ -260,8 +258,8 @@ impl Builder<'_> {
         place: &Place,
         (fold, base, count): (&Axis, &Expr, i64),
         sums: &[TileId],
-        stages: &[TileId],
     ) -> Option<Vec<TileId>> {
+        let stages = tiling.stages;
         let mut next = sums.to_vec();
         let places: Vec<Place> = (0..count).map(|u| place.within(&fold.symbol, &base.add(&Expr::from(u)))).collect();
         for (n, (term, _)) in terms.iter().enumerate() {

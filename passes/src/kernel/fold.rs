@@ -23,6 +23,8 @@ const UNCUT: i64 = 240;
 /// What a register tile covers.
 pub(super) struct Tiling<'a> {
     pub nest: &'a FlatNest,
+    /// The values of the stages before.
+    pub stages: &'a [TileId],
     pub row: Option<(Symbol, Segment)>,
     pub column: Option<(Symbol, Segment)>,
     /// The fold that runs along the lanes of a vector, with how many elements at a time.
@@ -37,14 +39,8 @@ pub(super) const MOST_STEPS: i64 = 64;
 
 impl Builder<'_> {
     /// The folded value of a register tile, of the place's shape.
-    pub(super) fn folded(
-        &mut self,
-        body: &mut Vec<Stmt>,
-        tiling: &Tiling<'_>,
-        place: &Place,
-        stages: &[TileId],
-    ) -> Option<TileId> {
-        let nest = tiling.nest;
+    pub(super) fn folded(&mut self, body: &mut Vec<Stmt>, tiling: &Tiling<'_>, place: &Place) -> Option<TileId> {
+        let (nest, stages) = (tiling.nest, tiling.stages);
         // Halves would lose in each step what they cannot hold.
         let dtype = nest.body.result_type().computed();
         let neutral = kiln_ir::nest::neutral(nest.combine, dtype);
@@ -52,7 +48,7 @@ impl Builder<'_> {
         let Some((symbol, lanes)) = &tiling.lanes else {
             let shape = place.shape.clone();
             let init = self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral));
-            let total = self.summed(body, tiling, place, &folds, init, stages)?;
+            let total = self.summed(body, tiling, place, &folds, init)?;
             return Some(self.emitter(stages).cast(body, nest.body.result_type(), total));
         };
         // The lanes' fold becomes the innermost one; the accumulator gets an axis of its own, folded at the end.
@@ -73,7 +69,7 @@ impl Builder<'_> {
         let index = Expr::from(&var.symbol).scale(width);
         wide.at.insert(vector.symbol.clone(), element(index));
         loops.push(var);
-        let partial = self.summed(body, tiling, &wide, &loops, init, stages)?;
+        let partial = self.summed(body, tiling, &wide, &loops, init)?;
         let mut e = self.emitter(stages);
         let mut total = e.define(body, dtype, place.shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
         let rest = vector.extent.modulo(&size).simplify(&nest.dims);
@@ -82,7 +78,7 @@ impl Builder<'_> {
             let var = Axis { symbol: self.symbol("q"), extent: rest };
             place.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&main));
             folds.push(var);
-            total = self.fold_loops(body, tiling, &place, &folds, total, stages)?;
+            total = self.fold_loops(body, tiling, &place, &folds, total)?;
         }
         Some(self.emitter(stages).cast(body, nest.body.result_type(), total))
     }
@@ -95,12 +91,12 @@ impl Builder<'_> {
         place: &Place,
         folds: &[Axis],
         init: TileId,
-        stages: &[TileId],
     ) -> Option<TileId> {
+        let stages = tiling.stages;
         let ty = self.program.tiles[init].clone();
         let sums = tiling.nest.combine == BinaryOp::Add && ty.dtype == DType::F32;
         let Some((level, block)) = stretches(tiling, folds).filter(|_| sums) else {
-            return self.fold_loops(body, tiling, place, folds, init, stages);
+            return self.fold_loops(body, tiling, place, folds, init);
         };
         let (outer, rest) = folds.split_at(level);
         let (cut, inner) = rest.split_first()?;
@@ -147,7 +143,7 @@ impl Builder<'_> {
             let folds: Vec<Axis> = std::iter::once(stretch).chain(inner.iter().cloned()).collect();
             let zero = TileOp::Const(Constant::int(ty.dtype, 0));
             let zero = self.emitter(stages).define(&mut inside, ty.dtype, ty.shape.clone(), zero);
-            let mut sum = self.fold_loops(&mut inside, tiling, &place, &folds, zero, stages)?;
+            let mut sum = self.fold_loops(&mut inside, tiling, &place, &folds, zero)?;
             if !alone || first > 0 {
                 let mut e = self.emitter(stages);
                 let before = e.define(&mut inside, ty.dtype, ty.shape.clone(), total.clone());
@@ -182,7 +178,6 @@ impl Builder<'_> {
     }
 
     /// Loops over folds, outermost first, around one accumulation step; the last loop is unrolled.
-    #[allow(clippy::too_many_arguments)] // The recursion peels `folds`; the rest stays.
     pub(super) fn fold_loops(
         &mut self,
         body: &mut Vec<Stmt>,
@@ -190,14 +185,13 @@ impl Builder<'_> {
         place: &Place,
         folds: &[Axis],
         init: TileId,
-        stages: &[TileId],
     ) -> Option<TileId> {
         let Some((fold, rest)) = folds.split_first() else {
             let nest = tiling.nest;
-            return self.emitter(stages).accumulate(body, &nest.body, place, nest.combine, init);
+            return self.emitter(tiling.stages).accumulate(body, &nest.body, place, nest.combine, init);
         };
         if let (Some(factors), []) = (&tiling.factors, rest) {
-            return self.factored(body, tiling, factors, place, fold, init, stages);
+            return self.factored(body, tiling, factors, place, fold, init);
         }
         let most = fold.known().unwrap_or(i64::MAX).max(1);
         // Where parts of bytes are unpacked it is known which part each step reads.
@@ -219,7 +213,7 @@ impl Builder<'_> {
                     (0..count).map(|u| place.within(&fold.symbol, &base.add(&Expr::from(u)))).collect();
                 let order = if parts { by_loads(&tiling.nest.body, &places) } else { (0..places.len()).collect() };
                 for place in order.into_iter().filter_map(|n| places.get(n)) {
-                    value = this.fold_loops(body, tiling, place, rest, value, stages)?;
+                    value = this.fold_loops(body, tiling, place, rest, value)?;
                 }
                 Some(value)
             };

@@ -563,7 +563,7 @@ impl Builder<'_> {
             }
             _ => None,
         };
-        let tiling = Tiling { nest, row, column, lanes, unroll: schedule.unroll, factors };
+        let tiling = Tiling { nest, stages: &[], row, column, lanes, unroll: schedule.unroll, factors };
         let mut place = place.clone();
         place.shape = single();
         for (n, axis) in [(ROW, &tiling.row), (COLUMN, &tiling.column)] {
@@ -572,7 +572,7 @@ impl Builder<'_> {
             place.ranges.insert(tile_axis(n), (0, s.block - 1));
             place.at.insert(symbol.clone(), s.first(symbol).add(&Expr::from(tile_axis(n))));
         }
-        let value = self.folded(body, &tiling, &place, &[])?;
+        let value = self.folded(body, &tiling, &place)?;
         let value = self.finished(body, nest, &place, value, &[])?;
         self.store(body, nest, &place, value);
         Some(())

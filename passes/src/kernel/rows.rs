@@ -40,13 +40,14 @@ impl Builder<'_> {
             let schedule = Schedule::row(flat, self.machine);
             let tiling = Tiling {
                 nest: flat,
+                stages: &stages,
                 row: None,
                 column: None,
                 lanes: schedule.lanes,
                 unroll: schedule.unroll,
                 factors: None,
             };
-            let value = self.folded(&mut body, &tiling, &place, &stages)?;
+            let value = self.folded(&mut body, &tiling, &place)?;
             let mut e = self.emitter(&stages);
             let value = e.code(&mut body, &flat.finish, &place, Some(value))?;
             stages.push(value);

@@ -169,12 +169,14 @@ impl<'a> Search<'a> {
     /// The program of the user's model, or of what was made of it. It can be made from the user's again.
     fn compile(&self, model: Option<&(Plain, Onnx)>, options: &Options) -> Result<Compiled, Error> {
         let (watching, machinery) = (&self.args.watching, &self.args.machinery);
-        let onnx = model.map_or(&self.onnx, |(_, onnx)| onnx);
+        let onnx = model.map_or(&self.onnx, |(_, quantized)| quantized);
         let mut compiled = options::compile(onnx, options, watching, machinery, self.talk)?;
         if let Source::Model { bytes, .. } = &self.source {
             compiled.record_model(bytes, &self.onnx);
         }
-        model.into_iter().for_each(|(plain, _)| compiled.record_quantized(*plain));
+        if let Some((plain, _)) = model {
+            compiled.record_quantized(*plain);
+        }
         Ok(compiled)
     }
 

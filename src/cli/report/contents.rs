@@ -210,7 +210,7 @@ impl Contents<'_> {
         let kernel = |(key, records): (&&str, &Vec<&Record>)| {
             let kernels = named.get(*key)?;
             let first = records.first()?;
-            let usable: Vec<&Record> = records.iter().copied().filter(|r| r.stale(&cpu).is_none()).collect();
+            let usable = usable(records, &cpu);
             let trials = records
                 .iter()
                 .map(|r| json!({ "ns": r.p20_ns, "default": r.default, "last": r.last, "schedule": r.schedule }));
@@ -221,7 +221,7 @@ impl Contents<'_> {
         let of_model: Vec<Value> = by_key.iter().filter_map(kernel).collect();
         let place = |(key, records): (&&str, &Vec<&Record>)| {
             let first = records.first().filter(|_| self.places.contains(*key))?;
-            let usable: Vec<&Record> = records.iter().copied().filter(|r| r.stale(&cpu).is_none()).collect();
+            let usable = usable(records, &cpu);
             let mut ways: BTreeMap<&str, f64> = BTreeMap::new();
             for r in records {
                 let least = ways.entry(&r.schedule).or_insert(r.p20_ns);
@@ -252,4 +252,9 @@ impl Contents<'_> {
         }
         json!({ "target": gpu.architecture.name, "kernels": kernels })
     }
+}
+
+/// The records that a compilation for that processor can use.
+fn usable<'r>(records: &[&'r Record], cpu: &str) -> Vec<&'r Record> {
+    records.iter().copied().filter(|r| r.stale(cpu).is_none()).collect()
 }

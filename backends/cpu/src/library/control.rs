@@ -97,7 +97,8 @@ fn refuse(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, why: &Refusal, origin:
             c.guard(always, |c| c.fail(3, &[Piece::Text(&text)]));
         }
         Refusal::Unequal(sides) => {
-            let (left, right) = (run.value(c, t, &sides.0), run.value(c, t, &sides.1));
+            let sides = (&sides.0, &sides.1);
+            let (left, right) = (run.value(c, t, sides.0), run.value(c, t, sides.1));
             let differ = c.icmp(IntCC::NotEqual, left, right);
             c.guard(differ, |c| unequal(c, origin, sides, (left, right)));
         }
@@ -105,7 +106,7 @@ fn refuse(c: &mut Code<'_, '_>, t: &Tables<'_>, run: Run, why: &Refusal, origin:
 }
 
 /// Says which two sizes should be equal and are not, and returns 3.
-pub(super) fn unequal(c: &mut Code<'_, '_>, origin: &Origin, (l, r): &(Expr, Expr), (left, right): (Value, Value)) {
+pub(super) fn unequal(c: &mut Code<'_, '_>, origin: &Origin, (l, r): (&Expr, &Expr), (left, right): (Value, Value)) {
     let start = format!("{origin} needs {l} = {r}, which are ");
     c.fail(3, &[Piece::Text(&start), Piece::Number(left), Piece::Text(" and "), Piece::Number(right)]);
 }

@@ -5,11 +5,11 @@
 use super::asm::{Code, I64, Piece, Routine};
 use super::control::unequal;
 use super::formulas::Formulas;
-use super::tables::{ALIGNMENT, MOST_BYTES, Tables};
+use super::tables::{ALIGNMENT, Tables};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use kiln_ir::expr::{Expr, Symbol};
-use kiln_ir::plan::SlotId;
+use kiln_ir::plan::{MOST_BYTES, SlotId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -45,8 +45,8 @@ pub(super) fn check(c: &mut Code<'_, '_>, t: &Tables<'_>, p: &[Value]) {
     for requirement in &t.plan.requirements {
         let (left, right) = (formulas.value(c, &requirement.left), formulas.value(c, &requirement.right));
         let differ = c.icmp(IntCC::NotEqual, left, right);
-        let sides = (requirement.left.clone(), requirement.right.clone());
-        c.guard(differ, |c| unequal(c, &requirement.origin, &sides, (left, right)));
+        let sides = (&requirement.left, &requirement.right);
+        c.guard(differ, |c| unequal(c, &requirement.origin, sides, (left, right)));
     }
     let ok = c.int32(0);
     c.ret(ok);

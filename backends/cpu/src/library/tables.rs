@@ -7,11 +7,8 @@ use super::data::Data;
 use super::{LibraryError, Source, host};
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::Origin;
-use kiln_ir::plan::{Place, Plan, Refusal, SlotId, Step};
+use kiln_ir::plan::{MOST_BYTES, Place, Plan, Refusal, SlotId, Step};
 use std::collections::{BTreeSet, HashMap};
-
-/// No tensor has this many bytes; the engine refuses them, too.
-pub(super) const MOST_BYTES: i64 = 1 << 48;
 
 /// Alignment of the arena and of what is in it.
 pub(super) const ALIGNMENT: i64 = 64;

@@ -5,7 +5,7 @@
 
 use super::{CudaError, Device, meaning};
 use cudarc::driver::{CudaSlice, DevicePtr, result};
-use kiln_ir::plan::{Place, Plan, SlotId};
+use kiln_ir::plan::{MOST_BYTES, Place, Plan, SlotId};
 
 /// Where sections, inputs and outputs begin: what the driver aligns allocations to.
 const ALIGNMENT: u64 = 256;
@@ -32,7 +32,7 @@ impl Layout {
         let absurd = || CudaError::Inconsistent("the plan's sizes are too large for any memory".into());
         let after = |at: u64, bytes: u64| {
             let end = at.checked_add(bytes).and_then(|e| e.checked_next_multiple_of(ALIGNMENT));
-            end.filter(|e| *e < 1 << 48).ok_or_else(absurd)
+            end.filter(|e| *e < MOST_BYTES as u64).ok_or_else(absurd)
         };
         let weights = after(0, plan.arena_bytes)?;
         let inputs = after(weights, plan.weight_bytes)?;

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use kiln_ir::Expr;
-use kiln_ir::plan::{Plan, SlotId};
+use kiln_ir::plan::{MOST_BYTES, Plan, SlotId};
 
 /// An index into the values of [`Formulas::values`].
 type Number = usize;
@@ -95,6 +95,6 @@ impl Formulas {
 impl Values {
     fn size(&self, n: Number) -> Option<u64> {
         let value = self.0.get(n).copied().flatten()?;
-        u64::try_from(value).ok().filter(|&v| v < 1 << 48)
+        u64::try_from(value).ok().filter(|_| value < MOST_BYTES)
     }
 }

@@ -3,14 +3,14 @@
 //! Invariant: byte `j` of a run of 32 numbers holds numbers `j` and `j + 16`, low half first, as GGUF has them: a vector of bytes then becomes
 //! vectors of numbers without a shuffle (ADR 44).
 
+use crate::gguf::{BLOCK, shifts_of_halves};
 use crate::onnx::import::{Context, Failure};
 use half::f16;
 use kiln_ir::graph::ValueId;
-use kiln_ir::scalar::BinaryOp;
 use kiln_ir::{DType, Expr, Tensor};
 
 /// Numbers whose bytes lie together.
-const RUN: usize = 32;
+const RUN: usize = BLOCK;
 
 /// Whether numbers, each in a byte, are stored two a byte where blocks have so many.
 pub(super) fn fits(values: &[u8], block: usize) -> bool {
@@ -35,14 +35,8 @@ pub(super) fn unpacked(cx: &mut Context, bytes: ValueId) -> Result<ValueId, Fail
     let mut dims = cx.dims(bytes);
     dims.truncate(dims.len().saturating_sub(2));
     dims.push(Expr::from(RUN));
-    let shifts: Vec<u8> = [0i32, 4].iter().flat_map(|shift| shift.to_le_bytes()).collect();
-    let shifts = cx.constant(Tensor::new(DType::I32, vec![2, 1], shifts)?);
-    let wide = cx.map(&[bytes, shifts], |b, a| {
-        let number = b.cast(DType::I32, a[0]);
-        let shifted = b.binary(BinaryOp::Shr, number, a[1]);
-        let mask = b.int(shifted, 15);
-        b.binary(BinaryOp::And, shifted, mask)
-    })?;
+    let shifts = cx.constant(shifts_of_halves()?);
+    let wide = cx.map(&[bytes, shifts], |b, a| b.half_of_byte(a[0], a[1]))?;
     cx.reshape(wide, dims)
 }
 
