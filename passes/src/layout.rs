@@ -36,12 +36,12 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
             Op::Map(_) | Op::Pool(_) | Op::Pad(_) | Op::Pack(_) | Op::Concat(_) | Op::Slice(_) => {
                 node.inputs.iter().any(from)
             }
+            Op::Reshape(_) => rank > 2 && moved_pixels(graph, node.inputs[0]).is_some_and(|v| from(&v)),
             Op::Reduce(_)
             | Op::Contract(_)
             | Op::BlockProduct(_)
             | Op::Softmax(_)
             | Op::Norm(_)
-            | Op::Reshape(_)
             | Op::Transpose(_)
             | Op::Broadcast(_)
             | Op::Gather(_)
@@ -90,4 +90,13 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
         }
     }
     Ok(())
+}
+
+/// What a value with more axes has the elements of: a picture whose channels become pixels or whose pixels become channels
+/// (`DepthToSpace`, transposed convolutions) is reshaped, transposed and reshaped.
+fn moved_pixels(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    let made_by = |v: ValueId| graph.producer(v).map(|id| graph.node(id));
+    let transposed = made_by(value).filter(|n| matches!(n.op, Op::Transpose(_)))?;
+    let split = made_by(transposed.inputs[0]).filter(|n| matches!(n.op, Op::Reshape(_)))?;
+    Some(split.inputs[0])
 }

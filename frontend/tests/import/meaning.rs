@@ -38,6 +38,71 @@ proptest! {
     }
 }
 
+/// `ConvTranspose` as it is defined: each element of `x` `[2, h, w]` adds the kernel `[2, 2/groups, kh, kw]` times itself.
+fn transposed(
+    (x, h, w): (&[f32], i64, i64),
+    (kernel, kh, kw): (&[f32], i64, i64),
+    groups: usize,
+    [stride, dilation, begin, end, more]: [[i64; 2]; 5],
+) -> (Vec<usize>, Vec<f32>) {
+    let extent =
+        |n: usize, d: i64, k: i64| (d - 1) * stride[n] + (k - 1) * dilation[n] + 1 + more[n] - begin[n] - end[n];
+    let (rows, columns) = (extent(0, h, kh), extent(1, w, kw));
+    let mut y = vec![0.0; (2 * rows * columns) as usize];
+    for c in 0..2 {
+        for m in 0..2 / groups {
+            let out = if groups == 2 { c } else { m };
+            for (i, j, s, t) in (0..h)
+                .flat_map(|i| (0..w).map(move |j| (i, j)))
+                .flat_map(|(i, j)| (0..kh).flat_map(move |s| (0..kw).map(move |t| (i, j, s, t))))
+            {
+                let (r, q) = (i * stride[0] + s * dilation[0] - begin[0], j * stride[1] + t * dilation[1] - begin[1]);
+                if (0..rows).contains(&r) && (0..columns).contains(&q) {
+                    let tap = kernel[((c * 2 / groups + m) as i64 * kh * kw + s * kw + t) as usize];
+                    y[((out as i64 * rows + r) * columns + q) as usize] +=
+                        tap * x[((c as i64 * h + i) * w + j) as usize];
+                }
+            }
+        }
+    }
+    (vec![1, 2, rows as usize, columns as usize], y)
+}
+
+proptest! {
+    /// With an extent that is bound when the graph runs; numbers are small integers, so sums are exact.
+    #[test]
+    fn transposed_convolutions_add_kernels(
+        (h, w) in (1i64..5, 1i64..5), (kh, kw) in (1i64..7, 1i64..5), stride in (1i64..4, 1i64..4), dilation in (1i64..3, 1i64..3),
+        begin in (0i64..4, 0i64..4), end in (0i64..4, 0i64..4), more in (0i64..3, 0i64..3), groups in 1usize..3,
+    ) {
+        let pairs = [stride, dilation, begin, end, more].map(|(a, b)| [a, b]);
+        prop_assume!(more.0 < stride.0 && more.1 < stride.1);
+        let extent = |n: usize, d: i64, k: i64| {
+            (d - 1) * pairs[0][n] + (k - 1) * pairs[1][n] + 1 + pairs[4][n] - pairs[2][n] - pairs[3][n]
+        };
+        prop_assume!(extent(0, h, kh) > 0 && extent(1, w, kw) > 0);
+        let x: Vec<f32> = (0..2 * h * w).map(|v| (v % 7 - 3) as f32).collect();
+        let kernel: Vec<f32> = (0..4 / groups as i64 * kh * kw).map(|v| (v % 5 - 2) as f32).collect();
+        let imported = draft(17)
+            .input("x", &[D::N(1), D::N(2), D::S("h"), D::N(w)])
+            .input("k", &[D::N(2), D::N(2 / groups as i64), D::N(kh), D::N(kw)])
+            .node("ConvTranspose", &["x", "k"], &["y"], vec![
+                int("group", groups as i64),
+                ints("strides", &pairs[0]),
+                ints("dilations", &pairs[1]),
+                ints("pads", &[begin.0, begin.1, end.0, end.1]),
+                ints("output_padding", &pairs[4]),
+            ])
+            .output("y")
+            .import(&Options::default());
+        let (shape, want) = transposed((&x, h, w), (&kernel, kh, kw), groups, pairs);
+        let given = [f32s(&[1, 2, h as usize, w as usize], &x), f32s(&[2, 2 / groups, kh as usize, kw as usize], &kernel)];
+        let y = interp::eval_graph(&imported.unwrap(), &given, &interp::Options::default()).unwrap();
+        prop_assert_eq!(y[0].shape(), shape.as_slice());
+        prop_assert_eq!(y[0].to_f32().unwrap(), want);
+    }
+}
+
 #[test]
 fn windows_at_the_end_count_what_is_there() {
     let pool = |attributes: Vec<AttributeProto>| {

@@ -4,6 +4,7 @@ mod borders;
 mod bytes;
 mod few_bits;
 mod free_dims;
+mod layouts;
 mod pairs;
 mod steps;
 
