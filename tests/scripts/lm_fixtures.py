@@ -99,10 +99,13 @@ ENCODERS = dict(
                                          share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False),
     debertaplain=transformers.DebertaV2Config(**SMALL, intermediate_size=24, num_labels=3, type_vocab_size=0,
                                               relative_attention=True, pos_att_type="c2p|p2c", max_relative_positions=5),
+    bertpruned=transformers.BertConfig(**SMALL, intermediate_size=24, pruned_heads={0: [1], 1: [0, 3]}),
+    distilbertpruned=transformers.DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=4, hidden_dim=24,
+                                                   max_position_embeddings=64, pruned_heads={1: [2]}),
 )
 HEADS = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
 CLASSES = dict(bert="Bert", roberta="Roberta", electra="Electra", distilbert="DistilBert", xlnet="XLNet", deberta="DebertaV2",
-               debertaplain="DebertaV2")
+               debertaplain="DebertaV2", bertpruned="Bert", distilbertpruned="DistilBert")
 
 
 def encoder(family, head):
@@ -119,7 +122,7 @@ def encoder(family, head):
     mask[1, 5:] = 0
     ids[1, 5:] = config.pad_token_id
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if family in ("bert", "electra", "xlnet", "deberta"):
+    if family in ("bert", "bertpruned", "electra", "xlnet", "deberta"):
         inputs["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=random)
     elif family == "roberta":
         inputs["token_type_ids"] = torch.zeros_like(ids)
@@ -145,7 +148,8 @@ def encoders():
     for family in ENCODERS:
         if sys.argv[2:] and family not in sys.argv[2:]:
             continue
-        heads = ["Model"] if family == "debertaplain" else HEADS + dict(bert=["ForNextSentencePrediction", "ForPreTraining"], electra=["ForPreTraining"]).get(family, [])
+        only = ("debertaplain", "bertpruned", "distilbertpruned")
+        heads = ["Model"] if family in only else HEADS + dict(bert=["ForNextSentencePrediction", "ForPreTraining"], electra=["ForPreTraining"]).get(family, [])
         for head in heads:
             encoder(family, head)
 

@@ -178,7 +178,7 @@ fn encoders_with_each_head() {
         }
         heads += 1;
     }
-    assert_eq!(heads, 34);
+    assert_eq!(heads, 36);
 }
 
 /// A fixture with the tokenizer of words.

@@ -2,8 +2,9 @@
 //!
 //! Invariant: only names and whole rows are rearranged, so that quantized blocks stay as they are.
 
-use super::{CheckpointError, Element, Stored, Weights};
-use crate::gguf::{Encoding, Gguf, Value, rewritten};
+use super::{CheckpointError, Cut, Element, Stored, Weights};
+use crate::families::{Anatomy, Keys};
+use crate::gguf::{Encoding, Gguf, Value, Written, rewritten, written};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ pub struct GgufWeights {
 }
 
 /// Names of a block's parts in GGUF and in Hugging Face's Llama.
-const PARTS: [(&str, &str); 10] = [
+const PARTS: [(&str, &str); 11] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -29,6 +30,7 @@ const PARTS: [(&str, &str); 10] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
 ];
 
 impl GgufWeights {
@@ -72,6 +74,41 @@ impl GgufWeights {
             Some((self.names.get(name)?.clone(), (encoding, bytes)))
         });
         rewritten(&self.file, &each.collect::<Option<_>>()?)
+    }
+
+    /// The bytes of the file without some layers and heads, with metadata that says so.
+    ///
+    /// # Errors
+    /// They cannot be taken out, or a tensor is not made as the anatomy has it.
+    pub fn cut(&self, anatomy: &Anatomy, cut: &Cut) -> Result<Vec<u8>, CheckpointError> {
+        let (layers, units) = cut.left(anatomy)?;
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut changed = vec![("block_count", layers)];
+        if let (Ok(parts), false) = (&anatomy.heads, cut.heads.is_empty())
+            && let Keys::Counts { key_size, value_size } = parts.keys
+        {
+            changed.extend([("attention.head_count", units * parts.queries), ("attention.head_count_kv", units)]);
+            changed.extend([("attention.key_length", key_size), ("attention.value_length", value_size)]);
+        }
+        let architecture = self.file.get("general.architecture").and_then(Value::as_text).unwrap_or_default();
+        let key = |(key, n): (&str, usize)| (format!("{architecture}.{key}"), number(n));
+        let changed = changed.into_iter().map(key).collect();
+        let mut tensors = Vec::new();
+        for (name, info) in self.file.in_order() {
+            // Heads are whole runs of rows here as they are by the other order of their rows.
+            let element = Element::Float(info.encoding);
+            let stored = Stored { element, shape: info.shape.clone(), bytes: self.file.bytes(info) };
+            let Some((number, stored)) = cut.tensor(anatomy, &renamed(name), stored)? else { continue };
+            let Element::Float(encoding) = stored.element else { continue };
+            let block = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let name = match (number, block) {
+                (Some(number), Some((_, rest))) => format!("blk.{number}.{rest}"),
+                _ => name.clone(),
+            };
+            tensors.push(Written { name, encoding, shape: stored.shape, bytes: stored.bytes });
+        }
+        let bytes = written(&self.file, &changed, &tensors);
+        bytes.ok_or_else(|| CheckpointError::Unsupported("what is left is no whole blocks".into()))
     }
 
     /// Heads by which the rows of a tensor are stored by neighbours.

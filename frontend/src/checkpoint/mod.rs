@@ -5,6 +5,7 @@
 //! named at once.
 
 mod adapter;
+mod cut;
 mod folder;
 mod llama_gguf;
 mod loader;
@@ -15,6 +16,7 @@ mod stored;
 mod vectors;
 
 pub use adapter::Adapter;
+pub use cut::Cut;
 pub use folder::{Files, Folder};
 pub use llama_gguf::GgufWeights;
 pub use loader::{Loader, WeightProblems};

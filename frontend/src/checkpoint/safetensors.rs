@@ -16,6 +16,12 @@ pub struct Safetensors {
     tensors: BTreeMap<String, Stored>,
 }
 
+impl From<BTreeMap<String, Stored>> for Safetensors {
+    fn from(tensors: BTreeMap<String, Stored>) -> Safetensors {
+        Safetensors { tensors }
+    }
+}
+
 impl Safetensors {
     /// Reads a file, sharing its bytes; `name` is for errors.
     ///

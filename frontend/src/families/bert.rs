@@ -5,14 +5,16 @@
 //! holds does not change any other position.
 
 use super::Settings;
+use super::anatomy::{Anatomy, HeadParts, Keys};
 use super::heads::{Head, Wanted, known_head_parts, sentence_embedding, span_outputs};
 use crate::builder::{Builder, Result, Value};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
-    Activation, Embedding, EncoderLayer, FeedForward, Heads, LayerNorm, Linear, Mask, MultiHead, MultiHeadNames,
-    Parameters, Residual, Scope, WeightOrder,
+    Activation, Embedding, EncoderLayer, FeedForward, Heads, LayerNorm, LayerSwitch, Linear, Mask, MultiHead,
+    MultiHeadNames, Parameters, Residual, Scope, WeightOrder,
 };
 use kiln_ir::{DType, Expr, Graph};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a checkpoint calls its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +42,10 @@ pub struct Config {
     pub model: usize,
     /// Layers.
     pub layers: usize,
-    /// Attention heads.
+    /// Attention heads that a layer was made with: each is `E / heads` wide.
     pub heads: usize,
+    /// Those that were taken out, by layer (`pruned_heads`).
+    pub pruned: BTreeMap<usize, BTreeSet<usize>>,
     /// `F`.
     pub inner: usize,
     /// Of the feed-forward layer.
@@ -89,14 +93,16 @@ impl Config {
         if let Some(other) = settings.text_if("position_embedding_type")?.filter(|&t| t != "absolute") {
             return Err(CheckpointError::Unsupported(format!("positions of the type `{other}` are not supported")));
         }
+        let layers = settings.layers(key("num_hidden_layers", "n_layers"))?;
         let padding = settings.float_if("pad_token_id")?.unwrap_or(1.0).max(0.0) as usize;
         Ok(Config {
             kind,
             vocabulary: settings.size("vocab_size")?,
             embedding: settings.size_if("embedding_size")?.filter(|_| kind == Kind::Electra).unwrap_or(model),
             model,
-            layers: settings.layers(key("num_hidden_layers", "n_layers"))?,
+            layers,
             heads,
+            pruned: pruned(settings, layers, heads)?,
             inner: settings.size(key("intermediate_size", "hidden_dim"))?,
             activation: Activation::from_name(activation).ok_or_else(unsupported)?,
             epsilon: settings.float_if("layer_norm_eps")?.unwrap_or(1e-12),
@@ -113,6 +119,38 @@ impl Config {
         self.positions.saturating_sub(self.first_position)
     }
 
+    /// The heads of a layer.
+    pub fn heads_of(&self, layer: usize) -> usize {
+        self.heads - self.pruned.get(&layer).map_or(0, BTreeSet::len)
+    }
+
+    /// Where its checkpoints have layers and heads.
+    pub fn anatomy(&self) -> Anatomy {
+        let size = self.model / self.heads;
+        let small = self.kind == Kind::DistilBert;
+        let ([query, key, value, output], layers, count_key) = match small {
+            true => (
+                ["attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"],
+                "transformer.layer.",
+                "n_layers",
+            ),
+            false => (
+                ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"],
+                "encoder.layer.",
+                "num_hidden_layers",
+            ),
+        };
+        let left = |n: usize| (0..self.heads).filter(|h| !self.pruned.get(&n).is_some_and(|p| p.contains(h))).collect();
+        let parts = HeadParts {
+            outputs: vec![(query, size), (key, size), (value, size)],
+            inputs: (output, size),
+            units: (0..self.layers).map(left).collect(),
+            queries: 1,
+            keys: Keys::Pruned,
+        };
+        Anatomy { layers, count: self.layers, count_key, heads: Ok(parts), ordered: None }
+    }
+
     fn prefix(&self) -> &'static str {
         match self.kind {
             Kind::Bert => "bert",
@@ -121,6 +159,30 @@ impl Config {
             Kind::DistilBert => "distilbert",
         }
     }
+}
+
+/// The heads of layers that `pruned_heads` lists, which must leave each layer one.
+fn pruned(
+    settings: &Settings<'_>,
+    layers: usize,
+    heads: usize,
+) -> std::result::Result<BTreeMap<usize, BTreeSet<usize>>, CheckpointError> {
+    let key = "pruned_heads";
+    let mut all = BTreeMap::new();
+    for (layer, list) in settings.lists_if(key)? {
+        let of = layer.parse().ok().filter(|n| *n < layers);
+        let of: usize =
+            of.ok_or_else(|| settings.error(key, format!("has {layer:?}, which is none of {layers} layers")))?;
+        if let Some(head) = list.iter().find(|head| **head >= heads) {
+            return Err(settings.error(key, format!("has the head {head} of layer {of}, which is none of {heads}")));
+        }
+        let list: BTreeSet<usize> = list.into_iter().collect();
+        if list.len() == heads {
+            return Err(settings.error(key, format!("leaves no head of layer {of}")));
+        }
+        all.insert(of, list);
+    }
+    Ok(all)
 }
 
 /// What all heads are made of.
@@ -187,20 +249,21 @@ fn encode<'g>(
     };
     show(0, hidden)?;
     for n in 0..config.layers {
-        let made = layer(config, &root, n)?.apply(hidden, None, Some(mask_of))?;
+        let (layer, switch) = layer(config, &root, n)?;
+        let made = layer.apply(hidden, None, Some(mask_of))?;
         if wanted.attentions {
             g.output(&format!("attentions.{n}"), made.weights)?;
         }
-        hidden = made.output;
+        hidden = switch.apply(hidden, made.output)?;
         show(n + 1, hidden)?;
     }
     Ok(Encoded { hidden, mask, embedding, root, scope })
 }
 
-/// The layer of a number.
-fn layer<'g>(config: &Config, root: &Scope<'g>, n: usize) -> Result<EncoderLayer<'g>> {
+/// The layer of a number, and its switch.
+fn layer<'g>(config: &Config, root: &Scope<'g>, n: usize) -> Result<(EncoderLayer<'g>, LayerSwitch<'g>)> {
     let model = config.model;
-    let heads = Heads::equal(config.heads, model / config.heads);
+    let heads = Heads::equal(config.heads_of(n), model / config.heads);
     let scale = 1.0 / (heads.key_size as f64).sqrt();
     let (layer, names, [norm, up, down, last]) = match config.kind {
         Kind::DistilBert => {
@@ -215,7 +278,7 @@ fn layer<'g>(config: &Config, root: &Scope<'g>, n: usize) -> Result<EncoderLayer
             (root.enter("encoder.layer").enter(n), names, rest)
         }
     };
-    Ok(EncoderLayer {
+    let made = EncoderLayer {
         attention: MultiHead::new(&layer.enter("attention"), names, model, heads, true, scale)?,
         attention_norm: LayerNorm::new(&layer.enter(norm), model, config.epsilon)?,
         inner: FeedForward::new(
@@ -227,7 +290,8 @@ fn layer<'g>(config: &Config, root: &Scope<'g>, n: usize) -> Result<EncoderLayer
         )?,
         inner_norm: LayerNorm::new(&layer.enter(last), model, config.epsilon)?,
         residual: Residual::default(),
-    })
+    };
+    Ok((made, LayerSwitch::new(&layer)?))
 }
 
 /// Token 0 of `[B, T, E]`: `[B, E]`.

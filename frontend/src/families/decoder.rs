@@ -1,6 +1,6 @@
 //! What all decoders have in common.
 
-use super::{Settings, gpt2, llama};
+use super::{Anatomy, Settings, gpt2, llama};
 use crate::builder::{Builder, Result};
 use crate::checkpoint::CheckpointError;
 use crate::gguf::{self, Gguf};
@@ -123,6 +123,14 @@ impl Decoder {
         match self {
             Decoder::Llama(config) => config.heads,
             Decoder::Gpt2(config) => config.heads,
+        }
+    }
+
+    /// Where its checkpoints have layers and heads.
+    pub fn anatomy(&self) -> Anatomy {
+        match self {
+            Decoder::Llama(config) => config.anatomy(),
+            Decoder::Gpt2(config) => config.anatomy(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Invariant: whoever runs an encoder need not know its family: inputs are `input_ids`, `attention_mask` and, where the family has
 //! segments, `token_type_ids`, each i64 `[B, T]`; outputs are those of [`Head`].
 
-use super::{Head, Settings, Wanted, bert, deberta, xlnet};
+use super::{Anatomy, Head, Settings, Wanted, bert, deberta, xlnet};
 use crate::builder::Result;
 use crate::checkpoint::CheckpointError;
 use crate::nn::Parameters;
@@ -67,6 +67,15 @@ impl TextEncoder {
             Family::Bert(config) => config.context(),
             Family::Deberta(config) => config.context,
             Family::Xlnet(config) => config.longest,
+        }
+    }
+
+    /// Where its checkpoints have layers and heads; nothing for families whose layers share what the others need (DeBERTa's positions,
+    /// XLNet's recurrence).
+    pub fn anatomy(&self) -> Option<Anatomy> {
+        match &self.family {
+            Family::Bert(config) => Some(config.anatomy()),
+            Family::Deberta(_) | Family::Xlnet(_) => None,
         }
     }
 

@@ -3,12 +3,12 @@
 //! Invariant: parameters have the names of Hugging Face's `GPT2LMHeadModel`, with the prefix `transformer` or, as the first
 //! checkpoints have them, without.
 
-use super::{Form, Settings};
+use super::{Anatomy, Form, Settings};
 use crate::builder::{Builder, Result};
 use crate::checkpoint::CheckpointError;
 use crate::nn::{
-    Activation, Decoding, Embedding, FeedForward, Heads, LayerNorm, Linear, Parameters, Scope, WeightOrder, attend,
-    split_heads,
+    Activation, Decoding, Embedding, FeedForward, Heads, LayerNorm, LayerSwitch, Linear, Parameters, Scope,
+    WeightOrder, attend, split_heads,
 };
 use kiln_ir::Graph;
 
@@ -64,6 +64,13 @@ impl Config {
             tied: settings.flag("tie_word_embeddings", true)?,
         })
     }
+
+    /// Where its checkpoints have layers; their queries, keys and values are one matrix, and heads stay.
+    pub fn anatomy(&self) -> Anatomy {
+        let heads = Err("GPT-2's configuration has no place for layers with fewer heads");
+        let ordered = self.scaled_by_layer.then_some("its attention is scaled by the number of the layer");
+        Anatomy { layers: "h.", count: self.layers, count_key: "n_layer", heads, ordered }
+    }
 }
 
 /// The graph of a form; see [`super::Decoder::graph`].
@@ -104,8 +111,10 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, form: &Form) -> Resul
             scale /= (n + 1) as f64;
         }
         let attended = attend(part(0)?, heads, &segments, scale)?;
+        let before = hidden;
         hidden = hidden.add(output.apply(attended.output)?)?;
         hidden = hidden.add(inner.apply(norm("ln_2")?.apply(hidden)?)?)?;
+        hidden = LayerSwitch::new(&layer)?.apply(before, hidden)?;
     }
     let norm = LayerNorm::new(&root.enter("ln_f"), model, config.epsilon)?;
     let head = match config.tied {

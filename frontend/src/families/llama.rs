@@ -2,13 +2,14 @@
 //!
 //! Invariant: parameters have the names of Hugging Face's `LlamaForCausalLM`.
 
+use super::anatomy::{Anatomy, HeadParts, Keys};
 use super::{Form, Settings};
 use crate::builder::{Builder, Result};
 use crate::checkpoint::CheckpointError;
 use crate::gguf::{self, Gguf};
 use crate::nn::{
-    Activation, Decoding, Embedding, Gated, Heads, Linear, Pairs, Parameters, RmsNorm, Rotary, Scaling, Scope, attend,
-    split_heads,
+    Activation, Decoding, Embedding, Gated, HeadSwitches, Heads, LayerSwitch, Linear, Pairs, Parameters, RmsNorm,
+    Rotary, Scaling, Scope, attend, split_heads,
 };
 use kiln_ir::Graph;
 
@@ -118,8 +119,13 @@ impl Config {
         let (model, queries) = (settings.size("embedding_length")?, settings.size("attention.head_count")?);
         let keys = settings.size_if("attention.head_count_kv")?.unwrap_or(queries);
         settings.divides("attention.head_count_kv", queries, keys)?;
-        settings.divides("attention.head_count", model, queries)?;
-        let key_size = settings.size_if("attention.key_length")?.unwrap_or(model / queries);
+        let key_size = match settings.size_if("attention.key_length")? {
+            Some(size) => size,
+            None => {
+                settings.divides("attention.head_count", model, queries)?;
+                model / queries
+            }
+        };
         let value_size = settings.size_if("attention.value_length")?.unwrap_or(key_size);
         let context = settings.size("context_length")?;
         let tokens = file.get("tokenizer.ggml.tokens").and_then(gguf::Value::as_array);
@@ -160,6 +166,25 @@ impl Config {
             window: settings.size_if("attention.sliding_window")?.map(|w| (0, w)),
         };
         config.check(&settings)
+    }
+
+    /// Where its checkpoints have layers and heads.
+    pub fn anatomy(&self) -> Anatomy {
+        let Heads { queries, keys, key_size, value_size } = self.heads;
+        let shared = queries / keys;
+        let parts = HeadParts {
+            outputs: vec![
+                ("self_attn.q_proj", shared * key_size),
+                ("self_attn.k_proj", key_size),
+                ("self_attn.v_proj", value_size),
+            ],
+            inputs: ("self_attn.o_proj", shared * value_size),
+            units: vec![(0..keys).collect(); self.layers],
+            queries: shared,
+            keys: Keys::Counts { key_size, value_size },
+        };
+        let (layers, count_key) = ("model.layers.", "num_hidden_layers");
+        Anatomy { layers, count: self.layers, count_key, heads: Ok(parts), ordered: None }
     }
 
     fn check(self, settings: &Settings<'_>) -> std::result::Result<Config, CheckpointError> {
@@ -230,6 +255,8 @@ struct Layer<'g> {
     output: Linear<'g>,
     norms: Option<(RmsNorm<'g>, RmsNorm<'g>)>,
     inner: Gated<'g>,
+    switch: LayerSwitch<'g>,
+    switches: HeadSwitches<'g>,
 }
 
 impl<'g> Layer<'g> {
@@ -258,6 +285,8 @@ impl<'g> Layer<'g> {
             )?,
             norms: if config.head_norm { Some((head_norm("q_norm")?, head_norm("k_norm")?)) } else { None },
             inner: Gated::new(gate, up, down, config.activation),
+            switch: LayerSwitch::new(scope)?,
+            switches: HeadSwitches::new(&attention, heads.queries, heads.value_size)?,
         })
     }
 }
@@ -293,8 +322,10 @@ pub fn graph(config: &Config, parameters: &dyn Parameters, form: &Form) -> Resul
         let window = config.window.filter(|(first, _)| n >= *first).map(|(_, window)| window);
         let segments = decoding.segments(n, past, (key, value), window)?;
         let attended = attend(query, heads, &segments, scale)?;
-        hidden = hidden.add(layer.output.apply(attended.output)?)?;
+        let before = hidden;
+        hidden = hidden.add(layer.output.apply(layer.switches.apply(attended.output)?)?)?;
         hidden = hidden.add(layer.inner.apply(layer.before_inner.apply(hidden)?)?)?;
+        hidden = layer.switch.apply(before, hidden)?;
     }
     let norm = RmsNorm::new(&root.enter("norm"), config.model, config.epsilon)?;
     let head = match config.tied {

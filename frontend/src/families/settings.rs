@@ -162,6 +162,26 @@ impl<'a> Settings<'a> {
         Ok(self.text_if(key)?.map(|text| text.split('|').map(str::trim).collect()))
     }
 
+    /// Lists of whole numbers by name, in JSON; none where the key is not there.
+    ///
+    /// # Errors
+    /// There is something else.
+    pub fn lists_if(&self, key: &str) -> Result<Vec<(&'a str, Vec<usize>)>> {
+        let Source::Json(object) = self.source else { return Ok(Vec::new()) };
+        let found = match object.get(key) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(value) => value.as_object(),
+        };
+        let number = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
+        let lists = found.and_then(|all| {
+            let list = |(name, list): (&'a String, &'a Value)| {
+                Some((name.as_str(), list.as_array()?.iter().map(number).collect::<Option<Vec<_>>>()?))
+            };
+            all.iter().map(list).collect::<Option<Vec<_>>>()
+        });
+        lists.ok_or_else(|| self.error(key, "is no object of lists of whole numbers"))
+    }
+
     /// Settings below a key of a JSON object, if they are there.
     ///
     /// # Errors

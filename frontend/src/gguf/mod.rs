@@ -18,4 +18,4 @@ pub use encoding::Encoding;
 pub use expand::expand;
 pub use read::{Gguf, GgufError, TensorInfo};
 pub use value::{Array, Value};
-pub use write::{Replaced, rewritten};
+pub use write::{Replaced, Written, rewritten, written};

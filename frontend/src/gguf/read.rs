@@ -57,14 +57,21 @@ pub struct TensorInfo {
     bytes: usize,
 }
 
+impl TensorInfo {
+    /// The first byte in the file.
+    pub(super) fn start(&self) -> usize {
+        self.start
+    }
+}
+
 /// A GGUF file. See the module documentation.
 #[derive(Clone, Debug)]
 pub struct Gguf {
     file: Bytes,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
-    /// Where the entries of the metadata are in the file, and how many.
-    entries: (std::ops::Range<usize>, u64),
+    /// Where the entries of the metadata are in the file, in its order.
+    entries: Vec<(String, std::ops::Range<usize>)>,
     alignment: usize,
 }
 
@@ -90,18 +97,19 @@ impl Gguf {
         }
         let (tensor_count, value_count) = (cursor.u64()?, cursor.u64()?);
         let mut metadata = BTreeMap::new();
-        let first = file.len() - cursor.rest.len();
+        let mut entries = Vec::new();
         for n in 0..value_count {
             cursor.what = format!("metadata entry {n} of {value_count}");
+            let first = file.len() - cursor.rest.len();
             let key = cursor.text(LONGEST_KEY)?;
             cursor.what = format!("the metadata `{key}`");
             let kind = cursor.u32()?;
             let value = cursor.value(kind)?;
+            entries.push((key.clone(), first..file.len() - cursor.rest.len()));
             if metadata.insert(key, value).is_some() {
                 return Err(cursor.invalid("the key occurs twice"));
             }
         }
-        let entries = (first..file.len() - cursor.rest.len(), value_count);
         let mut listed = Vec::new();
         for n in 0..tensor_count {
             cursor.what = format!("tensor {n} of {tensor_count}");
@@ -158,17 +166,10 @@ impl Gguf {
         &self.tensors
     }
 
-    /// The entries of the metadata as the file has them, their number, and what tensor data is aligned to.
-    pub(super) fn entries(&self) -> (&[u8], u64, usize) {
-        let (range, count) = &self.entries;
-        (self.file.get(range.clone()).unwrap_or_default(), *count, self.alignment)
-    }
-
-    /// The tensors by their place in the file.
-    pub(super) fn in_order(&self) -> Vec<(&String, &TensorInfo)> {
-        let mut all: Vec<_> = self.tensors.iter().collect();
-        all.sort_by_key(|(_, info)| info.start);
-        all
+    /// The entries of the metadata by their keys, as the file has them and in its order, and what tensor data is aligned to.
+    pub(super) fn entries(&self) -> (Vec<(&str, &[u8])>, usize) {
+        let bytes = |range: &std::ops::Range<usize>| self.file.get(range.clone()).unwrap_or_default();
+        (self.entries.iter().map(|(key, range)| (key.as_str(), bytes(range))).collect(), self.alignment)
     }
 
     /// The bytes of a tensor of this file, shared.

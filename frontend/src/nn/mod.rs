@@ -23,6 +23,7 @@ mod relative;
 mod relative_xl;
 mod rotary;
 mod scope;
+mod switches;
 
 pub use attention::{Attend, Heads, Mask, Scales, Segment, attend};
 pub use cache::{CacheElement, CacheForm, CacheLayout, Decoding, LayerCache, Logits};
@@ -39,3 +40,4 @@ pub use relative::RelativeBias;
 pub use relative_xl::RelativeSines;
 pub use rotary::{Pairs, Rotary, Scaling};
 pub use scope::{Parameters, Scope, Seeded};
+pub use switches::{HEAD_SWITCH, HeadSwitches, LAYER_SWITCH, LayerSwitch, Switches};

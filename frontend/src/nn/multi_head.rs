@@ -1,7 +1,7 @@
 //! Attention with its four maps (Vaswani et al. 2017, section 3.2.2).
 
 use super::attention::{Attend, Heads, Mask, Segment, attend};
-use super::{Linear, Scope};
+use super::{HeadSwitches, Linear, Scope};
 use crate::builder::{Result, Value};
 use kiln_ir::Expr;
 
@@ -37,6 +37,7 @@ pub struct MultiHead<'g> {
     value: Linear<'g>,
     output: Linear<'g>,
     heads: Heads,
+    switches: HeadSwitches<'g>,
     scale: f64,
 }
 
@@ -60,6 +61,7 @@ impl<'g> MultiHead<'g> {
             value: map(names.value, model, heads.keys * heads.value_size)?,
             output: map(names.output, heads.queries * heads.value_size, model)?,
             heads,
+            switches: HeadSwitches::new(scope, heads.queries, heads.value_size)?,
             scale,
         })
     }
@@ -80,7 +82,7 @@ impl<'g> MultiHead<'g> {
     pub fn apply(&self, x: Value<'g>, segments: &[Segment<'g>]) -> Result<Attend<'g>> {
         let query = split_heads(self.query.apply(x)?, self.heads.queries, self.heads.key_size)?;
         let attended = attend(query, self.heads, segments, self.scale)?;
-        Ok(Attend { output: self.output.apply(attended.output)?, ..attended })
+        Ok(Attend { output: self.output.apply(self.switches.apply(attended.output)?)?, ..attended })
     }
 
     /// Attention of `x: [B, T, E]` to `memory: [B, S, E]`, which may be `x` itself.

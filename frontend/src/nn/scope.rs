@@ -25,6 +25,15 @@ pub trait Parameters {
     fn matrix<'g>(&self, builder: &'g Builder, path: &str, rows: usize, columns: usize) -> Result<Matrix<'g>> {
         Ok(Matrix::Plain(self.parameter(builder, path, &[rows, columns])?))
     }
+
+    /// The switch of a part that can be left out, f32 `[count]`, 1 where it is on; nothing, but for sources that let parts be left
+    /// out ([`super::Switches`]).
+    ///
+    /// # Errors
+    /// The graph cannot hold it.
+    fn switch<'g>(&self, _builder: &'g Builder, _name: &str, _count: usize) -> Result<Option<Value<'g>>> {
+        Ok(None)
+    }
 }
 
 /// A place in the tree of modules.
@@ -74,6 +83,11 @@ impl<'g> Scope<'g> {
     /// The graph cannot hold it.
     pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix<'g>> {
         self.source.matrix(self.builder, &self.path(name), rows, columns)
+    }
+
+    /// The switch of a part of this place, such as `layer`; see [`Parameters::switch`].
+    pub(super) fn switch(&self, part: &str, count: usize) -> Result<Option<Value<'g>>> {
+        self.source.switch(self.builder, &format!("{part}.{}", self.path), count)
     }
 
     /// Whether there is a parameter of that name.

@@ -70,6 +70,8 @@ heads! {
     distilbert: "distilbert" "Model" "ForMaskedLM" "ForSequenceClassification" "ForTokenClassification"
         "ForQuestionAnswering";
     xlnet: "xlnet" "Model" "ForMaskedLM" "ForSequenceClassification" "ForTokenClassification" "ForQuestionAnswering";
+    pruned_bert: "bertpruned" "Model";
+    pruned_distilbert: "distilbertpruned" "Model";
     deberta: "deberta" "Model" "ForMaskedLM" "ForSequenceClassification" "ForTokenClassification" "ForQuestionAnswering";
 }
 

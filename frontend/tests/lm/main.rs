@@ -2,6 +2,7 @@
 
 mod adapters;
 mod blocks;
+mod cuts;
 mod decoders;
 mod encoders;
 mod export;
