@@ -5,6 +5,7 @@
 mod arguments;
 mod checkpoint;
 mod onnx;
+mod removal;
 
 use super::Talk;
 use arguments::{ActivationsWord, Emit};
@@ -36,14 +37,18 @@ impl Args {
         let start = Instant::now();
         self.check()?;
         let checkpoint = LanguageModel::is_at(&self.model).then(|| checkpoint::open(self)).transpose()?;
+        let checkpoint = checkpoint.map(|opened| removal::without(self, opened, talk)).transpose()?;
         let outcome = match checkpoint {
-            Some(model) if self.keeps_form(&model) => checkpoint::run(self, model, talk)?,
-            subject => onnx::run(self, subject, talk)?,
+            Some(opened) if self.keeps_form(&opened.model) => checkpoint::run(self, opened, talk)?,
+            Some(opened) => onnx::run(self, Some(opened), talk)?,
+            None if self.removal().is_some() => return Err(removal::not_a_checkpoint()),
+            None => onnx::run(self, None, talk)?,
         };
         let seconds = start.elapsed().as_secs_f64();
         let mut report = json!({
             "model": self.model.display().to_string(), "output": self.output.display().to_string(),
-            "bytes": outcome.bytes, "method": self.options().method.name(), "weights": self.weights.to_string(),
+            "bytes": outcome.bytes, "method": self.options().method.name(),
+            "weights": (!self.no_quantize).then(|| self.weights.to_string()),
             "activations": self.activations.to_possible_value().map(|v| v.get_name().to_string()),
             "group": self.group, "layers": outcome.layers, "kept": outcome.kept, "seconds": seconds,
         });
@@ -128,6 +133,7 @@ fn table(outcome: &Outcome, seconds: f64) -> String {
             get("half_interval")
         );
     }
+    text += &removal::line(&outcome.details["removed"]);
     let (now, before) = outcome.layers.iter().fold((0, 0), |(n, b), l| (n + l.bytes, b + l.bytes_f32));
     let _ = writeln!(
         text,

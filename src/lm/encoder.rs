@@ -8,6 +8,7 @@ use crate::source::Within;
 use crate::{Error, Observer, Options, compile_graph};
 use kiln_frontend::checkpoint::{CheckpointError, Folder, Loader, Weights};
 use kiln_frontend::families::{Head, Settings, TextEncoder, Wanted};
+use kiln_frontend::nn::Switches;
 use kiln_ir::{Graph, Tensor};
 use kiln_runtime::cpu::CpuLevel;
 use kiln_runtime::engine::{Context, ModelOptions};
@@ -208,6 +209,24 @@ pub fn encoder_graph(
     weights: &dyn Weights,
     head: Option<Head>,
 ) -> Result<(Graph, TextEncoder), Error> {
+    graph_of(folder, weights, head, false)
+}
+
+/// As [`encoder_graph`], with switches for layers and heads.
+pub(crate) fn switched_encoder_graph(
+    folder: &Folder,
+    weights: &dyn Weights,
+    head: Option<Head>,
+) -> Result<(Graph, TextEncoder), Error> {
+    graph_of(folder, weights, head, true)
+}
+
+fn graph_of(
+    folder: &Folder,
+    weights: &dyn Weights,
+    head: Option<Head>,
+    switched: bool,
+) -> Result<(Graph, TextEncoder), Error> {
     let json = &folder.config;
     let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str());
     let settings = Settings::json("config.json", json);
@@ -215,7 +234,11 @@ pub fn encoder_graph(
     let head = head.unwrap_or(family.head);
     let loader = Loader::new(weights).keeping_blocks();
     let wanted = Wanted { head, hidden_states: false, attentions: false, extents: (None, None) };
-    let graph = family.graph(&loader, &wanted).map_err(|e| Error::Unsupported(e.to_string()))?;
+    let graph = match switched {
+        true => family.graph(&Switches(&loader), &wanted),
+        false => family.graph(&loader, &wanted),
+    };
+    let graph = graph.map_err(|e| Error::Unsupported(e.to_string()))?;
     let known = |name: &str| family.known_surplus(head, name);
     loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
     Ok((graph, family))

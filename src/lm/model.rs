@@ -112,7 +112,14 @@ impl LanguageModel {
     /// # Errors
     /// What is wrong.
     pub fn of_folder(files: &dyn Files) -> Result<LanguageModel, LmError> {
-        let folder = Folder::read(files)?;
+        LanguageModel::of(Folder::read(files)?)
+    }
+
+    /// Of a folder that was read.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn of(folder: Folder) -> Result<LanguageModel, LmError> {
         let decoder = Decoder::from_json(&Settings::json("config.json", &folder.config))?;
         let tokenizer = tokenizer_of(&folder, decoder.vocabulary())?;
         let ends = ends(&folder);

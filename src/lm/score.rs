@@ -30,7 +30,7 @@ impl Scored {
 }
 
 /// The logarithm of the softmax at a place, and whether it is the greatest.
-fn log_softmax(logits: &[f32], at: usize) -> (f64, bool) {
+pub(crate) fn log_softmax(logits: &[f32], at: usize) -> (f64, bool) {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&l| (f64::from(l) - f64::from(most)).exp()).sum();
     let logit = logits.get(at).copied().unwrap_or(f32::NEG_INFINITY);

@@ -3,7 +3,7 @@
 //! Invariant: what is evaluated is what is written: new weights are whole blocks of an encoding of GGUF, which GGUF files hold as
 //! they are and safetensors in packed form with the same numbers and scales.
 
-use super::onnx::PruneReport;
+use super::onnx::{PruneReport, transposed};
 use super::{Kept, LayerReport, Method, WeightOptions};
 use crate::Error;
 use kiln_frontend::checkpoint::{Element, Overlay, Stored, Weights};
@@ -282,25 +282,43 @@ fn record(
     made.changed.insert(product.name.clone(), stored);
 }
 
-/// The matrices pruned by `how`, as f32; to be quantized or stored after.
+/// Matrices that were pruned, as f32.
+#[derive(Clone, Debug, Default)]
+pub struct PrunedMatrices {
+    /// By their names.
+    pub changed: BTreeMap<String, Stored>,
+    /// What became of each.
+    pub reports: Vec<PruneReport>,
+}
+
+/// The checkpoint with its matrices pruned by `how`, to be quantized or stored after.
 ///
 /// # Errors
 /// [`Error::Data`] for weights that are not finite.
 pub fn pruned(
     checkpoint: &Checkpoint,
     how: &dyn Fn(&[f32], usize) -> Pruned,
-) -> Result<(Checkpoint, Vec<PruneReport>), Error> {
-    let mut changed = BTreeMap::new();
-    let mut reports = Vec::new();
+) -> Result<(Checkpoint, PrunedMatrices), Error> {
+    let mut pruned = PrunedMatrices::default();
     for product in &checkpoint.products {
-        let columns = if product.transposed { product.rows } else { product.columns };
-        let made = how(&checkpoint.matrix(product)?, columns);
-        let shape = if product.transposed { [product.columns, product.rows] } else { [product.rows, product.columns] };
-        let bytes: Vec<u8> = made.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (rows, columns) = (product.rows, product.columns);
+        let stored = checkpoint.matrix(product)?;
+        // By the inputs of an output, however they lie.
+        let made = match product.transposed {
+            true => how(&transposed(&stored, columns, rows), columns),
+            false => how(&stored, columns),
+        };
+        let (shape, values) = match product.transposed {
+            true => ([columns, rows], transposed(&made.values, rows, columns)),
+            false => ([rows, columns], made.values.clone()),
+        };
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let element = Element::Float(Encoding::F32);
-        changed.insert(product.name.clone(), Stored { element, shape: shape.to_vec(), bytes: bytes.into() });
-        reports.push(PruneReport::of(&product.name, &made));
+        let stored = Stored { element, shape: shape.to_vec(), bytes: bytes.into() };
+        pruned.changed.insert(product.name.clone(), stored);
+        pruned.reports.push(PruneReport::of(&product.name, &made, columns));
     }
-    let weights = Arc::new(Overlay::new(checkpoint.weights.clone(), changed));
-    Ok((Checkpoint { weights, products: checkpoint.products.clone(), whole_groups: checkpoint.whole_groups }, reports))
+    let weights = Arc::new(Overlay::new(checkpoint.weights.clone(), pruned.changed.clone()));
+    let products = checkpoint.products.clone();
+    Ok((Checkpoint { weights, products, whole_groups: checkpoint.whole_groups }, pruned))
 }

@@ -3,8 +3,14 @@
 //! Invariant: a file or folder appears complete or not at all, and what was there before stays until then.
 
 use super::Quantization;
+use crate::lm::{LanguageModel, LmError};
+use crate::source::Within;
 use crate::{Error, data};
-use kiln_frontend::checkpoint::{Element, GgufWeights, Safetensors, Stored, Weights, pack};
+use bytes::Bytes;
+use kiln_frontend::checkpoint::{
+    CheckpointError, Cut, Element, Folder, GgufWeights, Safetensors, Stored, Weights, pack,
+};
+use kiln_frontend::families::Anatomy;
 use kiln_frontend::gguf::{Encoding, Gguf};
 use kiln_ir::DType;
 use safetensors::Dtype;
@@ -17,55 +23,100 @@ fn written(path: &Path) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::Write { path: path.into(), source }
 }
 
+/// The files of a language model, as they are or changed in memory.
+#[derive(Clone, Debug)]
+pub enum Files {
+    /// A GGUF file.
+    Gguf(Bytes),
+    /// A folder.
+    Folder(Box<Folder>),
+}
+
+fn checkpoint(error: CheckpointError) -> Error {
+    LmError::Checkpoint(error).into()
+}
+
+impl Files {
+    /// Those at a path.
+    ///
+    /// # Errors
+    /// They cannot be read, or a folder misses some.
+    pub fn read(path: &Path) -> Result<Files, Error> {
+        if path.is_dir() {
+            return Ok(Files::Folder(Box::new(Folder::read(&Within(path)).map_err(checkpoint)?)));
+        }
+        kiln_runtime::file::map(path).map(Files::Gguf).map_err(|source| Error::Read { path: path.into(), source })
+    }
+
+    /// The decoder that they are.
+    ///
+    /// # Errors
+    /// They are none, or something is wrong with them.
+    pub fn decoder(&self) -> Result<LanguageModel, Error> {
+        Ok(match self {
+            Files::Gguf(file) => LanguageModel::of_gguf(file.clone())?,
+            Files::Folder(folder) => LanguageModel::of((**folder).clone())?,
+        })
+    }
+
+    /// The same without some layers and heads.
+    ///
+    /// # Errors
+    /// They cannot be taken out.
+    pub fn without(&self, anatomy: &Anatomy, cut: &Cut) -> Result<Files, Error> {
+        Ok(match self {
+            Files::Gguf(file) => Files::Gguf(tensors_of(file)?.cut(anatomy, cut).map_err(checkpoint)?.into()),
+            Files::Folder(folder) => Files::Folder(Box::new(folder.cut(anatomy, cut).map_err(checkpoint)?)),
+        })
+    }
+}
+
+fn tensors_of(file: &Bytes) -> Result<GgufWeights, Error> {
+    GgufWeights::new(Gguf::parse(file.clone()).map_err(|e| checkpoint(e.into()))?).map_err(checkpoint)
+}
+
 /// Writes a GGUF file with new weights; the size in bytes.
 ///
 /// # Errors
-/// [`Error::Read`] and [`Error::Lm`] of the model, [`Error::Write`].
-pub fn write_gguf(model: &Path, made: &Quantization, output: &Path) -> Result<u64, Error> {
-    let file = kiln_runtime::file::map(model).map_err(|source| Error::Read { path: model.into(), source })?;
-    let fail = |e| Error::from(crate::lm::LmError::Checkpoint(e));
-    let weights = GgufWeights::new(Gguf::parse(file).map_err(|e| fail(e.into()))?).map_err(fail)?;
-    let bytes = weights.rewritten(&made.changed);
+/// [`Error::Lm`] of the model, [`Error::Write`].
+pub fn write_gguf(model: &Bytes, made: &Quantization, output: &Path) -> Result<u64, Error> {
+    let bytes = tensors_of(model)?.rewritten(&made.changed);
     let bytes = bytes.ok_or_else(|| Error::Internal("a new tensor does not fit the file".into()))?;
     data::write(output, &bytes)?;
     Ok(bytes.len() as u64)
 }
 
-/// Writes a folder as Hugging Face lays it out: the other files of the model's folder, `config.json` with what was quantized, and
+/// Writes a folder as Hugging Face lays it out: the other files of the `model`'s folder, `config.json` with what was quantized, and
 /// `model.safetensors`; the size of that in bytes.
 ///
 /// # Errors
 /// [`Error::Usage`] where the folder exists and is not empty, [`Error::Write`].
-pub fn write_folder(model: &Path, weights: &Safetensors, made: &Quantization, output: &Path) -> Result<u64, Error> {
+pub fn write_folder(model: &Path, folder: &Folder, made: &Quantization, output: &Path) -> Result<u64, Error> {
     vacant(output)?;
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".kiln-").tempdir_in(parent).map_err(written(output))?;
-    let mut config = json!({});
-    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+    let place = tempfile::Builder::new().prefix(".kiln-").tempdir_in(parent).map_err(written(output))?;
+    for name in ["generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
         let from = model.join(name);
-        let bytes = match std::fs::read(&from) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+        match std::fs::read(&from) {
+            Ok(bytes) => std::fs::write(place.path().join(name), bytes).map_err(written(output))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::Read { path: from, source }),
-        };
-        match name {
-            "config.json" => config = serde_json::from_slice(&bytes).map_err(|e| Error::data(from.display(), e))?,
-            _ => std::fs::write(folder.path().join(name), bytes).map_err(written(output))?,
         }
     }
+    let mut config = folder.config.clone();
     if let Some(described) = described(made) {
         config["quantization_config"] = described;
     }
-    std::fs::write(folder.path().join("config.json"), format!("{config:#}\n")).map_err(written(output))?;
-    let tensors = tensors(weights, made)?;
+    std::fs::write(place.path().join("config.json"), format!("{config:#}\n")).map_err(written(output))?;
+    let tensors = tensors(&folder.weights, made)?;
     let views =
         tensors.iter().map(|(name, stored)| Ok((name.clone(), view(stored)?))).collect::<Result<Vec<_>, Error>>()?;
     let bytes = safetensors::serialize(views, None).map_err(|e| Error::Internal(e.to_string()))?;
-    std::fs::write(folder.path().join("model.safetensors"), &bytes).map_err(written(output))?;
+    std::fs::write(place.path().join("model.safetensors"), &bytes).map_err(written(output))?;
     if output.is_dir() {
         std::fs::remove_dir(output).map_err(written(output))?;
     }
-    std::fs::rename(folder.keep(), output).map_err(written(output))?;
+    std::fs::rename(place.keep(), output).map_err(written(output))?;
     Ok(bytes.len() as u64)
 }
 

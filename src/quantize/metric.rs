@@ -6,7 +6,7 @@
 use super::budget::Measured;
 use super::onnx::Sample;
 use crate::Error;
-use crate::lm::Scored;
+use crate::lm::{Scored, log_softmax};
 use kiln_ir::Tensor;
 
 /// What is measured.
@@ -93,11 +93,9 @@ fn likelihoods(outputs: &[Vec<Tensor>], samples: &[Sample]) -> Result<Scored, Er
             return Err(Error::data("the held-back data", message));
         }
         for (row, &label) in rows.iter().zip(labels).filter(|(_, label)| **label >= 0) {
-            let at = usize::try_from(label).ok().and_then(|at| row.get(at));
-            let chosen = at.ok_or_else(|| Error::data("the held-back data", format!("there is no class {label}")))?;
-            let most = row.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-            let sum: f64 = row.iter().map(|&v| f64::from(v - most).exp()).sum();
-            scored.log_probabilities.push(f64::from(chosen - most) - sum.ln());
+            let at = usize::try_from(label).ok().filter(|at| *at < row.len());
+            let at = at.ok_or_else(|| Error::data("the held-back data", format!("there is no class {label}")))?;
+            scored.log_probabilities.push(log_softmax(row, at).0);
         }
     }
     match scored.log_probabilities.is_empty() {
@@ -106,7 +104,7 @@ fn likelihoods(outputs: &[Vec<Tensor>], samples: &[Sample]) -> Result<Scored, Er
     }
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
     // What is not a number stays so: no budget allows it.

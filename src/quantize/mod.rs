@@ -10,11 +10,13 @@ pub mod images;
 mod language;
 pub mod metric;
 pub mod onnx;
+mod removal;
 mod text;
 
-pub use checkpoint::{Checkpoint, Quantization, in_files, pruned, quantize};
-pub use files::{vacant, write_folder, write_gguf};
+pub use checkpoint::{Checkpoint, PrunedMatrices, Quantization, in_files, pruned, quantize};
+pub use files::{Files, vacant, write_folder, write_gguf};
 pub use language::{Bounds, decoder_onnx, decoder_samples, encoder_onnx, encoder_samples};
+pub use removal::{Removal, RemovalReport, Worth, decoder_removal, encoder_removal};
 pub use text::{AllMoments, decoder_moments, decoder_score, encoder_moments, text_hash};
 
 use kiln_passes::quantize::Grid;

@@ -105,6 +105,15 @@ pub fn decoder_score(
     }
 }
 
+/// An input, by its name and shape, of a decoder without a past for a piece of tokens.
+pub(super) fn tokens_input((name, shape): &(String, Vec<usize>), piece: &[u32]) -> Result<Tensor, Error> {
+    let made = match name.as_str() {
+        "tokens" => Tensor::from_i64(shape, &piece.iter().map(|&t| i64::from(t)).collect::<Vec<_>>()),
+        _ => Tensor::zeros(DType::F32, shape),
+    };
+    made.map_err(|e| Error::Internal(e.to_string()))
+}
+
 /// The matrices of a decoder, and what they read on the tokens, `window` at a time; a rest that is shorter is left out.
 ///
 /// # Errors
@@ -142,12 +151,7 @@ pub fn decoder_moments(
     let mut observed = Observed::new(&graph, place, budget, observer)?;
     drop(graph);
     for piece in tokens.chunks_exact(window) {
-        let input = |(name, shape): &(String, Vec<usize>)| match name.as_str() {
-            "tokens" => Tensor::from_i64(shape, &piece.iter().map(|&t| i64::from(t)).collect::<Vec<_>>()),
-            _ => Tensor::zeros(DType::F32, shape),
-        };
-        let inputs = observed.inputs.iter().map(input).collect::<Result<Vec<_>, _>>();
-        let inputs = inputs.map_err(|e| Error::Internal(e.to_string()))?;
+        let inputs = observed.inputs.iter().map(|input| tokens_input(input, piece)).collect::<Result<Vec<_>, _>>()?;
         observed.run(&inputs)?;
         progress();
     }

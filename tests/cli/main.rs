@@ -12,6 +12,7 @@ mod models;
 mod peer;
 mod provenance;
 mod quantize;
+mod removal;
 mod report;
 mod robust;
 mod whole;

@@ -6,7 +6,7 @@ use super::models::{floats, graph, mlp, model, node, weight};
 use kiln::ir::Tensor;
 use std::path::PathBuf;
 
-fn fixture(name: &str) -> PathBuf {
+pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("frontend/tests/fixtures/lm").join(name)
 }
 

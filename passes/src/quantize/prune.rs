@@ -21,6 +21,14 @@ impl Pruned {
     pub fn packed_bytes(&self, bits: usize) -> usize {
         ((self.values.len() - self.zeros) * bits + self.values.len()).div_ceil(8)
     }
+
+    /// Bytes of a matrix of f32 with rows of `columns`, of which each four neighbours in a row are stored as two and a byte with their places;
+    /// nothing where some four have more than two that are not zero.
+    pub fn two_of_four_bytes(&self, columns: usize) -> Option<usize> {
+        let few = |four: &[f32]| four.iter().filter(|v| **v != 0.0).count() <= 2;
+        let whole = columns > 0 && columns.is_multiple_of(4) && self.values.chunks(4).all(few);
+        whole.then_some(self.values.len() / 4 * 9)
+    }
 }
 
 /// Sets the given share of the elements to zero, the least in magnitude (Han et al. 2015).

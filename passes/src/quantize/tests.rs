@@ -172,6 +172,10 @@ fn pruning_keeps_the_greatest() {
     let half = n_of_m(&values, 9, 2, 4);
     assert_eq!(half.values, [3.0, 0.0, 0.0, 2.0, -4.0, 0.0, 0.0, 5.0, 1.0]);
     assert_eq!((half.zeros, half.packed_bytes(8)), (4, 7));
+    let four = |values: [f32; 8], columns: usize| n_of_m(&values, columns, 8, 8).two_of_four_bytes(columns);
+    assert_eq!(four([1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, -3.0], 8), Some(18));
+    assert_eq!(four([1.0, 0.0, 4.0, 2.0, 0.0, 0.0, 0.0, -3.0], 8), None);
+    assert_eq!(four([0.0; 8], 2), None);
 }
 
 #[test]

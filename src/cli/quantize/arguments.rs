@@ -8,7 +8,7 @@ use kiln::passes::quantize::{FloatFormat, Grid, RangeMethod};
 use kiln::quantize::images::Channels;
 use kiln::quantize::metric::Metric;
 use kiln::quantize::onnx::{Activations, Prune, Settings};
-use kiln::quantize::{Method, WeightOptions};
+use kiln::quantize::{Method, Removal, WeightOptions};
 use std::path::PathBuf;
 
 /// Quantize a model
@@ -23,7 +23,8 @@ use std::path::PathBuf;
     kiln quantize m.onnx -o q.onnx --activations u8 --data calib/     static int8, Q/DQ form\n  \
     kiln quantize m.onnx -o q.onnx --activations u8 --data calib/ --metric top1 --max-drop 0.005\n  \
     kiln quantize m.gguf -o q.gguf --weights int4 --method gptq --text english.txt\n  \
-    kiln quantize folder/ -o q.onnx --activations u8 --text english.txt --layer output=f32")]
+    kiln quantize folder/ -o q.onnx --activations u8 --text english.txt --layer output=f32\n  \
+    kiln quantize folder/ -o small/ --drop-layers 2 --drop-heads 0.25 --text english.txt --metric cosine --max-drop 0.05")]
 pub struct Args {
     /// An ONNX model, a GGUF file, or a folder with config.json, safetensors and tokenizer.json
     pub(super) model: PathBuf,
@@ -38,6 +39,16 @@ pub struct Args {
     /// f16, bf16, and fp8e4m3, fp8e5m2 with a scale for each output
     #[arg(long, value_name = "TYPE", default_value = "int8", value_parser = parse_grid)]
     pub(super) weights: Grid,
+    /// Quantize nothing: only take out layers and heads, and prune
+    #[arg(long, conflicts_with_all = ["weights", "layer", "method", "activations"])]
+    pub(super) no_quantize: bool,
+    /// Take layers of a language model out, those that its text shows to be worth least; each round measures all that are there
+    #[arg(long, value_name = "N", requires = "text")]
+    pub(super) drop_layers: Option<u32>,
+    /// Take this share of a language model's attention heads out, such as 0.25, those that its text shows to be worth least. Heads that
+    /// share keys and values go together; BERT and its like keep different numbers in layers
+    #[arg(long, value_name = "SHARE", requires = "text")]
+    pub(super) drop_heads: Option<f64>,
     /// Other numbers for layers whose node or weights hold this in their name, f32 to leave them alone; several times for several, of
     /// which the last that fits counts
     #[arg(long, value_name = "PART=TYPE", value_parser = parse_layer)]
@@ -71,7 +82,8 @@ pub struct Args {
     /// Move a part of activations' ranges into weights first (SmoothQuant), such as 0.5
     #[arg(long, value_name = "STRENGTH")]
     pub(super) smooth: Option<f32>,
-    /// Set weights to zero first: a share such as 0.5 of the least, or 2:4 for two of each four inputs
+    /// Set weights to zero first: a share such as 0.5 of the least, or 2:4 for two of each four inputs. Weights that stay f32 with two of
+    /// four at most are stored without the others where one row is multiplied by many of them
     #[arg(long, value_name = "SHARE|N:M", value_parser = parse_prune)]
     pub(super) prune: Option<Prune>,
     /// Calibration data of ONNX models: .npz files, key = input name, or PNG and JPEG images for a model with one input of images, or folders
@@ -208,7 +220,19 @@ impl Args {
                 self.weights
             )));
         }
+        if self.drop_heads.is_some_and(|share| !(share > 0.0 && share < 1.0)) {
+            return Err(Error::Usage("--drop-heads must be a share between 0 and 1".into()));
+        }
+        if self.no_quantize && self.removal().is_none() && self.prune.is_none() {
+            return Err(Error::Usage("--no-quantize goes with --drop-layers, --drop-heads or --prune".into()));
+        }
         Ok(())
+    }
+
+    /// What is to be taken out.
+    pub(super) fn removal(&self) -> Option<Removal> {
+        let (layers, heads) = (self.drop_layers.unwrap_or(0) as usize, self.drop_heads.unwrap_or(0.0));
+        (layers > 0 || heads > 0.0).then_some(Removal { layers, heads })
     }
 
     /// What `--layer` says of a layer: nothing, or its numbers, if it is to have any.
@@ -295,8 +319,11 @@ impl Args {
         Ok(Channels { mean: or(&self.image_mean, mean), deviation: or(&self.image_std, deviation) })
     }
 
-    /// The grids that a budget may choose among, from the one that was asked for on.
+    /// The grids that a budget may choose among, from the one that was asked for on; none where nothing is to be quantized.
     pub(super) fn grids(&self) -> Vec<Grid> {
+        if self.no_quantize {
+            return Vec::new();
+        }
         let asymmetric = matches!(self.weights, Grid::Asymmetric(_));
         let of = |bits: u32| if asymmetric { Grid::Asymmetric(bits) } else { Grid::Symmetric(bits) };
         let more = [4, 8].into_iter().filter(|&bits| bits > self.weights.bits()).map(of);

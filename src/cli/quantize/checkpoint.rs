@@ -5,14 +5,14 @@ use super::super::eval::bar;
 use super::super::generate::DEFAULT_CONTEXT;
 use super::super::options::Progress;
 use super::{ActivationsWord, Args, Emit, Outcome, read};
-use kiln::checkpoint::Folder;
+use kiln::checkpoint::{CheckpointError, Folder, Weights};
 use kiln::families::Head;
 use kiln::lm::{Encoder, LanguageModel, LmError, Passage};
 use kiln::passes::quantize::Grid;
 use kiln::quantize::budget::{self, Candidate};
 use kiln::quantize::metric::{Metric, cosines, perplexities};
-use kiln::quantize::{self, AllMoments, Checkpoint, Kept, Method, Quantization};
-use kiln::{Error, data, source};
+use kiln::quantize::{self, AllMoments, Checkpoint, Files, Kept, Method, PrunedMatrices, Quantization};
+use kiln::{Error, data};
 use serde_json::{Value, json};
 
 /// A model of either kind.
@@ -21,7 +21,18 @@ pub enum Model {
     Encoder(Box<Folder>),
 }
 
-pub fn run(args: &Args, model: Model, talk: Talk) -> Result<Outcome, Error> {
+/// A model with its files.
+pub struct Opened {
+    pub model: Model,
+    pub files: Files,
+    /// The model from which layers or heads were taken out; nothing where none were.
+    pub before: Option<Model>,
+    /// What was taken out, for the report.
+    pub removed: Value,
+}
+
+pub fn run(args: &Args, opened: Opened, talk: Talk) -> Result<Outcome, Error> {
+    let Opened { model, files, before, removed } = opened;
     let folder = args.model.is_dir();
     let artifact = args.emit() == Some(Emit::Artifact);
     match folder && !artifact {
@@ -30,57 +41,65 @@ pub fn run(args: &Args, model: Model, talk: Talk) -> Result<Outcome, Error> {
     }
     let options = args.options();
     refuse_unsupported(args)?;
-    let mut text = args.text.as_deref().map(read).transpose()?;
-    let mut held_back = match args.held_back.as_slice() {
+    let text = args.text.as_deref().map(read).transpose()?;
+    let held_back = match args.held_back.as_slice() {
         [] => None,
         [one] => Some(read(one)?),
         _ => return Err(Error::Usage("language models are measured on one text: give one --held-back".into())),
     };
-    if args.metric.is_some() && held_back.is_none() {
-        let whole = text.take().ok_or_else(|| {
-            Error::Usage(
+    let (text, held_back) = match (&args.metric, text, held_back) {
+        (Some(_), None, None) => {
+            return Err(Error::Usage(
                 "a budget is measured on a text: give it with --held-back, or with --text to be divided".into(),
-            )
-        })?;
-        // By whole lines: three quarters to calibrate, the rest to measure.
-        let split = whole.match_indices('\n').map(|(at, _)| at + 1).find(|&at| at >= whole.len() / 4 * 3);
-        let (first, last) = whole.split_at(split.unwrap_or(whole.len()));
-        (text, held_back) = (Some(first.to_string()), Some(last.to_string()));
-    }
+            ));
+        }
+        (Some(_), Some(whole), None) => {
+            let (first, last) = divided(&whole);
+            (Some(first.to_string()), Some(last.to_string()))
+        }
+        (_, text, held_back) => (text, held_back),
+    };
     if options.method.needs_data() && text.is_none() {
         return Err(Error::Usage(format!("{} needs calibration data: give a text with --text", options.method.name())));
     }
     let hash = text.as_deref().map(quantize::text_hash);
     let (mut checkpoint, moments, seen) = statistics(args, &model, text.as_deref().unwrap_or_default(), talk)?;
     checkpoint.whole_groups = folder && !artifact;
-    let mut reports = Vec::new();
+    let mut pruned = PrunedMatrices::default();
     if let Some(prune) = args.prune {
-        (checkpoint, reports) = quantize::pruned(&checkpoint, &|values, columns| prune.of(values, columns))?;
+        (checkpoint, pruned) = quantize::pruned(&checkpoint, &|values, columns| prune.of(values, columns))?;
     }
-    let (made, found) = match args.metric() {
+    let (mut made, found) = match args.metric() {
+        None if args.no_quantize => (Quantization::default(), Value::Null),
         None => (quantized(args, args.weights, &checkpoint, &moments, talk)?, Value::Null),
         Some(metric) => {
             let text = held_back.as_deref().unwrap_or_default();
-            within_budget(args, &metric, &model, &checkpoint, &moments, text, talk)?
+            let models = (before.as_ref().unwrap_or(&model), &model);
+            within_budget(args, &metric, models, &checkpoint, &moments, text, talk)?
         }
     };
-    if made.layers.is_empty() {
+    if made.layers.is_empty() && !args.no_quantize {
         let reasons: Vec<String> = made.kept.iter().take(5).map(|k| format!("{}: {}", k.name, k.reason)).collect();
         return Err(Error::Usage(format!("nothing of the model can be quantized so: {}", reasons.join("; "))));
     }
+    // What was pruned and not quantized is what was measured, and so what is written.
+    pruned.changed.into_iter().for_each(|(name, stored)| {
+        made.changed.entry(name).or_insert(stored);
+    });
     let bytes = if artifact {
         let Model::Decoder(model) = model else { return Err(Error::Internal("an encoder's artifact".into())) };
         let capacity = model.context().min(DEFAULT_CONTEXT);
         let options = args.machinery.options(args.machinery.artifact_levels(), Default::default())?;
         let model = model.with_weights(checkpoint.with(&made));
         model.compile((capacity, Default::default()), &options, &mut Progress::new(talk))?.write(&args.output)?
-    } else if folder {
-        let weights = Folder::read(&source::Within(&args.model)).map_err(LmError::from)?.weights;
-        quantize::write_folder(&args.model, &weights, &made, &args.output)?
     } else {
-        quantize::write_gguf(&args.model, &made, &args.output)?
+        match &files {
+            Files::Folder(folder) => quantize::write_folder(&args.model, folder, &made, &args.output)?,
+            Files::Gguf(file) => quantize::write_gguf(file, &made, &args.output)?,
+        }
     };
-    let details = json!({ "calibration": { "hash": hash, "read": seen }, "budget": found, "pruned": reports });
+    let details = json!({ "calibration": { "hash": hash, "read": seen }, "budget": found, "pruned": pruned.reports,
+                          "removed": removed });
     Ok(Outcome { bytes, layers: made.layers, kept: made.kept, details })
 }
 
@@ -103,15 +122,22 @@ fn refuse_unsupported(args: &Args) -> Result<(), Error> {
 }
 
 /// The model of the options.
-pub fn open(args: &Args) -> Result<Model, Error> {
-    match LanguageModel::open(&args.model) {
-        Ok(model) => Ok(Model::Decoder(Box::new(model))),
-        Err(Error::Lm(LmError::Checkpoint(kiln::checkpoint::CheckpointError::Family(..)))) if args.model.is_dir() => {
-            let folder = Folder::read(&source::Within(&args.model)).map_err(LmError::from)?;
-            Ok(Model::Encoder(Box::new(folder)))
+pub fn open(args: &Args) -> Result<Opened, Error> {
+    let files = Files::read(&args.model)?;
+    let model = match (files.decoder(), &files) {
+        (Ok(model), _) => Model::Decoder(Box::new(model)),
+        (Err(Error::Lm(LmError::Checkpoint(CheckpointError::Family(..)))), Files::Folder(folder)) => {
+            Model::Encoder(folder.clone())
         }
-        Err(e) => Err(e),
-    }
+        (Err(e), _) => return Err(e),
+    };
+    Ok(Opened { model, files, before: None, removed: Value::Null })
+}
+
+/// A text by whole lines: three quarters to calibrate with, the rest to measure a budget on.
+fn divided(whole: &str) -> (&str, &str) {
+    let split = whole.match_indices('\n').map(|(at, _)| at + 1).find(|&at| at >= whole.len() / 4 * 3);
+    whole.split_at(split.unwrap_or(whole.len()))
 }
 
 pub fn lines(text: &str) -> Vec<String> {
@@ -162,11 +188,12 @@ fn quantized(
     Ok(made)
 }
 
-/// The cheapest mix of precisions that keeps the budget on a text.
+/// The cheapest mix of precisions that keeps the budget on a text: of a model, of which `original` is what it was before anything was
+/// taken out.
 fn within_budget(
     args: &Args,
     metric: &Metric,
-    model: &Model,
+    (original, model): (&Model, &Model),
     checkpoint: &Checkpoint,
     moments: &AllMoments,
     text: &str,
@@ -181,8 +208,15 @@ fn within_budget(
     for grid in args.grids() {
         levels.push(quantized(args, grid, checkpoint, moments, talk)?);
     }
-    let Some(first) = levels.first() else { return Err(Error::Internal("no grids".into())) };
+    let none = Quantization::default();
+    let first = levels.first().unwrap_or(&none);
     let mut candidates = Vec::with_capacity(first.layers.len());
+    if levels.is_empty() {
+        // Nothing is to be quantized: there is one mix, which keeps the budget or does not.
+        let bytes =
+            checkpoint.weights.names().iter().filter_map(|n| Some(checkpoint.weights.get(n)?.bytes.len())).sum();
+        candidates.push(Candidate { name: "all weights".into(), bytes: vec![bytes], error: 0.0 });
+    }
     for layer in &first.layers {
         let of = |made: &Quantization| {
             made.layers.iter().find(|l| l.name == layer.name).map_or(layer.bytes_f32, |l| l.bytes)
@@ -193,6 +227,9 @@ fn within_budget(
     }
     let mix = |choices: &[usize]| {
         let mut made = Quantization { kept: first.kept.clone(), ..Quantization::default() };
+        if levels.is_empty() {
+            return made;
+        }
         for (candidate, &choice) in candidates.iter().zip(choices) {
             // What `--layer` fixes is the same on all grids.
             let choice = if args.told(&[&candidate.name]).is_some() { 0 } else { choice };
@@ -213,23 +250,23 @@ fn within_budget(
     let (memory, mut observer) = (machinery.budget(), Progress::new(talk));
     let max_drop = args.max_drop()?;
     let samples;
-    let found = match (model, metric) {
-        (Model::Decoder(model), Metric::Perplexity) => {
+    let found = match (original, model, metric) {
+        (Model::Decoder(original), Model::Decoder(model), Metric::Perplexity) => {
             let tokens = model.tokenizer().encode(text, true)?;
             samples = tokens.len();
-            let before = quantize::decoder_score(model, (&tokens, window), place, &memory, &mut observer)?;
+            let before = quantize::decoder_score(original, (&tokens, window), place, &memory, &mut observer)?;
             budget::search(&candidates, max_drop, 0, &mut |choices| {
                 let changed = (**model).clone().with_weights(checkpoint.with(&mix(choices)));
                 let after = quantize::decoder_score(&changed, (&tokens, window), place, &memory, &mut observer)?;
                 Ok(perplexities(&before, &after))
             })?
         }
-        (Model::Encoder(folder), Metric::Cosine) => {
+        (Model::Encoder(original), Model::Encoder(folder), Metric::Cosine) => {
             let texts = lines(text);
             samples = texts.len();
-            let mut embed = |weights: &dyn kiln::checkpoint::Weights| -> Result<Vec<Vec<f32>>, Error> {
+            let mut embed = |folder: &Folder, weights: &dyn Weights| -> Result<Vec<Vec<f32>>, Error> {
                 let head = Some(Head::Embedding);
-                let mut encoder = Encoder::of((**folder).clone(), weights, head, place, &memory, &mut observer)?;
+                let mut encoder = Encoder::of(folder.clone(), weights, head, place, &memory, &mut observer)?;
                 let each = texts.iter().map(|text| {
                     let tokens = encoder.tokens(&[Passage { text, other: None }])?;
                     let made = encoder.run(&tokens)?;
@@ -238,18 +275,18 @@ fn within_budget(
                 });
                 each.collect()
             };
-            let before = embed(&*checkpoint.weights)?;
+            let before = embed(original, &original.weights)?;
             if before.is_empty() {
                 return Err(Error::data("the held-back text", "there is no line in it"));
             }
             budget::search(&candidates, max_drop, 0, &mut |choices| {
-                Ok(cosines(&before, &embed(&*checkpoint.with(&mix(choices)))?))
+                Ok(cosines(&before, &embed(folder, &*checkpoint.with(&mix(choices)))?))
             })?
         }
-        (Model::Decoder(_), _) => {
+        (Model::Decoder(_), ..) => {
             return Err(Error::Unsupported(format!("decoders are measured by perplexity, not {}", metric.name())));
         }
-        (Model::Encoder(_), _) => {
+        (Model::Encoder(_), ..) => {
             return Err(Error::Unsupported(format!("encoders are measured by cosine, not {}", metric.name())));
         }
     };

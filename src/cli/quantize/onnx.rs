@@ -21,28 +21,28 @@ use std::path::Path;
 const MOST_MEASURED: usize = 64;
 
 /// Quantizes an ONNX model, or a language model as one.
-pub fn run(args: &Args, subject: Option<checkpoint::Model>, talk: Talk) -> Result<Outcome, Error> {
+pub fn run(args: &Args, opened: Option<checkpoint::Opened>, talk: Talk) -> Result<Outcome, Error> {
     data::writable(&args.output)?;
     let emit = args.emit().unwrap_or(Emit::Artifact);
     let machinery = &args.machinery;
     let (budget, level) = (machinery.budget(), machinery.level_here()?);
     let place = (level, machinery.threads());
     let mut observer = Progress::new(talk);
-    let Subject { model, bounds, mut calibration, mut held_back } = match subject {
-        Some(subject) => Subject::of_checkpoint(args, &subject, place, &mut observer)?,
+    let mut subject = match &opened {
+        Some(opened) => Subject::of_checkpoint(args, &opened.model, place, &mut observer)?,
         None => Subject::of_onnx(args)?,
     };
+    // What the budget compares with, where layers or heads were taken out.
+    let original = match opened.as_ref().and_then(|opened| opened.before.as_ref()).filter(|_| args.metric.is_some()) {
+        Some(before) => Some(Subject::of_checkpoint(args, before, place, &mut observer)?),
+        None => None,
+    };
+    let removed = opened.map_or(Value::Null, |opened| opened.removed);
+    subject.hold_back(args)?;
+    let original = original.map(|mut original| original.hold_back(args).map(|()| original)).transpose()?;
+    let Subject { model, bounds, calibration, held_back } = subject;
     let options = with_bounds(machinery.options(vec![level], BTreeMap::new())?, &bounds);
     let runs = Runs { options, place, budget };
-    if args.metric.is_some() && held_back.samples.is_empty() && !matches!(args.metric(), Some(Metric::Command(_))) {
-        let split = calibration.samples.len() - calibration.samples.len() / 4;
-        held_back.samples = calibration.samples.split_off(split);
-        if held_back.samples.is_empty() {
-            let message = "a budget is measured on data that calibration does not see: give it with --held-back (a quarter of \
-                           --data is taken where that has at least 4 samples)";
-            return Err(Error::Usage(message.into()));
-        }
-    }
     let (hash, held_hash, held_back) = (calibration.hash, held_back.hash, held_back.samples);
     let mut calibration = calibration.samples;
     calibration.truncate(args.samples as usize);
@@ -51,8 +51,11 @@ pub fn run(args: &Args, subject: Option<checkpoint::Model>, talk: Talk) -> Resul
     let (choices, found) = match args.metric() {
         None => (vec![0; prepared.layers().len()], Value::Null),
         Some(metric) => {
-            let work =
-                Budget { args, model: &model, prepared: &prepared, grids: &grids, held_back: &held_back, runs: &runs };
+            let before = match &original {
+                Some(original) => (&original.model, original.held_back.samples.as_slice()),
+                None => (&model, held_back.as_slice()),
+            };
+            let work = Budget { args, before, prepared: &prepared, grids: &grids, held_back: &held_back, runs: &runs };
             work.search(&metric, held_hash, &mut observer)?
         }
     };
@@ -64,6 +67,7 @@ pub fn run(args: &Args, subject: Option<checkpoint::Model>, talk: Talk) -> Resul
     let details = json!({
         "calibration": { "hash": hash, "samples": calibration.len() }, "budget": found,
         "equalised_pairs": divided.0, "divided_inputs": divided.1, "pruned": pruned,
+        "removed": removed,
     });
     Ok(Outcome { bytes, layers, kept: prepared.kept().to_vec(), details })
 }
@@ -104,6 +108,22 @@ impl Subject {
         };
         let (calibration, held_back) = (read(&args.data)?, read(&args.held_back)?);
         Ok(Subject { model, bounds: Bounds::new(), calibration, held_back })
+    }
+
+    /// Takes a quarter of the samples to measure a budget on, where there is one and no data for it.
+    fn hold_back(&mut self, args: &Args) -> Result<(), Error> {
+        let by_samples = args.metric().is_some_and(|metric| !matches!(metric, Metric::Command(_)));
+        if !by_samples || !self.held_back.samples.is_empty() {
+            return Ok(());
+        }
+        let samples = &mut self.calibration.samples;
+        self.held_back.samples = samples.split_off(samples.len() - samples.len() / 4);
+        if !self.held_back.samples.is_empty() {
+            return Ok(());
+        }
+        let message = "a budget is measured on data that calibration does not see: give it with --held-back (a quarter of \
+                       --data is taken where that has at least 4 samples)";
+        Err(Error::Usage(message.into()))
     }
 
     /// A language model as an ONNX model, with texts or arrays for it.
@@ -187,7 +207,8 @@ fn write(args: &Args, mut model: Model, emit: Emit, bounds: &Bounds, talk: Talk)
 
 struct Budget<'a> {
     args: &'a Args,
-    model: &'a Model,
+    /// What the budget compares with: the model before anything was done to it, and the data as it takes them.
+    before: (&'a Model, &'a [Sample]),
     prepared: &'a Prepared,
     grids: &'a [Grid],
     held_back: &'a [Sample],
@@ -221,7 +242,7 @@ impl Budget<'_> {
         };
         let found = match metric {
             Metric::Command(command) => {
-                let before = self.told(command, self.model.clone())?;
+                let before = self.told(command, self.before.0.clone())?;
                 let mut measure = |choices: &[usize]| {
                     let value = self.told(command, quantized(choices)?.0)?;
                     Ok(Measured { value, drop: before - value, half_interval: None })
@@ -229,9 +250,19 @@ impl Budget<'_> {
                 budget::search(&candidates, max_drop, MOST_MEASURED, &mut measure)?
             }
             Metric::Cosine | Metric::Top1 | Metric::MeanSquare | Metric::Perplexity => {
-                let before = self.runs.outputs(self.model, self.held_back, observer)?;
+                let before = self.runs.outputs(self.before.0, self.before.1, observer)?;
+                let shapes = |all: &[Vec<kiln::ir::Tensor>]| -> Vec<Vec<usize>> {
+                    all.first().into_iter().flatten().map(|t| t.shape().to_vec()).collect()
+                };
+                let whole = shapes(&before);
                 let mut measure = |choices: &[usize]| {
                     let after = self.runs.outputs(&quantized(choices)?.0, self.held_back, observer)?;
+                    if shapes(&after) != whole && matches!(metric, Metric::Cosine | Metric::MeanSquare) {
+                        return Err(Error::Unsupported(format!(
+                            "{} compares all outputs, and a decoder with fewer layers or heads has other caches; measure perplexity",
+                            metric.name()
+                        )));
+                    }
                     compare(metric, &before, &after, self.held_back)
                 };
                 budget::search(&candidates, max_drop, MOST_MEASURED, &mut measure)?

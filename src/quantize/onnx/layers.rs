@@ -79,7 +79,7 @@ impl Layer {
 }
 
 /// A matrix `[rows, columns]` as `[columns, rows]`.
-pub(super) fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+pub(in crate::quantize) fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|c| (0..rows).filter_map(move |r| values.get(r * columns + c).copied())).collect()
 }
 

@@ -12,6 +12,7 @@ mod rewrite;
 
 pub use calibrate::{Calibration, Runs, Sample, Seen, samples};
 pub use equalise::{equalise, smooth};
+pub(super) use layers::transposed;
 pub use layers::{Kind, Layer, layers};
 pub use plain::Plain;
 pub use prepare::{Prepared, Prune, PruneReport, Settings};

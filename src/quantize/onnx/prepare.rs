@@ -66,13 +66,18 @@ pub struct PruneReport {
     pub zeros: usize,
     /// Bytes of 8-bit elements that stay with a map of one bit for each: what a packed form would take.
     pub packed_bytes_int8: usize,
+    /// Bytes that an artifact has of them where they stay f32 and one row is multiplied by many of them; nothing where more than two of some
+    /// four inputs are left, which is not stored packed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed_bytes_f32: Option<usize>,
 }
 
 impl PruneReport {
-    /// Of a matrix.
-    pub fn of(name: &str, made: &Pruned) -> PruneReport {
+    /// Of a matrix with rows of `columns`.
+    pub fn of(name: &str, made: &Pruned, columns: usize) -> PruneReport {
         let (elements, zeros, packed_bytes_int8) = (made.values.len(), made.zeros, made.packed_bytes(8));
-        PruneReport { name: name.into(), elements, zeros, packed_bytes_int8 }
+        let packed_bytes_f32 = made.two_of_four_bytes(columns);
+        PruneReport { name: name.into(), elements, zeros, packed_bytes_int8, packed_bytes_f32 }
     }
 }
 
@@ -412,7 +417,7 @@ fn pruning(model: &mut Model, prune: Prune) -> Result<Vec<PruneReport>, Error> {
         let values = layer.values(model)?;
         let made = prune.of(&values, layer.columns);
         set_initializer(model, &layer.weights, &layer.shape, &layer.stored(&made.values));
-        reports.push(PruneReport::of(&layer.weights, &made));
+        reports.push(PruneReport::of(&layer.weights, &made, layer.columns));
     }
     Ok(reports)
 }
