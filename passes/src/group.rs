@@ -423,7 +423,8 @@ pub(crate) const MOST_CODE: usize = 400;
 /// unpacked once into memory.
 const MOST_REUSE: i64 = 64;
 
-/// Whether a group without fold makes something much larger of constants: weights of few bits become floats.
+/// Whether a group without fold makes something much larger of constants, 16 bytes of 10: weights of few bits become floats, or zeros that
+/// are not stored are there again.
 fn expands(graph: &Graph, producer: &Group) -> bool {
     let constant = |&v: &ValueId| graph.constant(v).is_some();
     let bytes = |v: ValueId| graph.ty(v).bytes().as_const().unwrap_or(i64::MAX);
@@ -432,7 +433,7 @@ fn expands(graph: &Graph, producer: &Group) -> bool {
         && !producer.inputs.is_empty()
         && producer.inputs.iter().all(constant)
         && !producer.has_guard()
-        && read.saturating_mul(2) <= bytes(producer.output)
+        && read.saturating_mul(16) <= bytes(producer.output).saturating_mul(10)
 }
 
 /// How often the group reads each element of its k-th input, about.

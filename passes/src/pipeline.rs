@@ -304,13 +304,14 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     let fail = |error| PassError::Graph { pass: "schedule", error };
     let on_gpus = targets.iter().all(|t| t.machine.gpu.is_some());
     let on_cpus = targets.iter().all(|t| t.machine.gpu.is_none());
-    let columns_last = if on_cpus {
-        Some(rewrite::columns_last(graph).map_err(fail)?)
+    let for_cpus = if on_cpus {
+        let turned = rewrite::columns_last(graph).map_err(fail)?;
+        Some(rewrite::without_zeros(&turned).map_err(fail)?)
     } else {
         // Blocks of threads turn operands round in shared memory.
         None
     };
-    let graph = columns_last.as_ref().unwrap_or(graph);
+    let graph = for_cpus.as_ref().unwrap_or(graph);
     let mut host: HashSet<NodeId> = HashSet::new();
     let mut host_reasons: Vec<(Origin, String)> = Vec::new();
     for (id, node) in graph.nodes() {

@@ -16,6 +16,7 @@ mod integers;
 mod pairs;
 mod quantized;
 mod recognise;
+mod sparse;
 mod strings;
 
 pub use activations::activations_in_bytes;
@@ -30,6 +31,7 @@ pub use in_halves::products_in_halves;
 pub use integers::regions_of_integers;
 pub use pairs::products_of_pairs;
 pub use recognise::recognise;
+pub use sparse::without_zeros;
 pub use strings::strings_from_steps;
 
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
