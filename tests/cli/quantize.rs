@@ -341,3 +341,26 @@ fn zero_ranges_and_constant_channels_quantize_and_run() {
     kiln!("quantize", &sick, "-o", &output).fails(3, "weights \"w\": they hold NaN");
     assert_eq!(std::fs::read(&output).unwrap(), before);
 }
+
+#[test]
+fn pruned_weights_of_one_row_take_fewer_bytes_and_mean_the_same() {
+    let place = Place::new();
+    let (steps, columns) = (2048, 1024);
+    let product = |nodes| {
+        let (x, y) = (vec![floats("x", &[1, steps])], vec![floats("y", &[1, columns])]);
+        super::models::model(graph(nodes, x, y, vec![weight("w", &[steps, columns])]))
+    };
+    let dense = place.write("m.onnx", &product(vec![node("n", "MatMul", &["x", "w"], &["y"])]));
+    let (pruned, artifact) = (place.path("p.onnx"), place.path("p.kiln"));
+    let report =
+        kiln!("quantize", &dense, "-o", &pruned, "--prune", "2:4", "--no-quantize", "--json").succeeds().json();
+    let bytes = steps * columns / 4 * 9;
+    assert_eq!(report["pruned"][0]["packed_bytes_f32"], bytes, "{report:#}");
+    assert!(report["layers"].as_array().unwrap().is_empty());
+    kiln!("compile", &pruned, "-o", &artifact).succeeds();
+    let size = i64::try_from(artifact.metadata().unwrap().len()).unwrap();
+    assert!(size > bytes && size < bytes + 500_000, "{size} bytes for {bytes}");
+    // Against the interpreter, which reads the model as it is, and on each level.
+    kiln!("verify", &pruned, "--random", "5").succeeds();
+    kiln!("selftest", &artifact).succeeds();
+}
