@@ -61,10 +61,18 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
             vec![f32s(&[1, 1, 8])],
         ),
         (
-            BlockProduct { halves: true }.into(),
+            BlockProduct { halves: true, zero: None }.into(),
             [(DType::I32, &[2usize, 3, 8][..]), (DType::F32, &[2, 3]), (DType::F32, &[2, 3])]
                 .into_iter()
                 .chain([(DType::I32, &[5, 3, 4][..]), (DType::F16, &[5, 3]), (DType::F16, &[5, 3])])
+                .map(|(dtype, dims)| TensorType::of(dtype, dims))
+                .collect(),
+        ),
+        (
+            BlockProduct { halves: false, zero: Some(128) }.into(),
+            [(DType::I32, &[3usize, 8][..]), (DType::F32, &[3]), (DType::F32, &[3])]
+                .into_iter()
+                .chain([(DType::I32, &[5, 3, 8][..]), (DType::F32, &[5, 3])])
                 .map(|(dtype, dims)| TensorType::of(dtype, dims))
                 .collect(),
         ),

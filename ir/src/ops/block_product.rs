@@ -14,11 +14,15 @@ use crate::scalar::{BinaryOp, Code, Constant, Less, Scalar, Source};
 /// four unsigned bytes, `[N, B, K]`; `scale` and `least` f32 or f16 `[N, B]`. With `halves` a byte of `w` holds two numbers of 4 bits, and it is
 /// `[N, B, K / 2]`: the low halves of all of a block's bytes come before the high ones.
 ///
+/// With `zero` the numbers of `w` are that much too large, and there is no `least`: it is `-zero * scale[n, b]`.
+///
 /// The sum of a block is exact where it has at most 512 numbers; in f32 it is scaled and added up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockProduct {
     /// Whether a byte of the weight holds two numbers.
     pub halves: bool,
+    /// The number of the weight that stands for 0, at most 255; nothing where each block says what its least number stands for.
+    pub zero: Option<u8>,
 }
 
 /// Numbers of a block whose sum of products is exact in f32 and so in every order.
@@ -26,7 +30,9 @@ pub const MOST_BLOCK: usize = 512;
 
 impl BlockProduct {
     pub(super) fn from_attributes(a: &Attributes) -> Result<BlockProduct, OpError> {
-        Ok(BlockProduct { halves: a.bool("halves")? })
+        let zero = a.get("zero").map(|_| a.size("zero")).transpose()?;
+        let zero = zero.map(|z| u8::try_from(z).map_err(|_| OpError::new("`zero` is a byte"))).transpose()?;
+        Ok(BlockProduct { halves: a.bool("halves")?, zero })
     }
 }
 
@@ -36,16 +42,27 @@ impl Operator for BlockProduct {
     }
 
     fn attributes(&self) -> Attributes {
-        Attributes::new().with("halves", self.halves)
+        let attributes = Attributes::new().with("halves", self.halves);
+        match self.zero {
+            Some(zero) => attributes.with("zero", usize::from(zero)),
+            None => attributes,
+        }
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
-        let [x, x_scale, x_sum, w, scale, least] = operands(inputs)?;
+        let ([x, x_scale, x_sum, w, scale], least) = match self.zero {
+            Some(_) => (operands(inputs)?, None),
+            None => {
+                let [x, x_scale, x_sum, w, scale, least] = operands(inputs)?;
+                ([x, x_scale, x_sum, w, scale], Some(least))
+            }
+        };
         if x.dtype != DType::I32 || w.dtype != DType::I32 {
             return Err(OpError::new("four bytes are an i32"));
         }
         let floats = [x_scale, x_sum].iter().all(|t| t.dtype == DType::F32);
-        if !floats || scale.dtype != least.dtype || !matches!(scale.dtype, DType::F32 | DType::F16) {
+        let alike = least.is_none_or(|least| least.dtype == scale.dtype);
+        if !floats || !alike || !matches!(scale.dtype, DType::F32 | DType::F16) {
             return Err(OpError::new("scales, sums and least values are f32; those of the weight may be f16"));
         }
         let (Some((words, rows)), [columns, blocks, own]) = (x.dims.split_last(), w.dims.as_slice()) else {
@@ -62,8 +79,8 @@ impl Operator for BlockProduct {
         if x_scale.dims != rows || x_sum.dims != rows {
             return Err(OpError::new(format!("{x_scale} and {x_sum} are not one number for each block of {x}")));
         }
-        if [scale, least].iter().any(|t| t.dims != w.dims[..2]) {
-            return Err(OpError::new(format!("{scale} and {least} are not one number for each block of {w}")));
+        if let Some(wrong) = std::iter::once(scale).chain(least).find(|t| t.dims != w.dims[..2]) {
+            return Err(OpError::new(format!("{wrong} is not one number for each block of {w}")));
         }
         let mut dims = rows.to_vec();
         dims.pop();
@@ -95,15 +112,27 @@ impl Operator for BlockProduct {
         let dot = body.binary(BinaryOp::Dot4, w, x)?;
         let dot = body.cast(DType::F32, dot)?;
         let x_scale = body.load_at(Source::Input(1), of_row.clone(), DType::F32);
-        let scale = body.load_at(Source::Input(4), of_column.clone(), inputs[4].dtype);
-        let scale = body.cast(DType::F32, scale)?;
+        let float = |body: &mut Code, n: usize| {
+            let stored = body.load_at(Source::Input(n), of_column.clone(), inputs[n].dtype);
+            body.cast(DType::F32, stored)
+        };
+        let scale = float(&mut body, 4)?;
         let both = body.binary(BinaryOp::Mul, x_scale, scale)?;
         let own = body.binary(BinaryOp::Mul, both, dot)?;
         // Once a block.
         let sum = body.load_at(Source::Input(2), of_row, DType::F32);
-        let least = body.load_at(Source::Input(5), of_column, inputs[5].dtype);
-        let least = body.cast(DType::F32, least)?;
-        let offset = body.binary(BinaryOp::Mul, least, sum)?;
+        let offset = match self.zero {
+            Some(zero) => {
+                // The same for all columns.
+                let zero = body.float(DType::F32, -f64::from(zero));
+                let moved = body.binary(BinaryOp::Mul, sum, zero)?;
+                body.binary(BinaryOp::Mul, moved, scale)?
+            }
+            None => {
+                let least = float(&mut body, 5)?;
+                body.binary(BinaryOp::Mul, least, sum)?
+            }
+        };
         let zero = body.constant(Constant::int(DType::F32, 0));
         let first = Less { left: step, right: Expr::from(1i64) };
         let offset = body.push(Scalar::Guard(vec![first], offset, zero))?;

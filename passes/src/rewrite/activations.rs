@@ -22,7 +22,8 @@ pub fn activations_in_bytes(graph: &Graph) -> Result<Graph, GraphError> {
     let graph = rewrite(graph, &[product])?;
     // What else reads a weight reads it in the form that the products have it in: it is stored once.
     let graph = rewrite(&graph, &[shared_table])?;
-    super::eliminate_common(&graph)
+    // Products of the same rows are known by reading the same roundings.
+    super::joined::join_products(&super::eliminate_common(&graph)?)
 }
 
 /// A matrix of few bits, `[columns, blocks, block]`: `scale * number + least`.
@@ -221,8 +222,16 @@ impl Weight {
         Tensor::new(DType::I32, vec![self.columns, self.blocks, words], bytes).ok()
     }
 
-    /// Scales and least values, in f16 where nothing is lost by it.
-    fn floats(&self) -> Option<[Tensor; 2]> {
+    /// The number that stands for 0 in all blocks, where there is one.
+    fn zero(&self) -> Option<u8> {
+        let pairs = || self.scales.iter().zip(&self.least).map(|(s, l)| (f64::from(*s), f64::from(*l)));
+        let zero = pairs().find(|(scale, _)| *scale != 0.0).map_or(0.0, |(scale, least)| -least / scale);
+        let holds = pairs().all(|(scale, least)| least == -zero * scale);
+        (holds && zero.trunc() == zero && (0.0..=255.0).contains(&zero)).then_some(zero as u8)
+    }
+
+    /// Scales, and least values where they are not those of one zero, in f16 where nothing is lost by it.
+    fn floats(&self, zero: Option<u8>) -> Option<Vec<Tensor>> {
         let stored = |value: &f32| {
             let mut bytes = Vec::new();
             Constant::float(DType::F16, f64::from(*value)).store(&mut bytes);
@@ -231,13 +240,15 @@ impl Weight {
         let exact = |value: &f32| {
             Constant::load(DType::F16, &stored(value), 0).is_some_and(|c| c.as_f64() == f64::from(*value))
         };
-        let halves = self.scales.iter().chain(&self.least).all(exact);
+        let least = if zero.is_some() { &[] } else { self.least.as_slice() };
+        let halves = self.scales.iter().chain(least).all(exact);
         let shape = [self.columns, self.blocks];
         let tensor = |values: &[f32]| match halves {
             true => Tensor::new(DType::F16, shape.to_vec(), values.iter().flat_map(stored).collect::<Vec<u8>>()).ok(),
             false => Tensor::from_f32(&shape, values).ok(),
         };
-        Some([tensor(&self.scales)?, tensor(&self.least)?])
+        let kept = [self.scales.as_slice(), least];
+        kept.into_iter().filter(|values| !values.is_empty()).map(tensor).collect()
     }
 }
 
@@ -325,10 +336,10 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     let whole: Vec<Expr> = dims.iter().cloned().chain([Expr::from(weight.block)]).collect();
     let x = nodes.add(Reshape { dims: whole }, vec![Operand::Value(x)]);
     let [words, scale, sum] = rounded(&mut nodes, x, &dims)?;
-    let [scales, least] = weight.floats()?;
-    let operands = [words, scale, sum];
-    let constants = [weight.words()?, scales, least].map(Operand::Constant);
-    nodes.add(BlockProduct { halves: weight.is_small() }, operands.into_iter().chain(constants).collect());
+    let zero = weight.zero();
+    let constants = std::iter::once(weight.words()?).chain(weight.floats(zero)?).map(Operand::Constant);
+    let operands = [words, scale, sum].into_iter().chain(constants);
+    nodes.add(BlockProduct { halves: weight.is_small(), zero }, operands.collect());
     Some(Patch { nodes: nodes.0, replaces: node.outputs[0], with: None, also: weight.nodes })
 }
 

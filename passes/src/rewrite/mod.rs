@@ -13,6 +13,7 @@ mod fold;
 mod halves;
 mod in_halves;
 mod integers;
+mod joined;
 mod pairs;
 mod quantized;
 mod recognise;

@@ -119,6 +119,40 @@ fn rows_of_a_table_are_picked_from_what_the_product_reads() {
 }
 
 #[test]
+fn products_of_the_same_rows_become_one() {
+    // Two that have one number for 0, and one with least values of its own.
+    let weight = |n: usize, (columns, data): (usize, usize), body: &str| {
+        let scales = data + 1;
+        format!(
+            "const %{n}0 : u8[{columns}, 16, 32] = data {data}\n const %{n}1 : f32[{columns}, 16, 1] = data {scales}
+             %{n}2 = map(%{n}0, %{n}1) body = {{ {body} }} : f32[{columns}, 16, 32]
+             %{n}3 = reshape(%{n}2) dims = [{columns}, 512] : f32[{columns}, 512]
+             %{n}4 = contract(%0, %{n}3) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[ROWS, {columns}]
+             output %{n}4 \"y{n}\"\n"
+        )
+    };
+    let moved = "mul(sub(to_f32(a0), 8.0f32), a1)";
+    let forms = [((576, 14), moved), ((768, 11), "add(mul(to_f32(a0), a1), a1)"), ((600, 4), moved)];
+    for rows in [1, 5] {
+        let weights: String = forms.iter().enumerate().map(|(n, (of, body))| weight(n + 5, *of, body)).collect();
+        let text = format!("input %0 : f32[ROWS, 512]\n {weights}").replace("ROWS", &rows.to_string());
+        let rounded = activations_in_bytes(&parsed(&text)).unwrap();
+        assert_eq!(rounded.to_string().matches("= block_product").count(), 2, "{rounded}");
+        assert_eq!(rounded.to_string().matches("zero = 8").count(), 1, "{rounded}");
+        // Not alone, and not with others: what each of them is by itself.
+        let x = random(DType::F32, &[rows, 512], 9);
+        let together = eval_graph(&rounded, std::slice::from_ref(&x), &Options::default()).unwrap();
+        for (n, (of, body)) in forms.iter().enumerate() {
+            let one = format!("input %0 : f32[ROWS, 512]\n {}", weight(n + 5, *of, body));
+            let one = activations_in_bytes(&parsed(&one.replace("ROWS", &rows.to_string()))).unwrap();
+            let alone = eval_graph(&one, std::slice::from_ref(&x), &Options::default()).unwrap();
+            assert_eq!(alone[0], together[n], "product {n} of {rows} rows");
+        }
+        check_graph(Precision::F32, rounded, &[&[]]);
+    }
+}
+
+#[test]
 fn weights_without_blocks_keep_their_activations() {
     let text = "input %0 : f32[3, 512]\n const %1 : u8[600, 16, 32] = data 4
         %2 = map(%1) body = { mul(to_f32(a0), to_f32(a0)) } : f32[600, 16, 32]

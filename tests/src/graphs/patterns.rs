@@ -165,7 +165,14 @@ impl Build {
         let count = of_columns.last().map_or(1, |d| self.most(d)) as f64;
         // Terms of both signs may leave little of what was rounded.
         let facts = Facts { grid: None, ..Facts::float(DType::F32, each * count, 6e-7 * each * count, None) };
-        self.add(BlockProduct { halves }, &[x, by, sum, w, scale, least], facts)
+        if self.random.chance(50) {
+            return self.add(BlockProduct { halves, zero: None }, &[x, by, sum, w, scale, least], facts);
+        }
+        let zero = *self.random.pick(&[0u8, 8, 128]);
+        let moved = f64::from(zero) * h.bound * g.bound;
+        let facts = Facts::float(DType::F32, (each + moved) * count, 6e-7 * (each + moved) * count, None);
+        let facts = Facts { grid: None, ..facts };
+        self.add(BlockProduct { halves, zero: Some(zero) }, &[x, by, sum, w, scale], facts)
     }
 
     /// A weight of whole numbers, unpacked with zero point and scale, in a product.

@@ -1,0 +1,86 @@
+//! Products of the same rows with weights of few bits become one.
+//!
+//! Invariant: each column is computed from the same numbers in the same order; only what stands beside it changes. One product instead of three
+//! reads its weight in one stretch and the rows once, and threads wait for one another once.
+
+use super::{Operand, Patch, rewrite};
+use kiln_ir::dtype::DType;
+use kiln_ir::expr::Expr;
+use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
+use kiln_ir::interp::eval_op;
+use kiln_ir::ops::{BlockProduct, Concat, Op, Slice};
+
+/// What a block product takes of its rows; the rest belongs to its weight.
+const OF_ROWS: usize = 3;
+
+/// Joins block products of the same rows whose weights are constants of the same form.
+///
+/// # Errors
+/// See [`rewrite`].
+pub(super) fn join_products(graph: &Graph) -> Result<Graph, GraphError> {
+    // Each product becomes a part of the joined one; these are the same node, and their weights constants, after that.
+    let graph = rewrite(graph, &[part])?;
+    rewrite(&super::eliminate_common(&graph)?, &[concatenated])
+}
+
+/// The products of the same rows as one, in order; nothing where it is alone.
+fn alike(graph: &Graph, id: NodeId) -> Option<Vec<NodeId>> {
+    let node = graph.node(id);
+    let Op::BlockProduct(product) = &node.op else { return None };
+    let (rows, own) = node.inputs.split_at_checked(OF_ROWS)?;
+    // A weight that something else reads, too, stays where it is.
+    let alone = |id: NodeId, reader: &NodeId| *reader == id || matches!(graph.node(*reader).op, Op::Concat(_));
+    let movable = |id: NodeId| {
+        let weight = graph.node(id).inputs.get(OF_ROWS..).unwrap_or_default();
+        weight.iter().all(|&v| graph.constant(v).is_some() && graph.users(v).iter().all(|reader| alone(id, reader)))
+    };
+    let form = |inputs: &[ValueId]| -> Vec<(DType, Vec<Expr>)> {
+        inputs.iter().map(|&v| (graph.ty(v).dtype, graph.ty(v).dims.iter().skip(1).cloned().collect())).collect()
+    };
+    let same = |other: NodeId| {
+        let node = graph.node(other);
+        let product = matches!(&node.op, Op::BlockProduct(p) if p == product);
+        product && node.inputs.starts_with(rows) && form(&node.inputs[OF_ROWS..]) == form(own)
+    };
+    let mut found: Vec<NodeId> = graph.users(*rows.first()?).to_vec();
+    found.retain(|&other| same(other) && movable(other));
+    found.sort_unstable();
+    found.dedup();
+    (found.len() > 1 && found.contains(&id)).then_some(found)
+}
+
+/// A product as a part of the joined one.
+fn part(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let found = alike(graph, id)?;
+    let node = graph.node(id);
+    let Op::BlockProduct(BlockProduct { halves, zero }) = node.op else { return None };
+    let columns = |id: &NodeId| graph.ty(graph.node(*id).outputs[0]).dims.last()?.as_const();
+    let before: i64 = found.iter().take_while(|&&other| other != id).map(columns).sum::<Option<_>>()?;
+    let mut nodes: Vec<(Op, Vec<Operand>)> = Vec::new();
+    let mut operands: Vec<Operand> = node.inputs.iter().take(OF_ROWS).copied().map(Operand::Value).collect();
+    for n in OF_ROWS..node.inputs.len() {
+        let parts = found.iter().map(|other| graph.node(*other).inputs.get(n).copied().map(Operand::Value));
+        nodes.push((Concat { axis: 0 }.into(), parts.collect::<Option<_>>()?));
+        operands.push(Operand::New(nodes.len() - 1));
+    }
+    nodes.push((BlockProduct { halves, zero }.into(), operands));
+    let dims = graph.ty(node.outputs[0]).dims.clone();
+    let mut starts = vec![Expr::default(); dims.len()];
+    *starts.last_mut()? = Expr::from(before);
+    let steps = vec![1; dims.len()];
+    nodes.push((Slice { starts, steps, dims }.into(), vec![Operand::New(nodes.len() - 1)]));
+    let also = found.into_iter().filter(|&other| other != id).collect();
+    Some(Patch { nodes, replaces: node.outputs[0], with: None, also })
+}
+
+/// Constants one after another as a constant.
+fn concatenated(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let weight = |reader: &NodeId| matches!(graph.node(*reader).op, Op::BlockProduct(_));
+    if !matches!(node.op, Op::Concat(_)) || !graph.users(node.outputs[0]).iter().any(weight) {
+        return None;
+    }
+    let parts: Option<Vec<_>> = node.inputs.iter().map(|&v| graph.constant(v).cloned()).collect();
+    let whole = eval_op(&node.op, &parts?).ok()?.pop()?;
+    Some(Patch { nodes: vec![], replaces: node.outputs[0], with: Some(Operand::Constant(whole)), also: vec![] })
+}
