@@ -372,3 +372,44 @@ fn pairs_of_bf16() {
         check(&program, level, &buffers, &[], (0, ROWS as i64)).unwrap_or_else(|e| panic!("{level:?}: {e}"));
     }
 }
+
+#[test]
+fn folds_of_several_vectors_as_lanes() {
+    for (level, bytes) in SIZES {
+        for dtype in [DType::F32, DType::I32] {
+            let lanes = bytes / 4;
+            let ty = VectorType { dtype, lanes };
+            for count in [4, 8, 16].into_iter().filter(|&count| count <= lanes) {
+                for op in [BinaryOp::Add, BinaryOp::Max, BinaryOp::Min] {
+                    let result = VectorType { dtype, lanes: count };
+                    let mut steps = String::new();
+                    for n in 0..count {
+                        steps += &format!("    %{}: {ty} = load b0[%12 + {}]\n", 20 + n, n * lanes + n % 3);
+                        steps += &format!("    %{}: {dtype} = fold_{}(%{})\n", 40 + n, op.name(), 20 + n);
+                    }
+                    let each: Vec<String> = (0..count).map(|n| format!("%{}", 40 + n)).collect();
+                    let text = format!(
+                        "vector @op(b0: {dtype}, b1: {dtype} written, b2: {dtype} written, dims 0) {{
+  %10: i64 = lo
+  %11: i64 = hi
+  for %12 in %10..%11 step {lanes} {{
+{steps}    %3: {result} = pack({})
+    store b1[%12], %3
+    %4: {dtype} = fold_add(%3)
+    store b2[%12], %4
+  }}
+}}",
+                        each.join(", ")
+                    );
+                    let program = VectorProgram::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+                    program.verify().unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+                    let steps = 12 * lanes as usize;
+                    let results = vec![vec![0; 4 * steps]; 2];
+                    let buffers = [vec![floats(steps + 17 * lanes as usize)], results].concat();
+                    let ran = check(&program, level, &buffers, &[], (0, steps as i64));
+                    ran.unwrap_or_else(|e| panic!("{level:?}: {e}"));
+                }
+            }
+        }
+    }
+}

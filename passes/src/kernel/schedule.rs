@@ -138,6 +138,20 @@ impl Machine {
         (rows + tiles - 1) / tiles
     }
 
+    /// How many columns a register tile of a product of two or three rows has.
+    fn wide_columns(&self, rows: i64, columns: usize) -> usize {
+        let vectors = (self.registers * 3 / 4 / rows.max(1) as usize).max(1);
+        let most = (1 << vectors.ilog2()) * self.lanes;
+        if columns >= most { most } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
+    }
+
+    /// How many columns a tile of so many rows has whose sums run along lanes: a power of two, so that the columns' sums are folded together,
+    /// each to a lane of a vector, and no more than there are registers for.
+    fn folded_columns(&self, rows: i64) -> i64 {
+        let most = (self.registers as i64 * 3 / 4 / rows.max(1)).clamp(2, (self.lanes as i64 / 2).max(4));
+        1 << most.ilog2()
+    }
+
     /// Whether the dot products that a nest sums are one instruction.
     fn multiplies(&self, nest: &FlatNest) -> bool {
         match nest.body.result_type() {
@@ -262,7 +276,12 @@ impl Schedule {
                 Some(panel) if panel == 3 * machine.lanes as i64 => panel as usize,
                 Some(_) | None => machine.columns(all.max(4) as usize, extent),
             },
-            _ => machine.columns(all.max(1) as usize, extent),
+            _ => {
+                // Few rows leave registers for more columns, where no layout has cut these.
+                let fits = is_product_sum(nest) && !own && panel_of(nest, &column.symbol).is_none();
+                let few = rows.filter(|&n| fits && n > 1 && n < 4);
+                few.map_or_else(|| machine.columns(all.max(1) as usize, extent), |n| machine.wide_columns(n, extent))
+            }
         } as i64;
         let each = match () {
             // What is unpacked, its scale and its offset.
@@ -304,7 +323,7 @@ impl Schedule {
         let (row, column) = (widest(true), widest(false));
         let most = |a: &Axis, most: i64| a.known().map_or(most, |known| known.min(most));
         let rows = row.map_or(1, |a| most(a, 4));
-        let columns = column.map_or(1, |a| most(a, if rows > 1 { 2 } else { 4 }));
+        let columns = column.map_or(1, |a| most(a, machine.folded_columns(rows)));
         Schedule {
             row: row.map(|a| a.symbol.clone()),
             rows,

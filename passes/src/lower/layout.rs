@@ -174,6 +174,8 @@ impl Walk<'_> {
             TileOp::Index(_) | TileOp::CheckIndex { .. } => self.scalar(id),
             // Gathered tiles are i64 and used one at a time.
             TileOp::Load { .. } => {}
+            // What is folded along lanes has none along other axes; the results may.
+            TileOp::Reduce(_, axis, a) if self.fills_lanes(*a, *axis) => {}
             TileOp::Unary(_, a) | TileOp::Cast(_, a) | TileOp::Reduce(_, _, a) => self.join_all(id, *a),
             TileOp::Binary(_, a, b) => {
                 self.join_all(id, *a);
@@ -196,6 +198,12 @@ impl Walk<'_> {
                 self.join((*a, 1), (*b, 0));
             }
         }
+    }
+
+    /// Whether the axis of a tile consists of whole vectors.
+    fn fills_lanes(&self, id: TileId, axis: usize) -> bool {
+        let (width, extent) = (self.widths[id.index()], self.program.tiles[id].shape.get(axis).copied().unwrap_or(1));
+        width > 0 && extent > 1 && extent.is_multiple_of((self.bytes / width).max(1))
     }
 
     fn scalar(&mut self, id: TileId) {

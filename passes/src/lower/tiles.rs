@@ -406,26 +406,44 @@ impl<'a> Lowering<'a> {
             return Err(self.unsupported("a reduction that keeps halves"));
         }
         let (home, depth) = (self.home(id), self.depths[id.index()]);
-        let folded = self.home(a).filter(|h| h.axis == axis && home.is_none());
-        let step = folded.map_or(1, |h| h.lanes as usize);
+        let Some(folded) = self.home(a).filter(|h| h.axis == axis) else {
+            return self.reduced(depth, op, axis, a, at, home);
+        };
+        let ty = VectorType::scalar(self.ty(a).dtype);
+        let mut lanes = Vec::new();
+        for lane in 0..home.map_or(1, |h| h.lanes as usize) {
+            let mut at = at.to_vec();
+            if let Some(home) = home {
+                at[home.axis] += lane;
+            }
+            let sum = self.reduced(depth, op, axis, a, &at, Some(folded))?;
+            lanes.push(self.builder.emit(depth, ty, Op::Fold(op, sum)));
+        }
+        Ok(self.builder.at(depth).pack(lanes))
+    }
+
+    /// Registers of a tile along an axis as one, in a layout.
+    fn reduced(
+        &mut self,
+        depth: usize,
+        op: BinaryOp,
+        axis: usize,
+        a: TileId,
+        at: &[usize],
+        home: Option<Home>,
+    ) -> Result<ValueId, LowerError> {
+        let step = home.filter(|h| h.axis == axis).map_or(1, |h| h.lanes as usize);
         let mut from = at.to_vec();
         let mut sum: Option<ValueId> = None;
         for r in (0..self.ty(a).shape[axis]).step_by(step) {
             from[axis] = r;
-            let x = self.value(a, &from, folded.or(home))?;
+            let x = self.value(a, &from, home)?;
             sum = Some(match sum {
                 Some(s) => self.binary(depth, op, s, x)?,
                 None => x,
             });
         }
-        let sum = sum.ok_or_else(|| self.unsupported("a reduction of nothing"))?;
-        Ok(match folded {
-            Some(_) => {
-                let ty = VectorType::scalar(self.ty(a).dtype);
-                self.builder.emit(depth, ty, Op::Fold(op, sum))
-            }
-            None => sum,
-        })
+        sum.ok_or_else(|| self.unsupported("a reduction of nothing"))
     }
 
     /// Computes all of a matrix product, as a sum of outer products.

@@ -179,6 +179,8 @@ rows! {
     VINSERTF32X4: [INVALID, INVALID] [INVALID, EVEX_Vinsertf32x4_ymm_k1z_ymm_xmmm128_imm8, EVEX_Vinsertf32x4_zmm_k1z_zmm_xmmm128_imm8] 0;
     VINSERTPS: [VEX_Vinsertps_xmm_xmm_xmmm32_imm8, INVALID] [EVEX_Vinsertps_xmm_xmm_xmmm32_imm8, INVALID, INVALID] 0;
     VUNPCKLPD: [VEX_Vunpcklpd_xmm_xmm_xmmm128, VEX_Vunpcklpd_ymm_ymm_ymmm256] [EVEX_Vunpcklpd_xmm_k1z_xmm_xmmm128b64, EVEX_Vunpcklpd_ymm_k1z_ymm_ymmm256b64, EVEX_Vunpcklpd_zmm_k1z_zmm_zmmm512b64] 64;
+    VPERM2F128: [INVALID, VEX_Vperm2f128_ymm_ymm_ymmm256_imm8] [INVALID, INVALID, INVALID] 0;
+    VSHUFF32X4: [INVALID, INVALID] [INVALID, EVEX_Vshuff32x4_ymm_k1z_ymm_ymmm256b32_imm8, EVEX_Vshuff32x4_zmm_k1z_zmm_zmmm512b32_imm8] 32;
     VSHUFPS: [VEX_Vshufps_xmm_xmm_xmmm128_imm8, VEX_Vshufps_ymm_ymm_ymmm256_imm8] [EVEX_Vshufps_xmm_k1z_xmm_xmmm128b32_imm8, EVEX_Vshufps_ymm_k1z_ymm_ymmm256b32_imm8, EVEX_Vshufps_zmm_k1z_zmm_zmmm512b32_imm8] 32;
     VPINSRB: [VEX_Vpinsrb_xmm_xmm_r32m8_imm8, INVALID] [EVEX_Vpinsrb_xmm_xmm_r32m8_imm8, INVALID, INVALID] 0;
     VPINSRW: [VEX_Vpinsrw_xmm_xmm_r32m16_imm8, INVALID] [EVEX_Vpinsrw_xmm_xmm_r32m16_imm8, INVALID, INVALID] 0;

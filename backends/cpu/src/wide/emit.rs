@@ -28,6 +28,8 @@ pub(super) enum Value {
     Strided(Address),
     /// Rounded to the nearest even, which the conversion to integers that alone reads it does by itself.
     Rounded(ValueId),
+    /// The lanes of a vector folded, which the vector that alone holds the result does along with its other lanes.
+    Fold(BinaryOp, ValueId),
 }
 
 pub(super) struct Emitter<'a> {
@@ -44,6 +46,8 @@ pub(super) struct Emitter<'a> {
     made: Vec<Option<&'a Op>>,
     /// Values that a conversion from f32 to i32 reads.
     to_integers: HashSet<ValueId>,
+    /// Values that become lanes of a vector.
+    packed: HashSet<ValueId>,
     /// Values that may still be [`Value::Load`], [`Value::Strided`] or [`Value::Dot`].
     pending: Vec<ValueId>,
     /// The even and the odd bytes of vectors as 16-bit lanes, with whether they are signed; of this block.
@@ -78,6 +82,7 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         uses: vec![0; program.values.len()],
         made: vec![None; program.values.len()],
         to_integers: HashSet::new(),
+        packed: HashSet::new(),
         pending: Vec::new(),
         halves: HashMap::new(),
         mask_bytes: vec![0; program.values.len()],
@@ -146,6 +151,9 @@ impl<'a> Emitter<'a> {
                     && self.program.values[*a].dtype == DType::F32
                 {
                     self.to_integers.insert(*a);
+                }
+                if let Op::Pack(values) = op {
+                    self.packed.extend(values);
                 }
             }
             let mut used = |id: ValueId| self.uses[id.index()] += 1;
@@ -437,6 +445,11 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Register(v)) => Ok(v),
             Some(Value::Const(c)) => Ok(self.number(c.bits as i64)),
+            Some(Value::Fold(op, a)) => {
+                let v = self.fold(op, a)?;
+                self.define(id, v);
+                Ok(v)
+            }
             Some(Value::Load(..) | Value::Strided(_) | Value::Dot(..) | Value::Rounded(_)) | None => {
                 Err(self.unsupported(format!("{id} is not in a register")))
             }
@@ -547,6 +560,11 @@ impl<'a> Emitter<'a> {
                 self.define(id, v);
                 Ok(v)
             }
+            Some(Value::Fold(op, a)) => {
+                let v = self.fold(op, a)?;
+                self.define(id, v);
+                Ok(v)
+            }
             None => Err(self.unsupported(format!("{id} has no code"))),
         }
     }
@@ -572,6 +590,18 @@ impl<'a> Emitter<'a> {
             Some(Value::Rounded(a)) => Some(a),
             _ => None,
         }
+    }
+
+    /// The operation and the vectors whose folds, used only here, these values are; nothing where they are not folded alike.
+    pub fn take_folds(&mut self, values: &[ValueId]) -> Option<(BinaryOp, Vec<ValueId>)> {
+        let fold = |&id: &ValueId| match self.values[id.index()] {
+            Some(Value::Fold(op, a)) => Some((op, a)),
+            _ => None,
+        };
+        let folds: Vec<(BinaryOp, ValueId)> = values.iter().map(fold).collect::<Option<_>>()?;
+        let &(op, first) = folds.first()?;
+        let alike = folds.iter().all(|&(other, a)| other == op && self.ty(a) == self.ty(first));
+        alike.then(|| (op, folds.into_iter().map(|(_, a)| a).collect()))
     }
 
     /// Whether a float is surely below 2^31, or a NaN: clamped to a constant.
@@ -602,7 +632,8 @@ impl<'a> Emitter<'a> {
         match self.values[id.index()] {
             Some(Value::Const(c)) => c.bits != 0 || self.wide(),
             Some(Value::Load(_, one)) => self.uses[id.index()] == 1 && self.foldable(self.ty(id), one, row),
-            Some(Value::Register(_) | Value::Strided(_) | Value::Dot(..) | Value::Rounded(_)) | None => false,
+            Some(Value::Register(_) | Value::Strided(_) | Value::Dot(..) | Value::Rounded(_) | Value::Fold(..))
+            | None => false,
         }
     }
 
@@ -748,6 +779,14 @@ impl<'a> Emitter<'a> {
             Op::Cast(_, a) => self.cast(id, ty, *a)?,
             Op::RoundHalf(a) => self.round_half(ty, *a)?,
             Op::Bitcast(_, a) => self.bitcast(ty, *a)?,
+            Op::Fold(op, a)
+                if matches!(ty.dtype, DType::F32 | DType::I32)
+                    && self.uses[id.index()] == 1
+                    && self.packed.contains(&id) =>
+            {
+                self.values[id.index()] = Some(Value::Fold(*op, *a));
+                return Ok(());
+            }
             Op::Fold(op, a) => self.fold(*op, *a)?,
         };
         self.define(id, value);

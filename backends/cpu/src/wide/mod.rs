@@ -14,6 +14,7 @@ mod codes;
 mod convert;
 mod emit;
 mod encode;
+mod folds;
 mod half;
 mod lanes;
 mod machine;

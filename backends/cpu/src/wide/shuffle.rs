@@ -73,6 +73,11 @@ impl Emitter<'_> {
 
     pub fn pack_values(&mut self, id: ValueId, ty: VectorType, values: &[ValueId]) -> Result<VReg, Error> {
         self.mask_bytes[id.index()] = (32 / ty.lanes).clamp(1, 8);
+        if let Some((op, vectors)) = self.take_folds(values)
+            && let Some(folded) = self.folded_together(op, &vectors)?
+        {
+            return Ok(folded);
+        }
         let scalars = values.iter().map(|&v| self.scalar_of(v)).collect::<Result<Vec<_>, _>>()?;
         self.pack(ty, &scalars)
     }
