@@ -9,6 +9,7 @@ use crate::fusion::{Attempt, Refusal, Way};
 use crate::kernel::scatter::Scatter;
 use crate::late::constants_late;
 use crate::layers::scales_of_layers;
+use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
@@ -389,6 +390,9 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
     } else if expands(graph, producer) {
         let times = reuse(graph, group, k);
         (times > MOST_REUSE).then_some(Refusal::Reuse(times)).and_then(by_cost)
+    } else if widens(graph, producer) {
+        let times = reuse(graph, group, k);
+        (times > MOST_WIDENED).then_some(Refusal::Reuse(times)).and_then(by_cost)
     } else {
         by_cost(Refusal::Product).or(guards)
     }
@@ -422,6 +426,23 @@ pub(crate) const MOST_CODE: usize = 400;
 /// How often a product may read each element of a weight for it to be unpacked at every read: where it is read more often, it is
 /// unpacked once into memory.
 const MOST_REUSE: i64 = 64;
+
+/// How often a product may read each number of fewer bits for it to be widened at every read: what the rows of a tile share costs less than
+/// writing all of them to memory and reading them back, as of a cache's keys and values for one token.
+const MOST_WIDENED: i64 = 8;
+
+/// Whether a group converts numbers to wider ones and does nothing else.
+fn widens(graph: &Graph, producer: &Group) -> bool {
+    let [from] = producer.inputs.as_slice() else { return false };
+    let (from, to) = (graph.ty(*from).dtype, graph.ty(producer.output).dtype);
+    let plain = |code: &Code| match code.node(code.result()) {
+        Scalar::Cast(_, a) => matches!(code.node(*a), Scalar::Load(..) | Scalar::Arg(_)),
+        Scalar::Load(..) | Scalar::Arg(_) => true,
+        _ => false,
+    };
+    let codes = producer.stages.iter().flat_map(|s| [&s.body, &s.finish]);
+    producer.is_pointwise() && codes.into_iter().all(plain) && from.size() < to.size() && to == DType::F32
+}
 
 /// Whether a group without fold makes something much larger of constants, 16 bytes of 10: weights of few bits become floats, or zeros that
 /// are not stored are there again.
