@@ -216,8 +216,11 @@ fn greatest(logits: &[f32]) -> Option<u32> {
     }
     let more = |most: f32, &logit: &f32| if logit > most { logit } else { most };
     let most = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, more);
-    let found = (0u32..).zip(logits).find(|(_, logit)| **logit == most);
-    found.filter(|_| most > f32::NEG_INFINITY).map(|(token, _)| token)
+    // Its place in steps of as many lanes, too.
+    let before = whole.iter().take_while(|chunk| chunk.iter().fold(true, |none, &logit| none & (logit != most)));
+    let first = before.count() * LANES;
+    let found = logits.iter().skip(first).position(|&logit| logit == most)?;
+    (most > f32::NEG_INFINITY).then(|| u32::try_from(first + found).ok())?
 }
 
 #[cfg(test)]

@@ -139,7 +139,9 @@ pub fn bind_types<S: AsRef<[usize]>>(
         }
         for (axis, (dim, &extent)) in ty.dims.iter().zip(shape).enumerate() {
             let extent = i64::try_from(extent).map_err(|_| format!("axis {axis} of `{input}` is too long"))?;
-            open.push(Dim { input, axis, dim, extent });
+            if dim.as_const() != Some(extent) {
+                open.push(Dim { input, axis, dim, extent });
+            }
         }
     }
     let mut bindings = Bindings::new();
@@ -147,6 +149,9 @@ pub fn bind_types<S: AsRef<[usize]>>(
     loop {
         let before = bindings.len();
         for d in &open {
+            if d.dim.as_symbol().is_some_and(|symbol| bindings.contains_key(symbol)) {
+                continue;
+            }
             let dim = substitute(d.dim, &bindings);
             let Some((symbol, factor)) = single_symbol(&dim) else { continue };
             let rest = d.extent.saturating_sub(dim.constant());
@@ -167,6 +172,9 @@ pub fn bind_types<S: AsRef<[usize]>>(
         }
     }
     for d in &open {
+        if d.dim.as_symbol().and_then(|symbol| bindings.get(symbol)) == Some(&d.extent) {
+            continue;
+        }
         let dim = substitute(d.dim, &bindings);
         if dim.as_const() == Some(d.extent) {
             continue;
