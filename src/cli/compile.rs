@@ -9,7 +9,7 @@ use kiln::data;
 use kiln::gpu::{self, Precision, Target};
 use kiln::ir::plan::Step;
 use kiln::library::{Form, LibraryOptions, Written};
-use kiln::lm::LanguageModel;
+use kiln::lm::{LanguageModel, Opened};
 use kiln::nn::CacheElement;
 use kiln::onnx::model::Model;
 use kiln::tune::record::{self, Tuning};
@@ -165,7 +165,7 @@ impl Args {
         self.report(&[("", &compiled)], library.as_ref(), (compiled.plan.weight_bytes, bytes), start, talk)
     }
 
-    /// A decoder, with its tokenizer and a program for each use.
+    /// A decoder or an encoder-decoder, with its tokenizer and a program for each use.
     fn language_model(&self, talk: Talk) -> Result<(), Error> {
         let start = Instant::now();
         let onnx_only = [
@@ -180,14 +180,24 @@ impl Args {
         if let Some((option, _)) = onnx_only.iter().find(|(_, given)| *given) {
             return Err(Error::Usage(format!("{option} is not for language models; --context fixes their room")));
         }
-        let model = self.adapted.open(&self.model)?;
-        let context = self.context.map_or(model.context().min(DEFAULT_CONTEXT), |n| n as usize);
         let options = self.machinery.options(self.machinery.artifact_levels(), Default::default())?;
-        let bundle = model.compile(
-            (context, self.cache.unwrap_or_default()),
-            &options,
-            &mut self.watching.observers(&self.machinery, talk)?,
-        )?;
+        let observer = &mut self.watching.observers(&self.machinery, talk)?;
+        let asked = |context: Option<usize>| {
+            let most = context.unwrap_or(DEFAULT_CONTEXT).min(DEFAULT_CONTEXT);
+            (self.context.map_or(most, |n| n as usize), self.cache.unwrap_or_default())
+        };
+        let bundle = match Opened::open(&self.model)? {
+            Opened::Decoder(model) => {
+                let model = self.adapted.applied(*model)?;
+                model.compile(asked(Some(model.context())), &options, observer)?
+            }
+            Opened::Sequence(model) => {
+                self.adapted.only_decoders()?;
+                let cache = asked(model.context());
+                // Sources and targets have the same room.
+                model.compile(cache.0, cache, &options, observer)?
+            }
+        };
         let bytes = bundle.write(&self.output)?;
         let programs: Vec<(&str, &Compiled)> = bundle.programs().iter().map(|(name, p)| (name.as_str(), p)).collect();
         self.report(&programs, None, (bundle.weight_bytes(), bytes), start, talk)

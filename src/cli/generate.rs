@@ -5,9 +5,9 @@ use super::options::{Adapted, Machinery, Patience, Progress};
 use clap::Args as ClapArgs;
 use kiln::Error;
 use kiln::lm::{
-    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, LmError, Message, PackedPrograms,
-    ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop, Together, Tokenizer,
-    pattern,
+    BeamSearch, Constraint, Ending, Generation, Generator, Hypothesis, LanguageModel, LmError, Message, Opened,
+    PackedPrograms, ProgramOptions, Programs, Sampling, SequenceModel, SequencePrograms, Session, Settings, Stop,
+    Together, Tokenizer, pattern,
 };
 use kiln::nn::CacheElement;
 use serde_json::{Value, json};
@@ -146,9 +146,9 @@ impl Args {
         if self.together > 1 {
             return self.together(&prompts, talk);
         }
-        let ready = match SequenceModel::is_at(&self.model) {
-            true => self.sequence(&prompts, talk)?,
-            false => self.decoder(&prompts, talk)?,
+        let ready = match Opened::open(&self.model)? {
+            Opened::Sequence(model) => self.sequence(*model, &prompts, talk)?,
+            Opened::Decoder(model) => self.decoder(*model, &prompts, talk)?,
         };
         // The process ends with it: giving memory back piece by piece would only keep whoever waits for its end.
         let mut ready = ManuallyDrop::new(ready);
@@ -217,8 +217,8 @@ impl Args {
     }
 
     /// A decoder, with room for the longest prompt.
-    fn decoder(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
-        let model = self.adapted.open(&self.model)?;
+    fn decoder(&self, model: LanguageModel, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
+        let model = self.adapted.applied(model)?;
         let prompts = self.tokens(&model, prompts)?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = self.capacity(longest, model.context());
@@ -242,10 +242,10 @@ impl Args {
 
     /// Several prompts of a decoder, continued at once.
     fn together(&self, prompts: &[String], talk: Talk) -> Result<(), Error> {
-        if SequenceModel::is_at(&self.model) {
+        let Opened::Decoder(model) = Opened::open(&self.model)? else {
             return Err(Error::Usage("--together is for decoders; this model answers a text by another".into()));
-        }
-        let model = self.adapted.open(&self.model)?;
+        };
+        let model = self.adapted.applied(*model)?;
         let prompts = self.tokens(&model, prompts)?;
         let most = self.together as usize;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -270,24 +270,20 @@ impl Args {
     }
 
     /// An encoder-decoder, with room for the longest source.
-    fn sequence(&self, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
+    fn sequence(&self, model: SequenceModel, prompts: &[String], talk: Talk) -> Result<Ready, Error> {
         if self.chat {
             return Err(Error::Usage("--chat is for decoders; this model answers a text by another".into()));
         }
-        if self.adapted.adapter.is_some() {
-            return Err(Error::Usage("--adapter is for decoders; this model answers a text by another".into()));
-        }
-        let model = SequenceModel::open(&self.model)?;
+        self.adapted.only_decoders()?;
         let tokens = |prompt: &String| model.tokenizer().encode(prompt, true);
         let prompts = prompts.iter().map(tokens).collect::<Result<Vec<_>, _>>()?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let context = model.sequence().context();
-        if let Some(capacity) = context.filter(|&c| longest > c) {
+        if let Some(capacity) = model.longest_source().filter(|&c| longest > c) {
             return Err(LmError::Capacity { tokens: longest, used: 0, capacity }.into());
         }
-        let capacity = self.capacity(model.begin().len(), context.unwrap_or(DEFAULT_CONTEXT));
+        let capacity = self.capacity(model.begin().len(), model.context().unwrap_or(DEFAULT_CONTEXT));
         let options = self.options(capacity)?;
-        let programs = SequencePrograms::compile(&model, longest, &options, &mut Progress::new(talk))?;
+        let programs = SequencePrograms::new(&model, longest, &options, &mut Progress::new(talk))?;
         Ok(Ready { model: Model::Sequence(model, programs), prompts, most: capacity })
     }
 
@@ -442,7 +438,7 @@ impl Model {
     fn vocabulary(&self) -> usize {
         match self {
             Model::Decoder(_, programs, _) => programs.vocabulary(),
-            Model::Sequence(model, _) => model.sequence().vocabulary(),
+            Model::Sequence(model, _) => model.vocabulary(),
         }
     }
 

@@ -69,8 +69,20 @@ pub struct Adapted {
 impl Adapted {
     /// The model at a path, adapted if that is asked for.
     pub fn open(&self, model: &Path) -> Result<LanguageModel, Error> {
-        let model = LanguageModel::open(model)?;
+        self.applied(LanguageModel::open(model)?)
+    }
+
+    /// The model, adapted if that is asked for.
+    pub fn applied(&self, model: LanguageModel) -> Result<LanguageModel, Error> {
         self.adapter.iter().try_fold(model, |model, folder| model.with_adapter(folder))
+    }
+
+    /// Refuses an adapter for a model that answers a text by another.
+    pub fn only_decoders(&self) -> Result<(), Error> {
+        match &self.adapter {
+            Some(_) => Err(Error::Usage("--adapter is for decoders; this model answers a text by another".into())),
+            None => Ok(()),
+        }
     }
 }
 

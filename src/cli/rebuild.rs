@@ -4,7 +4,7 @@ use super::Talk;
 use super::options::{self, Adapted, Progress};
 use clap::Args as ClapArgs;
 use kiln::gpu::stored;
-use kiln::lm::LanguageModel;
+use kiln::lm::{LanguageModel, Opened};
 use kiln::runtime::artifact::{self, Artifact, LoadOptions};
 use kiln::runtime::engine::LoadError;
 use kiln::runtime::memory::Budget;
@@ -56,12 +56,24 @@ impl Args {
         if same { Ok(()) } else { Err(Error::Mismatch("the rebuilt artifact differs".into())) }
     }
 
-    /// A decoder with the room that the artifact has.
+    /// A decoder or an encoder-decoder with the room that the artifact has.
     fn language_model(&self, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {
-        let artifact = LanguageModel::open(&self.artifact)?;
-        let room = (artifact.context(), artifact.cache().unwrap_or_default());
-        let model = self.adapted.open(&self.model)?;
-        model.compile(room, options, &mut Progress::new(talk))?.into_artifact()
+        let observer = &mut Progress::new(talk);
+        match (Opened::open(&self.artifact)?, Opened::open(&self.model)?) {
+            (Opened::Decoder(artifact), Opened::Decoder(model)) => {
+                let room = (artifact.context(), artifact.cache().unwrap_or_default());
+                self.adapted.applied(*model)?.compile(room, options, observer)?.into_artifact()
+            }
+            (Opened::Sequence(artifact), Opened::Sequence(model)) => {
+                self.adapted.only_decoders()?;
+                let room = (artifact.context().unwrap_or(0), artifact.cache().unwrap_or_default());
+                let longest = artifact.longest_source().unwrap_or(0);
+                model.compile(longest, room, options, observer)?.into_artifact()
+            }
+            (Opened::Decoder(_) | Opened::Sequence(_), _) => {
+                Err(Error::Mismatch("one of artifact and model is an encoder-decoder, the other is not".into()))
+            }
+        }
     }
 
     fn onnx(&self, file: &Artifact, options: &Options, talk: Talk) -> Result<Arc<Artifact>, Error> {

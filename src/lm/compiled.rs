@@ -1,10 +1,11 @@
-//! A decoder as an artifact.
+//! A decoder, or an encoder-decoder, as an artifact.
 //!
-//! Invariant: one section of weights serves four programs: any number of tokens with the logits of the last one (the
-//! artifact's own program), one token, any number of tokens with all logits, and those of several texts at once. The artifact holds the tokenizer too, so that
-//! it needs nothing beside it.
+//! Invariant: one section of weights serves all programs: any number of tokens with the logits of the last one (the
+//! artifact's own program), one token, any number of tokens with all logits; of a decoder those of several texts at once, of an encoder-decoder
+//! what reads a source. The artifact holds the tokenizer too, so that it needs nothing beside it.
 
-use super::model::Body;
+use super::model::{Body, check_size};
+use super::sequence::Targets;
 use super::{LanguageModel, LmError, Tokenizer};
 use crate::bundle::Bundle;
 use crate::{Error, Observer, Options, compile_graph};
@@ -39,6 +40,8 @@ pub(super) enum Entry {
     All,
     /// Any number of tokens of several texts; the logits of those that are chosen.
     Packed,
+    /// The encoder of an encoder-decoder.
+    Source,
 }
 
 impl Entry {
@@ -49,6 +52,7 @@ impl Entry {
             Entry::One => "one",
             Entry::All => "all",
             Entry::Packed => "packed",
+            Entry::Source => "source",
         }
     }
 
@@ -58,6 +62,7 @@ impl Entry {
             Entry::Many | Entry::One => Logits::Last,
             Entry::All => Logits::All,
             Entry::Packed => Logits::Chosen,
+            Entry::Source => Logits::None,
         }
     }
 }
@@ -120,6 +125,19 @@ struct Facts {
     begin: Option<u32>,
     /// The chat template, in Jinja.
     template: Option<String>,
+    /// Of an encoder-decoder, what reads a source and begins a target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<SourceFacts>,
+}
+
+/// What an artifact says of an encoder-decoder beside its decoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceFacts {
+    /// Most tokens of a source.
+    pub longest: usize,
+    /// What targets are like.
+    pub targets: Targets,
 }
 
 /// A decoder that is compiled.
@@ -129,6 +147,8 @@ pub(super) struct Compiled {
     pub artifact: Arc<Artifact>,
     /// Programs that were made ready beforehand for the best level of this machine that the artifact has.
     ready: Vec<(Entry, Model)>,
+    /// Of an encoder-decoder, most tokens of a source.
+    pub longest: Option<usize>,
 }
 
 impl std::fmt::Debug for Compiled {
@@ -139,7 +159,7 @@ impl std::fmt::Debug for Compiled {
 
 impl Compiled {
     pub fn new(sizes: Sizes, artifact: Arc<Artifact>) -> Compiled {
-        Compiled { sizes, artifact, ready: vec![] }
+        Compiled { sizes, artifact, ready: vec![], longest: None }
     }
 
     /// A program, ready to run.
@@ -217,20 +237,55 @@ impl LanguageModel {
             ends: self.ends.clone(),
             begin: self.begin,
             template: self.template.clone(),
+            source: None,
         };
-        let internal = |e: &dyn std::fmt::Display| Error::Internal(format!("a description cannot be written: {e}"));
-        bundle.attach(FACTS, serde_json::to_vec(&facts).map_err(|e| internal(&e))?);
-        let tokenizer = self.tokenizer.inner().to_string(false).map_err(|e| internal(&e))?;
-        bundle.attach(TOKENIZER, tokenizer.into_bytes());
+        facts.attach(&mut bundle, &self.tokenizer)?;
         Ok(bundle)
     }
 }
 
-/// Opens an artifact of a decoder.
+impl Facts {
+    /// Adds the description and the tokenizer to what becomes an artifact.
+    fn attach(&self, bundle: &mut Bundle, tokenizer: &Tokenizer) -> Result<(), Error> {
+        let internal = |e: &dyn std::fmt::Display| Error::Internal(format!("a description cannot be written: {e}"));
+        bundle.attach(FACTS, serde_json::to_vec(self).map_err(|e| internal(&e))?);
+        let tokenizer = tokenizer.inner().to_string(false).map_err(|e| internal(&e))?;
+        bundle.attach(TOKENIZER, tokenizer.into_bytes());
+        Ok(())
+    }
+}
+
+/// Describes an encoder-decoder in what becomes its artifact.
+///
+/// # Errors
+/// The description cannot be written.
+pub(super) fn describe_sequence(
+    bundle: &mut Bundle,
+    sizes: Sizes,
+    (ends, tokenizer): (&BTreeSet<u32>, &Tokenizer),
+    source: SourceFacts,
+) -> Result<(), Error> {
+    let facts = Facts { format: FORMAT, sizes, ends: ends.clone(), begin: None, template: None, source: Some(source) };
+    facts.attach(bundle, tokenizer)
+}
+
+/// What an artifact of a language model is.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub compiled: Compiled,
+    pub tokenizer: Tokenizer,
+    pub ends: BTreeSet<u32>,
+    pub begin: Option<u32>,
+    pub template: Option<String>,
+    /// Of an encoder-decoder, how its targets begin and end.
+    pub targets: Option<Targets>,
+}
+
+/// Opens an artifact of a decoder or an encoder-decoder.
 ///
 /// # Errors
 /// It is damaged, or not of a language model.
-pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
+pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     let load = LoadOptions { verify_weights: false };
     let artifact = Arc::new(Artifact::open(path, &load).map_err(LoadError::Artifact)?);
     // The weights are hashed, and programs made ready, while the tokenizer is made; nothing of them is used before both are done.
@@ -243,9 +298,16 @@ pub(super) fn open(path: &Path) -> Result<LanguageModel, Error> {
         Ok(verdict) => verdict.map_err(LoadError::Artifact)?,
         Err(_) => return Err(Error::Internal("hashing the weights failed".into())),
     };
-    let (Facts { format: _, sizes, ends, begin, template }, tokenizer) = model?;
-    let body = Body::Compiled(Compiled { sizes, artifact, ready });
-    Ok(LanguageModel { body, tokenizer, ends, begin, template }.checked()?)
+    let (Facts { format: _, sizes, ends, begin, template, source }, tokenizer) = model?;
+    check_size(&tokenizer, sizes.vocabulary)?;
+    let longest = source.as_ref().map(|source| source.longest);
+    let targets = source.map(|source| source.targets);
+    let wrong = |what: String| Error::from(LmError::Compiled { path: path.into(), what });
+    if let Some(token) = targets.as_ref().and_then(|targets| targets.beyond(sizes.vocabulary)) {
+        return Err(wrong(format!("its targets have the token {token} of {}", sizes.vocabulary)));
+    }
+    let compiled = Compiled { sizes, artifact, ready, longest };
+    Ok(Opened { compiled, tokenizer, ends, begin, template, targets })
 }
 
 /// The cache that an artifact of a decoder works with.

@@ -73,12 +73,22 @@ impl LanguageModel {
         }
         let file = kiln_runtime::file::map(path).map_err(|source| Error::Read { path: path.into(), source })?;
         if artifact::is_artifact(&file) {
-            return compiled::open(path);
+            return LanguageModel::of_opened(path, compiled::open(path)?);
         }
         if !Gguf::sniff(&file) {
             return Err(LmError::NoCheckpoint(path.into()).into());
         }
         Ok(LanguageModel::of_gguf(file)?)
+    }
+
+    /// Of an artifact that was opened.
+    pub(super) fn of_opened(path: &Path, opened: compiled::Opened) -> Result<LanguageModel, Error> {
+        let compiled::Opened { compiled, tokenizer, ends, begin, template, targets } = opened;
+        if targets.is_some() {
+            let what = "is an encoder-decoder's, which answers a text by another; what continues a text is wanted";
+            return Err(Error::Usage(format!("{} {what}", path.display())));
+        }
+        Ok(LanguageModel { body: Body::Compiled(compiled), tokenizer, ends, begin, template })
     }
 
     /// Whether a path leads to what [`LanguageModel::open`] reads, by its first bytes or its files.
@@ -234,7 +244,8 @@ pub(super) fn tokenizer_of(folder: &Folder, vocabulary: usize) -> Result<Tokeniz
     Ok(tokenizer)
 }
 
-fn check_size(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), LmError> {
+/// That a tokenizer is of a model that knows so many tokens.
+pub(super) fn check_size(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), LmError> {
     let tokens = tokenizer.size();
     if tokens > vocabulary {
         let message = format!("it has {tokens} tokens, the model {vocabulary}: it is of another model");

@@ -7,11 +7,10 @@ use super::compiled::{self, Compiled, Entry, Sizes, loading};
 use super::model::Body;
 use super::{LanguageModel, LmError};
 use crate::{Activations, Error, Observer, Options, Precision};
-use kiln_frontend::families::Form;
-use kiln_frontend::nn::{CacheElement, Heads, Logits};
-use kiln_ir::{DType, Graph, Tensor};
+use kiln_frontend::nn::{CacheElement, Logits};
+use kiln_ir::{DType, Tensor};
 use kiln_runtime::cpu::CpuLevel;
-use kiln_runtime::engine::{Context, Lent};
+use kiln_runtime::engine::{Context, Lent, Model};
 use kiln_runtime::memory::{Budget, Buffer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -194,19 +193,11 @@ impl Programs {
         Programs::of_compiled(&compiled_for(model, &[many, Entry::One], options, observer)?, options)
     }
 
-    /// Compiles the graphs of a decoder with its vocabulary, layers and heads.
-    pub(super) fn of_graphs(
-        graph: impl Fn(&Form) -> Result<Graph, Error>,
-        sizes: (usize, usize, Heads),
-        options: &ProgramOptions,
-        observer: &mut dyn Observer,
-    ) -> Result<Programs, Error> {
-        let many = if options.all_logits { Entry::All } else { Entry::Many };
-        let compiled = compiled_of(graph, sizes, &[many, Entry::One], options, observer)?;
-        Programs::of_compiled(&compiled, options)
-    }
-
-    fn of_compiled(compiled: &Compiled, options: &ProgramOptions) -> Result<Programs, Error> {
+    /// The programs of a decoder that is compiled.
+    ///
+    /// # Errors
+    /// As [`Programs::new`].
+    pub(super) fn of_compiled(compiled: &Compiled, options: &ProgramOptions) -> Result<Programs, Error> {
         let sizes = compiled.sizes;
         let many = if options.all_logits { Entry::All } else { Entry::Many };
         let loading = loading(options.level);
@@ -217,6 +208,14 @@ impl Programs {
         let one = Program::new(one, Entry::One, &sizes)?;
         let (capacity, budget) = (options.capacity, options.budget.clone());
         Ok(Programs { sizes, capacity, budget, many, one })
+    }
+
+    /// A program over the same weights, with as many threads.
+    ///
+    /// # Errors
+    /// The memory or the threads are not to be had.
+    pub(super) fn beside(&self, model: &Model) -> Result<Context, Error> {
+        Ok(Context::beside(&self.many.context, model, self.many.context.threads())?)
     }
 
     /// Number of tokens that the model knows.
@@ -289,45 +288,41 @@ pub(super) fn compiled_for(
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
     match &model.body {
-        Body::Compiled(_) if options.activations != Activations::F32 => {
-            let what = "what activations are rounded to is decided when a model is compiled; this is an artifact";
-            Err(Error::Usage(what.into()))
-        }
-        Body::Compiled(_) if options.precision != Precision::F32 => {
-            let what = "how precisely products are computed is decided when a model is compiled; this is an artifact";
-            Err(Error::Usage(what.into()))
-        }
-        Body::Compiled(compiled) if options.cache.is_some_and(|cache| cache != compiled.sizes.element) => {
-            let has = compiled.sizes.element;
-            let what = format!("what a cache is kept in is decided when a model is compiled; this artifact's is {has}");
-            Err(Error::Usage(what))
-        }
-        Body::Compiled(compiled) if options.capacity > compiled.sizes.capacity => {
-            Err(LmError::Positions { wanted: options.capacity, capacity: compiled.sizes.capacity }.into())
-        }
-        Body::Compiled(compiled) => Ok(compiled.clone()),
+        Body::Compiled(compiled) => compiled.within(options),
         Body::Checkpoint(checkpoint) => {
             let decoder = &checkpoint.decoder;
-            let sizes = (decoder.vocabulary(), decoder.layers(), decoder.heads());
-            compiled_of(checkpoint.graphs(), sizes, entries, options, observer)
+            let cache = (options.capacity, options.cache.unwrap_or_default());
+            let sizes = Sizes::new(decoder.vocabulary(), decoder.layers(), decoder.heads(), cache);
+            let bundle = compiled::compile(&checkpoint.graphs(), entries, cache, &options.compilation(), observer)?;
+            Ok(Compiled::new(sizes, bundle.into_artifact()?))
         }
     }
 }
 
-/// Compiles the graphs of a decoder with its vocabulary, layers and heads.
-fn compiled_of(
-    graph: impl Fn(&Form) -> Result<Graph, Error>,
-    (vocabulary, layers, heads): (usize, usize, Heads),
-    entries: &[Entry],
-    options: &ProgramOptions,
-    observer: &mut dyn Observer,
-) -> Result<Compiled, Error> {
-    let cache = (options.capacity, options.cache.unwrap_or_default());
-    let sizes = Sizes::new(vocabulary, layers, heads, cache);
-    let bundle = compiled::compile(&graph, entries, cache, &options.compilation(), observer)?;
-    // What the graphs were made of is not needed beside the artifact.
-    drop(graph);
-    Ok(Compiled::new(sizes, bundle.into_artifact()?))
+impl Compiled {
+    /// The programs of an artifact, where they are as the options want them.
+    ///
+    /// # Errors
+    /// Something else is asked for than it was compiled for.
+    pub(super) fn within(&self, options: &ProgramOptions) -> Result<Compiled, Error> {
+        let decided =
+            |what: &str| Err(Error::Usage(format!("{what} is decided when a model is compiled; this is an artifact")));
+        if options.activations != Activations::F32 {
+            return decided("what activations are rounded to");
+        }
+        if options.precision != Precision::F32 {
+            return decided("how precisely products are computed");
+        }
+        if options.cache.is_some_and(|cache| cache != self.sizes.element) {
+            let has = self.sizes.element;
+            let what = format!("what a cache is kept in is decided when a model is compiled; this artifact's is {has}");
+            return Err(Error::Usage(what));
+        }
+        if options.capacity > self.sizes.capacity {
+            return Err(LmError::Positions { wanted: options.capacity, capacity: self.sizes.capacity }.into());
+        }
+        Ok(self.clone())
+    }
 }
 
 impl Program {

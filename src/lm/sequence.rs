@@ -2,15 +2,20 @@
 //!
 //! Invariant: after its source was read, a target is decoded as any text is: by a [`Session`], of which the cache has the source.
 
+use super::compiled::{self, Compiled, Entry, Sizes, SourceFacts, loading};
 use super::model::{ends, settings_of, tokenizer_of};
 use super::programs::EncodedSource;
 use super::{LmError, ProgramOptions, Programs, Sampling, Session, Tokenizer};
+use crate::bundle::Bundle;
 use crate::source::Within;
-use crate::{Error, Observer, compile_graph};
+use crate::{Error, Observer, Options, compile_graph};
+use kiln_frontend::builder::BuildError;
 use kiln_frontend::checkpoint::{CheckpointError, Files, Folder, Loader};
-use kiln_frontend::families::{Extent, Sequence, SequenceForm, Settings};
+use kiln_frontend::families::{Extent, Form, Past, Sequence, SequenceForm, Settings};
+use kiln_frontend::nn::{CacheElement, Logits};
 use kiln_ir::Tensor;
-use kiln_runtime::engine::{Context, ModelOptions};
+use kiln_runtime::engine::Context;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -18,11 +23,40 @@ use std::path::Path;
 /// An encoder-decoder with its weights and tokenizer.
 #[derive(Debug)]
 pub struct SequenceModel {
-    sequence: Sequence,
-    folder: Folder,
+    body: Body,
     tokenizer: Tokenizer,
     ends: BTreeSet<u32>,
+    targets: Targets,
+}
+
+/// Where it comes from.
+#[derive(Debug)]
+enum Body {
+    /// A checkpoint.
+    Checkpoint(Box<(Sequence, Folder)>),
+    /// An artifact.
+    Compiled(Compiled),
+}
+
+/// How targets begin and end, as a checkpoint asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Targets {
+    /// The token that the decoder begins with.
     start: u32,
+    /// The token that must come first after it.
+    first: Option<u32>,
+    /// The token that must come last where a target becomes as long as it may.
+    last: Option<u32>,
+    /// Tokens that never come.
+    never: BTreeSet<u32>,
+}
+
+impl Targets {
+    /// A token that a model which knows so many does not have.
+    pub(super) fn beyond(&self, vocabulary: usize) -> Option<u32> {
+        [self.first, self.last].into_iter().flatten().chain([self.start]).find(|&token| token as usize >= vocabulary)
+    }
 }
 
 impl SequenceModel {
@@ -57,12 +91,65 @@ impl SequenceModel {
         if start as usize >= vocabulary {
             return Err(LmError::Token { token: start, vocabulary });
         }
-        Ok(SequenceModel { sequence, folder, tokenizer, ends, start })
+        let lists = [settings_of(&folder, "bad_words_ids"), settings_of(&folder, "suppress_tokens")];
+        let single = |word: &Json| match word {
+            Json::Array(tokens) if tokens.len() == 1 => tokens[0].as_u64(),
+            other => other.as_u64(),
+        };
+        let words = lists.into_iter().flatten().filter_map(Json::as_array).flatten().filter_map(single);
+        let targets = Targets {
+            start,
+            first: generation(&folder, "forced_bos_token_id"),
+            last: generation(&folder, "forced_eos_token_id"),
+            never: words.filter_map(|token| u32::try_from(token).ok()).collect(),
+        };
+        Ok(SequenceModel { body: Body::Checkpoint(Box::new((sequence, folder))), tokenizer, ends, targets })
     }
 
-    /// The architecture.
-    pub fn sequence(&self) -> &Sequence {
-        &self.sequence
+    /// Of an artifact that was opened.
+    pub(super) fn of_opened(opened: compiled::Opened, targets: Targets) -> SequenceModel {
+        let compiled::Opened { compiled, tokenizer, ends, .. } = opened;
+        SequenceModel { body: Body::Compiled(compiled), tokenizer, ends, targets }
+    }
+
+    /// The architecture; an artifact has none.
+    pub fn sequence(&self) -> Option<&Sequence> {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => Some(&checkpoint.0),
+            Body::Compiled(_) => None,
+        }
+    }
+
+    /// Number of tokens that the model knows.
+    pub fn vocabulary(&self) -> usize {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => checkpoint.0.vocabulary(),
+            Body::Compiled(compiled) => compiled.sizes.vocabulary,
+        }
+    }
+
+    /// Most tokens of a target, that the model was trained or compiled for; nothing where there is no bound.
+    pub fn context(&self) -> Option<usize> {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => checkpoint.0.context(),
+            Body::Compiled(compiled) => Some(compiled.sizes.capacity),
+        }
+    }
+
+    /// The same of a source.
+    pub fn longest_source(&self) -> Option<usize> {
+        match &self.body {
+            Body::Checkpoint(checkpoint) => checkpoint.0.context(),
+            Body::Compiled(compiled) => compiled.longest,
+        }
+    }
+
+    /// What an artifact's caches are kept in; a checkpoint's are kept in what is asked for.
+    pub fn cache(&self) -> Option<CacheElement> {
+        match &self.body {
+            Body::Checkpoint(_) => None,
+            Body::Compiled(compiled) => Some(compiled.sizes.element),
+        }
     }
 
     /// The tokenizer.
@@ -77,25 +164,73 @@ impl SequenceModel {
 
     /// The tokens that a target begins with.
     pub fn begin(&self) -> [u32; 1] {
-        [self.start]
+        [self.targets.start]
     }
 
     /// What the checkpoint asks of targets with at most so many tokens: tokens that must come first and last, and tokens that
     /// never come.
     pub fn sampling(&self, max_tokens: Option<usize>) -> Sampling {
+        let Targets { first, last, never, .. } = &self.targets;
         let mut forced = BTreeMap::new();
-        forced.extend(
-            generation(&self.folder, "forced_eos_token_id").and_then(|t| Some((max_tokens?.checked_sub(1)?, t))),
-        );
-        forced.extend(generation(&self.folder, "forced_bos_token_id").map(|token| (0, token)));
-        let lists = [settings_of(&self.folder, "bad_words_ids"), settings_of(&self.folder, "suppress_tokens")];
-        let single = |word: &Json| match word {
-            Json::Array(tokens) if tokens.len() == 1 => tokens[0].as_u64(),
-            other => other.as_u64(),
-        };
-        let words = lists.into_iter().flatten().filter_map(Json::as_array).flatten().filter_map(single);
-        let bias = words.filter_map(|token| Some((u32::try_from(token).ok()?, f64::NEG_INFINITY))).collect();
+        forced.extend(last.and_then(|token| Some((max_tokens?.checked_sub(1)?, token))));
+        forced.extend(first.map(|token| (0, token)));
+        let bias = never.iter().map(|&token| (token, f64::NEG_INFINITY)).collect();
         Sampling { forced, bias, ..Sampling::default() }
+    }
+
+    /// Compiles the model to an artifact with all that answering a text needs: for sources of at most `longest` tokens and targets of
+    /// `capacity`, whose cache keeps its numbers in `cache`.
+    ///
+    /// # Errors
+    /// The weights do not fit the configuration (all problems at once), a limit is reached, the model is an artifact, or a bug of Kiln.
+    pub fn compile(
+        &self,
+        longest: usize,
+        cache: (usize, CacheElement),
+        options: &Options,
+        observer: &mut dyn Observer,
+    ) -> Result<Bundle, Error> {
+        let (mut bundle, sizes) =
+            self.programs(&[Entry::Many, Entry::One, Entry::All], longest, cache, options, observer)?;
+        let source = SourceFacts { longest, targets: self.targets.clone() };
+        compiled::describe_sequence(&mut bundle, sizes, (&self.ends, &self.tokenizer), source)?;
+        Ok(bundle)
+    }
+
+    /// Programs of the decoder, and that of the encoder behind them.
+    fn programs(
+        &self,
+        entries: &[Entry],
+        longest: usize,
+        cache: (usize, CacheElement),
+        options: &Options,
+        observer: &mut dyn Observer,
+    ) -> Result<(Bundle, Sizes), Error> {
+        let Body::Checkpoint(checkpoint) = &self.body else {
+            return Err(Error::Usage("the model is an artifact, which is compiled already".into()));
+        };
+        let (sequence, folder) = &**checkpoint;
+        let loader = Loader::new(&folder.weights);
+        let form = |target| SequenceForm { target, source: Extent::Free, longest_source: longest };
+        let build = |e: BuildError| Error::Internal(e.to_string());
+        let target = Form {
+            batch: 1,
+            tokens: Extent::Free,
+            past: Past::Prefix(Extent::Free),
+            capacity: cache.0,
+            logits: Logits::Last,
+            cache: cache.1,
+        };
+        // Both graphs are asked for before anything is reported: neither has all parameters.
+        let encoder = sequence.encoder(&loader, &form(target)).map_err(build)?;
+        sequence.decoder(&loader, &form(target)).map_err(build)?;
+        let known = |name: &str| sequence.known_surplus(name);
+        loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
+        let decoder = |target: &Form| sequence.decoder(&loader, &form(*target)).map_err(build);
+        let mut bundle = compiled::compile(&decoder, entries, cache, options, observer)?;
+        observer.entry(Entry::Source.name())?;
+        bundle.add(Entry::Source.name(), compile_graph(encoder, options, observer)?);
+        Ok((bundle, Sizes::new(sequence.vocabulary(), sequence.layers(), sequence.heads(), cache)))
     }
 }
 
@@ -104,7 +239,7 @@ fn generation(folder: &Folder, key: &str) -> Option<u32> {
     settings_of(folder, key).and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok())
 }
 
-/// An encoder-decoder, compiled for a capacity of source and target.
+/// An encoder-decoder, ready to run for a capacity of source and target.
 #[derive(Debug)]
 pub struct SequencePrograms {
     encoder: Context,
@@ -116,45 +251,45 @@ pub struct SequencePrograms {
 }
 
 impl SequencePrograms {
-    /// Compiles a model for sources of at most `longest` tokens; the options' capacity is that of targets.
+    /// Makes a model ready for sources of at most `longest` tokens; the options' capacity is that of targets. Compiles a checkpoint, or takes the
+    /// programs of an artifact.
     ///
     /// # Errors
-    /// The weights do not fit the configuration (all problems at once), a limit is reached, or a bug of Kiln.
-    pub fn compile(
+    /// The weights do not fit the configuration (all problems at once), a limit is reached, the artifact has no code for the machine or fewer
+    /// positions, or a bug of Kiln.
+    pub fn new(
         model: &SequenceModel,
         longest: usize,
         options: &ProgramOptions,
         observer: &mut dyn Observer,
     ) -> Result<SequencePrograms, Error> {
-        let (sequence, loader) = (&model.sequence, Loader::new(&model.folder.weights));
-        let form = |target| SequenceForm { target, source: Extent::Free, longest_source: longest };
-        let build = |e: kiln_frontend::builder::BuildError| Error::Internal(e.to_string());
-        let target = kiln_frontend::families::Form {
-            batch: 1,
-            tokens: Extent::Free,
-            past: kiln_frontend::families::Past::Prefix(Extent::Free),
-            capacity: options.capacity,
-            logits: kiln_frontend::nn::Logits::Last,
-            cache: options.cache.unwrap_or_default(),
+        let (compiled, longest) = match &model.body {
+            Body::Compiled(compiled) => {
+                let capacity = compiled.longest.unwrap_or(0);
+                if longest > capacity {
+                    return Err(LmError::Positions { wanted: longest, capacity }.into());
+                }
+                (compiled.within(options)?, capacity)
+            }
+            Body::Checkpoint(_) => {
+                let many = if options.all_logits { Entry::All } else { Entry::Many };
+                let cache = (options.capacity, options.cache.unwrap_or_default());
+                let compilation = options.compilation();
+                let (bundle, sizes) = model.programs(&[many, Entry::One], longest, cache, &compilation, observer)?;
+                (Compiled::new(sizes, bundle.into_artifact()?), longest)
+            }
         };
-        // Both graphs are asked for before anything is reported: neither has all parameters.
-        let graph = sequence.encoder(&loader, &form(target)).map_err(build)?;
-        sequence.decoder(&loader, &form(target)).map_err(build)?;
-        let known = |name: &str| sequence.known_surplus(name);
-        loader.finish(known).map_err(|e| LmError::Checkpoint(CheckpointError::Weights(e)))?;
-        let loaded = compile_graph(graph, &options.compilation(), observer)?.load(&ModelOptions::default())?;
+        let decoder = Programs::of_compiled(&compiled, options)?;
+        let loaded = compiled.program(Entry::Source, &loading(options.level))?;
         let plan = loaded.plan();
         let place = |name: String| {
             let found = plan.outputs.iter().position(|(n, _)| **n == *name);
             found.ok_or_else(|| Error::Internal(format!("an encoder's graph without `{name}`")))
         };
-        let names = (0..sequence.layers()).flat_map(|n| [format!("source_k.{n}"), format!("source_v.{n}")]);
+        let names = (0..compiled.sizes.layers).flat_map(|n| [format!("source_k.{n}"), format!("source_v.{n}")]);
         let places = names.map(place).collect::<Result<_, _>>()?;
         let inputs = plan.inputs.iter().map(|(name, _)| name.to_string()).collect();
-        let encoder = Context::new(&loaded, options.threads, &options.budget)?;
-        let sizes = (sequence.vocabulary(), sequence.layers(), sequence.heads());
-        let graph = |target: &_| sequence.decoder(&loader, &form(*target)).map_err(build);
-        let decoder = Programs::of_graphs(graph, sizes, options, observer)?;
+        let encoder = decoder.beside(&loaded)?;
         Ok(SequencePrograms { encoder, places, inputs, longest, decoder })
     }
 

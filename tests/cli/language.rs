@@ -241,6 +241,42 @@ fn encoder_decoders_and_beams() {
 }
 
 #[test]
+fn an_artifact_of_an_encoder_decoder_answers_as_its_checkpoint() {
+    for name in ["t5", "bart"] {
+        let place = folder(name);
+        let (model, artifact) = (place.path(""), place.path("model.kiln"));
+        let made = kiln!("compile", &model, "-o", &artifact, "--context", "24", "--json").succeeds().json();
+        assert_eq!(made["entries"], serde_json::json!(["one", "all", "source"]));
+        let again = kiln!("rebuild", &artifact, "--model", &model, "--json").succeeds().json();
+        assert_eq!(again["same"], true, "{again:#}");
+        for more in [&[][..], &["--beams", "3"], &["--lookup", "4"], &["--threads", "2", "--context", "12"]] {
+            let say = |from: &std::path::Path| {
+                let words = [&"generate" as &dyn Word, &from, &"-n", &"9", &"--prompt", &"w5 w9 w17 w4", &"--json"];
+                let words: Vec<&dyn Word> = words.into_iter().chain(more.iter().map(|w| w as &dyn Word)).collect();
+                super::run(&words).succeeds().json()["tokens"].clone()
+            };
+            assert_eq!(say(&artifact), say(&model), "{name} {more:?}");
+        }
+        let file = place.write("prompts.txt", b"w5 w9 w17\nw30\n");
+        let batch = |from: &std::path::Path| kiln!("generate", from, "-n", "6", "--batch", &file).succeeds().out;
+        assert_eq!(batch(&artifact), batch(&model));
+        kiln!("generate", &artifact, "-p", &*"w7 ".repeat(25)).fails(6, "25 tokens do not fit");
+        kiln!("generate", &artifact, "-p", "w5", "--context", "25").fails(6, "compiled for 24 positions");
+        kiln!("generate", &artifact, "-p", "w5", "--cache", "int8").fails(2, "this artifact's is f32");
+        kiln!("generate", &artifact, "-p", "w5", "--chat").fails(2, "--chat is for decoders");
+        kiln!("eval", "score", &artifact, "--prompt", "w5", "--choice", "w6").fails(2, "is an encoder-decoder's");
+        let mut bytes = std::fs::read(&artifact).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        let damaged = place.write("damaged.kiln", &bytes);
+        kiln!("generate", &damaged, "-p", "w5").fails(3, "damaged");
+        let (decoder, of_decoder) = (fixture("tiny.gguf"), place.path("tiny.kiln"));
+        kiln!("compile", &decoder, "-o", &of_decoder, "--context", "24").succeeds();
+        kiln!("rebuild", &of_decoder, "--model", &model).fails(5, "is an encoder-decoder, the other is not");
+    }
+}
+
+#[test]
 fn entities_are_found_and_counted() {
     let place = folder("bert-ForTokenClassification");
     let config = std::fs::read_to_string(place.path("config.json")).unwrap();

@@ -215,7 +215,7 @@ fn greedy_and_beam_search_find_what_those_of_transformers_find() {
     for cases in cases.chunk_by(|a, b| a["model"] == b["model"]) {
         let files = WithWords(place(cases[0]["model"].as_str().unwrap()));
         let text = SequenceModel::of_folder(&files).map(|model| {
-            let programs = SequencePrograms::compile(&model, 8, &program_options(), &mut Silent).unwrap();
+            let programs = SequencePrograms::new(&model, 8, &program_options(), &mut Silent).unwrap();
             (model, programs)
         });
         let mut text = text.map_err(|_| {
