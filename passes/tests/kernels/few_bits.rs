@@ -133,7 +133,7 @@ fn products_of_the_same_rows_become_one() {
     };
     let moved = "mul(sub(to_f32(a0), 8.0f32), a1)";
     let forms = [((576, 14), moved), ((768, 11), "add(mul(to_f32(a0), a1), a1)"), ((600, 4), moved)];
-    for rows in [1, 5] {
+    for rows in [1, 2] {
         let weights: String = forms.iter().enumerate().map(|(n, (of, body))| weight(n + 5, *of, body)).collect();
         let text = format!("input %0 : f32[ROWS, 512]\n {weights}").replace("ROWS", &rows.to_string());
         let rounded = activations_in_bytes(&parsed(&text)).unwrap();
