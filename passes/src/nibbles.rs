@@ -156,7 +156,7 @@ fn unpacked(graph: &Graph, group: &Group, k: usize) -> Option<(Nest, Matrix)> {
     }
     let types: Vec<&TensorType> = group.inputs.iter().map(|v| graph.ty(*v)).collect();
     let flat = FlatNest::new(nest, &types, Some(graph.ty(group.output)), &graph.symbols)?;
-    let operands = kernel::operands(&flat)?;
+    let operands = kernel::operands(&flat).filter(|o| o.of.is_none())?;
     let extent = |axes: &[Axis]| axes.iter().map(Axis::known).try_fold(1i64, |n, e| n.checked_mul(e?));
     let mut columns = operands.columns.iter().filter(|a| !a.is_single());
     let (Some(column), None) = (columns.next(), columns.next()) else { return None };

@@ -1,7 +1,7 @@
 //! Loads, stores and copies.
 //!
-//! Invariant: an access is one instruction, as wide as its values together; elements of 2 bytes are moved in pairs, and
-//! bools as bytes.
+//! Invariant: an access is one instruction, as wide as its values together; elements of 2 bytes are moved in pairs, bools as
+//! bytes, and more than four integers of 1 or 2 bytes as words that are put together and taken apart.
 
 use crate::EmitError;
 use crate::module::Emitter;
@@ -99,12 +99,17 @@ impl Emitter<'_> {
             return Ok(());
         }
         if let Some(ty) = self.narrow(address.place) {
-            for target in targets {
-                if let Some(text) = condition.and_then(|(_, other)| immediate(other)) {
+            if targets.len() > MOST_NARROW {
+                self.load_words(ty, &targets, (space, &place), &guard, condition);
+                return Ok(());
+            }
+            if let Some(text) = condition.and_then(|(_, other)| immediate(other)) {
+                for target in &targets {
                     self.out.line(format!("mov.b32 \t{target}, {text}"));
                 }
-                self.out.line(format!("{guard}ld.{space}.{ty} \t{target}, [{place}]"));
             }
+            let access = suffix(targets.len(), ty);
+            self.out.line(format!("{guard}ld.{space}{access} \t{}, [{place}]", list(&targets)));
             return Ok(());
         }
         let pairs = dtype.size() == 2 && ids.len() > 1;
@@ -147,9 +152,14 @@ impl Emitter<'_> {
         }
         if let Some(ty) = self.narrow(address.place) {
             let ty = ty.replace('s', "u");
-            for source in sources {
-                self.out.line(format!("{guard}st.{space}.{ty} \t[{place}], {source}"));
+            if sources.len() > MOST_NARROW {
+                let words = self.packed(&ty, &sources);
+                let access = suffix(words.len(), "b32");
+                self.out.line(format!("{guard}st.{space}{access} \t[{place}], {}", list(&words)));
+                return Ok(());
             }
+            let access = suffix(sources.len(), &ty);
+            self.out.line(format!("{guard}st.{space}{access} \t[{place}], {}", list(&sources)));
             return Ok(());
         }
         let pairs = dtype.size() == 2 && values.len() > 1;
@@ -168,6 +178,45 @@ impl Emitter<'_> {
         let bits = if pairs { "b32" } else { Class::of(dtype).bits() };
         self.out.line(format!("{guard}st.{space}{} \t[{place}], {}", suffix(registers.len(), bits), list(&registers)));
         Ok(())
+    }
+
+    /// Loads narrow integers in words of 32 bits and takes them apart.
+    fn load_words(
+        &mut self,
+        ty: &str,
+        targets: &[String],
+        (space, place): (&str, &str),
+        guard: &str,
+        condition: Option<(ValueId, Constant)>,
+    ) {
+        let bits = width(ty);
+        let words: Vec<String> = targets.chunks(32 / bits).map(|_| self.out.temporary(Class::Word)).collect();
+        if let Some((_, other)) = condition {
+            let one = other.bits & ((1 << bits) - 1);
+            let all = (0..32 / bits).fold(0, |word, n| word | one << (n * bits));
+            words.iter().for_each(|word| self.out.line(format!("mov.b32 \t{word}, 0x{all:08X}")));
+        }
+        self.out.line(format!("{guard}ld.{space}{} \t{}, [{place}]", suffix(words.len(), "b32"), list(&words)));
+        let sign = ty.get(..1).unwrap_or("u");
+        for (word, several) in words.iter().zip(targets.chunks(32 / bits)) {
+            for (n, target) in several.iter().enumerate() {
+                self.out.line(format!("bfe.{sign}32 \t{target}, {word}, {}, {bits}", n * bits));
+            }
+        }
+    }
+
+    /// Words of 32 bits of the low bits of so many registers.
+    fn packed(&mut self, ty: &str, sources: &[String]) -> Vec<String> {
+        let mut join = |low: &str, high: &str, bytes: &str| {
+            let word = self.out.temporary(Class::Word);
+            self.out.line(format!("prmt.b32 \t{word}, {low}, {high}, {bytes}"));
+            word
+        };
+        let mut halves: Vec<String> = sources.to_vec();
+        if width(ty) == 8 {
+            halves = sources.chunks_exact(2).map(|pair| join(&pair[0], &pair[1], "0x0040")).collect();
+        }
+        halves.chunks_exact(2).map(|pair| join(&pair[0], &pair[1], "0x5410")).collect()
     }
 
     pub fn copy(
@@ -196,6 +245,14 @@ impl Emitter<'_> {
         self.out.line(format!("cp.async.{cache}.shared.global \t[{to}], [{from}], {bytes}{source}"));
         Ok(())
     }
+}
+
+/// Most narrow integers that PTX moves between registers of their own and memory at once.
+const MOST_NARROW: usize = 4;
+
+/// Bits of a type of narrow integers.
+fn width(ty: &str) -> usize {
+    if ty.ends_with('8') { 8 } else { 16 }
 }
 
 fn space(place: Place) -> &'static str {

@@ -8,7 +8,7 @@ use crate::{Argument, BULK_TARGET, BULK_VERSION, EmitError, Launch, Module, STAT
 use kiln_ir::DType;
 use kiln_ir::scalar::Constant;
 use kiln_ir::warp::bulk::SWIZZLED;
-use kiln_ir::warp::{Carried, For, Op, Stmt, ValueId, WarpProgram};
+use kiln_ir::warp::{Carried, Factor, For, Op, Stmt, ValueId, WarpProgram};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -245,8 +245,13 @@ impl<'a> Emitter<'a> {
                     |ids: &[ValueId]| ids.iter().map(|&id| self.register(id)).collect::<Vec<String>>().join(", ");
                 let (a, b, c) = (list(a), list(b), list(c));
                 let d: Vec<String> = ids.iter().map(|&id| self.target(id)).collect();
-                let (depth, ty) = (factor.depth(), factor.name());
-                let op = format!("mma.sync.aligned.m16n8k{depth}.row.col.f32.{ty}.{ty}.f32");
+                let (sums, left, right) = match factor {
+                    Factor::F16 | Factor::BF16 | Factor::TF32 => ("f32", factor.name(), factor.name()),
+                    Factor::UnsignedSigned => ("s32", "u8", "s8"),
+                    Factor::SignedUnsigned => ("s32", "s8", "u8"),
+                };
+                let depth = 8 * factor.numbers();
+                let op = format!("mma.sync.aligned.m16n8k{depth}.row.col.{sums}.{left}.{right}.{sums}");
                 self.out.line(format!("{op} \t{{{}}}, {{{a}}}, {{{b}}}, {{{c}}}", d.join(", ")));
             }
             Op::GroupMma(product) => self.group_product(ids, product)?,

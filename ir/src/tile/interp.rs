@@ -614,7 +614,7 @@ impl Machine<'_> {
                 })?;
                 Ok(a.data.pick(&map))
             }
-            TileOp::Dot(a, b, c) => {
+            TileOp::Dot(of, a, b, c) => {
                 let (a, b, c) = (self.get(*a)?, self.get(*b)?, self.get(*c)?);
                 let (&[m, depth], &[_, n]) = (a.shape.as_slice(), b.shape.as_slice()) else { return Err(wrong()) };
                 let (left, right) = (cast(a.dtype, c.dtype, &a.data), cast(b.dtype, c.dtype, &b.data));
@@ -622,7 +622,16 @@ impl Machine<'_> {
                 for k in 0..depth {
                     let column: Vec<_> = (0..m * n).map(|i| i / n * depth + k).collect();
                     let row: Vec<_> = (0..m * n).map(|i| k * n + i % n).collect();
-                    sum = fma(c.dtype, &left.pick(&column), &right.pick(&row), &sum).ok_or_else(wrong)?;
+                    let (x, y) = (left.pick(&column), right.pick(&row));
+                    let next = match of {
+                        None => fma(c.dtype, &x, &y, &sum),
+                        Some(of) => {
+                            let (x, y) = of.ordered(x, y);
+                            let products = binary(of.operation(), c.dtype, &x, &y);
+                            products.and_then(|p| binary(BinaryOp::Add, c.dtype, &sum, &p))
+                        }
+                    };
+                    sum = next.ok_or_else(wrong)?;
                 }
                 Ok(sum)
             }

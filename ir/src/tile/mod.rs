@@ -27,7 +27,8 @@
 //! A product by a unit for matrices: `multiply sums[16+8,16+16] pairs by 16 x[a0*768 + a1 + q] y[a0*32 + a1 + 32*q] for(q = 48 step 16)`.
 //!
 //! The other operations: `index(a0 + k)`, `load x[v0 + a1] with(%3) if(a0 < n, k < 9) else 0.0f32`, `exp %1`,
-//! `add %1, %2`, `select %1, %2, %3`, `cast %1`, `reduce add 1, %2`, `transpose [1, 0], %2`, `dot %1, %2, %3`,
+//! `add %1, %2`, `select %1, %2, %3`, `cast %1`, `reduce add 1, %2`, `transpose [1, 0], %2`, `dot %1, %2, %3`, of bytes
+//! `dot_u8s8 %1, %2, %3`,
 //! `check %1 in(extent) status 3`; stores to computed places: `store y[8*v0 + a0] = %5 with(%3)`.
 
 mod interp;
@@ -47,6 +48,7 @@ use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
 use crate::id::{Arena, Id};
 use crate::scalar::{BinaryOp, Constant, Less, UnaryOp};
+use crate::vector::Product;
 
 /// A tile program. See the module documentation.
 #[derive(Clone, Debug, PartialEq)]
@@ -244,8 +246,9 @@ pub enum TileOp {
     /// The tile with its axes in another order.
     Transpose(Vec<usize>, TileId),
     /// Matrix product `a[m,k] · b[k,n] + acc[m,n]`: `a` and `b` converted to the type of `acc`, then `fma` by
-    /// rising `k` on floats, a wrapping product and sum on integers.
-    Dot(TileId, TileId, TileId),
+    /// rising `k` on floats, a wrapping product and sum on integers. With a [`Product`] of bytes the elements of `a`, `b` and `acc` are i32,
+    /// those of `a` and `b` four bytes each, and what is summed is their dot product.
+    Dot(Option<Product>, TileId, TileId, TileId),
     /// The i64 tile, where every element is in `-extent..extent`, with the negative ones moved up by `extent`;
     /// any other element makes the kernel fail with this status (not 0), before anything that follows.
     CheckIndex {
@@ -267,7 +270,9 @@ impl TileOp {
             TileOp::Unary(_, a) | TileOp::Reduce(_, _, a) | TileOp::Transpose(_, a) => f(a),
             TileOp::Cast(_, a) | TileOp::CheckIndex { index: a, .. } => f(a),
             TileOp::Binary(_, a, b) => [a, b].into_iter().for_each(f),
-            TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(a, b, c) => [a, b, c].into_iter().for_each(f),
+            TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(_, a, b, c) => {
+                [a, b, c].into_iter().for_each(f);
+            }
         }
     }
 }

@@ -154,7 +154,7 @@ impl Parser<'_> {
         self.lexer.expect(']')?;
         let error = self.lexer.error("expected `pairs`, `u8s8` or `s8u8`");
         let word = self.lexer.word()?;
-        let product = Product::ALL.into_iter().find(|p| p.name() == word).ok_or(error)?;
+        let product = Product::from_name(word).ok_or(error)?;
         self.lexer.expect_word("by")?;
         let depth = self.lexer.size()?;
         let (left, right) = (self.place()?, self.place()?);
@@ -277,7 +277,7 @@ impl Parser<'_> {
             }
             "dot" => {
                 let [a, b, c] = self.operands()?;
-                TileOp::Dot(a, b, c)
+                TileOp::Dot(None, a, b, c)
             }
             "reduce" => {
                 let op = BinaryOp::from_name(self.lexer.word()?).ok_or(error)?;
@@ -310,6 +310,9 @@ impl Parser<'_> {
                 } else if let Some(to) = word.strip_prefix("to_").and_then(DType::from_name) {
                     let [a] = self.operands()?;
                     TileOp::Cast(to, a)
+                } else if let Some(of) = word.strip_prefix("dot_").and_then(Product::from_name) {
+                    let [a, b, c] = self.operands()?;
+                    TileOp::Dot(Some(of), a, b, c)
                 } else {
                     return Err(error);
                 }

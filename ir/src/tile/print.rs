@@ -91,7 +91,8 @@ impl TileProgram {
             TileOp::Cast(to, a) => write!(f, "to_{to} {a}"),
             TileOp::Reduce(op, axis, a) => write!(f, "reduce {} {axis}, {a}", op.name()),
             TileOp::Transpose(order, a) => write!(f, "transpose [{}], {a}", Commas(order)),
-            TileOp::Dot(a, b, c) => write!(f, "dot {a}, {b}, {c}"),
+            TileOp::Dot(None, a, b, c) => write!(f, "dot {a}, {b}, {c}"),
+            TileOp::Dot(Some(of), a, b, c) => write!(f, "dot_{} {a}, {b}, {c}", of.name()),
             TileOp::CheckIndex { index, extent, status } => write!(f, "check {index} in({extent}) status {status}"),
         })
     }

@@ -544,14 +544,17 @@ impl<'a> Verifier<'a> {
                 }
                 ty.dtype
             }),
-            TileOp::Dot(a, b, c) => {
+            TileOp::Dot(of, a, b, c) => {
                 let [a, b, c] = [a, b, c].map(|&id| self.used(stmt, id));
                 if let (Some(a), Some(b), Some(c)) = (a, b, c) {
                     let fits = match (a.shape.as_slice(), b.shape.as_slice()) {
                         (&[m, k], &[l, n]) => k == l && c.shape == [m, n] && result.shape == [m, n],
                         _ => false,
                     };
-                    let number = |t: &TileType| t.dtype.is_float() || t.dtype.is_int();
+                    let number = |t: &TileType| match of {
+                        None => t.dtype.is_float() || t.dtype.is_int(),
+                        Some(of) => *of != Product::Pairs && t.dtype == DType::I32,
+                    };
                     if !fits || !number(a) || !number(b) || !number(c) {
                         self.report(Some(stmt), format!("{a} by {b} plus {c} is no matrix product giving {result}"));
                     }

@@ -51,6 +51,11 @@ impl Product {
         }
     }
 
+    /// The product of a name.
+    pub fn from_name(name: &str) -> Option<Product> {
+        Product::ALL.into_iter().find(|product| product.name() == name)
+    }
+
     /// What multiplies two elements, given in the order of [`Product::ordered`].
     pub fn operation(self) -> BinaryOp {
         match self {

@@ -194,7 +194,7 @@ impl Parser<'_> {
                 Matrix::Store { from: self.small()?, to, stride }
             }
             _ => {
-                let product = Product::ALL.into_iter().find(|p| p.name() == word).ok_or(error)?;
+                let product = Product::from_name(word).ok_or(error)?;
                 let sum = self.small()?;
                 self.lexer.expect(',')?;
                 let left = self.small()?;

@@ -240,8 +240,8 @@ pub enum Op {
     /// The n-th run-time dim, i64.
     Dim(usize),
     /// 1, 2, 4 or 8 consecutive elements, 16 bytes at most, aligned like a store; where the condition does not hold,
-    /// nothing is read and each value is the constant. A bool is true where its byte is not 0. An 8- or 16-bit integer
-    /// is widened to an i32, one at a time.
+    /// nothing is read and each value is the constant. A bool is true where its byte is not 0; of bools there is one. From a global
+    /// buffer of 8- or 16-bit integers each element is widened to an i32.
     Load(Address, Option<(ValueId, Constant)>),
     /// On f32: neg abs floor ceil round trunc sqrt; on integers: neg abs not; on bool: not.
     Unary(UnaryOp, ValueId),
@@ -275,7 +275,7 @@ pub enum Op {
     /// The f32 rounded to 11 bits, the farther one of two, as the u32 that matrix instructions take.
     Tf32(ValueId),
     /// `a[16,k] · b[k,8] + c[16,8]` with `k` of [`Factor::depth`], `a` and `b` in u32, in the register layout of PTX
-    /// `mma.m16n8k16` and its like. Products are exact; how the sum is rounded is up to the target.
+    /// `mma.m16n8k16` and its like. Products are exact; how a sum of floats is rounded is up to the target, one of integers wraps.
     Mma {
         /// What `a` and `b` hold.
         factor: Factor,
@@ -283,7 +283,7 @@ pub enum Op {
         a: [ValueId; 4],
         /// Right side, 2 u32.
         b: [ValueId; 2],
-        /// Addend, 4 f32.
+        /// Addend, 4 of [`Factor::sums`].
         c: [ValueId; 4],
     },
     /// A product of groups of four warps, which is under way until it is waited for.

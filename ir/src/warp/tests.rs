@@ -241,9 +241,9 @@ fn a_transposed_matrix_load_transposes() {
     }
 }
 
-#[test]
-fn a_matrix_product_is_that_of_its_fragments() {
-    // Every lane loads its fragment by the formulas of the PTX reference, from row-major a[16,16], b[16,8].
+/// A product of `a`, of 16 rows of 8 words, with `b`, of 8 columns of 8 words, in a warp that begins with the constant `first`.
+fn product(op: &str, sums: &str, first: &str) -> String {
+    // Every lane loads its fragment by the formulas of the PTX reference, from row-major a and b by columns.
     let (mut lines, mut next) = (String::new(), 10);
     let mut fragment = |buffer: usize, row: &str, column: &str, width: usize| {
         let id = next;
@@ -254,15 +254,15 @@ fn a_matrix_product_is_that_of_its_fragments() {
         lines += &format!("  %{id}: u32 = load b{buffer}[%{i}]\n");
         format!("%{id}")
     };
-    // Buffers of u32 pairs: a has 8 pairs a row; b is given transposed, with 8 pairs a column.
+    // Of words of 32 bits a has 8 a row, and b, which is given transposed, 8 a column.
     let a: Vec<String> = [("%3", "%4"), ("%5", "%4"), ("%3", "%6"), ("%5", "%6")]
         .iter()
         .map(|(row, column)| fragment(0, row, column, 8))
         .collect();
     let b: Vec<String> = ["%4", "%6"].iter().map(|column| fragment(1, "%3", column, 8)).collect();
-    let text = format!(
+    format!(
         "\
-warp @k(b0 a: u32[128], b1 b: u32[64], b2 c: f32[128] written, dims()) grid(1) threads 32 {{
+warp @k(b0 a: u32[128], b1 b: u32[64], b2 c: {sums}[128] written, dims()) grid(1) threads 32 {{
   %0: i32 = thread
   %1: i32 = 4i32
   %2: i32 = 8i32
@@ -270,8 +270,8 @@ warp @k(b0 a: u32[128], b1 b: u32[64], b2 c: f32[128] written, dims()) grid(1) t
   %4: i32 = rem(%0, %1)
   %5: i32 = add(%3, %2)
   %6: i32 = add(%4, %1)
-  %7: f32 = 0.5f32
-{lines}  %200: f32, %201: f32, %202: f32, %203: f32 = mma_f16({}, {}, %7, %7, %7, %7)
+  %7: {sums} = {first}
+{lines}  %200: {sums}, %201: {sums}, %202: {sums}, %203: {sums} = {op}({}, {}, %7, %7, %7, %7)
   %210: i32 = mul(%3, %2)
   %211: i32 = add(%4, %4)
   %212: i32 = add(%210, %211)
@@ -281,15 +281,37 @@ warp @k(b0 a: u32[128], b1 b: u32[64], b2 c: f32[128] written, dims()) grid(1) t
 ",
         a.join(", "),
         b.join(", ")
-    );
+    )
+}
+
+#[test]
+fn a_matrix_product_is_that_of_its_fragments() {
     let value = |i: usize, j: usize, k: usize| ((i * 7 + j * 3 + k) % 11) as f32 - 5.0;
     let bytes = |rows: usize, k: usize| -> Vec<u8> {
         (0..rows * 16).flat_map(|n| half::f16::from_f32(value(n / 16, n % 16, k)).to_le_bytes()).collect()
     };
     let mut buffers = [bytes(16, 1), bytes(8, 2), vec![0; 512]];
-    run(&parse(&text), &mut buffers, &[]).unwrap();
+    run(&parse(&product("mma_f16", "f32", "0.5f32")), &mut buffers, &[]).unwrap();
     let want = (0..128).map(|n| 0.5 + (0..16).map(|k| value(n / 8, k, 1) * value(n % 8, k, 2)).sum::<f32>());
     assert_eq!(buffers[2], f32s(want));
+}
+
+#[test]
+fn a_matrix_product_of_bytes_is_exact_and_wraps() {
+    let byte = |i: usize, k: usize, seed: usize| (i * 67 + k * 29 + seed * 101) as u8;
+    let bytes = |rows: usize, seed: usize| (0..rows * 32).map(|n| byte(n / 32, n % 32, seed)).collect::<Vec<u8>>();
+    for (op, left) in [("mma_u8s8", true), ("mma_s8u8", false)] {
+        let mut buffers = [bytes(16, 1), bytes(8, 2), vec![0; 512]];
+        run(&parse(&product(op, "i32", "2147483647i32")), &mut buffers, &[]).unwrap();
+        let want = (0..128).flat_map(|n| {
+            let sum = |k| {
+                let (a, b) = (byte(n / 8, k, 1), byte(n % 8, k, 2));
+                if left { i32::from(a) * i32::from(b as i8) } else { i32::from(a as i8) * i32::from(b) }
+            };
+            i32::MAX.wrapping_add((0..32).map(sum).sum()).to_le_bytes()
+        });
+        assert_eq!(buffers[2], want.collect::<Vec<u8>>(), "{op}");
+    }
 }
 
 /// The fault of a program that is given 128 elements of `x` and 64 of `y`.

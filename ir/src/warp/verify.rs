@@ -323,7 +323,8 @@ impl Verifier<'_> {
                     self.report(Some(stmt), format!("{address} holds {dtype}, the value is {ty}"));
                 }
                 let fits = count <= 8 && count.saturating_mul(dtype.size()) <= BUFFER_ALIGNMENT;
-                if !count.is_power_of_two() || !fits || (dtype == DType::Bool || narrow(dtype)) && count != 1 {
+                let alone = dtype == DType::Bool || narrow(dtype) && matches!(address.place, Place::Shared(_));
+                if !count.is_power_of_two() || !fits || alone && count != 1 {
                     self.report(Some(stmt), format!("an access of {count} elements of {dtype}"));
                 }
             }
@@ -450,11 +451,11 @@ impl Verifier<'_> {
                 wants = results.len();
                 Some(DType::U32)
             }
-            Op::Mma { factor: _, a, b, c } => {
+            Op::Mma { factor, a, b, c } => {
                 a.iter().chain(b).for_each(|&v| self.want(stmt, v, DType::U32));
-                c.iter().for_each(|&v| self.want(stmt, v, DType::F32));
+                c.iter().for_each(|&v| self.want(stmt, v, factor.sums()));
                 wants = 4;
-                Some(DType::F32)
+                Some(factor.sums())
             }
             Op::GroupMma(product) => {
                 wants = self.group_product(stmt, product);

@@ -315,7 +315,7 @@ impl Builder<'_> {
         let shape = at.place.shape.clone();
         let mut e = self.emitter(&[]);
         let none = e.define(&mut inner, DType::F32, shape.clone(), TileOp::Const(Constant::float(DType::F32, 0.0)));
-        let products = e.define(&mut inner, DType::F32, shape, TileOp::Dot(query, keys, none));
+        let products = e.define(&mut inner, DType::F32, shape, TileOp::Dot(None, query, keys, none));
         let scores = self.scores(&mut inner, &a, products, places, at.key)?;
         let at = spot([t.keys, t.columns], None, Some(down()), Some(across()));
         let next = self.online(&mut inner, scores, &inside, |this, inner| {
@@ -396,7 +396,7 @@ impl Builder<'_> {
         let values = values(self, body)?;
         let half = Some(self.program.tiles[values].dtype).filter(|d| *d != DType::F32);
         let shares = self.rounded(body, shares, half);
-        let products = self.emitter(&[]).define(body, DType::F32, wide, TileOp::Dot(shares, values, scaled));
+        let products = self.emitter(&[]).define(body, DType::F32, wide, TileOp::Dot(None, shares, values, scaled));
         Some([next, sum, products])
     }
 }

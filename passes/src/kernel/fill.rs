@@ -63,8 +63,9 @@ pub(super) enum Unit {
     Fma,
     /// Matrix instructions of halves, to which f32 in memory are rounded as they are read.
     Halves,
-    /// Matrix instructions of f32, which are rounded in registers; so many to a product.
-    Floats(i64),
+    /// Matrix instructions of elements of four bytes: of f32, which are rounded in registers, or of four numbers of a byte; so many to
+    /// a product.
+    Words(i64),
 }
 
 /// What is multiplied: products beside one another, rows, columns, and the folds around the one that tiles walk along.
@@ -108,8 +109,8 @@ impl Work {
                 let wait = if left.max(right) > 2 { ROUND } else { COPY };
                 wait + resident * (read + products / PRODUCTS)
             }
-            // Half of the speed of halves, as data sheets have it; not timed.
-            Unit::Floats(n) => COPY + resident * (read + 2 * n * products / PRODUCTS),
+            // Half of the speed of halves, as data sheets have it: as many bytes an instruction; not timed.
+            Unit::Words(n) => COPY + resident * (read + 2 * n * products / PRODUCTS),
             Unit::Fma => {
                 let warps = (t.rows * t.columns / 1024).max(1);
                 // Square tiles read their operands less often; for a tile of 64 by 64 this is 1.
@@ -129,7 +130,7 @@ impl Work {
         let deepest = match self.unit {
             Unit::Fma => least,
             Unit::Halves => 64,
-            Unit::Floats(_) => 32,
+            Unit::Words(_) => 32,
         };
         let depths =
             [8, 16, 32, 64].into_iter().filter(|d| (least..=deepest).contains(d) && *d < 2 * self.inner.max(8));

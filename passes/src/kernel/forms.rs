@@ -44,6 +44,11 @@ pub(super) fn is_dot_sum(nest: &FlatNest) -> bool {
     nest.combine == BinaryOp::Add && dot(nest.body.node(nest.body.result()))
 }
 
+/// Whether the code is a dot product of bytes.
+pub(super) fn is_dot_of_bytes(code: &Code) -> bool {
+    matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Dot4, ..))
+}
+
 /// Whether the code multiplies f32 with what it makes of integers of few bits.
 pub(super) fn unpacks(code: &Code) -> bool {
     let live = code.live();

@@ -13,7 +13,7 @@ use super::emit::{Place, tile_axis};
 use super::fill::{Tiles, Unit, Work};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::fold::Tiling;
-use super::forms::{addresses, is_product_sum, kept};
+use super::forms::{addresses, kept};
 use super::groups::halves;
 use super::rows::row_names;
 use crate::group::Group;
@@ -22,8 +22,9 @@ use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
 use kiln_ir::nest::neutral;
-use kiln_ir::scalar::{Code, Constant, Coord, Less, Scalar, Source};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source};
 use kiln_ir::tile::{Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
+use kiln_ir::vector::Product as Elements;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Threads of a block that computes points.
@@ -109,6 +110,8 @@ pub(crate) struct Operands {
     pub columns: Vec<Axis>,
     /// Axes along which both walk.
     pub batch: Vec<Axis>,
+    /// How elements are multiplied that are several numbers each.
+    pub of: Option<Elements>,
 }
 
 impl Builder<'_> {
@@ -421,7 +424,7 @@ impl Builder<'_> {
         let halves = halves(&nest.body, o);
         let rounded = match given {
             Some((_, dtype)) => Some(dtype),
-            None => halves.or(gpu.operands).filter(|_| least == 16),
+            None => halves.or(gpu.operands).filter(|_| least == 16 && o.of.is_none()),
         };
         let work = Work {
             batch: guess(&o.batch),
@@ -430,10 +433,11 @@ impl Builder<'_> {
             outer: guess(&outer),
             inner: guess(&inner),
             unit: match (rounded, gpu.floats) {
+                _ if o.of.is_some() => Unit::Words(1),
                 (Some(_), _) => Unit::Halves,
                 (None, Floats::Whole) => Unit::Fma,
-                (None, Floats::Tf32) => Unit::Floats(1),
-                (None, Floats::Fast) => Unit::Floats(3),
+                (None, Floats::Tf32) => Unit::Words(1),
+                (None, Floats::Fast) => Unit::Words(3),
             },
             sizes: [o.left, o.right].map(|factor| kept(&nest.body, factor).size() as i64),
         };
@@ -519,7 +523,7 @@ impl Builder<'_> {
         let mut inner_body = Vec::new();
         let a = operand(self, &mut inner_body, o.left, true)?;
         let b = operand(self, &mut inner_body, o.right, false)?;
-        inner_body.push(Stmt::Let(next, TileOp::Dot(a, b, inside)));
+        inner_body.push(Stmt::Let(next, TileOp::Dot(o.of, a, b, inside)));
         let inner_body = without_repeats(&mut self.program, inner_body);
         let carried = vec![Carried { init, inside, next, after }];
         body.push(Stmt::For(For { var, lo, hi, step, carried, body: inner_body }));
@@ -553,20 +557,27 @@ fn is_by_fold(nest: &FlatNest) -> bool {
     long && neighbours && !coalesced
 }
 
-/// The operands of a sum of products of f32 of which each walks along an axis of its own.
+/// The operands of a sum of products of f32, or of dot products of bytes, of which each walks along an axis of its own.
 pub(crate) fn operands(nest: &FlatNest) -> Option<Operands> {
     let code = &nest.body;
-    let Scalar::Binary(_, a, b) = code.node(code.result()) else { return None };
-    if !is_product_sum(nest) || code.dtype(code.result()) != DType::F32 {
+    let Scalar::Binary(op, a, b) = code.node(code.result()) else { return None };
+    let of = match (op, code.dtype(code.result())) {
+        (BinaryOp::Mul, DType::F32) => None,
+        (BinaryOp::Dot4, DType::I32) => Some([Elements::UnsignedSigned, Elements::SignedUnsigned]),
+        _ => return None,
+    };
+    if nest.combine != BinaryOp::Add {
         return None;
     }
     let (of_a, of_b) = (symbols(code, *a), symbols(code, *b));
     let column = nest.axes.iter().find(|x| stride(&nest.store, &x.symbol) == Stride::Known(1))?;
-    let (left, right, of_left, of_right) = match (of_a.contains(&column.symbol), of_b.contains(&column.symbol)) {
-        (false, true) => (*a, *b, of_a, of_b),
-        (true, false) => (*b, *a, of_b, of_a),
+    let turned = match (of_a.contains(&column.symbol), of_b.contains(&column.symbol)) {
+        (false, true) => false,
+        (true, false) => true,
         _ => return None,
     };
+    let (left, right, of_left, of_right) = if turned { (*b, *a, of_b, of_a) } else { (*a, *b, of_a, of_b) };
+    let of = of.map(|[straight, other]| if turned { other } else { straight });
     let some = |of: &BTreeSet<Symbol>| nest.folds.iter().any(|f| of.contains(&f.symbol));
     if !some(&of_left) || !some(&of_right) {
         return None;
@@ -579,7 +590,7 @@ pub(crate) fn operands(nest: &FlatNest) -> Option<Operands> {
             _ => batch.push(axis.clone()),
         }
     }
-    Some(Operands { left, right, rows, columns, batch })
+    Some(Operands { left, right, rows, columns, batch, of })
 }
 
 /// The symbols that a node depends on.

@@ -28,7 +28,7 @@ use emit::{Emitter, Place, tile_axis, widens};
 use factor::Factors;
 use flat::{Axis, FlatNest, Stride, stride};
 use fold::Tiling;
-use forms::{is_identity, sums_blocks, unpacks};
+use forms::{is_dot_of_bytes, is_identity, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
@@ -80,6 +80,9 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
     let Some((column, extent)) = column_axis(graph.ty(group.output)) else { return vec![] };
     let column = nest::axis(column);
     let width = chosen.map_or(width, |w| w.min(extent));
+    let results = stage.dims.iter().filter_map(Expr::as_const).fold(1, i64::saturating_mul);
+    let many = results >= LEAST_TILE.saturating_mul(extent as i64);
+    let in_words = machine.gpu.is_some() && many && is_dot_of_bytes(&stage.body);
     let mut wishes = Vec::new();
     for (_, node) in stage.body.nodes() {
         let Scalar::Load(Source::Input(n), coords) = node else { continue };
@@ -99,7 +102,8 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
         order.sort_by_key(|&a| position(index[a]));
         order.insert(0, axis);
         let block = (width > 1 && machine.gpu.is_none()).then_some((axis, width));
-        if block.is_none() {
+        // Matrix instructions take words of bytes along the fold, and nothing turns them round on the way.
+        if block.is_none() && !in_words {
             order.rotate_left(1);
         }
         wishes.push((value, Layout { order, block }));

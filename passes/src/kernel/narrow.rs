@@ -141,9 +141,20 @@ impl Builder<'_> {
                 let left = self.product_operand(&mut inner, (&nest.body, o.left), &of_row, beyond.clone(), None)?;
                 let last = n + 1 == each && scale.is_none();
                 let to = if last { next } else { self.program.tiles.push(ty.clone()) };
-                let sum = match *partial {
-                    Some(sum) => TileOp::Fma(left, matrix, sum),
-                    None => TileOp::Binary(BinaryOp::Mul, left, matrix),
+                let sum = match (o.of, *partial) {
+                    (None, Some(sum)) => TileOp::Fma(left, matrix, sum),
+                    (None, None) => TileOp::Binary(BinaryOp::Mul, left, matrix),
+                    (Some(of), sum) => {
+                        let (left, right) = of.ordered(left, matrix);
+                        let mut e = self.emitter(&[]);
+                        let product = e.define(
+                            &mut inner,
+                            ty.dtype,
+                            ty.shape.clone(),
+                            TileOp::Binary(of.operation(), left, right),
+                        );
+                        TileOp::Binary(BinaryOp::Add, product, sum?)
+                    }
                 };
                 inner.push(Stmt::Let(to, sum));
                 *partial = Some(to);

@@ -191,7 +191,7 @@ impl Walk<'_> {
                     self.join((id, axis), (*a, from));
                 }
             }
-            TileOp::Dot(a, b, c) => {
+            TileOp::Dot(_, a, b, c) => {
                 self.join_all(id, *c);
                 self.join((id, 0), (*a, 0));
                 self.join((id, 1), (*b, 1));
@@ -257,7 +257,7 @@ impl Walk<'_> {
             TileOp::Load { address, gathered, mask, .. } => {
                 return self.access(id, address, gathered, mask, weight);
             }
-            TileOp::Dot(a, _, _) => {
+            TileOp::Dot(_, a, _, _) => {
                 let depth = self.program.tiles[*a].shape.get(1).copied().unwrap_or(1) as f64;
                 for axis in 0..rank {
                     self.gain(id, axis, n * depth * saved);

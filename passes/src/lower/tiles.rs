@@ -289,7 +289,10 @@ impl<'a> Lowering<'a> {
         let Some(op) = self.ops[id.index()] else {
             return Err(self.unsupported(format!("{id} without a definition")));
         };
-        if let TileOp::Dot(a, b, c) = op {
+        if let TileOp::Dot(of, a, b, c) = op {
+            if of.is_some() {
+                return Err(self.unsupported("a product of bytes as a tile"));
+            }
             // A product needs all its operands: computing it element by element would keep all of them live.
             self.dot(id, *a, *b, *c)?;
             return self.registers.get(&key).copied().ok_or_else(|| self.unsupported("a product out of shape"));
@@ -530,6 +533,8 @@ fn for_each_operand(op: &TileOp, f: &mut dyn FnMut(TileId)) {
         TileOp::Unary(_, a) | TileOp::Cast(_, a) | TileOp::Reduce(_, _, a) | TileOp::Transpose(_, a) => f(*a),
         TileOp::CheckIndex { index, .. } => f(*index),
         TileOp::Binary(_, a, b) => [*a, *b].into_iter().for_each(f),
-        TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(a, b, c) => [*a, *b, *c].into_iter().for_each(f),
+        TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(_, a, b, c) => {
+            [*a, *b, *c].into_iter().for_each(f)
+        }
     }
 }

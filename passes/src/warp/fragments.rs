@@ -1,14 +1,15 @@
 //! Products by matrix instructions: fragments of operands, and what is made of them.
 //!
 //! Invariant: a fragment is what one instruction takes of an operand, in the registers that the instruction wants. Rows of 16 bytes
-//! come by `ldmatrix`, whatever the elements are; f32 whose neighbours are not along the fold come one at a time, as
-//! `ldmatrix` transposes elements of 2 bytes alone.
+//! come by `ldmatrix`, whatever the elements are; elements of 4 bytes whose neighbours are not along the fold come one at a time,
+//! as `ldmatrix` transposes elements of 2 bytes alone.
 
 use super::layout::{Bit, Layout};
 use super::product::{Left, Operands, Staged};
 use super::{Floats, LowerError, Lowering};
 use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tile::TileId;
+use kiln_ir::vector::Product;
 use kiln_ir::warp::{Factor, Op, ValueId};
 use kiln_ir::{DType, Expr};
 
@@ -20,10 +21,13 @@ struct Lanes {
     /// For `ldmatrix`: the first half of the lanes and the second one go along the rows, or each half has both.
     sixteen: Expr,
     alternate: Expr,
-    eight: Expr,
     /// The same across: the second half of lanes, or of each half, is at the next 16 bytes.
     upper: Expr,
     second: Expr,
+    /// The columns of a right operand that are rows in shared memory: eight for one instruction, or in the second half of the lanes
+    /// those of the next one.
+    column: Expr,
+    columns: Expr,
     /// For single elements: eight neighbours of four rows.
     along: Expr,
     row: Expr,
@@ -34,10 +38,26 @@ fn known(k: &Expr) -> (Expr, i64) {
     k.as_const().map_or_else(|| (k.clone(), 0), |place| (Expr::default(), place))
 }
 
+/// Which bits of a lane's number give the column that it reads: the lowest three of one in eight, as the accumulators have them, and
+/// the highest one of the next instruction's.
+fn column_bits(layout: &Layout) -> impl Fn(bool) -> Vec<Bit> {
+    let bits = layout.axes.get(1).cloned().unwrap_or_default();
+    let place = |bit: Bit| bits.iter().position(|b| *b == bit);
+    let next = bits.iter().enumerate().filter(|(_, b)| **b == Bit::Register).nth(1).map(|(n, _)| n);
+    let places = [Some(0), place(Bit::Thread(0)), place(Bit::Thread(1))];
+    move |both| {
+        let given = places.into_iter().zip(0..).chain([(next.filter(|_| both), 4)]);
+        let given: Vec<(usize, u32)> = given.filter_map(|(place, bit)| Some((place?, bit))).collect();
+        let mut lanes = vec![Bit::Register; given.iter().map(|(place, _)| place + 1).max().unwrap_or(0)];
+        given.into_iter().for_each(|(place, bit)| lanes[place] = Bit::Thread(bit));
+        lanes
+    }
+}
+
 impl Lowering<'_> {
     /// What matrix instructions take of an operand's type.
-    pub(super) fn factor(&self, operand: TileId) -> Factor {
-        Factor::of(self.program.tiles[operand].dtype).unwrap_or(Factor::TF32)
+    pub(super) fn factor(&self, operand: TileId, of: Option<Product>) -> Factor {
+        Factor::of(self.program.tiles[operand].dtype, of).unwrap_or(Factor::TF32)
     }
 
     /// How many parts a fragment has.
@@ -56,7 +76,8 @@ impl Lowering<'_> {
         self.thread_position(&warps, axis)
     }
 
-    fn lanes(&mut self, factor: Factor) -> Lanes {
+    fn lanes(&mut self, factor: Factor, layout: &Layout) -> Lanes {
+        let columns = column_bits(layout);
         let mut lane = |bits: &[Bit]| self.thread_position(&Layout { shape: vec![16], axes: vec![bits.to_vec()] }, 0);
         let (r, t) = (Bit::Register, Bit::Thread);
         // The elements of 16 bytes.
@@ -68,9 +89,10 @@ impl Lowering<'_> {
         Lanes {
             sixteen: lane(&[t(0), t(1), t(2), t(3)]),
             alternate: lane(&[t(0), t(1), t(2), t(4)]),
-            eight: lane(&[t(0), t(1), t(2)]),
             upper: lane(&beyond(4)),
             second: lane(&beyond(3)),
+            column: lane(&columns(false)),
+            columns: lane(&columns(true)),
             along: lane(&[t(2), t(3), t(4)]),
             row: lane(&[t(0), t(1)]),
         }
@@ -79,7 +101,11 @@ impl Lowering<'_> {
     /// The parts of what was loaded.
     fn split(&mut self, factor: Factor, loaded: Vec<ValueId>) -> Fragment {
         if factor != Factor::TF32 {
-            return vec![loaded];
+            let bits = |v: ValueId| match self.code.ty(v) {
+                DType::U32 => v,
+                _ => self.code.op(DType::U32, Op::Bitcast(DType::U32, v)),
+            };
+            return vec![loaded.into_iter().map(bits).collect()];
         }
         let (mut large, mut small) = (Vec::new(), Vec::new());
         for bits in loaded {
@@ -102,26 +128,25 @@ impl Lowering<'_> {
     /// The fragments of a left operand in shared memory for the places of the fold from `k` on: four registers for each 16 rows.
     pub(super) fn load_fragments(
         &mut self,
-        a: TileId,
-        left: &Staged,
+        factor: Factor,
+        (a, left): (TileId, &Staged),
         layout: &Layout,
         k: &Expr,
     ) -> Result<Vec<Fragment>, LowerError> {
-        let factor = self.factor(a);
         let row = self.warp_position(layout, 0);
-        let lanes = self.lanes(factor);
-        let transposed = !self.is_by_depth(a, 0);
+        let lanes = self.lanes(factor, layout);
+        let (transposed, dtype) = (!self.is_by_depth(a, 0), self.program.tiles[a].dtype);
         let (k, place) = known(k);
         let mut fragments = Vec::new();
         for i in (0..layout.along(0)).step_by(2) {
             let first = layout.offset(0, i);
-            let loaded = if transposed && factor == Factor::TF32 {
+            let loaded = if transposed && factor.each() == 1 {
                 let (row, k) = (row.add(&lanes.along), k.add(&lanes.row));
                 let mut loaded = Vec::new();
                 for (below, beyond) in [(0, 0), (8, 0), (0, 4), (8, 4)] {
                     let at = [(row.clone(), first + below), (k.clone(), place + beyond)];
                     let address = self.element(left, &at)?;
-                    loaded.extend(self.code.load(DType::F32, 1, address, None));
+                    loaded.extend(self.code.load(dtype, 1, address, None));
                 }
                 loaded
             } else {
@@ -160,25 +185,25 @@ impl Lowering<'_> {
         across: usize,
         (column, lanes): (&Expr, &Lanes),
     ) -> Result<Vec<Fragment>, LowerError> {
-        let factor = self.factor(o.b);
+        let (factor, dtype) = (o.factor, self.program.tiles[o.b].dtype);
         let first = o.layout.offset(1, n);
         let transposed = !self.is_by_depth(o.b, 1);
         let none = Expr::default();
         let (k, place) = known(k);
-        let loaded = if transposed && factor == Factor::TF32 {
+        let loaded = if transposed && factor.each() == 1 {
             let mut loaded = Vec::new();
             for (right, beyond) in [(0, 0), (0, 4), (8, 0), (8, 4)].into_iter().take(across) {
                 let at = [(k.add(&lanes.row), place + beyond), (column.add(&lanes.along), first + right)];
                 let address = self.element(&o.right, &at)?;
-                loaded.extend(self.code.load(DType::F32, 1, address, None));
+                loaded.extend(self.code.load(dtype, 1, address, None));
             }
             loaded
         } else {
             let (of_depth, of_column) = match (transposed, across) {
                 (true, 4) => (&lanes.sixteen, &lanes.upper),
                 (true, _) => (&lanes.sixteen, &none),
-                (false, 4) => (&lanes.second, &lanes.alternate),
-                (false, _) => (&lanes.second, &lanes.eight),
+                (false, 4) => (&lanes.second, &lanes.columns),
+                (false, _) => (&lanes.second, &lanes.column),
             };
             let address = self.element(&o.right, &[(k.add(of_depth), place), (column.add(of_column), first)])?;
             self.code.several(DType::U32, across, Op::Matrix { address, transposed })
@@ -194,16 +219,16 @@ impl Lowering<'_> {
         k: &Expr,
         sums: &[ValueId],
     ) -> Result<Vec<ValueId>, LowerError> {
-        let factor = self.factor(o.a);
+        let factor = o.factor;
         let place = k.as_const();
         let held = place.and_then(|k| self.fragments.get(&(o.a, k)).cloned());
         let fragments = match (held, &o.left) {
             (Some(fragments), _) => fragments,
-            (None, Left::Staged(left)) => self.load_fragments(o.a, left, &o.layout, k)?,
+            (None, Left::Staged(left)) => self.load_fragments(factor, (o.a, left), &o.layout, k)?,
             (None, Left::Registers(from)) => self.round_fragments(o, *from, place.unwrap_or(0))?,
         };
         let column = self.warp_position(&o.layout, 1);
-        let lanes = self.lanes(factor);
+        let lanes = self.lanes(factor, &o.layout);
         let mut sums = sums.to_vec();
         let across = if o.layout.along(1) >= 4 && self.parts(factor) == 1 { 4 } else { 2 };
         for n in (0..o.layout.along(1)).step_by(across) {
@@ -221,7 +246,7 @@ impl Lowering<'_> {
                             continue;
                         };
                         let op = Op::Mma { factor, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] };
-                        for (r, sum) in at.into_iter().zip(self.code.several(DType::F32, 4, op)) {
+                        for (r, sum) in at.into_iter().zip(self.code.several(factor.sums(), 4, op)) {
                             sums[r] = sum;
                         }
                     }

@@ -14,6 +14,7 @@ use super::index::{common, divisor};
 use super::memory::aligned;
 use kiln_ir::scalar::Less;
 use kiln_ir::tile::{For, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis};
+use kiln_ir::vector::Product as Elements;
 use kiln_ir::warp::Factor;
 use kiln_ir::{DType, Expr};
 use std::collections::HashMap;
@@ -119,13 +120,13 @@ pub(super) enum Product {
     Mma,
 }
 
-/// How the product is computed: by matrix instructions where they compute it with exact products, that is for two
-/// operands of f16 or of bf16 summed in f32; and for f32, where these may be rounded.
-fn product(a: &TileType, b: &TileType, c: &TileType, floats: Floats) -> Product {
+/// How the product of `a` and `b` that is summed in `c` is computed: by matrix instructions where they compute it with exact
+/// products, that is for two operands of f16 or of bf16 summed in f32, or of bytes; and for f32, where these may be rounded.
+fn product(of: Option<Elements>, [a, b, c]: [&TileType; 3], floats: Floats) -> Product {
     let (m, k) = (a.shape.first().copied().unwrap_or(1), a.shape.get(1).copied().unwrap_or(1));
     let n = b.shape.get(1).copied().unwrap_or(1);
-    let fits = a.dtype.is_half() || a.dtype == DType::F32 && floats != Floats::Whole;
-    let factor = Factor::of(a.dtype).filter(|_| fits && a.dtype == b.dtype && c.dtype == DType::F32);
+    let fits = a.dtype != DType::F32 || floats != Floats::Whole;
+    let factor = Factor::of(a.dtype, of).filter(|f| fits && a.dtype == b.dtype && c.dtype == f.sums());
     match factor {
         Some(factor) if m >= 16 && n >= 8 && k.is_multiple_of(factor.depth()) => Product::Mma,
         Some(_) | None => Product::Fma,
@@ -141,6 +142,8 @@ pub(super) struct Staging {
     pub swizzled: bool,
     /// Whether lanes also read four rows of elements of 4 bytes, eight neighbours of each.
     pub rotated: bool,
+    /// Whether the rows that lanes read at once are pairs that are eight rows apart; see [`Facts::is_spread`].
+    pub spread: bool,
 }
 
 /// The layouts of all tiles of a part.
@@ -239,7 +242,7 @@ impl<'a> Layouts<'a> {
     fn spread_rows(&mut self, body: &[Stmt]) {
         let mut found = Vec::new();
         each(body, &mut |stmt| {
-            if let Stmt::Let(id, TileOp::Dot(a, ..)) = stmt {
+            if let Stmt::Let(id, TileOp::Dot(_, a, ..)) = stmt {
                 found.push((*id, *a));
             }
         });
@@ -259,7 +262,7 @@ impl<'a> Layouts<'a> {
     fn operands(&mut self, body: &[Stmt], facts: &mut [Facts]) {
         let mut found = Vec::new();
         each(body, &mut |stmt| {
-            if let Stmt::Let(id, TileOp::Dot(a, b, _)) = stmt {
+            if let Stmt::Let(id, TileOp::Dot(_, a, b, _)) = stmt {
                 found.push((*id, *a, *b));
             }
         });
@@ -269,14 +272,15 @@ impl<'a> Layouts<'a> {
             let class = self.class(id);
             let matrix = facts[class].product == Some(Product::Mma);
             facts[class].by_depth |= of_b == DEPTH_OF_RIGHT;
+            let spread = facts[class].is_spread();
             // Without matrix instructions the lanes read the left operand's rows nearly all at one place, and the right
             // one's along a row; but where its rows are columns of the product, each lane reads another.
             // What was computed in the product's own layout is written by lanes of several rows.
             let computed = self.class(a) == class;
             for (id, along, rows) in [(a, of_a, matrix || computed), (b, of_b, matrix || of_b == DEPTH_OF_RIGHT)] {
                 let swizzled = rows || self.stagings.get(&id).is_some_and(|s| s.swizzled);
-                let rotated = matrix && self.program.tiles[id].dtype == DType::F32;
-                self.stagings.insert(id, Staging { along, swizzled, rotated });
+                let rotated = matrix && self.program.tiles[id].dtype.size() == 4;
+                self.stagings.insert(id, Staging { along, swizzled, rotated, spread: id == b && spread });
             }
         }
     }
@@ -314,7 +318,7 @@ impl<'a> Layouts<'a> {
                 TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) => {
                     [a, b, c].into_iter().for_each(|&a| self.join(*id, a, &constants));
                 }
-                TileOp::Dot(_, _, acc) => self.join(*id, *acc, &constants),
+                TileOp::Dot(_, _, _, acc) => self.join(*id, *acc, &constants),
             },
             Stmt::For(For { carried, .. }) => {
                 for c in carried {
@@ -366,12 +370,14 @@ impl<'a> Layouts<'a> {
                 TileOp::Load { .. } => {
                     see(facts, *id);
                 }
-                TileOp::Dot(a, b, _) => {
+                TileOp::Dot(of, a, b, _) => {
                     let class = see(facts, *id);
-                    let found = product(&tiles[*a], &tiles[*b], &tiles[*id], self.floats);
+                    let found = product(*of, [*a, *b, *id].map(|id| &tiles[id]), self.floats);
                     // One layout serves all products of the class.
                     let mixed = facts[class].product.is_some_and(|p| p != found);
                     facts[class].product = Some(if mixed { Product::Fma } else { found });
+                    facts[class].products += 1;
+                    facts[class].words |= of.is_some() && tiles[*a].shape.get(DEPTH_OF_LEFT) >= Some(&LEAST_WORDS);
                 }
                 TileOp::Const(_) | TileOp::Index(_) | TileOp::Unary(..) | TileOp::Binary(..) | TileOp::Fma(..) => {
                     see(facts, *id);
@@ -395,7 +401,11 @@ impl<'a> Layouts<'a> {
                 }
             }
             Stmt::Store { buffer, address, mask, value, .. } => {
-                memory(facts, *value, address, mask, self.program.buffers[*buffer].dtype);
+                let dtype = self.program.buffers[*buffer].dtype;
+                memory(facts, *value, address, mask, dtype);
+                let wide = aligned((&tiles[*value].shape, ACROSS), dtype, address, mask, &multiples);
+                let stored = &mut facts[self.class(*value)].stored;
+                *stored = Some(stored.map_or(wide, |other| wide.min(other)));
             }
             Stmt::Multiply(_) => {}
         });
@@ -426,7 +436,19 @@ struct Facts {
     by_depth: bool,
     /// Whether a tile of it is folded along its rows.
     folded: bool,
+    /// How many neighbouring columns can be stored at once.
+    stored: Option<usize>,
+    /// How many products there are.
+    products: usize,
+    /// Whether one is of words of bytes, of at least [`LEAST_WORDS`].
+    words: bool,
 }
+
+/// Words of a fold whose rows in shared memory have pieces enough to lie in different banks for [`Facts::is_spread`].
+const LEAST_WORDS: usize = 16;
+
+/// Columns of four matrix instructions, as a power of two.
+const SPREAD: usize = 5;
 
 /// The axis of a product's left operand that is folded, and that of its right one.
 const DEPTH_OF_LEFT: usize = 1;
@@ -453,10 +475,27 @@ impl Facts {
         threads as u32
     }
 
+    /// Whether four matrix instructions take pairs of columns in turns, so that a lane has eight neighbouring ones: where results are
+    /// of a byte or two, and lie as they are stored. Which columns an instruction takes is free where each is a row in shared memory.
+    fn is_spread(&self) -> bool {
+        let wide = self.stored.is_some_and(|wide| wide >= 8);
+        let columns = self.shape.get(ACROSS).is_some_and(|&n| bits_for(n) >= SPREAD);
+        let alone = self.products == 1 && self.product == Some(Product::Mma) && !self.folded;
+        self.words && self.by_depth && wide && columns && alone
+    }
+
     fn bits(&self, threads: usize) -> Vec<Vec<Bit>> {
         let extents: Vec<usize> = self.shape.iter().map(|&e| bits_for(e)).collect();
         match (self.product, extents.as_slice()) {
-            (Some(Product::Mma), &[m, n]) => matrix(m, n, threads, self.folded),
+            (Some(Product::Mma), &[m, n]) if self.is_spread() => {
+                let mut bits = matrix(m, n, threads, SPREAD, false);
+                if let Some(columns) = bits.get_mut(ACROSS) {
+                    // The two lanes' bits, and then those of the instruction's number.
+                    columns[1..SPREAD].rotate_left(2);
+                }
+                bits
+            }
+            (Some(Product::Mma), &[m, n]) => matrix(m, n, threads, 3, self.folded),
             (Some(Product::Fma), &[m, n]) => outer_product(m, n, threads, self.by_depth),
             (Some(_), _) | (None, _) => self.blocked(&extents, threads),
         }
@@ -507,14 +546,15 @@ fn outer_product(m: usize, n: usize, threads: usize, by_depth: bool) -> Vec<Vec<
 }
 
 /// The accumulators of `mma.m16n8k16`: a lane holds rows `lane / 4` and 8 below, columns `2 * (lane % 4)` and the next.
-/// The warps divide what is longer, so that their shares are nearly square; where rows are folded, only the rows.
-fn matrix(m: usize, n: usize, threads: usize, folded: bool) -> Vec<Vec<Bit>> {
+/// The warps divide what is longer, so that their shares are nearly square, and have `1 << least` columns or more; where rows are
+/// folded, only the rows.
+fn matrix(m: usize, n: usize, threads: usize, least: usize, folded: bool) -> Vec<Vec<Bit>> {
     let (mut down, mut across) = (Vec::new(), Vec::new());
     for warp in 5..threads {
         let (rows, columns) = (m - down.len(), n - across.len());
-        if rows > 4 && (rows >= columns || columns <= 3 || folded) {
+        if rows > 4 && (rows >= columns || columns <= least || folded) {
             down.push(Bit::Thread(warp as u32));
-        } else if columns > 3 && !folded {
+        } else if columns > least && !folded {
             across.push(Bit::Thread(warp as u32));
         }
     }
@@ -548,11 +588,30 @@ mod tests {
         assert_eq!(text(&outer_product(0, 10, 7, false)), " | r r t0 t1 t2 t3 t4 t5 t6 r");
         assert_eq!(text(&outer_product(7, 7, 8, true)), "r r t4 t5 t6 t7 r | t0 t1 t2 t3 r r r");
         assert_eq!(text(&outer_product(2, 2, 5, false)), "t0 t1 | r r");
-        assert_eq!(text(&matrix(7, 7, 7, false)), "t2 t3 t4 r r r t5 | r t0 t1 r r r t6");
-        assert_eq!(text(&matrix(4, 7, 7, false)), "t2 t3 t4 r | r t0 t1 r r t5 t6");
-        assert_eq!(text(&matrix(4, 3, 7, false)), "t2 t3 t4 r | r t0 t1");
-        assert_eq!(text(&matrix(7, 6, 7, true)), "t2 t3 t4 r r t5 t6 | r t0 t1 r r r");
-        assert_eq!(text(&matrix(5, 6, 7, true)), "t2 t3 t4 r t5 | r t0 t1 r r r");
+        assert_eq!(text(&matrix(7, 7, 7, 3, false)), "t2 t3 t4 r r r t5 | r t0 t1 r r r t6");
+        assert_eq!(text(&matrix(4, 7, 7, 3, false)), "t2 t3 t4 r | r t0 t1 r r t5 t6");
+        assert_eq!(text(&matrix(4, 3, 7, 3, false)), "t2 t3 t4 r | r t0 t1");
+        assert_eq!(text(&matrix(7, 6, 7, 3, true)), "t2 t3 t4 r r t5 t6 | r t0 t1 r r r");
+        assert_eq!(text(&matrix(5, 6, 7, 3, true)), "t2 t3 t4 r t5 | r t0 t1 r r r");
+    }
+
+    #[test]
+    fn columns_of_bytes_are_neighbours_in_a_lane() {
+        let facts = Facts {
+            shape: vec![64, 128],
+            stored: Some(8),
+            product: Some(Product::Mma),
+            by_depth: true,
+            products: 1,
+            words: true,
+            ..Facts::default()
+        };
+        assert_eq!(text(&facts.bits(7)), "t2 t3 t4 r r t6 | r r r t0 t1 r t5");
+        // A warp has no fewer columns than four instructions.
+        let narrow = Facts { shape: vec![64, 32], ..facts.clone() };
+        assert_eq!(text(&narrow.bits(7)), "t2 t3 t4 r t5 t6 | r r r t0 t1");
+        let whole = Facts { stored: Some(4), ..facts };
+        assert_eq!(text(&whole.bits(7)), "t2 t3 t4 r r t6 | r t0 t1 r r r t5");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Invariant: an access is as wide as the layout, the address and the mask allow for certain, and no thread accesses
 //! what is outside the tile or the mask; of threads that hold copies of an element, one stores it.
 
-use super::arith::{is_narrow, register_type};
+use super::arith::register_type;
 use super::index::{Condition, divisor};
 use super::layout::Layout;
 use super::{LowerError, Lowering, Tile};
@@ -57,7 +57,7 @@ pub(super) fn aligned(
     multiples: &HashMap<Symbol, i64>,
 ) -> usize {
     let symbol = axis(k);
-    if dtype == DType::Bool || is_narrow(dtype) || address.coefficient(&symbol) != Some(1) {
+    if dtype == DType::Bool || address.coefficient(&symbol) != Some(1) {
         return 1;
     }
     let divides = |n: i64, e: &Expr| divisor(&e.replace(&symbol, &Expr::default()), multiples) % n == 0;

@@ -120,6 +120,8 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
                 tiles: HashMap::new(),
                 staged: HashMap::new(),
                 fragments: HashMap::new(),
+                taken: Vec::new(),
+                spare: Vec::new(),
                 definitions: definitions(part),
             };
             lowering.part(name.clone(), (part, stream.as_ref()), dims)
@@ -165,6 +167,9 @@ struct Lowering<'a> {
     staged: HashMap<TileId, product::Staged>,
     /// Fragments of left operands that loops around their products have in registers, by the first place of the fold.
     fragments: HashMap<(TileId, i64), Vec<fragments::Fragment>>,
+    /// Shared buffers of operands that may be read still, and those that a loop has left to what follows it.
+    taken: Vec<usize>,
+    spare: Vec<usize>,
     /// How the part's tiles are computed.
     definitions: HashMap<TileId, &'a TileOp>,
 }

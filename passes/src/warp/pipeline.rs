@@ -49,7 +49,7 @@ impl Lowering<'_> {
     /// Whether products among these statements are all that reads the tile.
     fn only_for_products(&self, id: TileId, body: &[TileStmt]) -> bool {
         let products = body.iter().filter_map(|stmt| match stmt {
-            TileStmt::Let(_, TileOp::Dot(a, b, acc)) => {
+            TileStmt::Let(_, TileOp::Dot(_, a, b, acc)) => {
                 Some([*a, *b].iter().filter(|o| **o == id).count() * usize::from(*acc != id))
             }
             TileStmt::Let(..) | TileStmt::For(_) | TileStmt::Store { .. } | TileStmt::Multiply(_) => None,
@@ -66,13 +66,14 @@ impl Lowering<'_> {
         let stages = self.options.stages;
         let slot = Symbol::numbered("slot.", self.code.shared.len());
         let mut slots = Vec::new();
+        let again = !self.spare.is_empty();
         for a in &ahead {
             let (strides, size, swizzle) = self.shared_shape(a.id)?;
-            let place = self.code.shared(self.program.tiles[a.id].dtype, size.saturating_mul(stages));
+            let place = self.space(self.program.tiles[a.id].dtype, size.saturating_mul(stages));
             slots.push((Staged { place, base: Expr::default(), strides, swizzle }, size as i64));
         }
-        if self.code.depth() > 0 {
-            // Threads may still read what the loop that is around this one copied here before.
+        if self.code.depth() > 0 || again {
+            // Threads may still read what the loop that is around this one, or the one before it, copied here.
             self.code.push(Stmt::Barrier);
         }
         for s in 0..stages - 1 {
@@ -143,7 +144,7 @@ fn uses_of(stmt: &TileStmt, id: TileId) -> usize {
                 count(&[*a])
             }
             TileOp::Binary(_, a, b) => count(&[*a, *b]),
-            TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(a, b, c) => count(&[*a, *b, *c]),
+            TileOp::Fma(a, b, c) | TileOp::Select(a, b, c) | TileOp::Dot(_, a, b, c) => count(&[*a, *b, *c]),
             TileOp::CheckIndex { index, .. } => count(&[*index]),
         },
         TileStmt::For(For { carried, .. }) => carried.iter().map(|c| count(&[c.init, c.next])).sum(),

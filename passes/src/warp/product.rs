@@ -4,7 +4,8 @@
 //! they are neighbours) beside one another, so that copies and reads of 16 bytes are possible; and no two lanes that
 //! access it together meet in a bank. For that the 16-byte pieces of a row change places with one another where lanes
 //! read several rows at once: piece `p` of row `r` is at `p ^ (r / rows in 128 bytes)`, cut to the pieces of a row. Where lanes
-//! read eight neighbouring f32 of four rows, which are two pieces each, the bits of that number are rotated by one.
+//! read eight neighbouring f32 of four rows, which are two pieces each, the bits of that number are rotated by one; where they read
+//! pairs of rows that are eight apart, the number is made of the bits that differ.
 //! Without matrix instructions the sum runs by rising `k`, as in the tile program.
 
 use super::arith::register_type;
@@ -14,7 +15,8 @@ use super::{LowerError, Lowering, Tile};
 use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tile::{Stmt as TileStmt, TileId, TileOp};
-use kiln_ir::warp::{Address, Factor, Place, Stmt, ValueId};
+use kiln_ir::vector::Product as Elements;
+use kiln_ir::warp::{Address, Factor, Place, Shared, Stmt, ValueId};
 use kiln_ir::{DType, Expr};
 
 /// A tile in shared memory: element `[i, j, ..]` is at `base + i * strides[0] + j * strides[1] + ..`, but for the swizzle.
@@ -39,6 +41,8 @@ pub(super) struct Swizzle {
     mask: i64,
     /// Whether the number of the row is rotated by one bit.
     rotated: bool,
+    /// Whether rows that are read together are pairs that are eight rows apart: bits 0, 3 and 4 of the row's number are what differs.
+    spread: bool,
 }
 
 /// A position along an axis: what threads and loops give, and a constant.
@@ -78,7 +82,8 @@ impl Lowering<'_> {
                     piece: wide.ilog2(),
                     together: (8 / pieces).max(1).ilog2(),
                     mask: pieces.min(8) as i64 - 1,
-                    rotated: staging.rotated && pieces > 2,
+                    rotated: staging.rotated && pieces > 2 && !staging.spread,
+                    spread: staging.spread,
                 });
                 (row.saturating_mul(extents[rows]), swizzle)
             }
@@ -103,7 +108,7 @@ impl Lowering<'_> {
 
     /// The address of an element of a staged tile.
     pub(super) fn element(&mut self, staged: &Staged, at: &[Position]) -> Result<Address, LowerError> {
-        let Some(Swizzle { rows, piece, together, mask, rotated }) = staged.swizzle else {
+        let Some(Swizzle { rows, piece, together, mask, rotated, spread }) = staged.swizzle else {
             let parts = at.iter().zip(&staged.strides);
             let e = parts.fold(staged.base.clone(), |sum, ((e, constant), stride)| {
                 sum.add(&e.add(&super::number(*constant)).scale(*stride))
@@ -114,8 +119,17 @@ impl Lowering<'_> {
             return Err(self.unsupported("a swizzled tile that has not two axes"));
         };
         // Rows that differ by a whole turn have their pieces in the same places.
-        let turn = (mask + 1) << together;
+        let turn = if spread { 32 } else { (mask + 1) << together };
         let number = self.expr(&row.add(&super::number(down.rem_euclid(turn))))?;
+        let number = if spread {
+            // Bits 0, 3 and 4 as the lowest.
+            let first = self.code.with(BinaryOp::And, number, 1);
+            let others = self.code.with(BinaryOp::Shr, number, 2);
+            let others = self.code.with(BinaryOp::And, others, 6);
+            self.code.binary(BinaryOp::Or, first, others)
+        } else {
+            number
+        };
         let turned = self.code.with(BinaryOp::Shr, number, i64::from(together));
         let mut turned = self.code.with(BinaryOp::And, turned, mask);
         if rotated {
@@ -150,17 +164,37 @@ impl Lowering<'_> {
         Width { axis: staging.along, elements: (1usize << layout.run(staging.along)).min(most) }
     }
 
+    /// A shared buffer for an operand: one that a loop before had, if there is one like it.
+    pub(super) fn space(&mut self, dtype: DType, len: usize) -> Place {
+        let wanted = Shared { dtype, len };
+        let place = match self.spare.iter().position(|&n| self.code.shared.get(n) == Some(&wanted)) {
+            Some(at) => Place::Shared(self.spare.swap_remove(at)),
+            None => self.code.shared(dtype, len),
+        };
+        if let Place::Shared(n) = place {
+            self.taken.push(n);
+        }
+        place
+    }
+
+    /// Leaves the shared buffers of a loop that has ended to what follows; what another loop writes there follows a barrier.
+    pub(super) fn leave_space(&mut self) {
+        if self.code.depth() == 0 {
+            self.spare.append(&mut self.taken);
+        }
+    }
+
     /// Writes tiles to shared memory, where all threads can then read them.
     pub(super) fn stage(&mut self, ids: &[TileId]) -> Result<Vec<Staged>, LowerError> {
-        if self.code.depth() > 0 {
-            // What the iteration before wrote here may still be read.
+        if self.code.depth() > 0 || !self.spare.is_empty() {
+            // What the iteration or the loop before wrote here may still be read.
             self.code.push(Stmt::Barrier);
         }
         let mut all = Vec::new();
         for &id in ids {
             let (strides, size, swizzle) = self.shared_shape(id)?;
             let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
-            let place = self.code.shared(in_shared(dtype), size);
+            let place = self.space(in_shared(dtype), size);
             let staged = Staged { place, base: Expr::default(), strides, swizzle };
             let condition = self.owner(&layout);
             for group in groups(&layout, self.staged_width(id, &layout)) {
@@ -207,7 +241,12 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn product(&mut self, id: TileId, a: TileId, b: TileId, acc: TileId) -> Result<Tile, LowerError> {
+    pub(super) fn product(
+        &mut self,
+        id: TileId,
+        of: Option<Elements>,
+        [a, b, acc]: [TileId; 3],
+    ) -> Result<Tile, LowerError> {
         let rounded = self.rounded(id, a);
         let fresh = [Some(a).filter(|_| rounded.is_none()), Some(b)].into_iter().flatten();
         let fresh: Vec<TileId> = fresh.filter(|o| !self.staged.contains_key(o)).collect();
@@ -225,9 +264,10 @@ impl Lowering<'_> {
             .map(|r| self.operand(acc, &layout.coordinates(r)))
             .collect::<Result<Vec<_>, _>>()?;
         let depth = self.program.tiles[a].shape.get(1).copied().unwrap_or(1);
-        let operands = Operands { a, b, left, right, layout };
+        let factor = self.factor(a, of);
+        let operands = Operands { a, b, left, right, layout, of, factor };
         let step = match self.layouts.product(id) {
-            Product::Mma => self.factor(a).depth(),
+            Product::Mma => factor.depth(),
             Product::Fma => {
                 let most = (16 / in_shared(self.program.tiles[a].dtype).size()).min(4);
                 (0..).map(|n| most >> n).find(|s| *s <= 1 || depth.is_multiple_of(*s)).unwrap_or(1).max(1)
@@ -241,7 +281,7 @@ impl Lowering<'_> {
             Product::Mma => lowering.matrix_multiply(&operands, k, sums),
         };
         // Matrix instructions are few enough to be written out, and then where they read is computed before the loop around.
-        let most = if self.parts(self.factor(a)) > 1 { MOST_DEPTH_IN_PARTS } else { MOST_DEPTH };
+        let most = if self.parts(factor) > 1 { MOST_DEPTH_IN_PARTS } else { MOST_DEPTH };
         if depth <= step || product == Product::Mma && depth <= most {
             let mut sums = init;
             for first in (0..depth).step_by(step) {
@@ -257,7 +297,7 @@ impl Lowering<'_> {
 
     /// Adds `step` products to each accumulator.
     fn multiply(&mut self, o: &Operands, k: &Expr, step: usize, sums: &[ValueId]) -> Result<Vec<ValueId>, LowerError> {
-        let Operands { a, b, left, right, layout } = o;
+        let Operands { a, b, left, right, layout, of, .. } = o;
         let ty = sums.first().map_or(DType::F32, |&s| self.code.ty(s));
         // `rows[j][i]` is row `i` at `k + j`, `columns[j][n]` column `n`.
         let Left::Staged(left) = left else { return Err(self.unsupported("a left operand in registers")) };
@@ -278,7 +318,14 @@ impl Lowering<'_> {
                 for (n, &y) in columns.iter().enumerate() {
                     let r = layout.register(&[i, n]);
                     if let Some(slot) = sums.get_mut(r) {
-                        *slot = self.multiply_add(x, y, *slot)?;
+                        *slot = match of {
+                            None => self.multiply_add(x, y, *slot)?,
+                            Some(of) => {
+                                let (x, y) = of.ordered(x, y);
+                                let product = self.binary(of.operation(), x, y)?;
+                                self.binary(BinaryOp::Add, product, *slot)?
+                            }
+                        };
                     }
                 }
             }
@@ -342,12 +389,12 @@ impl Lowering<'_> {
     pub(super) fn before_loop(&mut self, body: &[TileStmt]) -> Result<Vec<TileId>, LowerError> {
         let mut products = Vec::new();
         each(body, &mut |stmt| {
-            if let TileStmt::Let(id, TileOp::Dot(a, b, _)) = stmt {
-                products.push((*id, *a, *b));
+            if let TileStmt::Let(id, TileOp::Dot(of, a, b, _)) = stmt {
+                products.push((*id, *of, *a, *b));
             }
         });
         let mut ready = Vec::new();
-        for o in products.iter().flat_map(|(_, a, b)| [*a, *b]) {
+        for o in products.iter().flat_map(|(.., a, b)| [*a, *b]) {
             let known = matches!(self.tiles.get(&o), Some(Tile::Registers(_)));
             if known && !self.staged.contains_key(&o) && !ready.contains(&o) {
                 ready.push(o);
@@ -358,9 +405,9 @@ impl Lowering<'_> {
         }
         let staged = self.stage(&ready)?;
         self.staged.extend(ready.iter().copied().zip(staged));
-        for (id, a, _) in products.into_iter().filter(|(_, a, _)| ready.contains(a)) {
+        for (id, of, a, _) in products.into_iter().filter(|(.., a, _)| ready.contains(a)) {
             let (layout, depth) = (self.layouts.of(id), self.program.tiles[a].shape.get(1).copied().unwrap_or(1));
-            let factor = self.factor(a);
+            let factor = self.factor(a, of);
             let registers = layout.along(0) * depth / factor.depth() * 2;
             // Factors of f32 need more registers while they are rounded.
             let most = if factor == Factor::TF32 { MOST_FRAGMENTS / 2 } else { MOST_FRAGMENTS };
@@ -368,7 +415,7 @@ impl Lowering<'_> {
             let Some(left) = self.staged.get(&a).cloned().filter(|_| few) else { continue };
             if self.layouts.product(id) == Product::Mma {
                 for k in (0..depth as i64).step_by(factor.depth()) {
-                    let fragments = self.load_fragments(a, &left, &layout, &super::number(k))?;
+                    let fragments = self.load_fragments(factor, (a, &left), &layout, &super::number(k))?;
                     self.fragments.insert((a, k), fragments);
                 }
             }
@@ -391,4 +438,8 @@ pub(super) struct Operands {
     pub right: Staged,
     /// Of the accumulators.
     pub layout: Layout,
+    /// How elements that are several numbers are multiplied.
+    pub of: Option<Elements>,
+    /// What matrix instructions take, where they multiply.
+    pub factor: Factor,
 }

@@ -82,7 +82,7 @@ impl<'a> Stream<'a> {
             return None;
         }
         let known = definitions(part);
-        let Some(TileOp::Dot(a, b, sums)) = known.get(&carried.next) else { return None };
+        let Some(TileOp::Dot(None, a, b, sums)) = known.get(&carried.next) else { return None };
         let Some(TileOp::Const(zero)) = known.get(&carried.init) else { return None };
         let products =
             counted.body.iter().filter(|s| !matches!(s, TileStmt::Let(_, TileOp::Load { .. } | TileOp::Cast(..))));

@@ -97,7 +97,8 @@ fn data(dtype: DType, len: usize, seed: u64) -> Vec<u8> {
         let c = if dtype.is_float() {
             Constant::float(dtype, value)
         } else {
-            Constant::int(dtype, (state >> 50) as i64 % 19 - 9)
+            // Words of bytes are i32; other integers are small.
+            Constant::int(dtype, if dtype == DType::I32 { state as i32 as i64 } else { (state >> 50) as i64 % 19 - 9 })
         };
         c.store(&mut bytes);
     }
@@ -186,6 +187,45 @@ fn products_of_halves_use_matrix_instructions() {
                 let even = m % 8 == 0 && n % 8 == 0 && k % 8 == 0;
                 assert!(!even || counts.wavefronts == counts.least_wavefronts, "{tile:?} {around:?} {counts:?}");
             }
+        }
+    }
+}
+
+/// [`turned`] of words of four bytes: sums are i32.
+fn of_bytes(m: usize, n: usize, k: usize, tile: (usize, usize, usize), op: &str, around: [bool; 2]) -> String {
+    let text = turned(m, n, k, tile, "f32", "neg", around);
+    text.replace("f32", "i32").replace("0.0i32", "0i32").replace("= dot ", &format!("= dot_{op} "))
+}
+
+#[test]
+fn products_of_bytes_use_matrix_instructions_and_are_exact() {
+    for (op, around) in [
+        ("u8s8", [false, true]),
+        ("s8u8", [false, true]),
+        ("u8s8", [false; 2]),
+        ("s8u8", [true, false]),
+        ("u8s8", [true; 2]),
+    ] {
+        for (m, n, k, tile) in [
+            (64, 64, 64, (64, 64, 32)),
+            (100, 72, 96, (32, 64, 16)),
+            (65, 67, 50, (32, 64, 8)),
+            (30, 16, 40, (16, 8, 16)),
+            (128, 128, 64, (128, 128, 32)),
+        ] {
+            for ahead in [1, 3] {
+                let counts = check(&of_bytes(m, n, k, tile, op, around), &stages(ahead), 0.0)[0].1;
+                let (bm, bn, bk) = tile;
+                let least = m.div_ceil(bm) * n.div_ceil(bn) * k.div_ceil(bk) * (bm * bn * bk) / (16 * 8 * 8);
+                assert!(counts.mma as usize >= least, "{} matrix products, wants {least}", counts.mma);
+                let even = m % 4 == 0 && n % 4 == 0 && k % 4 == 0;
+                assert!(!even || counts.wavefronts == counts.least_wavefronts, "{tile:?} {around:?} {counts:?}");
+            }
+        }
+        // Too few rows, or a fold that is no multiple of what an instruction takes.
+        for (m, n, k, tile) in [(7, 40, 20, (8, 16, 4)), (20, 24, 13, (16, 16, 13))] {
+            let counts = check(&of_bytes(m, n, k, tile, op, around), &stages(2), 0.0)[0].1;
+            assert_eq!(counts.mma, 0);
         }
     }
 }

@@ -41,6 +41,7 @@ impl Lowering<'_> {
                 self.staged.retain(|id, _| !ready.contains(id));
                 self.fragments.retain(|(id, _), _| !ready.contains(id));
                 self.multiples.remove(&counted.var);
+                self.leave_space();
                 Ok(())
             }
         }
@@ -73,7 +74,7 @@ impl Lowering<'_> {
             TileOp::Cast(to, a) => self.map(id, [*a], |s, [a]| Ok(s.convert(*to, a))),
             TileOp::Reduce(op, axis, a) => self.reduce(*op, *axis, *a),
             TileOp::Transpose(order, a) => self.transpose(id, order, *a),
-            TileOp::Dot(a, b, acc) => self.product(id, *a, *b, *acc),
+            TileOp::Dot(of, a, b, acc) => self.product(id, *of, [*a, *b, *acc]),
             TileOp::CheckIndex { index, extent, status } => self.checked(id, *index, extent, *status),
         }
     }

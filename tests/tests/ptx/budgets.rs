@@ -44,6 +44,13 @@ kernel @product(x: f16[{size}], w: f16[{size}], y: f32[{size}] written) {{
     )
 }
 
+/// A product of bytes, four to a word: both operands' words follow one another along the fold.
+fn product_of_bytes(n: usize, tile: (usize, usize, usize)) -> String {
+    let text = product(n, tile).replace("f16", "i32").replace("f32", "i32").replace("0.0i32", "0i32");
+    let turned = format!("load w[{n}*a1 + a0 + {}*{n}*j + k]", tile.1);
+    text.replace("= dot ", "= dot_u8s8 ").replace(&format!("load w[a1 + {n}*a0 + {}*j + {n}*k]", tile.1), &turned)
+}
+
 /// Opcodes of a kernel in order, and those of its innermost largest loop.
 fn opcodes(sass: &str) -> (Vec<String>, Vec<String>) {
     let (mut all, mut labels, mut hot) = (Vec::new(), BTreeMap::new(), 0..0);
@@ -97,6 +104,12 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
     for (name, arch, tile, options) in [
         ("f16 product 128x128x64, 4 warps, 3 stages", "sm_80", product(256, (128, 128, 64)), options(128, 3)),
         ("f16 product 128x128x32, 8 warps, 4 stages", "sm_80", product(256, (128, 128, 32)), options(256, 4)),
+        (
+            "int8 product 128x128 by 128 bytes, 4 warps, 3 stages",
+            "sm_80",
+            product_of_bytes(256, (128, 128, 32)),
+            options(128, 3),
+        ),
         (
             "f16 attention 128x64, D = 64, 4 warps, 2 stages",
             "sm_80",
@@ -157,6 +170,7 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 "SYNCS",
                 "USETMAXREG",
                 "HMMA",
+                "IMMA",
                 "LDSM",
                 "LDGSTS",
                 "LDG.E",
@@ -185,9 +199,10 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 assert_eq!(count(&all, none), 0, "{name}: {none}");
             }
             assert!(count(&all, "LOP3") > 0, "{name}: {all:?}");
-        } else if name.starts_with("f16") {
+        } else if name.starts_with("f16") || name.starts_with("int8") {
             let wide = |what: &str, end: &str| all.iter().filter(|o| o.starts_with(what)).all(|o| o.ends_with(end));
-            assert!(count(&hot, "HMMA.16816.F32") > 0 && wide("LDGSTS", "128") && wide("LDSM", "4"), "{name}: {hot:?}");
+            let unit = if name.starts_with("int8") { "IMMA.16832.U8.S8" } else { "HMMA.16816.F32" };
+            assert!(count(&hot, unit) > 0 && wide("LDGSTS", "128") && wide("LDSM", "4"), "{name}: {hot:?}");
             // Attention rounds its probabilities, two at a time.
             let pairs = if name.contains("attention") { "F2F." } else { "F2FP" };
             for none in ["PRMT", "F2F.", pairs, "I2F", "LDL", "STL"] {

@@ -6,6 +6,7 @@
 
 mod attention;
 mod budgets;
+mod bytes;
 mod groups;
 mod models;
 mod mutation;
@@ -168,6 +169,12 @@ kernel @matmul(x: {dtype}[{xs}], w: {dtype}[{ws}], b: f32[{n}], y: f32[{ys}] wri
     )
 }
 
+/// The same of words of four bytes, whose sums are i32.
+fn matmul_of_bytes(op: &str, shape: (usize, usize, usize), tile: (usize, usize, usize)) -> String {
+    let text = matmul("f32", shape, tile).replace("f32", "i32").replace("0.0i32", "0i32");
+    text.replace("= dot ", &format!("= dot_{op} "))
+}
+
 /// Attention of `n` queries over `n` keys, some queries and keys at a time, with a scale on the queries.
 fn attention(dtype: &str, n: usize, (rows, keys, depth): (usize, usize, usize)) -> String {
     let size = n * depth;
@@ -204,6 +211,31 @@ kernel @attention(q: {dtype}[{size}], k: {dtype}[{size}], v: {dtype}[{size}], y:
 ",
         n / rows
     )
+}
+
+/// Narrow integers, eight of them to an access; of half of them other numbers are there.
+fn narrow() -> String {
+    let types = [("i8", "-3"), ("u8", "200"), ("i16", "-300"), ("u16", "65535")];
+    let (mut buffers, mut body) = (String::new(), String::new());
+    for (n, (ty, other)) in types.iter().enumerate() {
+        buffers += &format!("x{n}: {ty}[4000], y{n}: {ty}[4000] written{}", if n < 3 { ", " } else { "" });
+        let [x, y] = [2 * n, 2 * n + 1];
+        body += &format!(
+            "    %{x}: {ty}[1024] = load x{n}[a0 + 1024*i] if(a0 + 1024*i < 2000) else {other}{ty}
+    %{y}: {ty}[1024] = add %{x}, %{x}
+    store y{n}[a0 + 1024*i] = %{y} if(a0 + 1024*i < 4000)\n"
+        );
+    }
+    format!("kernel @narrow({buffers}) {{\n  part grid(i = 4) {{\n{body}  }}\n}}\n")
+}
+
+#[test]
+fn narrow_integers_are_moved_several_at_once() {
+    let (_, module) = compile(&narrow(), &Options::default());
+    for access in ["ld.global.v2.b32", "ld.global.v4.b32", "st.global.v2.b32", "st.global.v4.b32"] {
+        assert_eq!(module.text.matches(access).count(), 2, "{access}: {}", module.text);
+    }
+    assemble("narrow", &module.text);
 }
 
 /// A softmax of rows of `n` elements.
@@ -487,6 +519,9 @@ fn kernels_compute_what_their_tile_programs_say() {
         (matmul("f32", (50, 64, 64), (16, 64, 16)), Options { stages: 1, ..Options::default() }, 0.0),
         (matmul("bf16", (50, 64, 128), (32, 64, 32)), Options::default(), 1e-5),
         (matmul("f16", (50, 64, 96), (64, 32, 32)), Options { stages: 1, ..Options::default() }, 1e-5),
+        (matmul_of_bytes("u8s8", (50, 64, 96), (64, 32, 32)), Options::default(), 0.0),
+        (matmul_of_bytes("s8u8", (50, 64, 64), (32, 64, 16)), Options { stages: 1, ..Options::default() }, 0.0),
+        (narrow(), Options::default(), 0.0),
         (softmax(500), Options { threads: Some(64), ..Options::default() }, 1e-6),
         (softmax(1024), Options::default(), 1e-6),
     ] {

@@ -64,43 +64,51 @@ pub(super) fn tf32(a: u64) -> u64 {
     if float(a).is_nan() { 0x7fff_ffff } else { u64::from((a as u32).wrapping_add(0x1000) & 0xffff_e000) }
 }
 
-/// The n-th element of a register.
-fn element(factor: Factor, register: u64, n: usize) -> f64 {
-    let bits = register >> (32 / factor.each() * n);
+/// The n-th number of a register of the left side, or of the right one.
+fn element(factor: Factor, register: u64, n: usize, left: bool) -> f64 {
+    let bits = register >> (32 / factor.numbers() * n);
     let half = |dtype| f64::from(semantics::load_f32(dtype, &(bits as u16).to_le_bytes(), 0));
     match factor {
         Factor::F16 => half(DType::F16),
         Factor::BF16 => half(DType::BF16),
         Factor::TF32 => f64::from(float(bits & 0xffff_e000)),
+        Factor::UnsignedSigned | Factor::SignedUnsigned if left == (factor == Factor::UnsignedSigned) => {
+            f64::from(bits as u8)
+        }
+        Factor::UnsignedSigned | Factor::SignedUnsigned => f64::from(bits as i8),
     }
 }
 
 /// `a · b + c` of all warps; the operands are 4 registers of `a`, 2 of `b` and 4 of `c`, over all threads.
 pub(super) fn mma(factor: Factor, operands: &[&[u64]], threads: usize) -> Vec<Vec<u64>> {
     let register = |n: usize, t: usize| operands.get(n).and_then(|o| o.get(t)).copied().unwrap_or(0);
-    let each = factor.each();
+    let each = factor.numbers();
     let mut results = vec![vec![0u64; threads]; 4];
     for warp in (0..threads).step_by(32) {
-        let (mut a, mut b) = ([[0.0f64; 16]; 16], [[0.0f64; 8]; 16]);
+        let (mut a, mut b) = ([[0.0f64; 32]; 16], [[0.0f64; 8]; 32]);
         for lane in 0..32 {
             let (group, first) = (lane / 4, each * (lane % 4));
             for n in 0..each {
                 for r in 0..4 {
                     let of = register(r, warp + lane);
-                    a[group + 8 * (r % 2)][first + n + 4 * each * (r / 2)] = element(factor, of, n);
+                    a[group + 8 * (r % 2)][first + n + 4 * each * (r / 2)] = element(factor, of, n, true);
                 }
                 for r in 0..2 {
-                    b[first + n + 4 * each * r][group] = element(factor, register(4 + r, warp + lane), n);
+                    b[first + n + 4 * each * r][group] = element(factor, register(4 + r, warp + lane), n, false);
                 }
             }
         }
         for lane in 0..32 {
             for (r, result) in results.iter_mut().enumerate() {
                 let (row, column) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
-                let c = f64::from(float(register(6 + r, warp + lane)));
-                let sum = a[row].iter().zip(&b).fold(c, |sum, (x, y)| sum + x * y[column]);
+                let c = register(6 + r, warp + lane);
+                let sum = |first| a[row].iter().zip(&b).fold(first, |sum, (x, y)| sum + x * y[column]);
                 if let Some(slot) = result.get_mut(warp + lane) {
-                    *slot = bits(sum as f32);
+                    *slot = match factor.sums() {
+                        // Whole numbers far below 2^53.
+                        DType::I32 => i64::from((c as i32).wrapping_add(sum(0.0) as i32)) as u64,
+                        _ => bits(sum(f64::from(float(c))) as f32),
+                    };
                 }
             }
         }

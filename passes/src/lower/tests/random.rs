@@ -291,7 +291,7 @@ impl Maker {
                     self.push(stmts, ty, load, true, false)
                 };
                 let (x, y) = (make(&rows), make(&columns));
-                self.push(stmts, a.ty.clone(), TileOp::Dot(x.id, y.id, a.id), !float, false)
+                self.push(stmts, a.ty.clone(), TileOp::Dot(None, x.id, y.id, a.id), !float, false)
             }
             _ => a,
         }
