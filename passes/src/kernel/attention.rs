@@ -7,6 +7,7 @@
 //! which no key was seen yet has exponentials of 0.
 
 use super::Builder;
+use super::causal::{Constants, Seen};
 use super::emit::{Emitter, Place};
 use super::flat::{Axis, FlatNest};
 use super::forms::{is_identity, is_product_sum};
@@ -221,6 +222,12 @@ impl Tiles {
     }
 }
 
+/// What becomes of the products of queries and keys before the softmax: what follows them, and what is made of that.
+pub(super) struct Softened<'c> {
+    pub finish: &'c Code,
+    pub body: &'c Code,
+}
+
 /// A place of the last product, and what is beyond its ends.
 struct Spot {
     place: Place,
@@ -229,7 +236,7 @@ struct Spot {
 
 impl Builder<'_> {
     /// See the module.
-    pub(super) fn gpu_attention(&mut self, flats: &[FlatNest]) -> Option<()> {
+    pub(super) fn gpu_attention(&mut self, flats: &[FlatNest], constants: &Constants<'_>) -> Option<()> {
         let a = Attention::of(flats)?;
         let rounded = self.machine.gpu.and_then(|g| g.operands);
         let t = Tiles::of(&a, &self.machine.gpu?)?;
@@ -244,19 +251,37 @@ impl Builder<'_> {
             base.enter(&axis.symbol, &axis.extent);
             grid.push((axis.symbol.clone(), axis.extent.clone()));
         }
-        let (block, var) = (self.symbol("b"), self.symbol("k"));
+        let block = self.symbol("b");
         let blocks = row_count.ceil_div(&number(t.rows));
         base.enter(&block, &blocks);
-        grid.push((block.clone(), blocks));
-        let hi = a.key.extent.ceil_div(&number(t.keys)).scale(t.keys);
-        base.enter(&var, &hi);
+        grid.push((block.clone(), blocks.clone()));
+        let tiles = a.key.extent.ceil_div(&number(t.keys));
+        let hi = tiles.scale(t.keys);
+        // Rows that see the most keys come first, so that they are not what is left at the end.
+        let last_first = blocks.sub(&number(1)).sub(&Expr::from(&block)).scale(t.rows);
+        let seen = Seen::of(&a, constants).and_then(|seen| {
+            let ends = seen.ends(&rows, (&last_first, t.rows), (t.keys, &tiles))?;
+            let fewer = ends[0].bounds(&base.ranges).0 < hi.as_const()?;
+            fewer.then_some((seen, ends))
+        });
+        let first_row = if seen.is_some() { last_first } else { Expr::from(&block).scale(t.rows) };
+        // The loops along the keys, and what becomes of a score in each.
+        let masked = Softened { finish: &a.finish, body: &a.seen.body };
+        let walks = match &seen {
+            None => vec![(Expr::default(), hi, masked)],
+            Some((seen, [end, whole])) if whole.bounds(&base.ranges).1 > 0 => {
+                let whole_tiles = Softened { finish: &seen.finish, body: &seen.body };
+                vec![(Expr::default(), whole.clone(), whole_tiles), (whole.clone(), end.clone(), masked)]
+            }
+            Some((_, [end, _])) => vec![(Expr::default(), end.clone(), masked)],
+        };
 
         // Where a tile with rows, keys or columns down and across is.
-        let spot = |shape: [i64; 2], row: Option<Expr>, key: Option<Expr>, column: Option<Expr>| {
+        let spot = |base: &Place, shape: [i64; 2], row: Option<Expr>, key: Option<Expr>, column: Option<Expr>| {
             let mut place = base.clone();
             Self::shaped(&mut place, shape);
             if let Some(row) = row {
-                let row = Expr::from(&block).scale(t.rows).add(&row);
+                let row = first_row.add(&row);
                 unravel(&rows, &row, &mut place.at);
                 place.mask.extend(below(&row, &row_count, t.rows));
             }
@@ -265,7 +290,6 @@ impl Builder<'_> {
                 unravel(&a.operands.columns, &column, &mut place.at);
                 place.mask.extend(below(&column, &count, t.columns));
             }
-            let key = key.map(|key| Expr::from(&var).add(&key));
             let beyond = key.as_ref().and_then(|key| below(key, &a.key.extent, t.keys));
             if let Some(key) = key {
                 place.at.insert(a.key.symbol.clone(), key);
@@ -288,54 +312,57 @@ impl Builder<'_> {
 
         let mut body = Vec::new();
         let (place, beyond) =
-            depth_of(within(&spot([t.rows, t.depth], Some(down()), None, None), &a.scores_at), across());
+            depth_of(within(&spot(&base, [t.rows, t.depth], Some(down()), None, None), &a.scores_at), across());
         let query = self.product_operand(&mut body, (&a.scores.body, a.query), &place, beyond, None)?;
         let query = self.scaled(&mut body, query, a.scale);
         let query = self.rounded(&mut body, query, rounded);
 
         let shapes = [[t.rows, 1], [t.rows, 1], [t.rows, t.columns]].map(|s| s.map(|e| e as usize).to_vec());
-        let first = [f64::from(f32::MIN), 0.0, 0.0];
-        let mut tiles = |shape: &[usize]| {
-            let ty = TileType { dtype: DType::F32, shape: shape.to_vec() };
-            [(); 3].map(|()| self.program.tiles.push(ty.clone()))
-        };
-        // Greatest score, sum, product: before, inside and after the loop.
-        let carried: Vec<[TileId; 3]> = shapes.iter().map(|s| tiles(s)).collect();
-        for ([init, ..], value) in carried.iter().zip(first) {
-            body.push(Stmt::Let(*init, TileOp::Const(Constant::float(DType::F32, value))));
+        // Greatest score, sum, product.
+        let mut shaped = shapes.iter();
+        let mut so_far = [f64::from(f32::MIN), 0.0, 0.0].map(|value| {
+            let first = TileOp::Const(Constant::float(DType::F32, value));
+            let shape = shaped.next().cloned().unwrap_or_default();
+            self.emitter(&[]).define(&mut body, DType::F32, shape, first)
+        });
+        for (lo, hi, softened) in walks {
+            let mut base = base.clone();
+            let var = self.symbol("k");
+            base.enter(&var, &hi);
+            let key = |key: Expr| Some(Expr::from(&var).add(&key));
+            let mut tiles = |shape: &Vec<usize>| {
+                let ty = TileType { dtype: DType::F32, shape: shape.clone() };
+                [(); 2].map(|()| self.program.tiles.push(ty.clone()))
+            };
+            // Inside and after the loop.
+            let carried: Vec<[TileId; 2]> = shapes.iter().map(&mut tiles).collect();
+            let inside: Vec<TileId> = carried.iter().map(|c| c[0]).collect();
+            let mut inner = Vec::new();
+            let (place, beyond) =
+                depth_of(within(&spot(&base, [t.depth, t.keys], None, key(across()), None), &a.scores_at), down());
+            let keys = self.product_operand(&mut inner, (&a.scores.body, a.keys), &place, beyond, rounded)?;
+            let at = spot(&base, [t.rows, t.keys], Some(down()), key(across()), None);
+            let places = (&within(&at, &a.scores_at), &within(&at, &a.seen_at));
+            let shape = at.place.shape.clone();
+            let mut e = self.emitter(&[]);
+            let none = e.define(&mut inner, DType::F32, shape.clone(), TileOp::Const(Constant::float(DType::F32, 0.0)));
+            let products = e.define(&mut inner, DType::F32, shape, TileOp::Dot(None, query, keys, none));
+            let scores = self.scores(&mut inner, &softened, products, places, at.key)?;
+            let at = spot(&base, [t.keys, t.columns], None, key(down()), Some(across()));
+            let next = self.online(&mut inner, scores, &inside, |this, inner| {
+                this.product_operand(inner, (&a.out.body, a.operands.right), &at.place, at.key, rounded)
+            })?;
+            let list = carried.iter().zip(so_far).zip(next);
+            let list = list.map(|((&[inside, after], init), next)| Carried { init, inside, next, after }).collect();
+            body.push(Stmt::For(For { var: var.clone(), lo, hi, step: t.keys, carried: list, body: inner }));
+            so_far.iter_mut().zip(&carried).for_each(|(tile, [_, after])| *tile = *after);
         }
-        let inside: Vec<TileId> = carried.iter().map(|c| c[1]).collect();
-
-        let mut inner = Vec::new();
-        let (place, beyond) =
-            depth_of(within(&spot([t.depth, t.keys], None, Some(across()), None), &a.scores_at), down());
-        let keys = self.product_operand(&mut inner, (&a.scores.body, a.keys), &place, beyond, rounded)?;
-        let at = spot([t.rows, t.keys], Some(down()), Some(across()), None);
-        let places = (&within(&at, &a.scores_at), &within(&at, &a.seen_at));
-        let shape = at.place.shape.clone();
-        let mut e = self.emitter(&[]);
-        let none = e.define(&mut inner, DType::F32, shape.clone(), TileOp::Const(Constant::float(DType::F32, 0.0)));
-        let products = e.define(&mut inner, DType::F32, shape, TileOp::Dot(None, query, keys, none));
-        let scores = self.scores(&mut inner, &a, products, places, at.key)?;
-        let at = spot([t.keys, t.columns], None, Some(down()), Some(across()));
-        let next = self.online(&mut inner, scores, &inside, |this, inner| {
-            this.product_operand(inner, (&a.out.body, a.operands.right), &at.place, at.key, rounded)
-        })?;
-        let list = carried.iter().zip(next).map(|(&[init, inside, after], next)| Carried { init, inside, next, after });
-        let list = list.collect();
-        body.push(Stmt::For(For {
-            var: var.clone(),
-            lo: Expr::default(),
-            hi,
-            step: t.keys,
-            carried: list,
-            body: inner,
-        }));
 
         let mut e = self.emitter(&[]);
-        let inverse = e.define(&mut body, DType::F32, shapes[1].clone(), TileOp::Unary(UnaryOp::Recip, carried[1][2]));
-        let value = e.binary(&mut body, BinaryOp::Mul, carried[2][2], inverse);
-        let at = spot([t.rows, t.columns], Some(down()), None, Some(across()));
+        let [_, sum, products] = so_far;
+        let inverse = e.define(&mut body, DType::F32, shapes[1].clone(), TileOp::Unary(UnaryOp::Recip, sum));
+        let value = e.binary(&mut body, BinaryOp::Mul, products, inverse);
+        let at = spot(&base, [t.rows, t.columns], Some(down()), None, Some(across()));
         let value = self.emitter(&[]).code(&mut body, &a.out.finish, &at.place, Some(value))?;
         self.store(&mut body, &a.out, &at.place, value);
         self.program.parts.push(Part { grid, body: vec![] });
@@ -355,16 +382,16 @@ impl Builder<'_> {
     pub(super) fn scores(
         &mut self,
         body: &mut Vec<Stmt>,
-        a: &Attention<'_>,
+        code: &Softened<'_>,
         products: TileId,
         (scores, seen): (&Place, &Place),
         beyond: Option<Less>,
     ) -> Option<TileId> {
         let (shape, rank) = (scores.shape.clone(), scores.shape.len());
-        let score = self.emitter(&[]).code(body, &a.finish, scores, Some(products))?;
+        let score = self.emitter(&[]).code(body, code.finish, scores, Some(products))?;
         let stages = [score];
         let mut e = self.emitter(&stages);
-        let score = e.code(body, &a.seen.body, seen, None)?;
+        let score = e.code(body, code.body, seen, None)?;
         let mut score = e.full(body, score, &shape);
         if let Some(beyond) = beyond {
             let holds = e.holds(body, &[beyond], seen)?;

@@ -5,7 +5,7 @@
 //! leaves its three results in a buffer, from which a second part joins them.
 
 use super::Builder;
-use super::attention::{At, Attention, Tiles, exponential};
+use super::attention::{At, Attention, Softened, Tiles, exponential};
 use super::emit::Place;
 use super::flat::Axis;
 use super::gpu::{ACROSS, DOWN, across, below, by_memory, down, number, product, unravel};
@@ -176,7 +176,8 @@ impl Builder<'_> {
         let products = e.define(&mut inner, DType::F32, rows.clone(), TileOp::Reduce(BinaryOp::Add, ACROSS, products));
         let at = spots.at(&a.scores_at, [t.keys, 1], &[]);
         let seen = spots.at(&a.seen_at, [t.keys, 1], &[]);
-        let score = self.scores(&mut inner, a, products, (&at.place, &seen.place), at.key)?;
+        let code = Softened { finish: &a.finish, body: &a.seen.body };
+        let score = self.scores(&mut inner, &code, products, (&at.place, &seen.place), at.key)?;
         let [greatest, sum, total] = carried.map(|c| c[1]);
         let next = self.emitter(&[]).binary(&mut inner, BinaryOp::Max, greatest, score);
         let power = exponential(&mut self.emitter(&[]), &mut inner, score, next);

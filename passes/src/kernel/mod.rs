@@ -4,6 +4,7 @@
 //! fit without masks; a schedule changes speed, never results other than by the order of float additions in a fold.
 
 mod attention;
+mod causal;
 mod choice;
 mod cuts;
 mod decoding;
@@ -186,7 +187,13 @@ pub fn tile_program(
         ([only], false) => builder.single(only.clone()),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),
-        (_, true) if group.is_attention() => builder.gpu_attention(&flats),
+        (_, true) if group.is_attention() => {
+            let constant = |n: usize| {
+                let value = *group.inputs.get(n)?;
+                graph.constant(value).filter(|_| graph.ty(value).layout.is_row_major())
+            };
+            builder.gpu_attention(&flats, &constant)
+        }
         (_, true) => builder.gpu_rows(group, &flats),
     };
     done.ok_or_else(|| fail("the code has a form that kernels do not have"))?;

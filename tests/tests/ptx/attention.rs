@@ -43,6 +43,59 @@ fn grouped(tokens: i64, keys: i64) -> Graph {
     made.expect("a graph")
 }
 
+/// Causal by a constant that is added, of which `hidden` hides keys more than `past` beyond the query.
+fn causal(tokens: i64, keys: i64, past: i64, hidden: f32) -> Graph {
+    let made = graph(&[&[2, 3, tokens, 32], &[2, 3, keys, 32], &[2, 3, keys, 32]], |g, x| {
+        let of = |n: i64| if n % keys > n / keys + past { hidden } else { 0.0 };
+        let mask: Vec<f32> = (0..tokens * keys).map(of).collect();
+        let mask = g.floats(&[1, 1, tokens as usize, keys as usize], &mask)?;
+        let scores = x[0].matmul(x[1].transpose(&[0, 1, 3, 2])?)?.scale(0.2)?.add(mask)?;
+        g.output("y", scores.softmax(-1)?.matmul(x[2])?)
+    });
+    made.expect("a graph")
+}
+
+/// Tiles of keys that no row of a tile of queries sees are not visited, and a mask is looked at only where it hides something.
+#[test]
+fn hidden_tiles_of_keys_are_left_out() {
+    for (name, graph, skips) in [
+        ("square", causal(160, 160, 0, f32::NEG_INFINITY), true),
+        ("a low number", causal(150, 150, 0, -1e9), true),
+        ("after a past", causal(70, 270, 130, f32::NEG_INFINITY), true),
+        ("a number that scores may make up for", causal(150, 150, 0, -1e4), false),
+        ("by numbers", grouped(96, 96), true),
+        ("by numbers after a past", grouped(100, 190), true),
+    ] {
+        let inputs: Vec<_> =
+            graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &graph.ty(*v).shape().expect("a shape"))).collect();
+        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::F16, 2e-3)] {
+            let target = (ARCHITECTURES[0], precision);
+            let compiled = gpu::compile_graph(graph.clone(), &Options::default(), target, &mut Silent);
+            let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let loops = |k: &gpu::Kernel| k.tile.to_string().matches("for k").count();
+            let most = compiled.kernels.iter().map(loops).max();
+            assert_eq!(most, Some(if skips { 2 } else { 1 }), "{name} in {precision:?}");
+            for module in compiled.kernels.iter().flat_map(|k| &k.modules) {
+                assemble(name, &module.text);
+            }
+            for (seed, accumulate) in [(0, Accumulate::Exact), (5, Accumulate::Truncating)] {
+                let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
+                let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
+                let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+                for k in &outcome.kernels {
+                    assert_eq!(k.findings, [], "{name}, {}", k.name);
+                    assert!(k.difference.is_none_or(|d| d < 2.0 * tolerance), "{name}, {}: {:?}", k.name, k.difference);
+                }
+                for (want, found) in want.iter().zip(&outcome.outputs) {
+                    let difference = compare::difference(want, found);
+                    assert!(difference.within(tolerance), "{name} in {precision:?}, seed {seed}: {difference}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_is_one_kernel() {
     let graphs = [
