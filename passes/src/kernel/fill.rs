@@ -159,3 +159,43 @@ impl Work {
         best.map_or(Tiles { rows: 16, columns: 16, depth: least, splits: 1 }, |(_, tiles)| tiles)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::warp::Floats;
+
+    /// Blocks that take equal shares of all steps of all tiles, wherever these begin and end (stream-k, Osama et al. 2023), leave no
+    /// multiprocessor idle at the end. What that could gain over whole tiles and split folds, by the estimate: no more than here.
+    #[test]
+    fn equal_shares_of_all_tiles_would_gain_little() {
+        let gpu =
+            Gpu { multiprocessors: 132, operands: Some(kiln_ir::DType::F16), floats: Floats::Whole, groups: false };
+        let extents = [256, 512, 768, 1000, 1152, 1280, 1536, 2048, 2304, 2560, 3072, 4096, 5120, 11008];
+        let (mut all, mut good, mut worst) = (0, 0, 1.0f64);
+        let count = extents.len();
+        for n in 0..count.pow(3) {
+            let [rows, columns, inner] = [n % count, n / count % count, n / count / count].map(|at| extents[at]);
+            // At least one large tile for each multiprocessor; fewer are split in any case.
+            if ceil(rows, 128) * ceil(columns, 128) < gpu.multiprocessors {
+                continue;
+            }
+            let work = Work { batch: 1, rows, columns, outer: 1, inner, unit: Unit::Halves, sizes: [2, 2] };
+            let found = work.time(&gpu, &work.tiles(&gpu)) as f64;
+            let shared = |rows: i64, columns: i64, depth: i64| {
+                let each = (rows + columns) * 2 * depth / SHARED + rows * columns * depth / PRODUCTS;
+                let tiles = (ceil(work.rows, rows) * ceil(work.columns, columns)) as f64 / gpu.multiprocessors as f64;
+                let steps = work.steps(depth) as f64 * (COPY as f64 + tiles * each as f64);
+                // Each block leaves the sums of a tile to another one, which reads them, in the same launch.
+                (tiles >= 1.0).then(|| steps + (2 * gpu.multiprocessors * rows * columns * 4 / JOINED) as f64)
+            };
+            let sizes = [16, 32, 64, 128];
+            let cuts = (0..48).map(|n| (sizes[n % 4], sizes[n / 4 % 4], [16, 32, 64][n / 16]));
+            let cuts = cuts.filter(|(r, c, d)| r * c >= 1024 && r * c * d <= 128 * 128 * 16);
+            let least = cuts.filter_map(|(r, c, d)| shared(r, c, d)).fold(f64::INFINITY, f64::min);
+            (all, good) = (all + 1, good + usize::from(found < 1.1 * least));
+            worst = worst.max(found / least);
+        }
+        assert!(worst < 1.19 && good * 10 > all * 9, "{worst} at worst, {good} of {all} within a tenth");
+    }
+}
