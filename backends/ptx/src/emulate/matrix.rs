@@ -44,7 +44,8 @@ pub(super) struct Product<'a> {
 
 /// `a · b + c`, in the registers of the result.
 pub(super) fn product(p: &Product<'_>) -> Vec<[u64; 32]> {
-    let (mut a, mut b) = ([[0f64; 32]; 16], [[0f64; 32]; 8]);
+    // `b` by places along the fold, so that eight columns are summed side by side.
+    let (mut a, mut b) = ([[0f64; 32]; 16], [[0f64; 8]; 32]);
     let each = 32 / p.a_type.bits();
     for lane in 0..32 {
         let (group, place) = (lane / 4, lane % 4);
@@ -58,50 +59,114 @@ pub(super) fn product(p: &Product<'_>) -> Vec<[u64; 32]> {
         }
         for (r, words) in p.b.iter().enumerate() {
             for n in 0..each {
-                if let Some(slot) = b[group].get_mut(place * each + n + 4 * each * r) {
-                    *slot = p.b_type.value(words[lane], n);
+                if let Some(slot) = b.get_mut(place * each + n + 4 * each * r) {
+                    slot[group] = p.b_type.value(words[lane], n);
                 }
             }
         }
     }
     let whole = matches!(p.a_type, Element::S8 | Element::U8);
+    let ty = if p.half { Ty::F16 } else { Ty::F32 };
+    let depth = p.depth.min(32);
     let mut d = vec![[0u64; 32]; p.c.len()];
-    for lane in 0..32 {
-        for n in 0..4 {
-            let (row, column) = (lane / 4 + 8 * (n / 2), lane % 4 * 2 + n % 2);
+    for (row, x) in a.iter().enumerate() {
+        // Where the result of a column lies: lane, register, and the bit in it.
+        let place = |column: usize| {
+            let n = 2 * (row / 8) + column % 2;
             let (r, shift) = if p.half { (n / 2, 16 * (n % 2)) } else { (n, 0) };
-            let (Some(c), Some(slot)) = (p.c.get(r).map(|c| c[lane] >> shift), d.get_mut(r)) else { continue };
-            let (x, y) = (&a[row][..p.depth.min(32)], &b[column][..p.depth.min(32)]);
+            (4 * (row % 8) + column / 2, r, shift)
+        };
+        let c: [u64; 8] = std::array::from_fn(|column| {
+            let (lane, r, shift) = place(column);
+            p.c.get(r).map_or(0, |c| c[lane] >> shift)
+        });
+        let mut sums = if whole { [0.0; 8] } else { c.map(|c| float(ty, c)) };
+        for (x, y) in x[..depth].chunks(8).zip(b[..depth].chunks(8)) {
+            if whole || p.accumulate == Accumulate::Exact {
+                for (x, y) in x.iter().zip(y) {
+                    sums.iter_mut().zip(y).for_each(|(sum, y)| *sum += x * y);
+                }
+            } else {
+                // The accumulator comes last.
+                let mut terms = [[0.0; 8]; 9];
+                for (terms, (x, y)) in terms.iter_mut().zip(x.iter().zip(y)) {
+                    terms.iter_mut().zip(y).for_each(|(t, y)| *t = x * y);
+                }
+                terms[8] = sums;
+                sums = truncated(&terms).map(|sum| float(ty, rounded(ty, sum, Round::Zero)));
+            }
+        }
+        for (column, (sum, c)) in sums.into_iter().zip(c).enumerate() {
+            let (lane, r, shift) = place(column);
             let bits = if whole {
-                let sum: f64 = x.iter().zip(y).map(|(x, y)| x * y).sum();
                 u64::from((sum as i64 as i32).wrapping_add(c as i32) as u32)
             } else {
-                let ty = if p.half { Ty::F16 } else { Ty::F32 };
-                match p.accumulate {
-                    Accumulate::Exact => {
-                        let sum = x.iter().zip(y).fold(float(ty, c), |sum, (x, y)| sum + x * y);
-                        rounded(ty, sum, Round::Nearest)
-                    }
-                    Accumulate::Truncating => truncating(ty, c, x, y),
-                }
+                rounded(ty, sum, Round::Nearest)
             };
-            slot[lane] |= (bits & if p.half { 0xffff } else { 0xffff_ffff }) << shift;
+            if let Some(slot) = d.get_mut(r) {
+                slot[lane] |= (bits & if p.half { 0xffff } else { 0xffff_ffff }) << shift;
+            }
         }
     }
     d
 }
 
-/// Blocks of eight products and the accumulator, aligned to the largest of them and cut off 24 bits below it.
-fn truncating(ty: Ty, c: u64, x: &[f64], y: &[f64]) -> u64 {
-    x.chunks(8).zip(y.chunks(8)).fold(c, |c, (x, y)| {
-        let mut terms: Vec<f64> = x.iter().zip(y).map(|(x, y)| x * y).collect();
-        terms.push(float(ty, c));
-        let largest = terms.iter().fold(0f64, |m, t| m.max(t.abs()));
-        if largest == 0.0 || !largest.is_finite() {
-            return rounded(ty, terms.iter().sum(), Round::Zero);
+/// The sums of eight columns: of eight products and the accumulator, each aligned to the largest of them and cut off 24 bits below it.
+fn truncated(terms: &[[f64; 8]; 9]) -> [f64; 8] {
+    /// From here on numbers of f64 are whole.
+    const WHOLE: f64 = (1u64 << 52) as f64;
+    let (mut plain, mut largest, mut sums) = ([0f64; 8], [0f64; 8], [0f64; 8]);
+    for term in terms {
+        for column in 0..8 {
+            plain[column] += term[column];
+            largest[column] = largest[column].max(term[column].abs());
         }
-        let unit = (largest.log2().floor() - 24.0).exp2();
-        let sum: f64 = terms.iter().map(|t| (t / unit).trunc()).sum();
-        rounded(ty, sum * unit, Round::Zero)
+    }
+    // Products of f32 are normal numbers of f64, so the exponent is in the bits; what is left of a term has 25 of them.
+    let exponents = largest.map(|l| (l.to_bits() >> 52).clamp(25, 2000));
+    let power = |e: u64| f64::from_bits(e << 52);
+    let (units, scales) = (exponents.map(|e| power(e - 24)), exponents.map(|e| power(2 * 1023 + 24 - e)));
+    for term in terms {
+        for column in 0..8 {
+            let exact = term[column].abs() * scales[column];
+            let nearest = (exact + WHOLE) - WHOLE;
+            let whole = if nearest > exact { nearest - 1.0 } else { nearest };
+            sums[column] += whole.copysign(term[column]);
+        }
+    }
+    std::array::from_fn(|column| {
+        // Zeros keep their sign, and what is not finite stays so.
+        let as_it_is = largest[column] == 0.0 || !plain[column].is_finite();
+        if as_it_is { plain[column] } else { sums[column] * units[column] }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_the_largest_is_cut_off() {
+        let of = |list: &[f64]| {
+            // Beside other columns.
+            let mut terms = [[1.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, f64::NAN]; 9];
+            (0..9).for_each(|n| terms[n][3] = list.get(n).copied().unwrap_or(0.0));
+            let sums = truncated(&terms);
+            assert!(sums[0] == 13.5 && sums[1] == 0.0 && sums[7].is_nan());
+            sums[3]
+        };
+        let small = 2f64.powi(-24);
+        assert_eq!(of(&[1.0, small]), 1.0 + small);
+        assert_eq!(of(&[1.0, 0.999 * small, 0.999 * small]), 1.0);
+        assert_eq!(of(&[-1.0, -1.5 * small]), -1.0 - small);
+        assert_eq!(of(&[1.999, small]), (1.999 / small).trunc() * small + small);
+        assert_eq!(of(&[1.0, -1.0, 1e-30]), 0.0);
+        let (tiny, huge) = (f64::from(f32::from_bits(1)).powi(2), f64::from(f32::MAX).powi(2));
+        assert_eq!(
+            (of(&[tiny, tiny]), of(&[huge, huge])),
+            (2.0 * tiny, ((huge / 2f64.powi(231)).trunc() * 2.0) * 2f64.powi(231))
+        );
+        assert!(of(&[f64::NAN, 1.0]).is_nan() && of(&[f64::INFINITY, f64::NEG_INFINITY]).is_nan());
+        assert_eq!((of(&[f64::INFINITY, 1.0]), of(&[])), (f64::INFINITY, 0.0));
+    }
 }
