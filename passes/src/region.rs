@@ -84,13 +84,12 @@ pub fn regions(
     targets: &mut [Target<'_>],
 ) -> Result<HashMap<NodeId, Region>, PassError> {
     let mut regions = HashMap::new();
-    // A GPU runs launches only.
-    if targets.iter().any(|t| t.machine.gpu.is_some()) {
-        return Ok(regions);
-    }
+    // Where kernels run on a GPU the host takes a branch; the turns of a loop would have it wait for each.
+    let on_gpus = targets.iter().any(|t| t.machine.gpu.is_some());
     for id in hosts {
         let Op::Host(host) = &graph.node(id).op else { continue };
         if host.is_region()
+            && (!on_gpus || host.function() == "if")
             && let Some(region) = lowered(graph, id, host, targets)?
         {
             regions.insert(id, region);

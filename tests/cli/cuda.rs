@@ -1,7 +1,8 @@
 //! `--target cuda`, with a stand-in for the driver: a library with its functions over the interpreter of PTX.
 
-use super::models::mlp;
+use super::models::{branches, mlp};
 use super::{Done, Place, Word, kiln, run_with};
+use kiln::ir::{DType, Tensor};
 use std::path::{Path, PathBuf};
 
 /// A folder with a library that is opened as the driver's.
@@ -25,6 +26,49 @@ fn with(folder: &Path, how: &str, words: &[&dyn Word]) -> Done {
     run_with(&[("LD_LIBRARY_PATH", folder.as_os_str()), ("KILN_STAND_IN", how.as_ref())], words)
 }
 
+/// The arrays of an archive.
+fn values(path: &Path) -> Vec<(String, Vec<f64>)> {
+    let of = kiln::npz::read(path, &kiln::runtime::memory::Budget::unlimited()).unwrap();
+    of.into_iter().map(|(name, tensor)| (name, tensor.to_f64().unwrap())).collect()
+}
+
+#[test]
+fn the_host_takes_branches() {
+    let place = Place::new();
+    let model = place.write("m.onnx", &branches());
+    let folder = driver(&place, &stand_in());
+    let x: Vec<f32> = (0..8 * 20).map(|n| ((n * 37) % 29) as f32 / 16.0 - 0.8).collect();
+    let x = Tensor::from_f32(&[8, 20], &x).unwrap();
+    let mut seen = Vec::new();
+    for (c, d) in [(true, true), (true, false), (false, true), (false, false)] {
+        let truth = |v: bool| Tensor::new(DType::Bool, vec![], vec![v.into()]).unwrap();
+        let (given, cpu, gpu) = (place.path("in.npz"), place.path("cpu.npz"), place.path("gpu.npz"));
+        let inputs = [("x".to_string(), x.clone()), ("c".to_string(), truth(c)), ("d".to_string(), truth(d))];
+        kiln::npz::write(&given, &inputs).unwrap();
+        kiln!("run", &model, "--inputs", &given, "--output", &cpu).succeeds();
+        let words: [&dyn Word; 8] = [&"run", &model, &"--inputs", &given, &"--target", &"cuda", &"--output", &gpu];
+        with(&folder, "checks", &words).succeeds();
+        for ((_, want), (_, found)) in values(&cpu).iter().zip(&values(&gpu)) {
+            assert!(want.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-5), "{c}, {d}: {found:?}, wants {want:?}");
+            seen.push(want.clone());
+        }
+        let words: [&dyn Word; 8] =
+            [&"verify", &model, &"--inputs", &given, &"--target", &"cuda", &"--each", &"--json"];
+        let report = with(&folder, "checks", &words).succeeds().json();
+        // The products before and in the branch, what comes after them, and the sum; and what is not taken is not run.
+        let visited = report["kernels"].as_array().unwrap().len();
+        let words: [&dyn Word; 8] = [&"bench", &model, &"--inputs", &given, &"--target", &"cuda", &"--runs", &"1"];
+        with(&folder, "", &words).succeeds();
+        let verified = kiln!("verify", &model, "--inputs", &given, "--target", "sm_80", "--each", "--json").succeeds();
+        assert_eq!(verified.json()["kernels"].as_array().unwrap().len(), visited, "{c}, {d}");
+        let all =
+            kiln!("compile", &model, "--target", "sm_80", "--dump", place.path("dump"), "--json").succeeds().json();
+        assert_eq!(all["host_ops"], 0);
+        assert!(all["kernels"].as_u64().unwrap() > visited as u64, "{all}");
+    }
+    assert!(seen[0] != seen[1] && seen[2] == seen[3] && seen[0] != seen[2]);
+}
+
 #[test]
 fn models_run_through_the_driver() {
     let place = Place::new();
@@ -34,10 +78,6 @@ fn models_run_through_the_driver() {
     kiln!("run", &model, "--random", "3", "--output", &cpu).succeeds();
     let words: [&dyn Word; 8] = [&"run", &model, &"--random", &"3", &"--target", &"cuda", &"--output", &gpu];
     with(&folder, "checks", &words).succeeds();
-    let values = |path: &Path| {
-        let of = kiln::npz::read(path, &kiln::runtime::memory::Budget::unlimited()).unwrap();
-        of.into_iter().map(|(name, tensor)| (name, tensor.to_f64().unwrap())).collect::<Vec<_>>()
-    };
     let (want, found) = (values(&cpu), values(&gpu));
     assert_eq!(want.len(), found.len());
     for ((name, want), (other, found)) in want.iter().zip(&found) {

@@ -77,6 +77,12 @@ pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto { name: name.into(), r#type, ints: values.to_vec(), ..Default::default() }
 }
 
+/// An attribute that is a graph.
+fn subgraph(name: &str, graph: GraphProto) -> AttributeProto {
+    let r#type = AttributeType::Graph as i32;
+    AttributeProto { name: name.into(), r#type, g: Some(Box::new(graph)), ..Default::default() }
+}
+
 /// A weight whose elements run through a few small numbers.
 pub fn weight(name: &str, dims: &[i64]) -> TensorProto {
     let count: i64 = dims.iter().product();
@@ -143,14 +149,34 @@ pub fn endless() -> Vec<u8> {
     let made = vec![scalar("on", DType::Bool), floats("next", &[1000]), floats("kept", &[1000])];
     let body = graph(nodes, given, made, vec![]);
     let mut spin = node("spin", "Loop", &["", "yes", "x"], &["last", "all"]);
-    let g = AttributeType::Graph as i32;
-    spin.attribute.push(AttributeProto {
-        name: "body".into(),
-        r#type: g,
-        g: Some(Box::new(body)),
-        ..Default::default()
-    });
+    spin.attribute.push(subgraph("body", body));
     let data_type = DataType::of(DType::Bool) as i32;
     let yes = TensorProto { name: "yes".into(), data_type, raw_data: Some(vec![1].into()), ..Default::default() };
     model(graph(vec![spin], vec![floats("x", &[1000])], vec![floats("last", &[1000])], vec![yes]))
+}
+
+/// `y = a + (if c { if d { relu(a w) } else { -(a w) } } else { softmax(a) })` with `a = x v`, of `x [8, 20]`.
+pub fn branches() -> Vec<u8> {
+    let either = |name: &str, condition: &str, [then, otherwise]: [(Vec<NodeProto>, &str); 2]| {
+        let of = |(nodes, result): (Vec<NodeProto>, &str)| graph(nodes, vec![], vec![floats(result, &[8, 12])], vec![]);
+        let mut made = node(name, "If", &[condition], &[name]);
+        made.attribute = vec![subgraph("then_branch", of(then)), subgraph("else_branch", of(otherwise))];
+        made
+    };
+    let inner = [(vec![node("", "Relu", &["t"], &["p"])], "p"), (vec![node("", "Neg", &["t"], &["q"])], "q")];
+    let outer = [
+        (vec![node("", "MatMul", &["a", "w"], &["t"]), either("inner", "d", inner)], "inner"),
+        (vec![node("", "Softmax", &["a"], &["s"])], "s"),
+    ];
+    let truth = |name: &str| value(name, DType::Bool, &[]);
+    model(graph(
+        vec![
+            node("", "MatMul", &["x", "v"], &["a"]),
+            either("outer", "c", outer),
+            node("", "Add", &["a", "outer"], &["y"]),
+        ],
+        vec![floats("x", &[8, 20]), truth("c"), truth("d")],
+        vec![floats("y", &[8, 12])],
+        vec![weight("v", &[20, 12]), weight("w", &[12, 12])],
+    ))
 }

@@ -189,6 +189,17 @@ impl Refusal {
     pub fn unequal(origin: &Origin, left: &Expr, right: &Expr, (l, r): (i64, i64)) -> String {
         format!("{origin} needs {left} = {right}, which are {l} and {r}")
     }
+
+    /// Why a run of a plan of fixed dims ends here; nothing where it goes on.
+    pub fn where_all_is_fixed(&self, origin: &Origin) -> Option<String> {
+        match self {
+            Refusal::Always(message) => Some(message.to_string()),
+            Refusal::Unequal(sides) => match (sides.0.as_const(), sides.1.as_const()) {
+                (Some(l), Some(r)) => (l != r).then(|| Refusal::unequal(origin, &sides.0, &sides.1, (l, r))),
+                _ => Some(format!("{origin} needs {} = {}, which are not known", sides.0, sides.1)),
+            },
+        }
+    }
 }
 
 /// What a loop of a plan does besides running its steps. At the end of each turn what is collected is taken, then states get their new

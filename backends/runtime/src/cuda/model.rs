@@ -1,7 +1,9 @@
 //! A plan on a device.
 //!
-//! Invariant: a run does the plan's steps in their order on one stream. What lies between two host steps is one CUDA graph,
-//! made when the model is loaded; results are read only after the stream was waited for.
+//! Invariant: a run does the plan's steps in their order on one stream. What lies between two steps of the host is one CUDA graph,
+//! made when the model is loaded ([`segments`]); results are read only after the stream was waited for.
+
+mod segments;
 
 use super::memory::{Layout, Memory};
 use super::staging::Staging;
@@ -14,6 +16,7 @@ use cudarc::nvrtc::Ptx;
 use kiln_ir::Tensor;
 use kiln_ir::interp::eval_op;
 use kiln_ir::plan::{Plan, SlotId, Step};
+use segments::Segment;
 use std::collections::HashMap;
 
 /// A model that is loaded to a device. One run at a time.
@@ -27,6 +30,8 @@ pub struct Model {
     /// For each kernel of the plan its launches.
     kernels: Vec<Vec<Loaded>>,
     segments: Vec<Segment>,
+    /// Which side of each branch that it came to the last run took, by its step.
+    taken: HashMap<usize, bool>,
 }
 
 /// A launch whose code the driver has.
@@ -39,13 +44,6 @@ struct Loaded {
 enum Given {
     Pointer(u64),
     Map(tensor::Encoded),
-}
-
-enum Segment {
-    /// Steps of the device, as a graph.
-    Graph(CudaGraph),
-    /// The number of a step that the host does.
-    Host(usize),
 }
 
 /// What [`Model::visit`] is told of a launch: contents of the step's arguments before it and after it.
@@ -78,9 +76,10 @@ impl Model {
             return Err(CudaError::Symbolic);
         }
         let control = plan.steps.iter().find_map(|step| match step {
-            Step::If { origin, .. } | Step::Bind { origin, .. } | Step::Refuse { origin, .. } => Some(origin),
+            Step::Bind { origin, .. } => Some(origin),
             Step::Loop(l) => Some(&l.origin),
             Step::Launch { .. } | Step::Host { .. } | Step::Copy { .. } => None,
+            Step::If { .. } | Step::Refuse { .. } => None,
         });
         if let Some(origin) = control {
             return Err(CudaError::Control { origin: origin.to_string() });
@@ -121,8 +120,9 @@ impl Model {
             .into_iter()
             .map(|parts| parts.into_iter().map(load).collect::<Result<_, _>>())
             .collect::<Result<_, _>>()?;
-        let mut model = Model { device, plan, layout, memory, staging, kernels, segments: Vec::new() };
-        model.segments = model.graphs()?;
+        let mut model =
+            Model { device, plan, layout, memory, staging, kernels, segments: Vec::new(), taken: HashMap::new() };
+        model.segments = model.graphs(0..model.plan.steps.len())?;
         Ok(model)
     }
 
@@ -141,28 +141,6 @@ impl Model {
         self.layout.bytes
     }
 
-    /// The CUDA graphs of a run.
-    pub fn graph_count(&self) -> usize {
-        self.segments.iter().filter(|s| matches!(s, Segment::Graph(_))).count()
-    }
-
-    /// Captures what lies between host steps.
-    fn graphs(&self) -> Result<Vec<Segment>, CudaError> {
-        let mut segments = Vec::new();
-        let mut next = 0;
-        while next < self.plan.steps.len() {
-            if matches!(self.plan.steps[next], Step::Host { .. }) {
-                segments.push(Segment::Host(next));
-                next += 1;
-                continue;
-            }
-            if let Some(graph) = self.captured(|| self.begin_steps(&mut next))? {
-                segments.push(Segment::Graph(graph));
-            }
-        }
-        Ok(segments)
-    }
-
     /// What `begin` begins, as a graph that is not started yet.
     fn captured(&self, begin: impl FnOnce() -> Result<(), CudaError>) -> Result<Option<CudaGraph>, CudaError> {
         let fails = |e| CudaError::Driver { doing: "makes a graph", what: meaning(e) };
@@ -173,19 +151,6 @@ impl Model {
         let graph = self.device.stream.end_capture(CUgraphInstantiate_flags(0));
         done?;
         graph.map_err(fails)
-    }
-
-    /// Begins steps up to the next host step.
-    fn begin_steps(&self, next: &mut usize) -> Result<(), CudaError> {
-        let first = *next;
-        let rest = self.plan.steps.iter().skip(first).take_while(|s| !matches!(s, Step::Host { .. }));
-        let count = rest.count();
-        self.memory.clear(self.layout.status + 4 * first as u64, 4 * count)?;
-        for n in first..first + count {
-            self.begin(n)?;
-        }
-        *next = first + count;
-        Ok(())
     }
 
     /// Begins a step of the device.
@@ -223,7 +188,7 @@ impl Model {
                 let ((from, bytes), (to, room)) = (on_device(*from)?, on_device(*to)?);
                 self.memory.copy(from, to, bytes.min(room))?;
             }
-            // The host does the one, and a plan with any of the others was not loaded.
+            // The host does these, and a plan with a loop or a binding was not loaded.
             Some(Step::Host { .. } | Step::Bind { .. } | Step::Refuse { .. } | Step::If { .. } | Step::Loop(_)) => {}
             None => {}
         }
@@ -256,13 +221,10 @@ impl Model {
     /// An input does not fit, a kernel or a host step fails.
     pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, CudaError> {
         let mut held = self.begin_run(inputs)?;
-        let fails = |e| CudaError::Driver { doing: "starts a graph", what: meaning(e) };
-        for segment in &self.segments {
-            match segment {
-                Segment::Graph(graph) => graph.launch().map_err(fails)?,
-                Segment::Host(n) => self.host(*n, &mut held)?,
-            }
-        }
+        let mut taken = HashMap::new();
+        let done = self.play(&self.segments, &mut held, &mut taken);
+        self.taken = taken;
+        done?;
         self.finish(&held)
     }
 
@@ -273,19 +235,7 @@ impl Model {
     pub fn visit(&mut self, inputs: &[Tensor], seen: &mut dyn FnMut(&Visit<'_>)) -> Result<Vec<Tensor>, CudaError> {
         let mut held = self.begin_run(inputs)?;
         self.memory.clear(self.layout.status, 4 * self.plan.steps.len())?;
-        for (n, step) in self.plan.steps.iter().enumerate() {
-            match step {
-                Step::Host { .. } => self.host(n, &mut held)?,
-                Step::Copy { .. } | Step::Bind { .. } | Step::Refuse { .. } => self.begin(n)?,
-                Step::If { .. } | Step::Loop(_) => self.begin(n)?,
-                Step::Launch { kernel, arguments, .. } => {
-                    let contents = || arguments.iter().map(|slot| self.contents(*slot)).collect::<Result<Vec<_>, _>>();
-                    let before = contents()?;
-                    self.begin(n)?;
-                    seen(&Visit { kernel: *kernel, before: &before, after: &contents()? });
-                }
-            }
-        }
+        self.visit_steps(0..self.plan.steps.len(), &mut held, seen)?;
         self.finish(&held)
     }
 
@@ -310,8 +260,8 @@ impl Model {
         let fails = |e| CudaError::Driver { doing: "starts a graph", what: meaning(e) };
         let times = times.max(1);
         let mut all = Vec::new();
-        for (n, step) in self.plan.steps.iter().enumerate() {
-            let Step::Launch { kernel, .. } = step else { continue };
+        for n in self.done(0..self.plan.steps.len()) {
+            let Some(Step::Launch { kernel, .. }) = self.plan.steps.get(n) else { continue };
             let Some(graph) = self.captured(|| (0..times).try_for_each(|_| self.begin(n)))? else { continue };
             let mut least = f64::INFINITY;
             // The first start uploads the graph.
@@ -332,16 +282,9 @@ impl Model {
     /// # Errors
     /// The driver fails.
     pub fn time_graphs(&mut self, rounds: usize) -> Result<f64, CudaError> {
-        let fails = |e| CudaError::Driver { doing: "starts a graph", what: meaning(e) };
         let mut least = f64::INFINITY;
         for _ in 0..rounds.max(1) {
-            let mut all = 0.0;
-            for segment in &self.segments {
-                if let Segment::Graph(graph) = segment {
-                    all += self.clocked(|| graph.launch().map_err(fails))?;
-                }
-            }
-            least = least.min(all);
+            least = least.min(self.seconds_of(&self.segments)?);
         }
         Ok(least)
     }
@@ -355,6 +298,10 @@ impl Model {
         let mut held = HashMap::new();
         // A run that failed may have left copies under way.
         self.memory.wait()?;
+        // What is not run leaves its status as it is.
+        if self.plan.steps.iter().any(|step| matches!(step, Step::If { .. })) {
+            self.memory.clear(self.layout.status, 4 * self.plan.steps.len())?;
+        }
         for ((name, slot), input) in self.plan.inputs.iter().zip(inputs) {
             let ty = &self.plan.slots[*slot].ty;
             if ty.dtype != input.dtype() || ty.shape().as_deref() != Some(input.shape()) {
@@ -379,7 +326,14 @@ impl Model {
 
     /// Does a step of the host.
     fn host(&self, n: usize, held: &mut HashMap<SlotId, Tensor>) -> Result<(), CudaError> {
-        let Some(Step::Host { op, inputs, outputs, origin }) = self.plan.steps.get(n) else { return Ok(()) };
+        let (op, inputs, outputs, origin) = match self.plan.steps.get(n) {
+            Some(Step::Host { op, inputs, outputs, origin }) => (op, inputs, outputs, origin),
+            Some(Step::Refuse { why, origin }) => {
+                let refused = |what| CudaError::Host { origin: origin.to_string(), what };
+                return why.where_all_is_fixed(origin).map_or(Ok(()), |what| Err(refused(what)));
+            }
+            _ => return Ok(()),
+        };
         let operands = inputs.iter().map(|s| self.tensor(*s, held)).collect::<Result<Vec<_>, _>>()?;
         let fails = |what: String| CudaError::Host { origin: origin.to_string(), what };
         let results = eval_op(op, &operands).map_err(|e| fails(e.to_string()))?;
