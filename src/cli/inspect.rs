@@ -1,6 +1,7 @@
 //! `kiln inspect`: what a model is compiled to.
 
 use super::Talk;
+use super::gpu::Program;
 use super::options::{self, Machinery, Watching};
 use super::picture::{Picture, draw};
 use super::table::{Align, table};
@@ -14,7 +15,7 @@ use kiln::lm::CacheFacts;
 use kiln::notes::Notes;
 use kiln::runtime::artifact::{self, Artifact, KernelTable, LoadOptions};
 use kiln::runtime::cpu::CpuLevel;
-use kiln::runtime::engine::LoadError;
+use kiln::runtime::engine::{LoadError, read_plan};
 use kiln::{Compiled, Error, Source, provenance};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -38,8 +39,8 @@ pub struct Args {
     /// Draw a picture instead
     #[arg(long, value_name = "KIND", conflicts_with_all = ["graph", "plan", "json"])]
     picture: Option<Picture>,
-    /// Show the kernels for this GPU architecture: launches, registers (where ptxas is found), and estimates of speed, not
-    /// measurements
+    /// Show the kernels for this GPU architecture: launches, registers and instructions (where ptxas and nvdisasm are found), and
+    /// estimates of speed, not measurements
     #[arg(long, value_name = "SM", conflicts_with_all = ["graph", "plan", "picture", "cpu"])]
     target: Option<Architecture>,
     #[command(flatten)]
@@ -73,9 +74,12 @@ impl Args {
     pub fn run(&self, talk: Talk) -> Result<(), Error> {
         let contents = match Source::open(&self.model)? {
             Source::Artifact(path) => {
-                let graph = self.graph.then_some("--graph").or(self.target.map(|_| "--target"));
+                let graph = self.graph.then_some("--graph");
                 if let Some(option) = graph.or(self.machinery.compiles()).or(self.watching.given()) {
                     return Err(options::compiled_already(option, &path));
+                }
+                if let Some(target) = self.target {
+                    return for_gpu(&path, target, talk);
                 }
                 if self.sbom {
                     let load = LoadOptions { verify_weights: false };
@@ -95,7 +99,10 @@ impl Args {
                     let mut observer = self.watching.observers(&machinery, talk)?;
                     let precision = Precision::parse(&machinery.precision)?;
                     let compiled = gpu::compile(&onnx, &options, (target, precision), &mut observer)?;
-                    return super::gpu::report(&compiled, talk);
+                    let (launches, hosts) = (compiled.stored()?, &compiled.notes.hosts);
+                    let program =
+                        Program { architecture: target.name, plan: &compiled.plan, launches: &launches, hosts };
+                    return super::gpu::report(&program, talk);
                 }
                 from_compiled(options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?)
             }
@@ -105,6 +112,25 @@ impl Args {
         }
         talk.report(&contents.json(self.graph, self.plan), &contents.text(self.graph, self.plan))
     }
+}
+
+/// The program of an artifact for an architecture.
+fn for_gpu(path: &Path, target: Architecture, talk: Talk) -> Result<(), Error> {
+    let load = |e| Error::Load(LoadError::Artifact(e));
+    let file = Artifact::open(path, &LoadOptions { verify_weights: false }).map_err(load)?;
+    let all = stored::launches(&file)?;
+    let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+    let Some((name, launches)) = all.iter().find(|(name, _)| name == target.name) else {
+        let there = if names.is_empty() { "no GPU".into() } else { names.join(", ") };
+        return Err(Error::Usage(format!(
+            "{}: the artifact has code for {there}, not for {}",
+            path.display(),
+            target.name
+        )));
+    };
+    let plan = read_plan(&file, &artifact::of_entry(name, artifact::PLAN))?;
+    let notes = Notes::parse(file.text(&artifact::of_entry(name, artifact::NOTES)).map_err(load)?)?;
+    super::gpu::report(&Program { architecture: name, plan: &plan, launches, hosts: &notes.hosts }, talk)
 }
 
 pub(super) fn from_artifact(path: &Path) -> Result<Contents, Error> {

@@ -3,7 +3,7 @@
 //! Invariant: what is run is the PTX text and the plan, nothing else: kernels see only the slots that the plan gives
 //! them, and a slot that no step has written to counts as not initialised. Branches are taken as the host would take them.
 
-use super::{Compiled, apart};
+use super::{Compiled, apart, stored};
 use crate::Error;
 use kiln_ir::interp::eval_op;
 use kiln_ir::plan::{Place, SlotId, Step};
@@ -66,6 +66,29 @@ pub fn run(
     run.steps(0..plan.steps.len())?;
     let outputs = plan.outputs.iter().map(|(_, slot)| run.tensor(*slot)).collect::<Result<_, _>>()?;
     Ok(Outcome { outputs, kernels: run.kernels })
+}
+
+/// Instructions of all warps of a launch's first block, whose buffers hold zeros and have so many bytes; nothing where it cannot be run
+/// or is too large for that.
+pub fn instructions_of_a_block(launch: &stored::Launch, bytes: &[u64]) -> Option<u64> {
+    const MOST: u64 = 2 << 30;
+    if bytes.iter().try_fold(4u64, |sum, b| sum.checked_add(*b)).is_none_or(|all| all > MOST) {
+        return None;
+    }
+    let text = Module::parse(&launch.text).ok()?;
+    let buffer = |bytes: &u64| Buffer { bytes: vec![0; *bytes as usize], written: true, initialised: true, granule: 4 };
+    let mut buffers: Vec<Buffer> = bytes.iter().chain([&4]).map(buffer).collect();
+    let status = bytes.len();
+    let argument = |handed: &stored::Handed| match handed {
+        stored::Handed::Slot(n) => emulate::Argument::Buffer(*n),
+        stored::Handed::Status => emulate::Argument::Buffer(status),
+        stored::Handed::Map(map) => emulate::Argument::Map(map.slot, map.into()),
+    };
+    let arguments = launch.arguments.iter().map(argument).collect();
+    let start = Launch { grid: [1; 3], block: [launch.threads, 1, 1], shared: launch.shared, arguments };
+    let options = Options { checks: false, threads: 1, steps: 1 << 22, ..Options::default() };
+    let report = emulate::run(&text, text.kernel(&launch.entry)?, &start, &mut buffers, &options).ok()?;
+    Some(report.counts.instructions)
 }
 
 fn bug(message: String) -> Error {

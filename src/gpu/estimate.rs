@@ -3,10 +3,8 @@
 //! Invariant: these are estimates and no measurements: a roofline knows no latency, no cache and no clock that falls
 //! under load; docs/gpu.md says how far they are off. They rank kernels and say what bounds them; they promise nothing.
 
-use super::{Compiled, Kernel};
+use super::stored::Launch;
 use kiln_ir::plan::Kernel as OfPlan;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// A GPU in public numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +13,8 @@ pub struct Gpu {
     pub name: &'static str,
     /// Streaming multiprocessors.
     pub multiprocessors: u64,
+    /// Multiply-adds of f32 that each of them begins in a cycle.
+    pub lanes: u64,
     /// f32 operations a second outside of matrix units.
     pub f32_operations: f64,
     /// Operations a second of matrix units on f16 or bf16, without sparsity.
@@ -32,17 +32,17 @@ pub struct Gpu {
 /// GPUs, from NVIDIA's data sheets (A100 80GB SXM, H100 SXM, L4, GeForce RTX 4090) and the table of compute capabilities
 /// in the CUDA C++ Programming Guide.
 pub const GPUS: &[Gpu] = &[
-    gpu("A100", 108, (19.5, 312.0), 2039.0, (164, 2048, 32)),
-    gpu("H100", 132, (66.9, 989.0), 3350.0, (228, 2048, 32)),
-    gpu("L4", 58, (30.3, 121.0), 300.0, (100, 1536, 24)),
-    gpu("RTX 4090", 128, (82.6, 165.0), 1008.0, (100, 1536, 24)),
+    gpu("A100", (108, 64), (19.5, 312.0), 2039.0, (164, 2048, 32)),
+    gpu("H100", (132, 128), (66.9, 989.0), 3350.0, (228, 2048, 32)),
+    gpu("L4", (58, 128), (30.3, 121.0), 300.0, (100, 1536, 24)),
+    gpu("RTX 4090", (128, 128), (82.6, 165.0), 1008.0, (100, 1536, 24)),
 ];
 
-/// A row of the table: multiprocessors, TFLOP/s of f32 and of matrix units, GB/s, and of a multiprocessor KiB of shared memory,
-/// threads and blocks.
+/// A row of the table: multiprocessors and lanes of each, TFLOP/s of f32 and of matrix units, GB/s, and of a multiprocessor KiB of
+/// shared memory, threads and blocks.
 const fn gpu(
     name: &'static str,
-    multiprocessors: u64,
+    (multiprocessors, lanes): (u64, u64),
     (f32_tera, matrix_tera): (f64, f64),
     giga: f64,
     (shared_kib, threads, blocks): (u64, u64, u64),
@@ -50,6 +50,7 @@ const fn gpu(
     Gpu {
         name,
         multiprocessors,
+        lanes,
         f32_operations: f32_tera * 1e12,
         matrix_operations: matrix_tera * 1e12,
         bandwidth: giga * 1e9,
@@ -59,8 +60,35 @@ const fn gpu(
     }
 }
 
+impl Gpu {
+    /// Cycles of the clock in a second, at which the peak of f32 is counted.
+    fn clock(&self) -> f64 {
+        self.f32_operations / (self.multiprocessors * self.lanes * 2) as f64
+    }
+}
+
 /// Registers of a multiprocessor, of all architectures here.
 const REGISTERS: u64 = 65536;
+
+/// Warps of which a multiprocessor begins an instruction in a cycle.
+const ISSUES: u64 = 4;
+
+/// What is known of a launch before it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The launch.
+    pub launch: &'a Launch,
+    /// The kernel that it is a part of.
+    pub of_plan: &'a OfPlan,
+    /// How many launches the kernel has.
+    pub parts: usize,
+    /// Bytes of a block's shared memory.
+    pub shared: u64,
+    /// Registers of a thread.
+    pub registers: Option<u64>,
+    /// Instructions of all warps of a block.
+    pub instructions: Option<u64>,
+}
 
 /// What is estimated of a launch on a GPU.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,67 +97,92 @@ pub struct Estimate {
     pub resident: u64,
     /// The share of its threads that are then there.
     pub occupancy: f64,
-    /// Seconds below which the kernel cannot be.
+    /// Seconds that its bytes take.
+    pub memory: f64,
+    /// Seconds that its operations take, on matrix units where it has products for them.
+    pub arithmetic: f64,
+    /// Seconds until all instructions have been issued.
+    pub issue: Option<f64>,
+    /// Seconds below which the kernel cannot be: the largest of these, and of a launch.
     pub seconds: f64,
-    /// What bounds it: `memory`, `arithmetic`, or `launch` where its blocks do not fill the GPU once.
+    /// What that is: `memory`, `tensor`, `arithmetic`, `issue` or `launch`.
     pub bound: &'static str,
 }
 
-/// The launch of a kernel's n-th part on a GPU.
-pub fn estimate(kernel: &Kernel, of_plan: &OfPlan, part: usize, registers: Option<u64>, gpu: &Gpu) -> Estimate {
-    let module = kernel.modules.get(part);
-    let threads = module.map_or(32, |m| u64::from(m.launch.threads)).max(1);
-    let shared = kernel.warps.get(part).map_or(0, |w| w.shared_layout().1 as u64);
-    let blocks = module.and_then(|m| m.launch.blocks.as_const()).and_then(|b| u64::try_from(b).ok()).unwrap_or(1);
+/// A launch on a GPU.
+pub fn estimate(known: &Known<'_>, gpu: &Gpu) -> Estimate {
+    let Known { launch, of_plan, parts, shared, registers, instructions } = *known;
+    let threads = u64::from(launch.threads).max(1);
     // Registers are given to warps in units of 256; each block takes 1 KiB of shared memory for itself.
     let by_registers = registers.map_or(u64::MAX, |r| {
         let warp = (r * 32).next_multiple_of(256).max(256);
         REGISTERS / warp / (threads / 32).max(1)
     });
     let resident =
-        by_registers.min(gpu.threads / threads).min(gpu.shared / (shared + 1024)).min(gpu.blocks).max(u64::from(true));
-    let parts = kernel.modules.len().max(1) as f64;
-    let matrix = module.is_some_and(|m| m.text.contains("mma.sync"));
+        by_registers.min(gpu.threads / threads).min(gpu.shared / shared.saturating_add(1024)).min(gpu.blocks).max(1);
+    let parts = parts.max(1) as f64;
+    let matrix = ["mma.sync", "wgmma.mma_async"].iter().any(|of| launch.text.contains(of));
     let peak = if matrix { gpu.matrix_operations } else { gpu.f32_operations };
     // A GPU that is not full has that share of its arithmetic only.
-    let share = (blocks as f64 / gpu.multiprocessors as f64).clamp(1e-9, 1.0);
+    let share = (launch.blocks as f64 / gpu.multiprocessors as f64).clamp(1e-9, 1.0);
     let memory = of_plan.bytes as f64 / parts / gpu.bandwidth;
     let arithmetic = of_plan.operations as f64 / parts / (peak * share);
+    let issue = instructions.map(|of_block| {
+        let of_multiprocessor = of_block as f64 * launch.blocks.div_ceil(gpu.multiprocessors) as f64;
+        of_multiprocessor / ISSUES as f64 / gpu.clock()
+    });
     // What the least of kernels takes within a CUDA graph: 1.1 to 1.3 us on an H100.
-    let launch = 1.2e-6;
-    let seconds = memory.max(arithmetic).max(launch);
-    let bound = if seconds == launch {
-        "launch"
-    } else if memory >= arithmetic {
-        "memory"
-    } else {
-        "arithmetic"
-    };
-    Estimate { resident, occupancy: (resident * threads) as f64 / gpu.threads as f64, seconds, bound }
+    let bounds = [
+        ("launch", 1.2e-6),
+        ("memory", memory),
+        (if matrix { "tensor" } else { "arithmetic" }, arithmetic),
+        ("issue", issue.unwrap_or(0.0)),
+    ];
+    let (bound, seconds) = bounds.into_iter().fold(bounds[0], |most, b| if b.1 > most.1 { b } else { most });
+    let occupancy = (resident * threads) as f64 / gpu.threads as f64;
+    Estimate { resident, occupancy, memory, arithmetic, issue, seconds, bound }
 }
 
-/// NVIDIA's assembler: `KILN_PTXAS`, else on the PATH.
-pub fn assembler() -> Option<PathBuf> {
-    if let Some(program) = std::env::var_os("KILN_PTXAS") {
-        return Some(program.into());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_bound_decides() {
+        let launch = |text: &str| Launch {
+            entry: "k".into(),
+            blocks: 216,
+            threads: 256,
+            shared: 0,
+            arguments: Vec::new(),
+            text: text.into(),
+        };
+        let of_plan = |operations, bytes| OfPlan {
+            name: "k".into(),
+            origin: Default::default(),
+            what: "k".into(),
+            operations,
+            bytes,
+        };
+        let gpu = &GPUS[0];
+        let of = |text: &str, operations, bytes, instructions| {
+            let (launch, of_plan) = (launch(text), of_plan(operations, bytes));
+            let registers = Some(64);
+            estimate(
+                &Known { launch: &launch, of_plan: &of_plan, parts: 1, shared: 40 << 10, registers, instructions },
+                gpu,
+            )
+        };
+        assert!((gpu.clock() / 1e9 - 1.41).abs() < 0.01);
+        let small = of("", 1, 1, Some(100));
+        assert_eq!((small.bound, small.seconds, small.resident, small.occupancy), ("launch", 1.2e-6, 4, 0.5));
+        assert_eq!(of("", 1, 2_039_000_000, None).bound, "memory");
+        assert!((of("", 1, 2_039_000_000, None).seconds - 1e-3).abs() < 1e-9);
+        assert_eq!(of("", 19_500_000_000, 1, None).bound, "arithmetic");
+        assert!((of("mma.sync", 312_000_000_000, 1, Some(1)).seconds - 1e-3).abs() < 1e-9);
+        // Two blocks on each multiprocessor, four instructions a cycle.
+        let issue = of("mma.sync", 1_000_000, 1, Some(1_000_000));
+        assert_eq!(issue.bound, "issue");
+        assert!((issue.seconds - 5e5 / gpu.clock()).abs() < 1e-9);
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|program| program.is_file())
-}
-
-/// Registers of a thread of every launch, in the order of kernels and parts, as the assembler says; nothing for those that it
-/// refuses or where it cannot be run.
-pub fn registers(compiled: &Compiled, assembler: &Path) -> Vec<Vec<Option<u64>>> {
-    let of = |text: &str| -> Option<u64> {
-        let folder = tempfile::tempdir().ok()?;
-        let (source, target) = (folder.path().join("k.ptx"), folder.path().join("k.cubin"));
-        std::fs::write(&source, text).ok()?;
-        let mut command = Command::new(assembler);
-        command.args(["-v", "-arch", compiled.architecture.name]).arg(&source).arg("-o").arg(target);
-        let output = command.output().ok().filter(|o| o.status.success())?;
-        let log = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        let (_, after) = log.split_once("Used ")?;
-        after.split_whitespace().next()?.parse().ok()
-    };
-    compiled.kernels.iter().map(|k| k.modules.iter().map(|m| of(&m.text)).collect()).collect()
 }

@@ -5,6 +5,7 @@
 
 pub mod emulate;
 pub mod estimate;
+pub mod judged;
 #[cfg(feature = "cuda")]
 pub mod launch;
 pub mod stored;

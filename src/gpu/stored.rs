@@ -8,6 +8,7 @@ use super::{Compiled, Target};
 use crate::{Bundle, Error, Observer, Options};
 use kiln_frontend::onnx::model::Model;
 use kiln_ptx::Argument;
+use kiln_ptx::emulate::TensorMap;
 use kiln_runtime::artifact::{self, Artifact, Manifest};
 use kiln_runtime::engine::LoadError;
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,13 @@ impl From<&kiln_ir::warp::Map> for Map {
     fn from(map: &kiln_ir::warp::Map) -> Map {
         let kiln_ir::warp::Map { buffer, first, extents, strides, shape } = map.clone();
         Map { slot: buffer, first, extents, strides, shape }
+    }
+}
+
+impl From<&Map> for TensorMap {
+    fn from(map: &Map) -> TensorMap {
+        let Map { slot: buffer, first, extents, strides, shape } = map.clone();
+        TensorMap::from(&kiln_ir::warp::Map { buffer, first, extents, strides, shape })
     }
 }
 

@@ -5,12 +5,12 @@
 //! They are those of one version of the assembler and are not looked at with another.
 
 use super::{compile, golden, ptxas, tool};
+use kiln::gpu::judged::Sass;
 use kiln::gpu::{self, ARCHITECTURES, Precision};
 use kiln_ir::DType;
 use kiln_passes::warp::Options;
 use kiln_ptx::Argument;
 use kiln_ptx::emulate::{self, Buffer, Launch};
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,32 +49,6 @@ fn product_of_bytes(n: usize, tile: (usize, usize, usize)) -> String {
     let text = product(n, tile).replace("f16", "i32").replace("f32", "i32").replace("0.0i32", "0i32");
     let turned = format!("load w[{n}*a1 + a0 + {}*{n}*j + k]", tile.1);
     text.replace("= dot ", "= dot_u8s8 ").replace(&format!("load w[a1 + {n}*a0 + {}*j + {n}*k]", tile.1), &turned)
-}
-
-/// Opcodes of a kernel in order, and those of its innermost largest loop.
-fn opcodes(sass: &str) -> (Vec<String>, Vec<String>) {
-    let (mut all, mut labels, mut hot) = (Vec::new(), BTreeMap::new(), 0..0);
-    for line in sass.lines().map(str::trim) {
-        if let Some(label) = line.strip_suffix(':').filter(|l| l.starts_with(".L_")) {
-            labels.insert(label.to_string(), all.len());
-        }
-        let Some((_, code)) = line.strip_prefix("/*").and_then(|l| l.split_once("*/")) else { continue };
-        let mut words = code.split_whitespace().skip_while(|w| w.starts_with('@') || *w == "{");
-        let Some(opcode) = words.next() else { continue };
-        all.push(opcode.trim_end_matches(';').to_string());
-        let back = code.split_once("`(").and_then(|(_, l)| labels.get(l.split(')').next()?));
-        if let Some(&first) = back
-            && opcode == "BRA"
-            && all.len() - first > hot.len()
-        {
-            hot = first..all.len();
-        }
-    }
-    let hot = all.get(hot).unwrap_or_default().to_vec();
-    // What follows an exit fills the text up.
-    let end = all.iter().rposition(|o| o == "EXIT").map_or(all.len(), |n| n + 1);
-    all.truncate(end);
-    (all, hot)
 }
 
 fn count(all: &[String], what: &str) -> usize {
@@ -129,7 +103,7 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
         let log = String::from_utf8_lossy(&log.stderr).into_owned() + &String::from_utf8_lossy(&log.stdout);
         let registers = log.split("Used ").nth(1).and_then(|l| l.split(' ').next()).unwrap_or("?").to_string();
         let sass = Command::new(&nvdisasm).arg("-c").arg(&cubin).output().expect("nvdisasm").stdout;
-        let (all, hot) = opcodes(&String::from_utf8_lossy(&sass));
+        let Sass { all, hot } = Sass::parse(&String::from_utf8_lossy(&sass));
         // One block in the interpreter.
         let parsed = emulate::Module::parse(&module.text).expect("our own PTX");
         let kernel = parsed.kernel(&module.launch.entry).expect("the entry");
