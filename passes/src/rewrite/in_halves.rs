@@ -2,7 +2,8 @@
 //!
 //! Invariant: an operand is rounded where it is made, once, and to the type to which the product's matrix instructions would round
 //! it; products of halves are exact in f32 and so is their sum's type. Only products with constants change: what lies between
-//! two products of attention is no memory of its own.
+//! two products of attention is no memory of its own. What else kernels keep as halves is decided once they are cut
+//! (`stored_halves.rs`).
 
 use super::halves::cast;
 use super::{Operand, Patch, apply, eliminate_common};

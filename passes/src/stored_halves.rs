@@ -1,4 +1,6 @@
-//! Values that only products read are kept as f16 or bf16 where products round their operands to it.
+//! Values that only products read are kept as f16 or bf16 where products round their operands to it: what lies in memory between
+//! kernels, once it is known what the kernels are. Which products have operands of a half type at all is a rewrite of the graph before
+//! that (`rewrite/in_halves.rs`).
 //!
 //! Invariant: a product whose operands matrix instructions round computes what it did before, since an operand is rounded once, where
 //! it is made instead of where it is read. Every kernel that reads such a value reads it as an operand of a sum of products,
