@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long)]
     unchecked: bool,
     /// Most instructions of a warp
-    #[arg(long, value_name = "N", default_value_t = 1 << 28)]
+    #[arg(long, value_name = "N", default_value_t = 1 << 26)]
     steps: u64,
     /// Threads, 1 to 1024 [default: all cores]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..=1024))]

@@ -8,7 +8,7 @@ use kiln_ir::interp::{self, eval_graph};
 use kiln_ptx::emulate::{self, Accumulate};
 
 /// Queries, keys and values in heads; what becomes of the scores.
-fn plain(batch: i64, queries: i64, keys: i64, depth: i64, value: i64) -> Graph {
+pub(super) fn plain(batch: i64, queries: i64, keys: i64, depth: i64, value: i64) -> Graph {
     let made = graph(&[&[batch, 2, queries, depth], &[batch, 2, keys, depth], &[batch, 2, keys, value]], |g, x| {
         let scores = x[0].matmul(x[1].transpose(&[0, 1, 3, 2])?)?.scale(1.0 / (depth as f64).sqrt())?;
         g.output("y", scores.softmax(-1)?.matmul(x[2])?)
@@ -17,7 +17,7 @@ fn plain(batch: i64, queries: i64, keys: i64, depth: i64, value: i64) -> Graph {
 }
 
 /// The same with a mask that is added, and the heads side by side in memory before and after.
-fn masked(queries: i64, keys: i64) -> Graph {
+pub(super) fn masked(queries: i64, keys: i64) -> Graph {
     let made = graph(&[&[1, queries, 96], &[1, keys, 96], &[1, keys, 96], &[1, 1, queries, keys]], |g, x| {
         let heads = |n: usize, len: i64| x[n].reshape([1, len, 3, 32].map(Into::into))?.transpose(&[0, 2, 1, 3]);
         let (q, k, v) = (heads(0, queries)?, heads(1, keys)?, heads(2, keys)?);
@@ -30,7 +30,7 @@ fn masked(queries: i64, keys: i64) -> Graph {
 }
 
 /// Causal, with three query heads to a head of keys, and new tokens after a past.
-fn grouped(tokens: i64, keys: i64) -> Graph {
+pub(super) fn grouped(tokens: i64, keys: i64) -> Graph {
     let made = graph(&[&[1, tokens, 2, 3, 64], &[1, keys, 2, 64], &[1, keys, 2, 64]], |g, x| {
         let scores = x[0].contract(x[1], "bthgd,bshd->bhgts")?.scale(0.125)?;
         let dims = |axis: usize, n: i64| (0..5).map(move |a| if a == axis { n } else { 1 }.into());

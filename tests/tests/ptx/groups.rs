@@ -1,7 +1,7 @@
 //! Products of four warps, fetched by bulk copies (sm_90a): over ragged shapes, both orders of operands and both half types in
-//! the interpreter, and with a mistake at a time.
+//! the interpreter.
 
-use super::{assemble, compile, data, execute, try_execute};
+use super::{assemble, compile, data, execute};
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::tile::{self, TileProgram};
 use kiln_ir::warp::WarpProgram;
@@ -9,7 +9,12 @@ use kiln_passes::warp::{Options, lower};
 use kiln_ptx::emulate::{self, Accumulate};
 
 /// A product with a bias and a clamp, its right operand by rows of the fold or by columns.
-fn product(dtype: &str, [m, n, k]: [usize; 3], [bm, bn]: [usize; 2], (down, batch): (bool, usize)) -> String {
+pub(super) fn product(
+    dtype: &str,
+    [m, n, k]: [usize; 3],
+    [bm, bn]: [usize; 2],
+    (down, batch): (bool, usize),
+) -> String {
     let depth = if down { format!("{k}*a1 + {}*j + a0 + k", k * bn) } else { format!("a1 + {bn}*j + {n}*a0 + {n}*k") };
     let whole = k.next_multiple_of(64);
     format!(
@@ -43,7 +48,7 @@ kernel @product(x: {dtype}[{}], w: {dtype}[{}], c: f32[{n}], y: f32[{}] written)
     )
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options { groups: true, ..Options::default() }
 }
 
@@ -93,43 +98,6 @@ fn products_of_groups_agree() {
             }
         }
     }
-}
-
-/// What may be taken away without harm, and why.
-const REDUNDANT: &[(&str, &str)] = &[
-    (
-        "fence.mbarrier_init",
-        "the other fence beside it orders the same; each is there for one of two readings of the manual",
-    ),
-    ("fence.proxy.async", "the same"),
-    ("setmaxnreg", "registers are not counted by the interpreter"),
-];
-
-#[test]
-fn what_is_taken_away_of_groups_is_missed() {
-    let (warp, module, given, _) = made(&product("f16", [64, 64, 400], [64, 64], (false, 1)));
-    let how = emulate::Options { threads: 1, steps: 1 << 16, ..emulate::Options::default() };
-    let missed = |text: &str| {
-        let module = kiln_ptx::Module { text: text.into(), launch: module.launch.clone() };
-        // One that does not end is found out, too.
-        try_execute(&module, &warp, &mut given.clone(), &[], &how).is_ok_and(|report| report.findings.is_empty())
-    };
-    assert!(missed(&module.text), "the kernel itself");
-    let (mut tried, mut survivors) = (0, Vec::new());
-    for (n, line) in module.text.lines().enumerate() {
-        let code = line.trim().trim_start_matches('@').to_string();
-        let what = ["mbarrier.", "fence", "wgmma.commit", "wgmma.wait", "wgmma.fence", "bar.sync", "setmaxnreg"];
-        if !what.iter().any(|w| code.split_whitespace().take(2).any(|word| word.starts_with(w))) {
-            continue;
-        }
-        tried += 1;
-        let all: Vec<&str> = module.text.lines().enumerate().filter(|(i, _)| *i != n).map(|(_, l)| l).collect();
-        if missed(&all.join("\n")) && !REDUNDANT.iter().any(|(known, _)| code.contains(known)) {
-            survivors.push(code);
-        }
-    }
-    assert!(tried > 15, "{tried}");
-    assert!(survivors.is_empty(), "{tried} tried, survivors: {survivors:#?}");
 }
 
 #[test]

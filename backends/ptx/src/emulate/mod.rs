@@ -132,7 +132,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Options { checks: true, seed: 0, accumulate: Accumulate::Exact, threads, steps: 1 << 28 }
+        Options { checks: true, seed: 0, accumulate: Accumulate::Exact, threads, steps: 1 << 26 }
     }
 }
 

@@ -107,6 +107,10 @@ impl<'a> Machine<'a> {
                     if count == 0 || count >= 1 << 20 {
                         self.report(Kind::OutOfBounds, i.line, me, format!("a barrier of {count} arrivals"));
                     }
+                    if let Some((maker, _)) = self.bulk.get(&at).map(|b| b.made) {
+                        let detail = format!("thread {maker} has made a barrier at {at} already");
+                        self.report(Kind::SharedRace, i.line, me, detail);
+                    }
                     self.order.join_warp(warp.number);
                     let seen = self.order.snapshot(warp.number);
                     let ended = [seen.clone(), seen];
