@@ -222,7 +222,6 @@ pub fn verify(ready: Ready, expected: &[Tensor], tolerance: f64, each: bool, tal
         }
     }
     if each {
-        let limit = compare::TOLERANCE;
         let mut failure = None;
         model.visit(&inputs, &mut |visit| {
             let Some(made) = compiled.kernels.get(visit.kernel) else { return };
@@ -234,7 +233,7 @@ pub fn verify(ready: Ready, expected: &[Tensor], tolerance: f64, each: bool, tal
             let apart = gpu::apart(&made.tile, &want, visit.after.iter().map(Vec::as_slice));
             let name = &made.tile.name;
             kernels.push(json!({ "kernel": name, "difference": apart }));
-            if apart.is_nan() || apart > limit {
+            if apart.is_nan() || apart > gpu::allowed(&made.tile) {
                 let _ = writeln!(text, "{name}: DIFFERS from its tile program by {apart:.2e}");
                 wrong.push(format!("{name} differs from its tile program"));
             }

@@ -5,7 +5,7 @@ use super::cuda;
 use super::gpu::{OnDevice, Target};
 use super::options::{self, Inputs, Machinery, Watching};
 use clap::Args as ClapArgs;
-use kiln::compare::{self, Difference, TOLERANCE};
+use kiln::compare::{self, Difference};
 use kiln::data::From;
 use kiln::gpu::{self, Architecture, Precision};
 use kiln::ir::Tensor;
@@ -196,7 +196,7 @@ impl Args {
                 let _ = writeln!(text, "{} {}: {finding}", k.name, k.what);
                 wrong.push(format!("{}: {}", k.name, finding.kind.name()));
             }
-            if let Some(d) = k.difference.filter(|d| *d > TOLERANCE) {
+            if let Some(d) = k.difference.filter(|d| d.is_nan() || *d > k.allowed) {
                 let _ = writeln!(text, "{} {}: DIFFERS from its tile program by {d:.2e}", k.name, k.what);
                 wrong.push(format!("{} differs from its tile program", k.name));
             }

@@ -3,7 +3,7 @@
 //! Invariant: what is run is the PTX text and the plan, nothing else: kernels see only the slots that the plan gives
 //! them, and a slot that no step has written to counts as not initialised. Branches are taken as the host would take them.
 
-use super::{Compiled, apart, stored};
+use super::{Compiled, allowed, apart, stored};
 use crate::Error;
 use kiln_ir::interp::eval_op;
 use kiln_ir::plan::{Place, SlotId, Step};
@@ -28,6 +28,8 @@ pub struct Kernel {
     pub shape: (u32, u32),
     /// How far its result is from that of its tile program on the same operands, where that was looked at.
     pub difference: Option<f64>,
+    /// How far it may be.
+    pub allowed: f64,
 }
 
 /// What came of a model's run.
@@ -212,6 +214,7 @@ impl Run<'_> {
                 counts: report.counts,
                 shape: (blocks, l.threads),
                 difference: None,
+                allowed: allowed(&made.tile),
             });
         }
         let failed = buffers.pop().map_or(0, |b| b.bytes.first().copied().unwrap_or(0));

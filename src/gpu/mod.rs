@@ -284,6 +284,19 @@ pub fn apart<'a>(program: &TileProgram, want: &[Vec<u8>], found: impl IntoIterat
     most
 }
 
+/// How far the results of a kernel may be from those of its tile program, as [`apart`] counts: the tolerance of f32, and one step of the
+/// type in which they are stored where that is a half. Two sums that differ in the last bit of f32 may lie on two sides of where a half
+/// is rounded up.
+pub fn allowed(program: &TileProgram) -> f64 {
+    let step = |dtype| match dtype {
+        DType::F16 => 2f64.powi(-10),
+        DType::BF16 => 2f64.powi(-7),
+        _ => 0.0,
+    };
+    let steps = program.buffers.iter().filter(|b| b.written).map(|b| step(b.dtype));
+    compare::TOLERANCE + steps.fold(0.0, f64::max)
+}
+
 /// What an argument of a launch is.
 fn argument(argument: &Argument) -> Value {
     match argument {

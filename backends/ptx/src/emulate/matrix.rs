@@ -20,7 +20,7 @@ impl Element {
     fn value(self, word: u64, n: usize) -> f64 {
         let bits = word >> (n * self.bits());
         match self {
-            Element::F16 => float(Ty::F16, bits),
+            Element::F16 => half(bits as u16),
             Element::BF16 => float(Ty::BF16, bits),
             // The bits that tf32 does not have are not looked at.
             Element::TF32 => float(Ty::F32, bits & 0xffff_e000),
@@ -28,6 +28,26 @@ impl Element {
             Element::U8 => f64::from(bits as u8),
         }
     }
+}
+
+/// An f16 as f64; its bits are those of an f32 that is 2^112 times too small.
+fn half(bits: u16) -> f64 {
+    const UP: f32 = f32::from_bits((127 + 112) << 23);
+    if bits & 0x7c00 == 0x7c00 {
+        return float(Ty::F16, bits.into());
+    }
+    let size = f32::from_bits(u32::from(bits & 0x7fff) << 13) * UP;
+    f64::from(if bits >> 15 == 0 { size } else { -size })
+}
+
+/// A sum as the accumulator holds it, cut off.
+fn cut(ty: Ty, sum: f64) -> f64 {
+    if ty != Ty::F32 {
+        return float(ty, rounded(ty, sum, Round::Zero));
+    }
+    let nearest = sum as f32;
+    let away = f64::from(nearest).abs() > sum.abs();
+    f64::from(if away { f32::from_bits(nearest.to_bits() - 1) } else { nearest })
 }
 
 /// What is multiplied.
@@ -93,7 +113,7 @@ pub(super) fn product(p: &Product<'_>) -> Vec<[u64; 32]> {
                     terms.iter_mut().zip(y).for_each(|(t, y)| *t = x * y);
                 }
                 terms[8] = sums;
-                sums = truncated(&terms).map(|sum| float(ty, rounded(ty, sum, Round::Zero)));
+                sums = truncated(&terms).map(|sum| cut(ty, sum));
             }
         }
         for (column, (sum, c)) in sums.into_iter().zip(c).enumerate() {
@@ -144,6 +164,27 @@ fn truncated(terms: &[[f64; 8]; 9]) -> [f64; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_and_what_is_cut_off_are_those_of_arithmetic() {
+        for bits in 0..=u16::MAX {
+            let (found, want) = (half(bits), float(Ty::F16, bits.into()));
+            assert!(
+                found.to_bits() == want.to_bits() || found.is_nan() && want.is_nan(),
+                "{bits:x}: {found}, wants {want}"
+            );
+        }
+        let mut state = 1u64;
+        for _ in 0..100_000 {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let sum = f64::from_bits(state & !(0x7ff << 52) | (850 + (state >> 40) % 350) << 52);
+            assert_eq!(
+                cut(Ty::F32, sum).to_bits(),
+                float(Ty::F32, rounded(Ty::F32, sum, Round::Zero)).to_bits(),
+                "{sum}"
+            );
+        }
+    }
 
     #[test]
     fn what_is_below_the_largest_is_cut_off() {
