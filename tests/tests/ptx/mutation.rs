@@ -75,11 +75,14 @@ fn without(text: &str, n: usize, predicate: bool) -> String {
     text.lines().enumerate().map(change).collect::<Vec<_>>().join("\n")
 }
 
-/// Kernels that are run with the n-th of these texts in place of its own: what they wrote, or nothing where something was found.
+/// Runs kernels with the n-th of their texts replaced: what they wrote, or nothing where something was found.
+type Run = Box<dyn FnMut(usize, &str) -> Option<Vec<Vec<u8>>>>;
+
+/// Kernels whose texts are changed.
 struct Subject {
     name: &'static str,
     texts: Vec<String>,
-    run: Box<dyn FnMut(usize, &str) -> Option<Vec<Vec<u8>>>>,
+    run: Run,
 }
 
 fn how() -> emulate::Options {
