@@ -45,11 +45,11 @@ const REDUNDANT: &[(&[&str], &str, usize, &str)] = &[
     (&["products of four warps"], "setmaxnreg", 2, "registers are not counted by the interpreter"),
 ];
 
-/// Why a load or a store may be done by all threads: kernels are made for fixed extents, and neither these addresses nor the guards
+/// Why a load, a store or a fence may be done by all threads: kernels are made for fixed extents, and neither these addresses nor the guards
 /// depend on data, so one run shows all that can happen. A load that nothing shows of is inside of its buffer, and what it gave decides no
 /// result: it belongs to rows or columns that are not stored. Of a store nothing shows where all threads that share a place have the same bits
-/// for it, as lanes do after a sum by shuffles; other bits would be a race.
-const OF_ALL_THREADS: &[&str] = &["ld.global", "st.shared", "st.global"];
+/// for it, as lanes do after a sum by shuffles; other bits would be a race. A fence of all threads orders what that of one does, and more.
+const OF_ALL_THREADS: &[&str] = &["ld.global", "st.shared", "st.global", "fence"];
 
 /// What orders threads, copies and products.
 const ORDERS: &[&str] = &[
