@@ -2,7 +2,7 @@
 //!
 //! With a stride, every so many neighbouring results are channels of one convolution: `y[i s + t] += x[i] w[t]` gives `y[q s + p]` the taps
 //! `w[p + j s]` of `x[q - j]`, so a convolution with `k / s` taps (rounded up) makes all `s` of them and nothing is multiplied by the
-//! zeros between spread out elements ("sub-pixel convolution": Shi et al., https://arxiv.org/abs/1609.07009). A dilated
+//! zeros between spread out elements ("sub-pixel convolution": Shi et al., <https://arxiv.org/abs/1609.07009>). A dilated
 //! kernel with a stride has no such taps: the input is spread out by the stride.
 
 use super::conv::{biased, groups};
