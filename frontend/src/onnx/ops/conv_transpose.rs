@@ -3,7 +3,7 @@
 //! With a stride, every so many neighbouring results are channels of one convolution: `y[i s + t] += x[i] w[t]` gives `y[q s + p]` the taps
 //! `w[p + j s]` of `x[q - j]`, so a convolution with `k / s` taps (rounded up) makes all `s` of them and nothing is multiplied by the
 //! zeros between spread out elements ("sub-pixel convolution": Shi et al., <https://arxiv.org/abs/1609.07009>). A dilated
-//! kernel with a stride has no such taps: the input is spread out by the stride.
+//! kernel with a stride has no such taps, and one much shorter than its stride few: there the input is spread out by the stride.
 
 use super::conv::{biased, groups};
 use super::sliding::pad;
@@ -64,7 +64,7 @@ fn conv_transpose(cx: &mut Context) -> Result<Outputs, Failure> {
         let past = reach.saturating_sub(end).saturating_add(more[n] as i64);
         axes.push(Axis { kernel: kernel[n], stride: strides[n], dilation: dilations[n], reach, begin, past });
     }
-    let together = axes.iter().any(|a| a.stride > 1) && axes.iter().all(|a| a.stride == 1 || a.dilation == 1);
+    let together = axes.iter().any(|a| a.stride > 1) && axes.iter().all(|a| a.stride == 1 || a.dilation == 1 && a.cuts());
     let y = if together { sub_pixel(cx, x, w, groups, &axes)? } else { spread(cx, x, w, groups, &axes)? };
     let bias = cx.optional(2)?;
     Ok(biased(cx, y, bias)?.into())
@@ -87,6 +87,12 @@ impl Axis {
     /// Taps of each of the `stride` results that are made together.
     fn taps(&self) -> usize {
         self.kernel.div_ceil(self.stride)
+    }
+
+    /// Whether the kernel has taps for its results without growing to more than twice its size, as it would with a stride that leaves gaps.
+    fn cuts(&self) -> bool {
+        let whole = self.kernel.checked_next_multiple_of(self.stride).and_then(|n| i64::try_from(n).ok());
+        whole.is_some_and(|n| n <= (self.kernel as i64).saturating_mul(2))
     }
 }
 
