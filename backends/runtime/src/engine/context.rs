@@ -4,145 +4,27 @@
 //! rebuilt whenever an owner changes. No step runs before the sizes of its slots are known and its memory is there. Slots that the plan lets overlap are only reached through these raw pointers, never
 //! through two live references.
 
+mod ahead;
+mod contents;
 mod control;
+mod error;
+
+pub use error::RunError;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_ir::graph::Origin;
-use kiln_ir::interp::limits::{self, Limits, Reached};
-use kiln_ir::interp::{EvalError, bind_types, eval_op_within};
+use kiln_ir::interp::limits::{self, Limits};
+use kiln_ir::interp::{bind_types, eval_op_within};
 use kiln_ir::ops::Op;
-use kiln_ir::plan::{Place, Plan, Slot, SlotId, Step};
+use kiln_ir::plan::{Place, Plan, SlotId, Step};
 use kiln_ir::{DType, Expr, Symbol, Tensor, TensorType};
 
 use super::formulas::Values;
 use super::model::{Loaded, Model};
-use crate::memory::{ALIGNMENT, Budget, Buffer, MemoryError, Reservation};
-use crate::pool::{self, Pool, PoolError};
-
-/// Why a run failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The number of inputs is not the model's.
-    #[error("the model has {expected} inputs ({names}), {found} were given")]
-    InputCount {
-        /// Number of the model's inputs.
-        expected: usize,
-        /// Their names.
-        names: String,
-        /// Number of inputs that were given.
-        found: usize,
-    },
-    /// An input is not of the model's type.
-    #[error("input {name:?} must be {expected}, but {found} was given")]
-    InputType {
-        /// The input's name.
-        name: String,
-        /// The type in the plan.
-        expected: String,
-        /// The type that was given.
-        found: String,
-    },
-    /// The shapes of the inputs do not fit together, or a dim is outside its range.
-    #[error("{0}")]
-    InputShape(String),
-    /// A tensor is larger than anything that can be addressed.
-    #[error("{0} has a size that no memory holds")]
-    Size(String),
-    /// Memory that was lent for an output has another size.
-    #[error("output {name:?} has {expected} bytes, memory of {found} bytes was lent for it")]
-    OutputSize {
-        /// The output's name.
-        name: String,
-        /// Its size in bytes.
-        expected: u64,
-        /// The size of the memory.
-        found: u64,
-    },
-    /// A run was asked for before inputs were loaded.
-    #[error("no inputs were loaded")]
-    NoInputs,
-    /// A kernel found that the data breaks a rule.
-    #[error("{}", broken_rule(origin, kernel, *status))]
-    Kernel {
-        /// The kernel's name in the plan.
-        kernel: String,
-        /// The model's nodes that it computes.
-        origin: Origin,
-        /// What it returned.
-        status: u32,
-    },
-    /// A host op refused its operands.
-    #[error("{origin}: {error}")]
-    Host {
-        /// The model's nodes that it computes.
-        origin: Origin,
-        /// Why.
-        error: EvalError,
-    },
-    /// A limit of this thread ([`limits`]) was reached, or someone cancelled the run.
-    #[error("{origin}: {reached}{}", detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default())]
-    Stopped {
-        /// The model's nodes that were about to be computed, or were being.
-        origin: Origin,
-        /// Which limit.
-        reached: Reached,
-        /// What the op said.
-        detail: Option<String>,
-    },
-    /// A host op gave something else than the plan says.
-    #[error("{origin} gave {found} where the plan has {expected}")]
-    HostResult {
-        /// The model's nodes that it computes.
-        origin: Origin,
-        /// The type in the plan.
-        expected: String,
-        /// The type that came out.
-        found: String,
-    },
-    /// A kernel's code panicked, which generated code cannot do: the fault is Kiln's.
-    #[error("kernel {kernel} panicked")]
-    Panicked {
-        /// The kernel's name in the plan.
-        kernel: String,
-    },
-    /// The plan and the context do not agree, which the verifier excludes: the fault is Kiln's.
-    #[error("internal: {0}")]
-    Internal(&'static str),
-    /// The memory budget does not allow it.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The threads could not be made.
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-}
-
-fn broken_rule(origin: &Origin, kernel: &str, status: u32) -> String {
-    match origin.names().len() {
-        0 => format!("an index is out of range in kernel {kernel} (status {status})"),
-        1 => format!("an index of {origin} is out of range (kernel {kernel}, status {status})"),
-        _ => format!("an index of one of {origin} is out of range (kernel {kernel}, status {status})"),
-    }
-}
-
-impl RunError {
-    /// Whether the data of the inputs is at fault, rather than a limit or Kiln.
-    pub fn is_data(&self) -> bool {
-        match self {
-            Self::InputCount { .. } | Self::InputType { .. } | Self::InputShape(_) => true,
-            Self::Kernel { .. } | Self::Host { .. } => true,
-            Self::Size(_)
-            | Self::OutputSize { .. }
-            | Self::NoInputs
-            | Self::HostResult { .. }
-            | Self::Stopped { .. }
-            | Self::Panicked { .. }
-            | Self::Internal(_) => false,
-            Self::Memory(_) | Self::Pool(_) => false,
-        }
-    }
-}
+use crate::memory::{ALIGNMENT, Budget, Buffer, Reservation};
+use crate::pool::{self, Pool};
 
 /// An input that is loaded: the caller's own memory where it is aligned, else a copy.
 enum Loan {
@@ -172,33 +54,6 @@ struct Launch {
     first: usize,
     /// Inputs that no step before has read, by the slot and the input's number.
     fresh: Vec<(SlotId, usize)>,
-}
-
-/// Bytes of memory that was lent which a launch reads once in order before its kernel does, from and to: what a cache of tokens holds. Its kernels read
-/// a head of each token, and what the processor foresees by itself is what lies in order: of 256 tokens' keys of three heads 25 us in their
-/// kernel's order and 13 us so (Zen 5, from memory). What is less has little to gain, what is more does not stay near.
-const READ_AHEAD: std::ops::RangeInclusive<u64> = 4096..=768 * 1024;
-
-/// Memory that a launch reads in order beforehand.
-#[derive(Clone, Copy)]
-struct Ahead {
-    from: *const u8,
-    bytes: u64,
-}
-// SAFETY: the memory is not changed while a run reads it.
-unsafe impl Sync for Ahead {}
-
-impl Ahead {
-    /// Reads the part that belongs to some of the programs, a byte of each line of the cache.
-    fn read(&self, lo: u64, hi: u64, programs: u64) {
-        let at = |n: u64| (u128::from(self.bytes) * u128::from(n) / u128::from(programs.max(1))) as usize;
-        let mut line = at(lo);
-        while line < at(hi) {
-            // SAFETY: within the memory that was lent, which nobody writes meanwhile.
-            std::hint::black_box(unsafe { self.from.wrapping_add(line).read_volatile() });
-            line += 64;
-        }
-    }
 }
 
 /// The memory and threads of one run at a time. See the module documentation.
@@ -495,31 +350,6 @@ impl Context {
         self.steps(after)
     }
 
-    /// What a slot holds at the moment: a copy with its elements in row-major order, whatever the slot's layout.
-    ///
-    /// # Errors
-    /// [`RunError::Internal`] for a slot that is not there or whose size is not known yet.
-    pub fn slot_tensor(&self, id: SlotId) -> Result<Tensor, RunError> {
-        let (slot, _) = self.slot(id)?;
-        let layout = slot.ty.layout.clone();
-        let stored = self.read_stored(id)?;
-        let shape = self.model.formulas().shape(&self.values, id);
-        let shape = shape.ok_or(RunError::Internal("a slot without a shape"))?;
-        row_major(&stored, &layout, &shape, slot.ty.dtype).ok_or(RunError::Internal("a slot of another layout"))
-    }
-
-    /// The bytes of a slot as they are stored.
-    fn read_stored(&self, id: SlotId) -> Result<Vec<u8>, RunError> {
-        let (slot, bytes) = self.slot(id)?;
-        if !slot.ty.dtype.is_bytes() {
-            return Err(RunError::Internal("a slot of strings has no bytes"));
-        }
-        let pointer = self.slots.get(id.index()).ok_or(RunError::Internal("a slot that is not there"))?;
-        // SAFETY: the slot has that many initialised bytes (buffers start as zeros), and nothing writes to it while
-        // the reference is live, which ends with this statement.
-        Ok(unsafe { std::slice::from_raw_parts(*pointer, bytes as usize) }.to_vec())
-    }
-
     fn steps(&mut self, mut after: impl FnMut(&Self, usize)) -> Result<(), RunError> {
         if !self.loaded {
             return Err(RunError::NoInputs);
@@ -794,16 +624,7 @@ impl Context {
         {
             return Err(unknown);
         }
-        let mut ahead: [Option<Ahead>; 2] = [None; 2];
-        let lent = launch.fresh.iter().filter_map(|&(slot, n)| {
-            let bytes = formulas.bytes(&self.values, slot).filter(|bytes| READ_AHEAD.contains(bytes))?;
-            match self.inputs.get(n) {
-                Some(Loan::Lent(from)) => Some(Ahead { from: *from, bytes }),
-                Some(Loan::Nothing | Loan::Shared(_) | Loan::Copied(_)) | None => None,
-            }
-        });
-        ahead.iter_mut().zip(lent).for_each(|(place, lent)| *place = Some(lent));
-        let ahead = &ahead;
+        let ahead = &self.ahead(launch);
         let done = self.pool.run(programs, launch.grain, &|lo, hi, _| {
             ahead.iter().flatten().for_each(|ahead| ahead.read(lo, hi, programs));
             let (dims, scratch) = (dims.as_ptr(), std::ptr::null_mut());
@@ -826,64 +647,6 @@ impl Context {
             }
         }
     }
-
-    fn slot(&self, slot: SlotId) -> Result<(&Slot, u64), RunError> {
-        let plan = self.model.plan();
-        let found = plan.slots.get(slot).ok_or(RunError::Internal("a slot that is not there"))?;
-        let unknown = RunError::Internal("a slot is used before its size is known");
-        Ok((found, self.model.formulas().bytes(&self.values, slot).ok_or(unknown)?))
-    }
-
-    /// A slot as a tensor: shared where it is a weight or an input, else copied.
-    fn read(&self, id: SlotId) -> Result<Tensor, RunError> {
-        let internal = RunError::Internal("a slot does not hold what its type says");
-        let (slot, bytes) = self.slot(id)?;
-        if !slot.ty.dtype.is_bytes() {
-            return self.strings[id.index()].clone().ok_or(internal);
-        }
-        if let Place::Weights(at) = slot.place {
-            return self.model.weight(id, at).ok_or(internal);
-        }
-        if let Place::Input(n) = slot.place
-            && let Some(Loan::Shared(tensor)) = self.inputs.get(n)
-        {
-            return Ok(tensor.clone());
-        }
-        // SAFETY: the slot has that many initialised bytes (buffers start as zeros), and nothing writes to it while
-        // the reference is live, which ends with this statement.
-        let copy = unsafe { std::slice::from_raw_parts(self.slots[id.index()], bytes as usize) }.to_vec();
-        let shape = self.model.formulas().shape(&self.values, id);
-        let shape = shape.ok_or(RunError::Internal("a slot without a shape"))?;
-        Tensor::new(slot.ty.dtype, shape, copy).map_err(|_| internal)
-    }
-
-    fn write(&mut self, id: SlotId, tensor: Tensor, origin: &Origin) -> Result<(), RunError> {
-        let (slot, bytes) = self.slot(id)?;
-        let found = TensorType::of(tensor.dtype(), tensor.shape());
-        let shape = self.model.formulas().shape(&self.values, id);
-        if slot.ty.dtype != found.dtype || shape.as_deref() != Some(tensor.shape()) {
-            let (expected, found) = (slot.ty.to_string(), found.to_string());
-            return Err(RunError::HostResult { origin: origin.clone(), expected, found });
-        }
-        if !found.dtype.is_bytes() {
-            self.strings[id.index()] = Some(tensor);
-            return Ok(());
-        }
-        if tensor.bytes().len() as u64 != bytes {
-            return Err(RunError::Internal("a tensor of another size than its type"));
-        }
-        // SAFETY: the slot has that many bytes, the tensor owns others (operands were copied or are constant), and
-        // nothing else refers to the slot.
-        unsafe { std::ptr::copy_nonoverlapping(tensor.bytes().as_ptr(), self.slots[id.index()], bytes as usize) };
-        Ok(())
-    }
-
-    fn copy(&mut self, from: SlotId, to: SlotId) {
-        self.strings[to.index()] = self.strings[from.index()].clone();
-        let bytes = self.model.formulas().bytes(&self.values, from).unwrap_or(0) as usize;
-        // SAFETY: the verifier has checked that both slots are of one type and inside their sections.
-        unsafe { std::ptr::copy(self.slots[from.index()], self.slots[to.index()], bytes) };
-    }
 }
 
 /// The model's nodes that a step computes.
@@ -895,37 +658,6 @@ fn origin(plan: &Plan, step: &Step) -> Origin {
         Step::Loop(l) => l.origin.clone(),
         Step::Copy { .. } => Origin::default(),
     }
-}
-
-/// The elements of a stored tensor in row-major order; nothing for a layout in blocks, which only constants have.
-fn row_major(stored: &[u8], layout: &kiln_ir::Layout, shape: &[usize], dtype: DType) -> Option<Tensor> {
-    if layout.is_row_major() {
-        return Tensor::new(dtype, shape.to_vec(), stored.to_vec()).ok();
-    }
-    if layout.block.is_some() || layout.order.len() != shape.len() {
-        return None;
-    }
-    // The distance in storage of neighbours along each axis.
-    let mut strides = vec![0usize; shape.len()];
-    let mut step = dtype.size();
-    for &axis in layout.order.iter().rev() {
-        *strides.get_mut(axis)? = step;
-        step = step.checked_mul(*shape.get(axis)?)?;
-    }
-    let mut out = Vec::with_capacity(stored.len());
-    let mut index = vec![0usize; shape.len()];
-    for _ in 0..shape.iter().product::<usize>() {
-        let at: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
-        out.extend_from_slice(stored.get(at..at + dtype.size())?);
-        for (i, extent) in index.iter_mut().zip(shape).rev() {
-            *i += 1;
-            if *i < *extent {
-                break;
-            }
-            *i = 0;
-        }
-    }
-    Tensor::new(dtype, shape.to_vec(), out).ok()
 }
 
 /// The values that the inputs' shapes give to the plan's symbols.
