@@ -1,11 +1,8 @@
 //! Attention in one kernel: graphs of every kind of it, in each precision, in the interpreter of PTX.
 
-use super::{assemble, models::graph, models::tensor};
-use kiln::gpu::{self, ARCHITECTURES, Precision};
-use kiln::{Options, Silent, compare};
+use super::models::{assembled, both_ways, close, expected, graph};
+use kiln::gpu::{self, Precision};
 use kiln_ir::Graph;
-use kiln_ir::interp::{self, eval_graph};
-use kiln_ptx::emulate::{self, Accumulate};
 
 /// Queries, keys and values in heads; what becomes of the scores.
 pub(super) fn plain(batch: i64, queries: i64, keys: i64, depth: i64, value: i64) -> Graph {
@@ -66,32 +63,16 @@ fn hidden_tiles_of_keys_are_left_out() {
         ("by numbers", grouped(96, 96), true),
         ("by numbers after a past", grouped(100, 190), true),
     ] {
-        let inputs: Vec<_> =
-            graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &graph.ty(*v).shape().expect("a shape"))).collect();
-        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (inputs, want) = expected(name, &graph);
         for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::F16, 2e-3)] {
-            let target = (ARCHITECTURES[0], precision);
-            let compiled = gpu::compile_graph(graph.clone(), &Options::default(), target, &mut Silent);
-            let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let compiled = assembled(name, graph.clone(), precision);
             let loops = |k: &gpu::Kernel| k.tile.to_string().matches("for k").count();
             let most = compiled.kernels.iter().map(loops).max();
             assert_eq!(most, Some(if skips { 2 } else { 1 }), "{name} in {precision:?}");
-            for module in compiled.kernels.iter().flat_map(|k| &k.modules) {
-                assemble(name, &module.text);
-            }
-            for (seed, accumulate) in [(0, Accumulate::Exact), (5, Accumulate::Truncating)] {
-                let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
-                let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
-                let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
-                for k in &outcome.kernels {
-                    assert_eq!(k.findings, [], "{name}, {}", k.name);
-                    assert!(k.difference.is_none_or(|d| d < 2.0 * tolerance), "{name}, {}: {:?}", k.name, k.difference);
-                }
-                for (want, found) in want.iter().zip(&outcome.outputs) {
-                    let difference = compare::difference(want, found);
-                    assert!(difference.within(tolerance), "{name} in {precision:?}, seed {seed}: {difference}");
-                }
-            }
+            let name = format!("{name} in {precision:?}");
+            both_ways(&name, &compiled, &inputs, 5, &|run, outcome| {
+                close(run, &want, outcome, (tolerance, 2.0 * tolerance))
+            });
         }
     }
 }
@@ -111,38 +92,23 @@ fn attention_is_one_kernel() {
         ("split keys", grouped(2, 700)),
     ];
     for (name, graph) in graphs {
-        let inputs: Vec<_> =
-            graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &graph.ty(*v).shape().expect("a shape"))).collect();
-        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (inputs, want) = expected(name, &graph);
         let half = if name.len() % 2 == 0 { (Precision::F16, 2e-3) } else { (Precision::BF16, 2e-2) };
         let single = [(Precision::F32, 1e-5), (Precision::F32Fast, 1e-5), (Precision::Tf32, 2e-3)];
         for (precision, tolerance) in single.into_iter().chain([half]) {
             let name = format!("{name} in {precision:?}");
-            let target = (ARCHITECTURES[0], precision);
-            let compiled = gpu::compile_graph(graph.clone(), &Options::default(), target, &mut Silent);
-            let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let compiled = assembled(&name, graph.clone(), precision);
             let what: Vec<&str> = compiled.plan.kernels.iter().map(|k| k.what.as_ref()).collect();
             assert!(what.iter().any(|w| w.matches("contract").count() == 2), "{name}: {what:?}");
-            for module in compiled.kernels.iter().flat_map(|k| &k.modules) {
-                assemble(&name, &module.text);
-            }
-            for (seed, accumulate) in [(0, Accumulate::Exact), (5, Accumulate::Truncating)] {
-                let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
-                let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
-                let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+            both_ways(&name, &compiled, &inputs, 5, &|run, outcome| {
                 for k in &outcome.kernels {
-                    assert_eq!(k.findings, [], "{name}, {}", k.name);
-                    assert!(k.difference.is_none_or(|d| d < 2.0 * tolerance), "{name}, {}: {:?}", k.name, k.difference);
                     // Rows of 16 f32 are too short to change places with one another.
                     if k.what.matches("contract").count() == 2 && !name.starts_with("one tile") {
-                        assert_eq!(k.counts.conflicts(), 0, "{name}, {}", k.name);
+                        assert_eq!(k.counts.conflicts(), 0, "{run}, {}", k.name);
                     }
                 }
-                for (want, found) in want.iter().zip(&outcome.outputs) {
-                    let difference = compare::difference(want, found);
-                    assert!(difference.within(tolerance), "{name}, seed {seed}: {difference}");
-                }
-            }
+                close(run, &want, outcome, (tolerance, 2.0 * tolerance));
+            });
         }
     }
 }

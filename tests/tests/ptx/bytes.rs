@@ -1,12 +1,11 @@
 //! Products of bytes by matrix instructions: quantized graphs over ragged shapes in the interpreter of PTX, whose results are exactly
 //! those of the graph.
 
-use super::{assemble, data, models::tensor};
-use kiln::gpu::{self, ARCHITECTURES, Precision};
-use kiln::{Options, Silent, compare};
-use kiln_ir::interp::{self, eval_graph};
+use super::data;
+use super::models::{assembled, both_ways, expected};
+use kiln::compare;
+use kiln::gpu::Precision;
 use kiln_ir::{DType, Graph, Tensor};
-use kiln_ptx::emulate::{self, Accumulate};
 
 /// A graph in the text form with one constant of i8.
 fn parsed(text: &str, weights: &[usize]) -> Graph {
@@ -100,32 +99,23 @@ fn quantized_graphs_are_computed_exactly_on_matrix_instructions() {
         ("a channel a group", convolution([1, 16, 7, 7], [16, 1, 3, 3], 16), false),
     ];
     for (name, graph, by_matrices) in graphs {
-        let shape = |v: &kiln_ir::graph::ValueId| graph.ty(*v).shape().expect("a shape");
-        let inputs: Vec<Tensor> = graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &shape(v))).collect();
-        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let target = (ARCHITECTURES[0], Precision::F32);
-        let compiled = gpu::compile_graph(graph, &Options::default(), target, &mut Silent);
-        let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (inputs, want) = expected(name, &graph);
+        let compiled = assembled(name, graph, Precision::F32);
         assert!(compiled.notes.hosts.is_empty(), "{name}: {:?}", compiled.notes.hosts);
-        let modules = || compiled.kernels.iter().flat_map(|k| &k.modules);
-        modules().for_each(|module| _ = assemble(name, &module.text));
-        let multiply = modules().filter(|m| m.text.contains("mma.sync.aligned.m16n8k32")).count();
+        let modules = compiled.kernels.iter().flat_map(|k| &k.modules);
+        let multiply = modules.filter(|m| m.text.contains("mma.sync.aligned.m16n8k32")).count();
         assert_eq!(multiply > 0, by_matrices, "{name}: {multiply} kernels with matrix instructions");
-        for (seed, accumulate) in [(0, Accumulate::Exact), (3, Accumulate::Truncating)] {
-            let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
-            let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
-            let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+        both_ways(name, &compiled, &inputs, 3, &|run, outcome| {
             for k in &outcome.kernels {
-                assert_eq!(k.findings, [], "{name}, {}", k.name);
-                assert!(k.difference.is_none_or(|d| d == 0.0), "{name}, {}: {:?}", k.name, k.difference);
-                assert_eq!(k.counts.conflicts(), 0, "{name}, {}", k.name);
+                assert!(k.difference.is_none_or(|d| d == 0.0), "{run}, {}: {:?}", k.name, k.difference);
+                assert_eq!(k.counts.conflicts(), 0, "{run}, {}", k.name);
                 if name == "to bytes" {
-                    assert_eq!(k.counts.sectors, k.counts.least_sectors, "{name}, {}", k.name);
+                    assert_eq!(k.counts.sectors, k.counts.least_sectors, "{run}, {}", k.name);
                 }
             }
             for (want, found) in want.iter().zip(&outcome.outputs) {
-                assert_eq!(want.bytes(), found.bytes(), "{name}, seed {seed}: {}", compare::difference(want, found));
+                assert_eq!(want.bytes(), found.bytes(), "{run}: {}", compare::difference(want, found));
             }
-        }
+        });
     }
 }

@@ -2,7 +2,8 @@
 
 use super::{assemble, data};
 use kiln::builder::Builder;
-use kiln::gpu::{self, ARCHITECTURES, Precision};
+use kiln::gpu::emulate::Outcome;
+use kiln::gpu::{self, ARCHITECTURES, Compiled, Precision};
 use kiln::{Options, Silent, compare};
 use kiln_ir::interp::{self, eval_graph};
 use kiln_ir::{DType, Graph, Tensor};
@@ -13,6 +14,46 @@ pub(super) type Made = Result<Graph, Box<dyn std::error::Error>>;
 pub(super) fn tensor(dtype: DType, shape: &[usize]) -> Tensor {
     let len = shape.iter().product();
     Tensor::new(dtype, shape.to_vec(), data(dtype, len, false)).expect("a tensor")
+}
+
+/// Inputs of a graph, and what the interpreter of graphs makes of them.
+pub(super) fn expected(name: &str, graph: &Graph) -> (Vec<Tensor>, Vec<Tensor>) {
+    let shape = |v: &kiln_ir::graph::ValueId| graph.ty(*v).shape().expect("a shape");
+    let inputs: Vec<Tensor> = graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &shape(v))).collect();
+    let want = eval_graph(graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    (inputs, want)
+}
+
+/// A graph for the base of all architectures; the assembler takes all of its kernels.
+pub(super) fn assembled(name: &str, graph: Graph, precision: Precision) -> Compiled {
+    let compiled = gpu::compile_graph(graph, &Options::default(), (ARCHITECTURES[0], precision), &mut Silent);
+    let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+    compiled.kernels.iter().flat_map(|k| &k.modules).for_each(|module| _ = assemble(name, &module.text));
+    compiled
+}
+
+/// Runs it with sums of both kinds, the second time with warps in the order of `seed`: nothing is found. `check` is told of each run.
+pub(super) fn both_ways(name: &str, compiled: &Compiled, inputs: &[Tensor], seed: u64, check: &dyn Fn(&str, &Outcome)) {
+    for (seed, accumulate) in [(0, Accumulate::Exact), (seed, Accumulate::Truncating)] {
+        let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
+        let outcome = gpu::emulate::run(compiled, inputs, &how, seed == 0, &mut |_| {});
+        let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+        for k in &outcome.kernels {
+            assert_eq!(k.findings, [], "{name}, {}", k.name);
+        }
+        check(&format!("{name}, seed {seed}"), &outcome);
+    }
+}
+
+/// Demands results within a tolerance, and each kernel's of what its tile program says.
+pub(super) fn close(name: &str, want: &[Tensor], outcome: &Outcome, (tolerance, of_kernels): (f64, f64)) {
+    for k in &outcome.kernels {
+        assert!(k.difference.is_none_or(|d| d < of_kernels), "{name}, {}: {:?}", k.name, k.difference);
+    }
+    for (want, found) in want.iter().zip(&outcome.outputs) {
+        let difference = compare::difference(want, found);
+        assert!(difference.within(tolerance), "{name}: {difference}");
+    }
 }
 
 /// A graph of f32 inputs of these shapes.
@@ -108,35 +149,20 @@ const PRECISIONS: [(Precision, f64); 3] = [(Precision::F32, 1e-5), (Precision::F
 
 #[test]
 fn graphs_compute_what_the_interpreter_says() {
-    let target = ARCHITECTURES[0];
     for (name, made) in all() {
         let graph = made.unwrap_or_else(|e| panic!("{name}: {e}"));
-        let shape = |v: &kiln_ir::graph::ValueId| graph.ty(*v).shape().expect("a shape");
-        let inputs: Vec<Tensor> = graph.inputs.iter().map(|v| tensor(graph.ty(*v).dtype, &shape(v))).collect();
-        let want = eval_graph(&graph, &inputs, &interp::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (inputs, want) = expected(name, &graph);
         let multiplies = graph.inputs.len() > 1 && name != "concat";
         for (precision, tolerance) in PRECISIONS.into_iter().take(if multiplies { 3 } else { 1 }) {
             let name = format!("{name} in {precision:?}");
-            let compiled = gpu::compile_graph(graph.clone(), &Options::default(), (target, precision), &mut Silent);
-            let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let compiled = assembled(&name, graph.clone(), precision);
             assert!(compiled.notes.hosts.is_empty(), "{name}: {:?}", compiled.notes.hosts);
             for module in compiled.kernels.iter().flat_map(|k| &k.modules) {
-                assemble(&name, &module.text);
                 assert!(!name.starts_with("4 bits") || !module.text.contains("cvt.rn.f32"), "{name}: {}", module.text);
             }
-            for (seed, accumulate) in [(0, Accumulate::Exact), (3, Accumulate::Truncating)] {
-                let how = emulate::Options { seed, accumulate, ..emulate::Options::default() };
-                let outcome = gpu::emulate::run(&compiled, &inputs, &how, seed == 0, &mut |_| {});
-                let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
-                for k in &outcome.kernels {
-                    assert_eq!(k.findings, [], "{name}, {}", k.name);
-                    assert!(k.difference.is_none_or(|d| d < tolerance), "{name}, {}: {:?}", k.name, k.difference);
-                }
-                for (want, found) in want.iter().zip(&outcome.outputs) {
-                    let difference = compare::difference(want, found);
-                    assert!(difference.within(tolerance), "{name}, seed {seed}: {difference}");
-                }
-            }
+            both_ways(&name, &compiled, &inputs, 3, &|name, outcome| {
+                close(name, &want, outcome, (tolerance, tolerance))
+            });
         }
     }
 }
