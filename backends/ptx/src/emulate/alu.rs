@@ -10,7 +10,6 @@ use half::{bf16, f16};
 
 /// A scalar type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
 pub(super) enum Ty {
     Pred,
     U8,
@@ -102,7 +101,6 @@ pub(super) fn float(ty: Ty, bits: u64) -> f64 {
 
 /// How a result is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[allow(missing_docs)]
 pub(super) enum Round {
     #[default]
     Nearest,
@@ -179,7 +177,6 @@ pub(super) fn flush(x: f32) -> f32 {
 
 /// An operation on two integers of a type, or a shift by an unsigned count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(super) enum IntOp {
     Add,
     Sub,
@@ -261,7 +258,6 @@ pub(super) fn int_op(op: IntOp, ty: Ty, a: u64, b: u64) -> u64 {
 
 /// An operation on one or two floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(super) enum FloatOp {
     Add,
     Sub,
@@ -395,7 +391,6 @@ pub(super) fn fma(ty: Ty, mode: Mode, a: u64, b: u64, c: u64) -> u64 {
 
 /// A comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(super) enum Compare {
     Eq,
     Ne,

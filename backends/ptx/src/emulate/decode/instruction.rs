@@ -16,7 +16,6 @@ pub(in super::super) enum Src {
 
 /// A special register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Special {
     Tid(usize),
     Ntid(usize),
@@ -36,7 +35,6 @@ pub(in super::super) enum Special {
 
 /// A state space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Space {
     Global,
     Shared,
@@ -53,7 +51,6 @@ pub(in super::super) struct Address {
 
 /// What an atomic operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Atom {
     Int(IntOp),
     Float,
@@ -65,7 +62,6 @@ pub(in super::super) enum Atom {
 
 /// An operation on three words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Three {
     Lop3(u8),
     Prmt,
@@ -88,7 +84,6 @@ pub(in super::super) enum Three {
 
 /// Which lane a shuffle reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Shuffle {
     Up,
     Down,
@@ -98,7 +93,6 @@ pub(in super::super) enum Shuffle {
 
 /// What a vote says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Vote {
     All,
     Any,
@@ -108,7 +102,6 @@ pub(in super::super) enum Vote {
 
 /// The types of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Element {
     F16,
     BF16,
@@ -133,7 +126,6 @@ pub(in super::super) struct Mma {
 
 /// How the result of a comparison is joined with a predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in super::super) enum Join {
     And,
     Or,
