@@ -387,12 +387,9 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
         guards.or((cost > 2).then_some(Refusal::Cost(cost)).and_then(by_cost))
     } else if is_plain_reduction(&group.stages[0]) {
         guards
-    } else if expands(graph, producer) {
+    } else if let Some(most) = most_reads(graph, producer) {
         let times = reuse(graph, group, k);
-        (times > MOST_REUSE).then_some(Refusal::Reuse(times)).and_then(by_cost)
-    } else if widens(graph, producer) {
-        let times = reuse(graph, group, k);
-        (times > MOST_WIDENED).then_some(Refusal::Reuse(times)).and_then(by_cost)
+        (times > most).then_some(Refusal::Reuse(times)).and_then(by_cost)
     } else {
         by_cost(Refusal::Product).or(guards)
     }
@@ -430,6 +427,13 @@ const MOST_REUSE: i64 = 64;
 /// How often a product may read each number of fewer bits for it to be widened at every read: what the rows of a tile share costs less than
 /// writing all of them to memory and reading them back, as of a cache's keys and values for one token.
 const MOST_WIDENED: i64 = 8;
+
+/// How often a product may read each element that a producer makes for it to be made at every read, where reading it takes more bytes than what
+/// it is made of.
+fn most_reads(graph: &Graph, producer: &Group) -> Option<i64> {
+    let widened = || widens(graph, producer).then_some(MOST_WIDENED);
+    expands(graph, producer).then_some(MOST_REUSE).or_else(widened)
+}
 
 /// Whether a group converts numbers to wider ones and does nothing else.
 fn widens(graph: &Graph, producer: &Group) -> bool {

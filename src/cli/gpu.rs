@@ -73,6 +73,9 @@ struct Row {
 /// A text without the name of its entry, and bytes of buffers: what decides how many instructions a block has.
 type Alike = (String, Vec<u64>);
 
+/// What is read off a text: bytes of its own shared memory, and instructions of a block.
+type FromText = (usize, Option<u64>);
+
 impl Program<'_> {
     /// Bytes of the arguments of each kernel's step.
     fn bytes(&self) -> HashMap<usize, Vec<u64>> {
@@ -90,14 +93,15 @@ impl Program<'_> {
         (of_plan, launch, parts): (&Kernel, &Launch, usize),
         bytes: &[u64],
         tools: Option<&mut Tools>,
-        counted: &mut HashMap<Alike, Option<u64>>,
+        read: &mut HashMap<Alike, FromText>,
     ) -> Row {
         let judged = tools.and_then(|tools| tools.judge(&launch.text, &launch.entry, self.architecture));
         let alike = (launch.text.replace(&launch.entry, "?"), bytes.to_vec());
-        let count = || gpu::emulate::instructions_of_a_block(launch, bytes);
-        let instructions = *counted.entry(alike).or_insert_with(count);
-        let module = emulate::Module::parse(&launch.text).ok();
-        let of_text = module.as_ref().and_then(|m| m.kernel(&launch.entry)).map_or(0, emulate::Kernel::static_shared);
+        let (of_text, instructions) = *read.entry(alike).or_insert_with(|| {
+            let Ok(module) = emulate::Module::parse(&launch.text) else { return (0, None) };
+            let of_text = module.kernel(&launch.entry).map_or(0, emulate::Kernel::static_shared);
+            (of_text, gpu::emulate::instructions_of_a_block(&module, launch, bytes))
+        });
         let shared = of_text.saturating_add(launch.shared) as u64;
         let registers = judged.as_ref().map(|j| j.registers);
         let known = Known { launch, of_plan, parts, shared, registers, instructions };
@@ -109,13 +113,13 @@ impl Program<'_> {
 pub fn report(program: &Program<'_>, talk: Talk) -> Result<(), Error> {
     let mut tools = Tools::find();
     let (mut rows, mut list) = (Vec::new(), Vec::new());
-    let (bytes, mut counted) = (program.bytes(), HashMap::new());
+    let (bytes, mut read) = (program.bytes(), HashMap::new());
     let mut totals = vec![0f64; GPUS.len()];
     let mut opcodes: BTreeMap<String, u64> = BTreeMap::new();
     for (n, (parts, of_plan)) in program.launches.iter().zip(&program.plan.kernels).enumerate() {
         for launch in parts {
             let bytes = bytes.get(&n).map_or(&[][..], Vec::as_slice);
-            let row = program.row((of_plan, launch, parts.len()), bytes, tools.as_mut(), &mut counted);
+            let row = program.row((of_plan, launch, parts.len()), bytes, tools.as_mut(), &mut read);
             let Row { shared, judged, estimates } = row;
             totals.iter_mut().zip(&estimates).for_each(|(t, e)| *t += e.seconds);
             let us = |seconds: f64| format!("{:.1}", seconds * 1e6);

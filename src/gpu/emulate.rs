@@ -70,14 +70,13 @@ pub fn run(
     Ok(Outcome { outputs, kernels: run.kernels })
 }
 
-/// Instructions of all warps of a launch's first block, whose buffers hold zeros and have so many bytes; nothing where it cannot be run
-/// or is too large for that.
-pub fn instructions_of_a_block(launch: &stored::Launch, bytes: &[u64]) -> Option<u64> {
+/// Instructions of all warps of the first block of a launch with this text, whose buffers hold zeros and have so many bytes;
+/// nothing where it cannot be run or is too large for that.
+pub fn instructions_of_a_block(text: &Module, launch: &stored::Launch, bytes: &[u64]) -> Option<u64> {
     const MOST: u64 = 2 << 30;
     if bytes.iter().try_fold(4u64, |sum, b| sum.checked_add(*b)).is_none_or(|all| all > MOST) {
         return None;
     }
-    let text = Module::parse(&launch.text).ok()?;
     let buffer = |bytes: &u64| Buffer { bytes: vec![0; *bytes as usize], written: true, initialised: true, granule: 4 };
     let mut buffers: Vec<Buffer> = bytes.iter().chain([&4]).map(buffer).collect();
     let status = bytes.len();
@@ -89,7 +88,7 @@ pub fn instructions_of_a_block(launch: &stored::Launch, bytes: &[u64]) -> Option
     let arguments = launch.arguments.iter().map(argument).collect();
     let start = Launch { grid: [1; 3], block: [launch.threads, 1, 1], shared: launch.shared, arguments };
     let options = Options { checks: false, threads: 1, steps: 1 << 22, ..Options::default() };
-    let report = emulate::run(&text, text.kernel(&launch.entry)?, &start, &mut buffers, &options).ok()?;
+    let report = emulate::run(text, text.kernel(&launch.entry)?, &start, &mut buffers, &options).ok()?;
     Some(report.counts.instructions)
 }
 

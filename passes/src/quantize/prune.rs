@@ -2,6 +2,8 @@
 //!
 //! Invariant: what stays keeps its value. Of weights of one magnitude the earlier ones go first.
 
+use crate::rewrite::sparse;
+
 /// A pruned matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pruned {
@@ -25,9 +27,7 @@ impl Pruned {
     /// Bytes of a matrix of f32 with rows of `columns`, of which each four neighbours in a row are stored as two and a byte with their places;
     /// nothing where some four have more than two that are not zero.
     pub fn two_of_four_bytes(&self, columns: usize) -> Option<usize> {
-        let few = |four: &[f32]| four.iter().filter(|v| **v != 0.0).count() <= 2;
-        let whole = columns > 0 && columns.is_multiple_of(4) && self.values.chunks(4).all(few);
-        whole.then_some(self.values.len() / 4 * 9)
+        sparse::packed_bytes(&self.values, columns)
     }
 }
 

@@ -7,7 +7,6 @@ use super::{Operand, Patch, rewrite};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
-use kiln_ir::interp::eval_op;
 use kiln_ir::ops::{BlockProduct, Concat, Op, Slice};
 
 /// What a block product takes of its rows; the rest belongs to its weight.
@@ -20,7 +19,7 @@ const OF_ROWS: usize = 3;
 pub(super) fn join_products(graph: &Graph) -> Result<Graph, GraphError> {
     // Each product becomes a part of the joined one; these are the same node, and their weights constants, after that.
     let graph = rewrite(graph, &[part])?;
-    rewrite(&super::eliminate_common(&graph)?, &[concatenated])
+    super::fold_constants(&super::eliminate_common(&graph)?)
 }
 
 /// The products of the same rows as one, in order; nothing where it is alone.
@@ -71,16 +70,4 @@ fn part(graph: &Graph, id: NodeId) -> Option<Patch> {
     nodes.push((Slice { starts, steps, dims }.into(), vec![Operand::New(nodes.len() - 1)]));
     let also = found.into_iter().filter(|&other| other != id).collect();
     Some(Patch { nodes, replaces: node.outputs[0], with: None, also })
-}
-
-/// Constants one after another as a constant.
-fn concatenated(graph: &Graph, id: NodeId) -> Option<Patch> {
-    let node = graph.node(id);
-    let weight = |reader: &NodeId| matches!(graph.node(*reader).op, Op::BlockProduct(_));
-    if !matches!(node.op, Op::Concat(_)) || !graph.users(node.outputs[0]).iter().any(weight) {
-        return None;
-    }
-    let parts: Option<Vec<_>> = node.inputs.iter().map(|&v| graph.constant(v).cloned()).collect();
-    let whole = eval_op(&node.op, &parts?).ok()?.pop()?;
-    Some(Patch { nodes: vec![], replaces: node.outputs[0], with: Some(Operand::Constant(whole)), also: vec![] })
 }

@@ -17,7 +17,7 @@ mod joined;
 mod pairs;
 mod quantized;
 mod recognise;
-mod sparse;
+pub(crate) mod sparse;
 mod strings;
 
 pub use activations::activations_in_bytes;

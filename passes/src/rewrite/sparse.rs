@@ -31,6 +31,18 @@ struct Packed {
     places: Vec<u8>,
 }
 
+/// Whether a packed form has to hold a value. A negative zero is none here: its product has another sign.
+fn is_held(value: f32) -> bool {
+    value.to_bits() != 0
+}
+
+/// Bytes of the packed form of a matrix, each row of which has the `steps` of a sum side by side; nothing where it has none.
+pub(crate) fn packed_bytes(values: &[f32], steps: usize) -> Option<usize> {
+    let fits = |four: &[f32]| four.iter().filter(|v| is_held(**v)).count() <= 2;
+    let whole = steps > 0 && steps.is_multiple_of(GROUP) && values.chunks(GROUP).all(fits);
+    whole.then_some(values.len() / GROUP * (2 * size_of::<f32>() + 1))
+}
+
 /// The packed form of a matrix whose element at a step of the sum and a column `at` gives; nothing where four neighbours have more than
 /// two values that are not zero.
 fn pack(steps: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Option<Packed> {
@@ -40,13 +52,10 @@ fn pack(steps: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Optio
         for column in 0..columns {
             let (mut places, mut found) = ([0, 1], 0);
             for n in 0..GROUP {
-                let value = at(group * GROUP + n, column);
-                // A negative zero is no zero here: its product has another sign.
-                if value.to_bits() == 0 {
-                    continue;
+                if is_held(at(group * GROUP + n, column)) {
+                    *places.get_mut(found)? = n;
+                    found += 1;
                 }
-                *places.get_mut(found)? = n;
-                found += 1;
             }
             if found == 1 && places[0] == 1 {
                 places[1] = 0;
