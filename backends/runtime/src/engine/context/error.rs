@@ -67,7 +67,7 @@ pub enum RunError {
         /// Why.
         error: EvalError,
     },
-    /// A limit of this thread ([`limits`]) was reached, or someone cancelled the run.
+    /// A limit of this thread ([`kiln_ir::interp::limits`]) was reached, or someone cancelled the run.
     #[error("{origin}: {reached}{}", detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default())]
     Stopped {
         /// The model's nodes that were about to be computed, or were being.
