@@ -9,6 +9,7 @@ use crate::fusion::{Attempt, Refusal, Way};
 use crate::kernel::scatter::Scatter;
 use crate::late::constants_late;
 use crate::layers::scales_of_layers;
+use crate::spread;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
@@ -373,7 +374,8 @@ fn refusal(graph: &Graph, group: &Group, k: usize, producer: &Group, users: &Use
     }
     let by_cost = |refusal: Refusal| Some(refusal).filter(|_| wish != Some(true));
     if producer.is_view() {
-        return scatters_columns(graph, group, k, producer).then_some(Refusal::Product).and_then(by_cost);
+        let copied = scatters_columns(graph, group, k, producer) || is_copy_for(graph, group, producer);
+        return copied.then_some(Refusal::Product).and_then(by_cost);
     }
     if !users.all_in(value, &group.nodes) {
         return Some(Refusal::Readers(users.count(value)));
@@ -411,6 +413,23 @@ fn scatters_columns(graph: &Graph, group: &Group, k: usize, view: &Group) -> boo
     let mut stays = true;
     copy.for_each_load(&mut |_, coords| stays &= is(coords.last(), innermost.clone()));
     beside && !stays && reuse(graph, group, k) >= LEAST_REUSE
+}
+
+/// Whether the view is a copy of what the caller gave, made for the product that the group is.
+fn is_copy_for(graph: &Graph, group: &Group, view: &Group) -> bool {
+    let ([stage], [copy], [of]) = (group.stages.as_slice(), view.stages.as_slice(), view.inputs.as_slice()) else {
+        return false;
+    };
+    let rows = copy.dims.len().checked_sub(2).filter(|_| !stage.folds.is_empty());
+    let mut same = graph.ty(*of).dims == copy.dims && rows.is_some_and(|rows| spread::meet(graph.ty(*of), rows));
+    copy.for_each_load(&mut |_, coords| {
+        let own = |(n, c): (usize, &Coord)| {
+            let single = copy.dims.get(n).is_some_and(|d| d.as_const() == Some(1));
+            c.expr().is_some_and(|e| e.as_symbol() == Some(&nest::axis(n)) || single && e.as_const() == Some(0))
+        };
+        same &= coords.iter().enumerate().all(own);
+    });
+    same
 }
 
 /// How often a product must read each element of an operand for a copy of it to be worth while.

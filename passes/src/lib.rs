@@ -22,6 +22,7 @@ pub mod plan;
 pub mod quantize;
 pub mod region;
 pub mod rewrite;
+mod spread;
 mod stored_halves;
 mod views;
 pub mod warp;

@@ -15,6 +15,7 @@ use crate::nibbles::keep_nibbles;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
 use crate::rewrite;
+use crate::spread::{close_rows, spread_rows};
 use crate::stored_halves::keep_halves;
 use crate::views::absorb_views;
 use kiln_ir::dtype::DType;
@@ -195,10 +196,12 @@ impl Scheduled {
         let hosts: HashSet<NodeId> = self.work.iter().filter_map(Work::host).collect();
         let on_host = |id| hosts.contains(&id);
         let (mut graph, mut attempts) = (self.graph.clone(), Vec::new());
+        close_rows(&mut graph);
         wishes.lay_out(&mut graph, &on_host);
         let work = group(&graph, &on_host, wishes, &mut attempts);
         let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
         let work = join_borders(&graph, work, wishes, &mut attempts);
+        spread_rows(&mut graph, &work);
         Ok(Scheduled { graph, work, attempts, asked: BTreeSet::new(), wishes: wishes.clone() })
     }
 }
@@ -306,7 +309,8 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     let on_cpus = targets.iter().all(|t| t.machine.gpu.is_none());
     let for_cpus = if on_cpus {
         let turned = rewrite::columns_last(graph).map_err(fail)?;
-        Some(rewrite::without_zeros(&turned).map_err(fail)?)
+        let copied = rewrite::copied_rows(&turned).map_err(fail)?;
+        Some(rewrite::without_zeros(&copied).map_err(fail)?)
     } else {
         // Blocks of threads turn operands round in shared memory.
         None
@@ -339,6 +343,9 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
         let work = if on_cpus { join_borders(&graph, work, &wishes, &mut attempts) } else { work };
+        if on_cpus {
+            spread_rows(&mut graph, &work);
+        }
         // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
         if let Some(chosen) = targets.first().and_then(|t| t.chosen)
             && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 impl TensorType {
-    /// Parses `f32[batch, 768]`, optionally followed by `order [0, 2, 1]/1:8`.
+    /// Parses `f32[batch, 768]`, optionally followed by `order [0, 2, 1]/1:8` or `order [0, 1]+0:16`.
     ///
     /// # Errors
     /// The text is no tensor type.
@@ -23,13 +23,16 @@ impl TensorType {
         let mut ty = TensorType::new(dtype, dims);
         if lexer.eat_word("order") {
             let order = lexer.list('[', ']', Lexer::size)?;
-            let mut block = None;
-            if lexer.eat('/') {
+            let mut of_axis = |sign: char| -> Result<Option<(usize, usize)>, ParseError> {
+                if !lexer.eat(sign) {
+                    return Ok(None);
+                }
                 let axis = lexer.size()?;
                 lexer.expect(':')?;
-                block = Some((axis, lexer.size()?));
-            }
-            ty.layout = Layout { order, block };
+                Ok(Some((axis, lexer.size()?)))
+            };
+            let (block, gap) = (of_axis('/')?, of_axis('+')?);
+            ty.layout = Layout { order, block, gap };
             if !ty.layout.fits(ty.rank()) {
                 return Err(lexer.error(format!("layout {} does not fit {} axes", ty.layout, ty.rank())));
             }

@@ -239,7 +239,7 @@ fn the_verifier_collects_every_error() {
     assert_eq!(graph.verify(), []);
     graph.values[x].ty = f32s(&[3]);
     graph.values[c].ty = f32s(&[1]);
-    graph.values[b].ty.layout = Layout { order: vec![1], block: None };
+    graph.values[b].ty.layout = Layout { order: vec![1], block: None, gap: None };
     graph.values[a].definition = Definition::Input(1);
     graph.nodes[NodeId::from_index(1)].op = Softmax { axis: 4, log: false }.into();
     graph.push_value(Value {

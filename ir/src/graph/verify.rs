@@ -60,6 +60,9 @@ impl Graph {
             if !value.ty.layout.fits(value.ty.rank()) {
                 fail(format!("layout {} does not fit {} axes", value.ty.layout, value.ty.rank()));
             }
+            if value.ty.layout.gap.is_some() && !matches!(value.definition, Definition::Node(..)) {
+                fail("only what a node makes has gaps in memory".into());
+            }
             if let Some(shape) = value.ty.shape()
                 && let Err(e) = element_count(&shape, value.ty.dtype.size())
             {

@@ -107,7 +107,7 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
         if block.is_none() && !in_words {
             order.rotate_left(1);
         }
-        wishes.push((value, Layout { order, block }));
+        wishes.push((value, Layout { order, block, gap: None }));
     }
     wishes
 }

@@ -17,6 +17,7 @@ mod joined;
 mod pairs;
 mod quantized;
 mod recognise;
+mod rows;
 pub(crate) mod sparse;
 mod strings;
 
@@ -32,6 +33,7 @@ pub use in_halves::products_in_halves;
 pub use integers::regions_of_integers;
 pub use pairs::products_of_pairs;
 pub use recognise::recognise;
+pub use rows::copied_rows;
 pub use sparse::without_zeros;
 pub use strings::strings_from_steps;
 

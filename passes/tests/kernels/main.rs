@@ -6,6 +6,7 @@ mod few_bits;
 mod free_dims;
 mod layouts;
 mod pairs;
+mod spread;
 mod steps;
 
 use kiln_ir::graph::Graph;
@@ -84,6 +85,11 @@ fn parsed(text: &str) -> Graph {
         (DType::U8, vec![576, 16, 32]),
         (DType::F32, vec![576, 16, 1]),
         (DType::F32, vec![576]),
+        (DType::F32, vec![1024, 16]),
+        (DType::F32, vec![3, 1024]),
+        (DType::F32, vec![1024, 256]),
+        (DType::F32, vec![16, 1024, 1, 1]),
+        (DType::F32, vec![1024, 2, 1, 1]),
     ]
     .iter()
     .enumerate()

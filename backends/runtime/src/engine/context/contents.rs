@@ -103,6 +103,8 @@ fn row_major(stored: &[u8], layout: &kiln_ir::Layout, shape: &[usize], dtype: DT
     let mut strides = vec![0usize; shape.len()];
     let mut step = dtype.size();
     for &axis in layout.order.iter().rev() {
+        let gap = layout.gap.filter(|g| g.0 == axis).map_or(0, |g| g.1);
+        step = step.checked_add(gap.checked_mul(dtype.size())?)?;
         *strides.get_mut(axis)? = step;
         step = step.checked_mul(*shape.get(axis)?)?;
     }
