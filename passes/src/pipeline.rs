@@ -175,6 +175,8 @@ pub struct Scheduled {
     pub asked: BTreeSet<String>,
     /// What was asked for.
     pub wishes: Wishes,
+    /// Results of what would be attention and can be no single kernel.
+    apart: HashSet<ValueId>,
 }
 
 impl Scheduled {
@@ -202,7 +204,9 @@ impl Scheduled {
         let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
         let work = join_borders(&graph, work, wishes, &mut attempts);
         spread_rows(&mut graph, &work);
-        Ok(Scheduled { graph, work, attempts, asked: BTreeSet::new(), wishes: wishes.clone() })
+        let work = join_attention(&graph, work, &self.apart);
+        let (wishes, apart) = (wishes.clone(), self.apart.clone());
+        Ok(Scheduled { graph, work, attempts, asked: BTreeSet::new(), wishes, apart })
     }
 }
 
@@ -241,6 +245,7 @@ pub struct Cut {
     attempts: Vec<Attempt>,
     asked: BTreeSet<String>,
     wishes: Wishes,
+    apart: HashSet<ValueId>,
     host_reasons: Vec<(Origin, String)>,
 }
 
@@ -268,8 +273,8 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
     if let Some(e) = plan.verify().into_iter().next() {
         return Err(PassError::Plan(e.to_string()));
     }
-    let Cut { before, work, attempts, asked, wishes, .. } = cut;
-    let scheduled = Scheduled { graph: before, work, attempts, asked, wishes };
+    let Cut { before, work, attempts, asked, wishes, apart, .. } = cut;
+    let scheduled = Scheduled { graph: before, work, attempts, asked, wishes, apart };
     Ok(Compiled { plan, weights, kernels, host_reasons, scheduled })
 }
 
@@ -352,7 +357,8 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         {
             continue;
         }
-        let work = if on_gpus { absorb_views(&graph, join_attention(&graph, work, &apart)) } else { work };
+        let work = if on_gpus || on_cpus { join_attention(&graph, work, &apart) } else { work };
+        let work = if on_gpus { absorb_views(&graph, work) } else { work };
         let mut work = work;
         if let Some(half) = halves_of(targets) {
             keep_halves(&mut graph, &mut work, half);
@@ -406,7 +412,19 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             continue;
         }
         let regions = regions(&before, work.iter().filter_map(Work::host), targets)?;
-        return Ok(Cut { graph, work, kernels, regions, first: 0, before, attempts, asked, wishes, host_reasons });
+        return Ok(Cut {
+            graph,
+            work,
+            kernels,
+            regions,
+            first: 0,
+            before,
+            attempts,
+            asked,
+            wishes,
+            apart,
+            host_reasons,
+        });
     }
 }
 

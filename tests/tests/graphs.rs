@@ -257,3 +257,40 @@ fn scatters_are_kernels() {
         assert!(compiled.plan.steps.iter().all(|s| !matches!(s, Step::Host { .. })), "round {round} runs on the host");
     }
 }
+
+/// A graph over inputs alone, in every way.
+fn in_every_way(text: &str) {
+    let graph = Graph::parse(&format!("graph \"fixed\" {{\n{text}\n}}"), &[]).unwrap_or_else(|e| panic!("{e}"));
+    let input = |(n, &v): (usize, &_)| {
+        let ty = graph.ty(v);
+        let shape: Vec<usize> = ty.dims.iter().map(|d| d.as_size().unwrap()).collect();
+        let mut random = Random::new(n as u64);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.unit() as f32 - 0.5).collect();
+        Tensor::from_f32(&shape, &values).unwrap()
+    };
+    let inputs: Vec<Tensor> = graph.inputs.iter().enumerate().map(input).collect();
+    let ways = [Way::Tiles, Way::Levels, Way::Cuts, Way::File];
+    cross::check(&graph, &[inputs], &ways, &cross::within_tolerance).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+}
+
+#[test]
+fn attention_in_one_kernel_and_rows_moved_apart() {
+    // Blocks of 13 and 12 queries, 300 keys, with the frame of more than a page that this takes; layers whose rows have 4,096 bytes.
+    let attention = |queries: usize, keys: usize, head: usize| {
+        format!(
+            "input %0 : f32[{queries}, 2, {head}]\n input %1 : f32[{keys}, 2, {head}]\n input %2 : f32[{keys}, 2, {head}]
+             %3 = contract(%0, %1) lhs = \"mhd\", rhs = \"nhd\", out = \"hmn\" : f32[2, {queries}, {keys}]
+             %4 = map(%3) body = {{ mul(a0, 9.0f32) }} : f32[2, {queries}, {keys}]
+             %5 = softmax(%4) axis = 2, log = false : f32[2, {queries}, {keys}]
+             %6 = contract(%5, %2) lhs = \"hmn\", rhs = \"nhd\", out = \"mhd\" : f32[{queries}, 2, {head}]\n output %6 \"y\""
+        )
+    };
+    in_every_way(&attention(38, 300, 40));
+    in_every_way(&attention(17, 1100, 16));
+    in_every_way(
+        "input %0 : f32[15, 8]\n input %1 : f32[8, 1024]\n input %2 : f32[1024, 40]
+         %3 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[15, 1024]
+         %4 = map(%3) body = { max(a0, 0.0f32) } : f32[15, 1024]
+         %5 = contract(%4, %2) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[15, 40]\n output %5 \"y\"",
+    );
+}

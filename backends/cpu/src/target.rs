@@ -62,7 +62,9 @@ impl Target {
             },
         )?;
         set("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" })?;
-        set("enable_probestack", "false")?;
+        // Local memory may be larger than the guard page behind a stack.
+        set("enable_probestack", "true")?;
+        set("probestack_strategy", "inline")?;
         set("unwind_info", "false")?;
         set("is_pic", if global_offsets { "true" } else { "false" })?;
         let (triple, features): (&str, &[&str]) = match self {

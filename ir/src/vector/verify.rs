@@ -24,7 +24,7 @@ pub struct VerifyError {
 const MAX_LANES: u32 = 64;
 
 /// Most bytes of one local memory: it lies on the stack.
-const MAX_LOCAL_BYTES: usize = 1 << 14;
+const MAX_LOCAL_BYTES: usize = 1 << 16;
 
 /// Whether statements give matrix registers shapes.
 fn reshapes(body: &[Stmt]) -> bool {

@@ -108,7 +108,7 @@ fn without_scale(code: &Code) -> Option<(Code, Constant)> {
 }
 
 impl<'f> Attention<'f> {
-    fn of(flats: &'f [FlatNest]) -> Option<Attention<'f>> {
+    pub(super) fn of(flats: &'f [FlatNest]) -> Option<Attention<'f>> {
         let [scores, seen, sum, share, out] = flats else { return None };
         let out = out.clone().collapse();
         let operands = operands(&out)?;

@@ -164,17 +164,21 @@ impl Builder<'_> {
 
     /// A local buffer of a type that holds so many elements.
     pub(super) fn local(&mut self, dtype: DType, elements: usize) -> usize {
-        let buffers = &mut self.program.buffers;
-        if let Some(n) = buffers.iter().position(|b| b.local && b.dtype == dtype) {
-            let len = buffers[n].len.as_size().unwrap_or(0).max(elements);
-            buffers[n].len = Expr::from(len);
-            return n;
+        let first = self.program.buffers.iter().all(|b| !b.local);
+        let of_type = format!("sums_{dtype}");
+        let known = |b: &Buffer| b.local && b.dtype == dtype && (b.name == "sums" || b.name == of_type);
+        if let Some(b) = self.program.buffers.iter_mut().find(|b| known(b)) {
+            b.len = Expr::from(b.len.as_size().unwrap_or(0).max(elements));
         }
-        let first = buffers.iter().all(|b| !b.local);
-        let name = if first { "sums".into() } else { format!("sums_{dtype}") };
-        let len = Expr::from(elements);
-        buffers.push(Buffer { name, dtype, len, written: true, local: true });
-        buffers.len() - 1
+        let found = self.program.buffers.iter().position(known);
+        found.unwrap_or_else(|| self.local_named(if first { "sums" } else { &of_type }, dtype, elements))
+    }
+
+    /// A local buffer of its own.
+    pub(super) fn local_named(&mut self, name: &str, dtype: DType, elements: usize) -> usize {
+        let buffer = Buffer { name: name.into(), dtype, len: Expr::from(elements), written: true, local: true };
+        self.program.buffers.push(buffer);
+        self.program.buffers.len() - 1
     }
 
     /// Loops over folds, outermost first, around one accumulation step; the last loop is unrolled.

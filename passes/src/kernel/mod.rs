@@ -4,6 +4,7 @@
 //! fit without masks; a schedule changes speed, never results other than by the order of float additions in a fold.
 
 mod attention;
+mod attention_rows;
 mod causal;
 mod choice;
 mod cuts;
@@ -174,7 +175,7 @@ pub fn tile_program(
     }
     let known = group.inputs.iter().map(|&v| small_constant(graph, v)).collect();
     let buffers = (0..types.len()).collect();
-    let mut builder = Builder { program, machine, choice, buffers, known, fresh: 0 };
+    let mut builder = Builder { program, machine, choice, buffers, known, within: None, fresh: 0 };
     if output.elements().as_const() == Some(0) {
         return Ok(builder.program);
     }
@@ -185,6 +186,7 @@ pub fn tile_program(
     let flats = flats.ok_or_else(|| fail("the code is not well typed"))?;
     let done = match (flats.as_slice(), machine.gpu.is_some()) {
         ([only], false) => builder.single(only.clone()),
+        (_, false) if group.is_attention() => builder.row_blocks_of_attention(&flats),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),
         (_, true) if group.is_attention() => {
@@ -235,6 +237,8 @@ struct Builder<'a> {
     buffers: Vec<usize>,
     /// The elements of inputs that are small constants.
     known: Vec<Vec<Constant>>,
+    /// The local buffer that results go to, where they do not leave the program yet.
+    within: Option<usize>,
     fresh: usize,
 }
 
@@ -418,7 +422,7 @@ impl Builder<'_> {
     }
 
     fn store(&mut self, body: &mut Vec<Stmt>, nest: &FlatNest, place: &Place, value: TileId) {
-        let Some(buffer) = self.program.arguments().count().checked_sub(1) else { return };
+        let Some(buffer) = self.within.or(self.program.arguments().count().checked_sub(1)) else { return };
         let address = place.expr(&nest.store);
         // A value that is the same along an axis of the tile is repeated: a store writes what it is given.
         let full: Vec<usize> =

@@ -1,5 +1,6 @@
 //! Graphs through the whole pipeline, their plans run by the tile interpreter and compared with the graph interpreter.
 
+mod attention;
 mod borders;
 mod bytes;
 mod few_bits;

@@ -102,6 +102,9 @@ impl Allocations<'_> {
     }
 }
 
+/// Bytes of a page of memory, and the least guard that a stack ends with.
+const PAGE: i32 = 4096;
+
 impl Encoder<'_> {
     fn push(&mut self, instruction: Result<Instruction, iced_x86::IcedError>) -> Result<(), String> {
         self.code.push(instruction.map_err(|e| e.to_string())?);
@@ -131,6 +134,11 @@ impl Encoder<'_> {
         }
         if frame > 0 {
             self.push(Instruction::with2(Code::And_rm64_imm8, rsp, -64))?;
+            // Each page is read before any beyond it, so that a stack that is too short ends at its guard page.
+            for page in (PAGE..=frame).step_by(PAGE as usize) {
+                let at = MemoryOperand::with_base_displ(rsp, -i64::from(page));
+                self.push(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, at))?;
+            }
             self.push(Instruction::with2(Code::Sub_rm64_imm32, rsp, frame))?;
         }
         let blocks = self.machine.num_blocks();

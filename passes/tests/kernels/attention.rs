@@ -1,0 +1,51 @@
+//! Attention in one kernel.
+
+use super::{Compiled, check, check_free};
+
+/// Heads of 20 numbers; `softened` makes `%6` of the scores `%5`.
+fn attention(batch: &str, queries: usize, keys: usize, softened: &str) -> String {
+    format!(
+        "input %0 : f32[{batch}, {queries}, 2, 20]\n input %1 : f32[{batch}, {keys}, 2, 20]\n input %2 : f32[{batch}, {keys}, 2, 20]
+         input %3 : f32[{queries}, {keys}]
+         %4 = map(%0) body = {{ mul(a0, 0.25f32) }} : f32[{batch}, {queries}, 2, 20]
+         %5 = contract(%4, %1) lhs = \"bmhd\", rhs = \"bnhd\", out = \"bhmn\" : f32[{batch}, 2, {queries}, {keys}]
+         {softened} : f32[{batch}, 2, {queries}, {keys}]
+         %7 = softmax(%6) axis = 3, log = false : f32[{batch}, 2, {queries}, {keys}]
+         %8 = contract(%7, %2) lhs = \"bhmn\", rhs = \"bnhd\", out = \"bmhd\" : f32[{batch}, {queries}, 2, 20]
+         %9 = map(%8) body = {{ max(a0, -0.5f32) }} : f32[{batch}, {queries}, 2, 20]\n output %9 \"y\""
+    )
+}
+
+fn fused(c: &Compiled) -> usize {
+    c.plan.kernels.iter().filter(|k| k.what.contains("softmax") && k.what.contains("contract")).count()
+}
+
+#[test]
+fn scores_stay_in_the_program() {
+    let scaled = "%6 = map(%5) body = { mul(a0, 1.5f32) }";
+    let c = check(&attention("1", 17, 133, scaled));
+    assert_eq!(fused(&c), 1, "{}", c.plan);
+    assert!(c.kernels[0].iter().any(|k| k.buffers.iter().any(|b| b.name == "scores")), "{}", c.plan);
+    // With a mask that is added, and whole blocks of rows and of columns.
+    let c = check(&attention("2", 28, 128, "%6 = map(%5, %3) body = { add(a0, mul(a1, 8.0f32)) }"));
+    assert_eq!(fused(&c), 1, "{}", c.plan);
+}
+
+#[test]
+fn rows_without_a_key_are_what_they_are_by_definition() {
+    // `log` of what is not above zero is minus infinity or no number: some rows of scores have no finite one.
+    let c = check(&attention("1", 16, 130, "%6 = map(%5, %3) body = { add(a0, log(max(sub(a1, 0.9f32), 0.0f32))) }"));
+    assert_eq!(fused(&c), 1, "{}", c.plan);
+}
+
+#[test]
+fn a_free_batch_is_fine_and_free_or_few_keys_stay_three_kernels() {
+    let plain = "%6 = map(%5) body = { mul(a0, 1.5f32) }";
+    let c = check_free(&format!("symbol b in 0..4\n {}", attention("b", 16, 128, plain)), &[&[("b", 0)], &[("b", 2)]]);
+    assert_eq!(fused(&c), 1, "{}", c.plan);
+    let c = check(&attention("1", 17, 40, plain));
+    assert_eq!(fused(&c), 0, "{}", c.plan);
+    let free = attention("1", 16, 77, plain).replace("77", "n");
+    let c = check_free(&format!("symbol n in 1..200\n {free}"), &[&[("n", 130)], &[("n", 1)]]);
+    assert_eq!(fused(&c), 0, "{}", c.plan);
+}
