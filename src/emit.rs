@@ -9,7 +9,7 @@ use kiln_cpu::wide::{self, WideLevel};
 use kiln_cpu::{MachineCode, Target};
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::plan::Plan;
-use kiln_ir::tile::{Stmt, TileProgram};
+use kiln_ir::tile::TileProgram;
 use kiln_ir::vector::VectorProgram;
 use kiln_passes::kernel::Machine;
 use kiln_passes::lower::{VectorTarget, lower};
@@ -146,7 +146,7 @@ impl Emitter {
         let is_wide = wide.is_some();
         let made = wide.map_or_else(|| narrow(&nameless, self.emitters.narrow, dims), Ok).and_then(|vector| {
             // Cranelift, to which other programs fall back, has no matrix registers.
-            if let Some(level) = self.emitters.wide.filter(|_| nameless.parts.iter().any(|p| multiplies(&p.body))) {
+            if let Some(level) = self.emitters.wide.filter(|_| nameless.multiplies()) {
                 wide::compile(&vector, level).map_err(|e| e.to_string())?;
             }
             self.programs.push(Program { tile: nameless, vector, wide: is_wide });
@@ -255,13 +255,4 @@ impl Emitter {
             made
         })
     }
-}
-
-/// Whether products are by a unit for matrices.
-fn multiplies(body: &[Stmt]) -> bool {
-    body.iter().any(|stmt| match stmt {
-        Stmt::Multiply(_) => true,
-        Stmt::For(f) => multiplies(&f.body),
-        Stmt::Let(..) | Stmt::Store { .. } => false,
-    })
 }

@@ -4,7 +4,9 @@
 //! the buffer's declared length and its bytes. A program need not verify; what it means otherwise is an error.
 
 use super::verify::MAX_ELEMENTS;
-use super::{For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis, gathered as gathered_symbol};
+use super::{
+    Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis, gathered as gathered_symbol,
+};
 use crate::dtype::{Class, DType};
 use crate::expr::{Expr, Symbol};
 use crate::scalar::{BinaryOp, Constant, Less, UnaryOp};
@@ -324,6 +326,13 @@ impl Machine<'_> {
                 }
                 Stmt::For(f) => self.counted_loop(f)?,
                 Stmt::Multiply(m) => self.multiply(m)?,
+                Stmt::If(If { condition, then, otherwise }) => {
+                    let holds = match &self.get(*condition)?.data {
+                        Data::Int(v) if v.len() == 1 => v[0] != 0,
+                        _ => return Err(self.invalid("the condition of a choice is one bool")),
+                    };
+                    self.region(if holds { then } else { otherwise })?;
+                }
             }
         }
         Ok(())
@@ -335,27 +344,43 @@ impl Machine<'_> {
             return Err(self.invalid("a product that is too large, or without steps"));
         }
         let mut sums = vec![0u32; rows * columns];
+        for factors in &m.rounds {
+            self.round(m, factors, &mut sums)?;
+        }
+        let bytes: Vec<u8> = sums.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let out = self.program.buffers.get(m.out).filter(|b| b.local && b.dtype.size() == 4);
+        let fail = self.invalid("the result of a product has no place");
+        let to = out.and_then(|_| self.buffers.get_mut(m.out)?.get_mut(..bytes.len())).ok_or(fail)?;
+        to.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// One walk along the folds of a product.
+    fn round(&mut self, m: &Multiply, factors: &[Factors], sums: &mut [u32]) -> Result<(), RunError> {
+        let [rows, columns] = m.shape();
         let mut counters: Vec<i64> = vec![0; m.folds.len()];
         let extents = m.folds.iter().map(|(_, e, _)| self.eval(e)).collect::<Result<Vec<_>, _>>()?;
         let around = self.env.len();
         let mut more = extents.iter().all(|&e| e > 0);
         while more {
             self.env.extend(m.folds.iter().zip(&counters).map(|((variable, ..), &at)| (variable.clone(), at)));
-            let left = self.operand_of(&m.left, &[rows, m.depth])?;
-            let right = self.operand_of(&m.right, &[m.depth, columns])?;
-            self.env.truncate(around);
-            for (n, sum) in sums.iter_mut().enumerate() {
-                for k in 0..m.depth {
-                    let (l, r) = (left[n / columns * m.depth + k], right[k * columns + n % columns]);
-                    let (a, b) = m.product.ordered(l, r);
-                    *sum = match m.product {
-                        Product::Pairs => semantics::dot2(a, b, f32::from_bits(*sum)).to_bits(),
-                        Product::UnsignedSigned | Product::SignedUnsigned => {
-                            sum.wrapping_add(semantics::dot4(a, b) as u32)
-                        }
-                    };
+            for factors in factors {
+                let left = self.operand_of(&factors.left, &[rows, m.depth])?;
+                let right = self.operand_of(&factors.right, &[m.depth, columns])?;
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    for k in 0..m.depth {
+                        let (l, r) = (left[n / columns * m.depth + k], right[k * columns + n % columns]);
+                        let (a, b) = m.product.ordered(l, r);
+                        *sum = match m.product {
+                            Product::Pairs => semantics::dot2(a, b, f32::from_bits(*sum)).to_bits(),
+                            Product::UnsignedSigned | Product::SignedUnsigned => {
+                                sum.wrapping_add(semantics::dot4(a, b) as u32)
+                            }
+                        };
+                    }
                 }
             }
+            self.env.truncate(around);
             more = false;
             for ((at, extent), (_, _, step)) in counters.iter_mut().zip(&extents).zip(&m.folds).rev() {
                 *at = at.saturating_add(*step);
@@ -366,11 +391,6 @@ impl Machine<'_> {
                 *at = 0;
             }
         }
-        let bytes: Vec<u8> = sums.iter().flat_map(|s| s.to_le_bytes()).collect();
-        let out = self.program.buffers.get(m.out).filter(|b| b.local && b.dtype.size() == 4);
-        let fail = self.invalid("the result of a product has no place");
-        let to = out.and_then(|_| self.buffers.get_mut(m.out)?.get_mut(..bytes.len())).ok_or(fail)?;
-        to.copy_from_slice(&bytes);
         Ok(())
     }
 

@@ -24,7 +24,8 @@
 //! }
 //! ```
 //!
-//! A product by a unit for matrices: `multiply sums[16+8,16+16] pairs by 16 x[a0*768 + a1 + q] y[a0*32 + a1 + 32*q] for(q = 48 step 16)`.
+//! A product by a unit for matrices: `multiply sums[16+8,16+16] pairs by 16 x[a0*768 + a1 + q] y[a0*32 + a1 + 32*q] for(q = 48 step 16)`;
+//! between operands, `and` precedes further ones of each step, `then` those of the next round. A choice: `if %3 { ... } else { ... }`.
 //!
 //! The other operations: `index(a0 + k)`, `load x[v0 + a1] with(%3) if(a0 < n, k < 9) else 0.0f32`, `exp %1`,
 //! `add %1, %2`, `select %1, %2, %3`, `cast %1`, `reduce add 1, %2`, `transpose [1, 0], %2`, `dot %1, %2, %3`, of bytes
@@ -41,7 +42,7 @@ mod verify;
 mod tests;
 
 pub use interp::{RunError, run};
-pub use multiply::Multiply;
+pub use multiply::{Factors, Multiply};
 pub use verify::VerifyError;
 
 use crate::dtype::DType;
@@ -70,6 +71,19 @@ impl TileProgram {
     /// The kernel's arguments: all buffers that are not local.
     pub fn arguments(&self) -> impl DoubleEndedIterator<Item = &Buffer> {
         self.buffers.iter().filter(|b| !b.local)
+    }
+
+    /// Whether there are products by a unit for matrices.
+    pub fn multiplies(&self) -> bool {
+        fn any(body: &[Stmt]) -> bool {
+            body.iter().any(|stmt| match stmt {
+                Stmt::Multiply(_) => true,
+                Stmt::For(f) => any(&f.body),
+                Stmt::If(choice) => any(&choice.then) || any(&choice.otherwise),
+                Stmt::Let(..) | Stmt::Store { .. } => false,
+            })
+        }
+        self.parts.iter().any(|part| any(&part.body))
     }
 
     /// How many programs all parts have together.
@@ -176,6 +190,19 @@ pub enum Stmt {
     },
     /// A product of matrices into local memory.
     Multiply(Multiply),
+    /// A choice between statements.
+    If(If),
+}
+
+/// `if condition { then } else { otherwise }`. What either defines is not visible after it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct If {
+    /// A bool tile of one element.
+    pub condition: TileId,
+    /// What is done where it is true.
+    pub then: Vec<Stmt>,
+    /// What is done where it is false.
+    pub otherwise: Vec<Stmt>,
 }
 
 /// `for var in lo..hi step step`: `hi - lo` is a multiple of `step` by construction.

@@ -6,8 +6,9 @@
 use crate::expr::{Expr, Symbol};
 use crate::vector::Product;
 
-/// Sets local memory, `[rows][columns]`, to sums of products: over all folds and, within a step of the innermost one, over `depth`
-/// elements of both operands. In which order floats are added is open.
+/// Sets local memory, `[rows][columns]`, to sums of products: over all rounds and their folds and, within a step of the innermost
+/// one, over all factors and `depth` elements of both of them. In which order floats are added is open, but for rounds, of which one is
+/// added after the other.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Multiply {
     /// The local buffer; its first `rows * columns` elements are set.
@@ -20,12 +21,19 @@ pub struct Multiply {
     pub product: Product,
     /// Elements of a row of the left operand's registers, and rows of the right one's.
     pub depth: usize,
+    /// What is multiplied in each step, for each walk along the folds. What follows one another with the same operand reads it once.
+    pub rounds: Vec<Vec<Factors>>,
+    /// Variables with their extents and steps, outermost first.
+    pub folds: Vec<(Symbol, Expr, i64)>,
+}
+
+/// Two operands of a product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors {
     /// Buffer and address of the left operand's element in row `a0` at step `a1`.
     pub left: (usize, Expr),
     /// Buffer and address of the right operand's element at step `a0` in column `a1`.
     pub right: (usize, Expr),
-    /// Variables with their extents and steps, outermost first.
-    pub folds: Vec<(Symbol, Expr, i64)>,
 }
 
 impl Multiply {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: any text gives a program or an error with its place; the program need not verify.
 
-use super::{Buffer, Carried, For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
+use super::{Buffer, Carried, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
 use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
 use crate::id::{Arena, Id};
@@ -119,7 +119,7 @@ impl Parser<'_> {
             self.lexer.expect('=')?;
             return Ok(Stmt::Let(id, self.op()?));
         }
-        let error = self.lexer.error("expected a statement: `%3: f32[4,8] = ...`, `for`, `store` or `multiply`");
+        let error = self.lexer.error("expected a statement: `%3: f32[4,8] = ...`, `for`, `if`, `store` or `multiply`");
         match self.lexer.word()? {
             "store" => {
                 let (buffer, address) = self.place()?;
@@ -130,6 +130,11 @@ impl Parser<'_> {
             }
             "multiply" => Ok(Stmt::Multiply(self.multiply()?)),
             "for" => Ok(Stmt::For(self.counted_loop()?)),
+            "if" => {
+                let (condition, then) = (tile(&mut self.lexer)?, self.region()?);
+                self.lexer.expect_word("else")?;
+                Ok(Stmt::If(If { condition, then, otherwise: self.region()? }))
+            }
             _ => Err(error),
         }
     }
@@ -157,7 +162,16 @@ impl Parser<'_> {
         let product = Product::from_name(word).ok_or(error)?;
         self.lexer.expect_word("by")?;
         let depth = self.lexer.size()?;
-        let (left, right) = (self.place()?, self.place()?);
+        let (mut rounds, mut round) = (Vec::new(), vec![self.factors()?]);
+        loop {
+            if self.lexer.eat_word("then") {
+                rounds.push(std::mem::take(&mut round));
+            } else if !self.lexer.eat_word("and") {
+                break;
+            }
+            round.push(self.factors()?);
+        }
+        rounds.push(round);
         self.lexer.expect_word("for")?;
         let folds = self.lexer.list('(', ')', |lexer| {
             let variable = Symbol::new(lexer.word()?);
@@ -166,7 +180,11 @@ impl Parser<'_> {
             lexer.expect_word("step")?;
             Ok((variable, extent, lexer.integer()?))
         })?;
-        Ok(Multiply { out, rows, columns, product, depth, left, right, folds })
+        Ok(Multiply { out, rows, columns, product, depth, rounds, folds })
+    }
+
+    fn factors(&mut self) -> Result<Factors, ParseError> {
+        Ok(Factors { left: self.place()?, right: self.place()? })
     }
 
     fn counted_loop(&mut self) -> Result<For, ParseError> {

@@ -3,7 +3,7 @@
 //! Invariant: [`TileProgram::parse`](super::TileProgram::parse) of the text gives back the program, provided that
 //! every tile in its arena is defined and it verifies.
 
-use super::{Buffer, For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
+use super::{Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
 use crate::scalar::{Constant, Less};
 use crate::text::Commas;
 use std::fmt::{self, Display, Formatter, Result};
@@ -108,15 +108,21 @@ impl TileProgram {
                 }
                 write!(f, "{}", mask(conditions))
             }
-            Stmt::Multiply(Multiply { out, rows, columns, product, depth, left, right, folds }) => {
+            Stmt::Multiply(Multiply { out, rows, columns, product, depth, rounds, folds }) => {
                 let cut = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
                 let (out, product) = (self.buffer_name(*out), product.name());
                 write!(f, "multiply {out}[{},{}] {product} by {depth}", cut(rows), cut(columns))?;
-                for (buffer, address) in [left, right] {
-                    write!(f, " {}[{address}]", self.buffer_name(*buffer))?;
+                for (n, factors) in rounds.iter().enumerate() {
+                    for (k, Factors { left, right }) in factors.iter().enumerate() {
+                        f.write_str(if k > 0 { " and" } else { ["", " then"][usize::from(n > 0)] })?;
+                        for (buffer, address) in [left, right] {
+                            write!(f, " {}[{address}]", self.buffer_name(*buffer))?;
+                        }
+                    }
                 }
                 write!(f, " for({})", Commas(folds.iter().map(|(v, e, step)| format!("{v} = {e} step {step}"))))
             }
+            Stmt::If(If { condition, .. }) => write!(f, "if {condition} {{"),
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {
                 write!(f, "for {var} in {lo}..{hi} step {step}")?;
                 if !carried.is_empty() {
@@ -134,6 +140,12 @@ impl TileProgram {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
                 Stmt::Let(..) | Stmt::Store { .. } | Stmt::Multiply(_) => {}
+                Stmt::If(If { then, otherwise, .. }) => {
+                    self.write_region(f, then, depth + 1)?;
+                    writeln!(f, "{indent}}} else {{")?;
+                    self.write_region(f, otherwise, depth + 1)?;
+                    writeln!(f, "{indent}}}")?;
+                }
                 Stmt::For(For { carried, body, .. }) => {
                     self.write_region(f, body, depth + 1)?;
                     write!(f, "{indent}}}")?;

@@ -170,6 +170,14 @@ fn the_verifier_names_every_error() {
         ("for l in 0..4 step 1 carry(%9: f32[4,8] = %1) {} next(%9) as(%10)", "%1 is i64[4,1], wants f32[4,8]"),
         ("%9: f32[4,0] = const 0.0f32", "has no elements"),
         ("%9: f32[4,8] = const 1i64", "the result is i64, declared as f32"),
+        ("if %0 {} else {}", "the condition %0 is f32[4,8], wants one bool"),
+        ("%9: bool[4,1] = eq %1, %1 if %9 {} else {}", "the condition %9 is bool[4,1], wants one bool"),
+        ("if %9 {} else {}", "%9 is not defined"),
+        (
+            "%9: bool[] = const 1bool if %9 { %10: f32[] = const 1.0f32 } else { store y[0] = %10 }",
+            "%10 is not visible here",
+        ),
+        ("%9: bool[] = const 1bool if %9 { store x[0] = %0 } else {}", "`x` is not declared `written`"),
     ] {
         let text = format!(
             "kernel @bad(x: f32[32], y: f32[64] written) {{ part grid(z = 2) {{
@@ -252,4 +260,48 @@ fn text_that_is_no_program_is_refused_with_its_place() {
         let error = TileProgram::parse(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// Both ways of a choice, by a condition that differs from program to program and one that an element decides.
+#[test]
+fn a_choice_runs_one_of_two() {
+    let text = "kernel @k(x: f32[4], y: f32[4] written) { part grid(i = 4) {
+        %0: f32[] = load x[i] %1: f32[] = const 1.0f32 %2: bool[] = lt %0, %1
+        if %2 { %3: f32[] = add %0, %1 store y[i] = %3 }
+        else { %4: i64[] = index(i) %5: i64[] = index(2) %6: bool[] = lt %4, %5 if %6 { store y[i] = %1 } else {} } } }";
+    let program = TileProgram::parse(text).unwrap();
+    assert_eq!(program.verify(&Ranges::new()), Ok(()));
+    assert_eq!(TileProgram::parse(&program.to_string()), Ok(program.clone()));
+    let bytes = |v: [f32; 4]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let mut buffers = [bytes([0.5, 3.0, 3.0, f32::NAN]), bytes([7.0; 4])];
+    run(&program, &mut buffers, &|_| None, 0..4).unwrap();
+    assert_eq!(buffers[1], bytes([1.5, 1.0, 7.0, 7.0]));
+}
+
+/// A product of several factors in rounds, some of them in local memory, is the sum of all of them.
+#[test]
+fn products_of_several_factors_are_summed() {
+    let text = |rounds: &str, len: usize| {
+        format!(
+            "kernel @k(x: i32[4], w: i32[4], y: i32[1] written, p: i32[4] local, s: i32[{len}] local) {{ part grid() {{
+            %0: i32[4] = load w[a0] store p[a0] = %0
+            multiply s[1,1] u8s8 by 2 {rounds} for(q = 4 step 2)
+            %1: i32[1] = load s[a0] store y[a0] = %1 }} }}"
+        )
+    };
+    let words = |v: [i32; 4]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    for (rounds, want) in [
+        ("x[a1 + q] w[a0 + q]", 70),
+        ("x[a1 + q] p[a0 + q] and x[a1 + q] w[a0 + q]", 140),
+        ("x[a1 + q] p[a0 + q] and p[a1 + q] w[a0 + q] then x[a1 + q] x[a0 + q]", 70 + 174 + 30),
+    ] {
+        let program = TileProgram::parse(&text(rounds, 1)).unwrap();
+        assert_eq!(program.verify(&Ranges::new()), Ok(()));
+        assert_eq!(TileProgram::parse(&program.to_string()), Ok(program.clone()));
+        let mut buffers = [words([1, 2, 3, 4]), words([5, 6, 7, 8]), vec![0; 4]];
+        run(&program, &mut buffers, &|_| None, 0..1).unwrap();
+        assert_eq!(i32::from_le_bytes(buffers[2][..4].try_into().unwrap()), want, "{rounds}");
+    }
+    let own = TileProgram::parse(&text("s[a1 + q] w[a0 + q]", 4)).unwrap().verify(&Ranges::new()).unwrap_err();
+    assert!(own[0].message.contains("operands are i32 that are local"), "{own:?}");
 }

@@ -3,7 +3,7 @@
 //! Invariant: a program that verifies can be interpreted and lowered without any check but those on the values of
 //! dims, addresses that are not affine, and limits of a target. All errors are collected.
 
-use super::{Buffer, For, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved};
+use super::{Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved};
 use crate::dtype::{Class, DType};
 use crate::expr::{Atom, Expr, Ranges, Symbol};
 use crate::scalar::{BinaryOp, Code, Less, Scalar};
@@ -294,6 +294,16 @@ impl<'a> Verifier<'a> {
             }
             Stmt::For(f) => self.counted_loop(stmt, f, runs),
             Stmt::Multiply(m) => self.multiply(stmt, m, runs),
+            Stmt::If(If { condition, then, otherwise }) => {
+                if let Some(ty) = self.used(stmt, *condition)
+                    && (ty.dtype != DType::Bool || ty.elements() != 1)
+                {
+                    self.report(Some(stmt), format!("the condition {condition} is {ty}, wants one bool"));
+                }
+                // Which of them runs is not known.
+                self.region(then, &[], false, |_| {});
+                self.region(otherwise, &[], false, |_| {});
+            }
         }
     }
 
@@ -328,15 +338,22 @@ impl<'a> Verifier<'a> {
             let bounds = Bounds { bounds: (0, last.max(0)), exact: known.is_some() };
             self.variable(Some(stmt), variable, bounds);
         }
-        for ((buffer, address), shape) in [(&m.left, [rows, m.depth]), (&m.right, [m.depth, columns])] {
-            self.expr(Some(stmt), address, 2, 0);
-            match self.program.buffers.get(*buffer) {
-                Some(b) if b.dtype == DType::I32 && !b.written => {
-                    if runs {
-                        self.in_bounds(stmt, address, &shape, b);
+        if m.rounds.is_empty() || m.rounds.iter().any(Vec::is_empty) {
+            self.report(Some(stmt), "a round has at least one product");
+        }
+        for Factors { left, right } in m.rounds.iter().flatten() {
+            for ((buffer, address), shape) in [(left, [rows, m.depth]), (right, [m.depth, columns])] {
+                self.expr(Some(stmt), address, 2, 0);
+                match self.program.buffers.get(*buffer) {
+                    Some(b) if b.dtype == DType::I32 && (!b.written || b.local && *buffer != m.out) => {
+                        if runs {
+                            self.in_bounds(stmt, address, &shape, b);
+                        }
+                    }
+                    Some(_) | None => {
+                        self.report(Some(stmt), "operands are i32 that are local or that the kernel does not store to");
                     }
                 }
-                Some(_) | None => self.report(Some(stmt), "operands are i32 that the kernel does not store to"),
             }
         }
         self.symbols = outside;

@@ -23,7 +23,7 @@ use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
 use kiln_ir::nest::neutral;
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source};
-use kiln_ir::tile::{Carried, For, Part, Stmt, TileId, TileOp, TileProgram};
+use kiln_ir::tile::{Carried, For, If, Part, Stmt, TileId, TileOp, TileProgram};
 use kiln_ir::vector::Product as Elements;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -651,6 +651,10 @@ pub(super) fn without_repeats(program: &mut TileProgram, body: Vec<Stmt>) -> Vec
                 kept.push(Stmt::Store { buffer, address, gathered, mask, value });
             }
             Stmt::Multiply(m) => kept.push(Stmt::Multiply(m)),
+            Stmt::If(mut choice) => {
+                rename_choice(&mut choice, &same);
+                kept.push(Stmt::If(choice));
+            }
             Stmt::For(mut counted) => {
                 rename(&mut counted, &same);
                 kept.push(Stmt::For(counted));
@@ -666,12 +670,24 @@ fn rename(counted: &mut For, same: &HashMap<TileId, TileId>) {
         find(&mut c.init);
         find(&mut c.next);
     }
-    for stmt in &mut counted.body {
+    rename_all(&mut counted.body, same);
+}
+
+fn rename_choice(choice: &mut If, same: &HashMap<TileId, TileId>) {
+    choice.condition = same.get(&choice.condition).copied().unwrap_or(choice.condition);
+    rename_all(&mut choice.then, same);
+    rename_all(&mut choice.otherwise, same);
+}
+
+fn rename_all(body: &mut [Stmt], same: &HashMap<TileId, TileId>) {
+    let find = |id: &mut TileId| *id = same.get(id).copied().unwrap_or(*id);
+    for stmt in body {
         match stmt {
             Stmt::Let(_, op) => op.for_each_operand(&mut |o| find(o)),
             Stmt::Store { value, gathered, .. } => gathered.iter_mut().chain([value]).for_each(find),
             Stmt::Multiply(_) => {}
             Stmt::For(inner) => rename(inner, same),
+            Stmt::If(choice) => rename_choice(choice, same),
         }
     }
 }

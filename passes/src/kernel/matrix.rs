@@ -11,7 +11,7 @@ use super::{Builder, COLUMN, ROW, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{BinaryOp, Constant, Coord, Scalar, Source};
-use kiln_ir::tile::{For, Multiply, Stmt, TileOp};
+use kiln_ir::tile::{Factors, For, Multiply, Stmt, TileOp};
 use kiln_ir::vector::Product;
 
 /// Rows and columns of the sums that all registers hold together: two by two of them, and as many rows and columns of operands.
@@ -71,7 +71,7 @@ impl Unit {
 }
 
 /// A run of an axis in registers.
-fn registers(extent: i64) -> Vec<usize> {
+pub(super) fn registers(extent: i64) -> Vec<usize> {
     (0..extent).step_by(REGISTER as usize).map(|at| (extent - at).min(REGISTER) as usize).collect()
 }
 
@@ -126,8 +126,7 @@ impl Builder<'_> {
             columns: columns_of,
             product,
             depth,
-            left,
-            right,
+            rounds: vec![vec![Factors { left, right }]],
             folds,
         }));
         // The sums are in the nearest cache now.

@@ -7,7 +7,7 @@
 use kiln_ir::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::scalar::{BinaryOp, Less, UnaryOp};
-use kiln_ir::tile::{self, For, Stmt, TileId, TileOp, TileProgram};
+use kiln_ir::tile::{self, For, If, Stmt, TileId, TileOp, TileProgram};
 
 /// How a tile's elements lie in registers: `lanes` of them along `axis` in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,13 @@ impl Walk<'_> {
                     }
                 }
                 Stmt::Multiply(_) => {}
+                Stmt::If(If { condition, then, otherwise }) => {
+                    if joining {
+                        self.scalar(*condition);
+                    }
+                    self.region(then, weight, joining);
+                    self.region(otherwise, weight, joining);
+                }
                 Stmt::Store { address, gathered, mask, value, .. } => {
                     if !joining {
                         self.access(*value, address, gathered, mask, weight * 1.1);

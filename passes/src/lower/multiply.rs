@@ -7,7 +7,7 @@ use super::LowerError;
 use super::tiles::Lowering;
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
-use kiln_ir::tile::{Multiply, Stmt};
+use kiln_ir::tile::{Factors, Multiply, Stmt};
 use kiln_ir::vector::{self, Address, Matrix, REGISTERS, Shape, Shapes, VectorType};
 
 /// The registers of a product: sums row by row, then one for each run of rows, then one for each run of columns.
@@ -64,16 +64,22 @@ impl Wanted {
             Stmt::Let(..) | Stmt::Store { .. } => Wanted::Nothing,
             Stmt::Multiply(m) => shapes(m).map_or(Wanted::Several, Wanted::One),
             Stmt::For(f) => Wanted::by_all(&f.body),
+            Stmt::If(choice) => Wanted::by_all(&choice.then).and(Wanted::by_all(&choice.otherwise)),
+        }
+    }
+
+    /// What one and the other want together.
+    pub(super) fn and(self, other: Wanted) -> Wanted {
+        match (self, other) {
+            (Wanted::Nothing, wanted) | (wanted, Wanted::Nothing) => wanted,
+            (Wanted::One(a), Wanted::One(b)) if a == b => Wanted::One(a),
+            (Wanted::One(_) | Wanted::Several, Wanted::One(_) | Wanted::Several) => Wanted::Several,
         }
     }
 
     /// What statements want together.
     pub(super) fn by_all(body: &[Stmt]) -> Wanted {
-        body.iter().map(Wanted::by).fold(Wanted::Nothing, |all, one| match (all, one) {
-            (Wanted::Nothing, wanted) | (wanted, Wanted::Nothing) => wanted,
-            (Wanted::One(a), Wanted::One(b)) if a == b => Wanted::One(a),
-            (Wanted::One(_) | Wanted::Several, Wanted::One(_) | Wanted::Several) => Wanted::Several,
-        })
+        body.iter().map(Wanted::by).fold(Wanted::Nothing, Wanted::and)
     }
 }
 
@@ -99,7 +105,9 @@ impl<'a> Lowering<'a> {
         for sum in 0..registers.left(0) {
             self.matrix(Matrix::Zero(sum as u8));
         }
-        self.steps(m, &registers, &m.folds)?;
+        for factors in &m.rounds {
+            self.steps((m, factors), &registers, &m.folds)?;
+        }
         let width = m.shape()[1];
         let mut row = 0;
         for (i, rows) in m.rows.iter().enumerate() {
@@ -122,14 +130,14 @@ impl<'a> Lowering<'a> {
     /// The loops over folds around one step.
     fn steps(
         &mut self,
-        m: &'a Multiply,
+        of: (&'a Multiply, &'a [Factors]),
         registers: &Registers,
         folds: &'a [(kiln_ir::expr::Symbol, Expr, i64)],
     ) -> Result<(), LowerError> {
-        let Some(((variable, extent, step), rest)) = folds.split_first() else { return self.step(m, registers) };
+        let Some(((variable, extent, step), rest)) = folds.split_first() else { return self.step(of, registers) };
         if extent.as_const().is_some_and(|n| n > 0 && n <= *step) {
             self.fixed.insert(variable.clone(), Expr::default());
-            let done = self.steps(m, registers, rest);
+            let done = self.steps(of, registers, rest);
             self.fixed.remove(variable);
             return done;
         }
@@ -140,7 +148,7 @@ impl<'a> Lowering<'a> {
         self.builder.open();
         let var = self.builder.fresh(self.builder.depth(), VectorType::scalar(DType::I64));
         self.symbols.insert(variable.clone(), var);
-        self.steps(m, registers, rest)?;
+        self.steps(of, registers, rest)?;
         self.symbols.remove(variable);
         self.ranges.remove(variable);
         let body = self.builder.close();
@@ -150,22 +158,28 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    /// One step: each operand is loaded once.
-    fn step(&mut self, m: &'a Multiply, registers: &Registers) -> Result<(), LowerError> {
-        let mut row = 0;
-        for (i, rows) in m.rows.iter().enumerate() {
-            self.operand(&m.left, [row, 0], [*rows, m.depth], registers.left(i))?;
-            let mut column = 0;
-            for (j, columns) in m.columns.iter().enumerate() {
-                let right = registers.right(j);
-                if i == 0 {
-                    self.operand(&m.right, [0, column], [m.depth, *columns], right)?;
+    /// One step: each operand is loaded once, and stays where the next product has it too.
+    fn step(&mut self, (m, factors): (&'a Multiply, &'a [Factors]), registers: &Registers) -> Result<(), LowerError> {
+        for (n, Factors { left, right }) in factors.iter().enumerate() {
+            let before = n.checked_sub(1).and_then(|before| factors.get(before));
+            let kept = [before.is_some_and(|b| b.left == *left), before.is_some_and(|b| b.right == *right)];
+            let mut row = 0;
+            for (i, rows) in m.rows.iter().enumerate() {
+                if !kept[0] {
+                    self.operand(left, [row, 0], [*rows, m.depth], registers.left(i))?;
                 }
-                let (sum, left, right) = (registers.sum(i, j) as u8, registers.left(i) as u8, right as u8);
-                self.matrix(Matrix::Multiply { product: m.product, sum, left, right });
-                column += columns;
+                let mut column = 0;
+                for (j, columns) in m.columns.iter().enumerate() {
+                    if i == 0 && !kept[1] {
+                        self.operand(right, [0, column], [m.depth, *columns], registers.right(j))?;
+                    }
+                    let (sum, left, right) = (registers.sum(i, j), registers.left(i), registers.right(j));
+                    let (sum, left, right) = (sum as u8, left as u8, right as u8);
+                    self.matrix(Matrix::Multiply { product: m.product, sum, left, right });
+                    column += columns;
+                }
+                row += rows;
             }
-            row += rows;
         }
         Ok(())
     }

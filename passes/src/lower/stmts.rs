@@ -97,11 +97,32 @@ impl<'a> Lowering<'a> {
                 }
                 Stmt::For(f) => self.counted_loop(f)?,
                 Stmt::Multiply(m) => self.multiply(m)?,
+                Stmt::If(choice) => self.choice(choice)?,
             }
             if matches!(Wanted::by(stmt), Wanted::Several) {
                 self.shapes = None;
             }
         }
+        Ok(())
+    }
+
+    fn choice(&mut self, choice: &'a tile::If) -> Result<(), LowerError> {
+        let condition = self.value(choice.condition, &vec![0; self.ty(choice.condition).shape.len()], None)?;
+        let shapes = self.shapes;
+        let mut bodies = [Vec::new(), Vec::new()];
+        for (body, of) in bodies.iter_mut().zip([&choice.then, &choice.otherwise]) {
+            self.shapes = shapes;
+            self.builder.open();
+            self.region(of)?;
+            *body = self.builder.close();
+        }
+        // What either of them did to the registers' shapes is not known after both.
+        if !matches!(Wanted::by_all(&choice.then).and(Wanted::by_all(&choice.otherwise)), Wanted::Nothing) {
+            self.shapes = None;
+        }
+        let [then, otherwise] = bodies;
+        let depth = self.builder.depth();
+        self.builder.push(depth, vector::Stmt::If { condition, then, otherwise });
         Ok(())
     }
 

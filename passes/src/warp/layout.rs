@@ -326,7 +326,7 @@ impl<'a> Layouts<'a> {
                     [c.init, c.next, c.after].into_iter().for_each(|id| self.join(c.inside, id, &[]));
                 }
             }
-            Stmt::Store { .. } | Stmt::Multiply(_) => {}
+            Stmt::Store { .. } | Stmt::Multiply(_) | Stmt::If(_) => {}
         });
     }
 
@@ -407,7 +407,7 @@ impl<'a> Layouts<'a> {
                 let stored = &mut facts[self.class(*value)].stored;
                 *stored = Some(stored.map_or(wide, |other| wide.min(other)));
             }
-            Stmt::Multiply(_) => {}
+            Stmt::Multiply(_) | Stmt::If(_) => {}
         });
     }
 }

@@ -52,7 +52,9 @@ impl Lowering<'_> {
             TileStmt::Let(_, TileOp::Dot(_, a, b, acc)) => {
                 Some([*a, *b].iter().filter(|o| **o == id).count() * usize::from(*acc != id))
             }
-            TileStmt::Let(..) | TileStmt::For(_) | TileStmt::Store { .. } | TileStmt::Multiply(_) => None,
+            TileStmt::Let(..) | TileStmt::For(_) | TileStmt::Store { .. } | TileStmt::Multiply(_) | TileStmt::If(_) => {
+                None
+            }
         });
         let products: usize = products.sum();
         let mut uses = 0;
@@ -149,6 +151,7 @@ fn uses_of(stmt: &TileStmt, id: TileId) -> usize {
         },
         TileStmt::For(For { carried, .. }) => carried.iter().map(|c| count(&[c.init, c.next])).sum(),
         TileStmt::Store { value, .. } => count(&[*value]),
+        TileStmt::If(choice) => count(&[choice.condition]),
         TileStmt::Multiply(_) => 0,
     }
 }

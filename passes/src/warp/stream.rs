@@ -75,6 +75,7 @@ impl<'a> Stream<'a> {
         let plain = |stmt: &TileStmt| match stmt {
             TileStmt::For(_)
             | TileStmt::Multiply(_)
+            | TileStmt::If(_)
             | TileStmt::Let(_, TileOp::Dot(..) | TileOp::Reduce(..) | TileOp::Transpose(..)) => false,
             TileStmt::Let(..) | TileStmt::Store { .. } => true,
         };

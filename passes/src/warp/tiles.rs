@@ -28,6 +28,7 @@ impl Lowering<'_> {
             Stmt::Store { gathered, .. } if !gathered.is_empty() => Err(self.unsupported("a store to computed places")),
             Stmt::Store { buffer, address, mask, value, .. } => self.store(*buffer, address, mask, *value),
             Stmt::Multiply(_) => Err(self.unsupported("a product in local memory")),
+            Stmt::If(_) => Err(self.unsupported("a choice")),
             Stmt::For(counted) => {
                 let multiple = common(counted.step, divisor(&counted.lo, &self.multiples));
                 self.multiples.insert(counted.var.clone(), multiple);

@@ -4,7 +4,7 @@ use super::{Random, Setting, agree};
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::id::Arena;
 use kiln_ir::scalar::{BinaryOp, Constant, Less, UnaryOp};
-use kiln_ir::tile::{Buffer, Carried, For, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis};
+use kiln_ir::tile::{Buffer, Carried, For, If, Part, Stmt, TileId, TileOp, TileProgram, TileType, axis};
 use kiln_ir::{Class, DType};
 
 /// What is known of a tile that was made.
@@ -365,6 +365,20 @@ impl Maker {
         stmts.push(Stmt::For(For { var, lo, hi, step, carried, body }));
     }
 
+    /// Whether a variable is below a number.
+    fn condition(&mut self, body: &mut Vec<Stmt>, variables: &[Symbol]) -> TileId {
+        let variable = (!variables.is_empty()).then(|| Expr::from(self.random.pick(variables)));
+        let bound = Expr::from(self.random.pick(&[0i64, 1, 2]));
+        let mut define = |dtype, op| {
+            let id = self.program.tiles.push(TileType { dtype, shape: vec![1] });
+            body.push(Stmt::Let(id, op));
+            id
+        };
+        let left = define(DType::I64, TileOp::Index(variable.unwrap_or_default()));
+        let right = define(DType::I64, TileOp::Index(bound));
+        define(DType::Bool, TileOp::Binary(BinaryOp::Lt, left, right))
+    }
+
     /// A part with its own output, for whose rows a condition may hold.
     fn part(&mut self) {
         let rank = self.random.pick(&[1usize, 2, 2, 2, 3]);
@@ -401,7 +415,20 @@ impl Maker {
             }
             let buffer = self.buffer(made.ty.dtype, real, true, 0, 0);
             self.loose |= made.loose;
-            body.push(Stmt::Store { buffer, address, gathered: vec![], mask, value: made.id });
+            let store =
+                |value| Stmt::Store { buffer, address: address.clone(), gathered: vec![], mask: mask.clone(), value };
+            if self.random.chance(25) {
+                let condition = self.condition(&mut body, &variables);
+                // What is computed in a choice is not known after it.
+                let (mut otherwise, mut own) = (Vec::new(), known.clone());
+                self.statements(&mut otherwise, &mut own, &shape, &variables, 1);
+                let other = own.iter().rev().find(|m| m.ty == made.ty).cloned().unwrap_or_else(|| made.clone());
+                self.loose |= other.loose;
+                otherwise.push(store(other.id));
+                body.push(Stmt::If(If { condition, then: vec![store(made.id)], otherwise }));
+            } else {
+                body.push(store(made.id));
+            }
         }
         self.program.parts.push(Part { grid, body });
     }
