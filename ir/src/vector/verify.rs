@@ -23,8 +23,8 @@ pub struct VerifyError {
 /// Most lanes of a vector: 64 bytes of one-byte elements, the widest registers there are.
 const MAX_LANES: u32 = 64;
 
-/// Most bytes of one local memory: it lies on the stack.
-const MAX_LOCAL_BYTES: usize = 1 << 16;
+/// Most bytes of all local memory: it lies on the stack.
+const MAX_LOCAL_BYTES: usize = 3 << 16;
 
 /// Whether statements give matrix registers shapes.
 fn reshapes(body: &[Stmt]) -> bool {
@@ -58,8 +58,10 @@ impl VectorProgram {
                 verifier.report(None, format!("buffer b{i}: vector programs do not compute with {dtype}"));
             }
         }
+        let mut local = 0usize;
         for (i, (dtype, len)) in self.locals.iter().enumerate() {
-            if !computable(*dtype) || len.saturating_mul(dtype.size()) > MAX_LOCAL_BYTES {
+            local = local.saturating_add(len.saturating_mul(dtype.size()));
+            if !computable(*dtype) || local > MAX_LOCAL_BYTES {
                 verifier.report(None, format!("local memory {i}: {len} of {dtype}"));
             }
         }

@@ -14,6 +14,9 @@ use regalloc2::{
 /// rbx, r12 to r15; rbp keeps the stack pointer.
 const CALLEE_SAVED: [usize; 5] = [3, 12, 13, 14, 15];
 
+/// The least page there is.
+const PAGE: i32 = 4096;
+
 fn environment(level: WideLevel) -> MachineEnv {
     let set = |class: RegClass, numbers: &mut dyn Iterator<Item = usize>| {
         numbers.fold(PRegSet::empty(), |set, n| set.with(PReg::new(n, class)))
@@ -102,9 +105,6 @@ impl Allocations<'_> {
     }
 }
 
-/// Bytes of a page of memory, and the least guard that a stack ends with.
-const PAGE: i32 = 4096;
-
 impl Encoder<'_> {
     fn push(&mut self, instruction: Result<Instruction, iced_x86::IcedError>) -> Result<(), String> {
         self.code.push(instruction.map_err(|e| e.to_string())?);
@@ -134,12 +134,15 @@ impl Encoder<'_> {
         }
         if frame > 0 {
             self.push(Instruction::with2(Code::And_rm64_imm8, rsp, -64))?;
-            // Each page is read before any beyond it, so that a stack that is too short ends at its guard page.
-            for page in (PAGE..=frame).step_by(PAGE as usize) {
-                let at = MemoryOperand::with_base_displ(rsp, -i64::from(page));
-                self.push(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, at))?;
+            // Page after page, so that none is reached before the one that says that the stack ends, or grows it.
+            for _ in 0..frame / PAGE {
+                self.push(Instruction::with2(Code::Sub_rm64_imm32, rsp, PAGE))?;
+                let top = MemoryOperand::with_base(rsp);
+                self.push(Instruction::with2(Code::Or_rm64_imm8, top, 0))?;
             }
-            self.push(Instruction::with2(Code::Sub_rm64_imm32, rsp, frame))?;
+            if frame % PAGE > 0 {
+                self.push(Instruction::with2(Code::Sub_rm64_imm32, rsp, frame % PAGE))?;
+            }
         }
         let blocks = self.machine.num_blocks();
         // Where the code of each block starts; branches hold block numbers until all are known.

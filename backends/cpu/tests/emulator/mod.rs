@@ -1,8 +1,9 @@
 //! An emulator of the instructions that kernels of matrix registers are made of.
 //!
 //! Invariant: every access lies in the code, the stack, the arguments or a buffer, which lie far apart; what is not known, an
-//! instruction or an operand, ends the test. Written from Intel's SDM, volumes 1 (chapter 18) and 2.
+//! instruction or an operand, ends the test. What matrix registers do is in `tiles.rs`.
 
+use crate::wide_support::tiles::{Around, Tiles, address};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 const CODE: u64 = 0x10_0000;
@@ -14,32 +15,12 @@ const APART: u64 = 0x100_0000;
 /// Where a kernel returns to.
 const END: u64 = 0xdead_0000;
 
-#[derive(Clone, Default)]
-struct Tile {
-    rows: usize,
-    row_bytes: usize,
-    bytes: Vec<u8>,
-}
-
-impl Tile {
-    fn word(&self, row: usize, column: usize) -> u32 {
-        let at = row * 64 + column * 4;
-        u32::from_le_bytes(self.bytes[at..at + 4].try_into().unwrap())
-    }
-
-    fn set(&mut self, row: usize, column: usize, word: u32) {
-        let at = row * 64 + column * 4;
-        self.bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
-    }
-}
-
 pub struct Emulator {
     regions: Vec<(u64, Vec<u8>)>,
     registers: [u64; 16],
     /// Of the last comparison, as signed and as unsigned numbers.
     compared: (i64, i64),
-    /// None before the registers are configured and after they are given back.
-    tiles: Option<Vec<Tile>>,
+    tiles: Tiles,
 }
 
 fn number(register: Register) -> usize {
@@ -49,13 +30,14 @@ fn number(register: Register) -> usize {
     number
 }
 
-/// Numbers too small to be normal count as 0.
-fn flush(x: f32) -> f32 {
-    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
-}
+impl Around for Emulator {
+    fn register(&self, register: Register) -> u64 {
+        self.registers[number(register)]
+    }
 
-fn bf16(bits: u16) -> f32 {
-    flush(f32::from_bits(u32::from(bits) << 16))
+    fn memory(&mut self, address: u64, bytes: usize) -> &mut [u8] {
+        self.at(address, bytes)
+    }
 }
 
 impl Emulator {
@@ -68,7 +50,7 @@ impl Emulator {
             regions.push((at, buffer.clone()));
         }
         regions.push((ARGUMENTS, arguments));
-        Emulator { regions, registers: [0x5555_5555_5555; 16], compared: (0, 0), tiles: None }
+        Emulator { regions, registers: [0x5555_5555_5555; 16], compared: (0, 0), tiles: Tiles::none() }
     }
 
     pub fn buffer(&self, n: usize) -> &[u8] {
@@ -108,7 +90,7 @@ impl Emulator {
         let mut ip = CODE;
         for _ in 0..1_000_000 {
             if ip == END {
-                assert!(self.tiles.is_none(), "the registers were not given back");
+                assert!(!self.tiles.are_set(), "the registers were not given back");
                 assert_eq!(self.registers[number(Register::RSP)], top);
                 for (n, &register) in kept.iter().enumerate() {
                     assert_eq!(self.registers[register], 0x7777_0000 + n as u64, "a register that callers keep");
@@ -122,15 +104,6 @@ impl Emulator {
         panic!("the kernel does not end");
     }
 
-    fn address(&self, i: &Instruction) -> u64 {
-        let part = |r: Register| if r == Register::None { 0 } else { self.registers[number(r)] };
-        if i.is_ip_rel_memory_operand() {
-            return i.memory_displacement64();
-        }
-        let index = part(i.memory_index()).wrapping_mul(u64::from(i.memory_index_scale()));
-        part(i.memory_base()).wrapping_add(index).wrapping_add(i.memory_displacement64())
-    }
-
     /// An operand's value, of 8 bytes but for 32-bit registers and memory.
     fn operand(&mut self, i: &Instruction, n: u32) -> u64 {
         match i.op_kind(n) {
@@ -139,7 +112,7 @@ impl Emulator {
             }
             OpKind::Register => self.registers[number(i.op_register(n))],
             OpKind::Memory => {
-                let (address, bytes) = (self.address(i), i.memory_size().size());
+                let (address, bytes) = (address(i, self), i.memory_size().size());
                 self.load(address, bytes)
             }
             _ => i.immediate(n),
@@ -169,7 +142,7 @@ impl Emulator {
             Code::Mov_r64_rm64 | Code::Mov_r32_imm32 | Code::Mov_r64_imm64 | Code::Mov_rm64_imm32 => {
                 self.registers[to(i)] = self.operand(i, 1);
             }
-            Code::Lea_r64_m => self.registers[to(i)] = self.address(i),
+            Code::Lea_r64_m => self.registers[to(i)] = address(i, self),
             Code::Imul_r64_rm64 => self.registers[to(i)] = self.operand(i, 0).wrapping_mul(self.operand(i, 1)),
             Code::Imul_r64_rm64_imm32 | Code::Imul_r64_rm64_imm8 => {
                 self.registers[to(i)] = self.operand(i, 1).wrapping_mul(self.operand(i, 2));
@@ -179,6 +152,10 @@ impl Emulator {
             }
             Code::Sub_r64_rm64 | Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_rm64_r64 => {
                 self.registers[to(i)] = self.operand(i, 0).wrapping_sub(self.operand(i, 1));
+            }
+            Code::Or_rm64_imm8 => {
+                let (address, word) = (address(i, self), self.operand(i, 0) | self.operand(i, 1));
+                self.at(address, 8).copy_from_slice(&word.to_le_bytes());
             }
             Code::And_rm64_imm8 => self.registers[to(i)] = self.operand(i, 0) & self.operand(i, 1),
             Code::Shl_rm64_imm8 => self.registers[to(i)] = self.operand(i, 0) << self.operand(i, 1),
@@ -199,80 +176,8 @@ impl Emulator {
     }
 
     fn tile(&mut self, i: &Instruction) {
-        let register = |n: u32| i.op_register(n) as usize - Register::TMM0 as usize;
-        match i.code() {
-            Code::VEX_Ldtilecfg_m512 => {
-                let at = self.address(i);
-                let config = self.at(at, 64).to_vec();
-                assert_eq!(config[0], 1, "the palette");
-                assert!(config[1..16].iter().chain(&config[32..48]).chain(&config[56..]).all(|&b| b == 0));
-                let tile = |n: usize| Tile {
-                    rows: usize::from(config[48 + n]),
-                    row_bytes: usize::from(u16::from_le_bytes([config[16 + 2 * n], config[17 + 2 * n]])),
-                    bytes: vec![0; 1024],
-                };
-                let tiles: Vec<Tile> = (0..8).map(tile).collect();
-                assert!(tiles.iter().all(|t| t.rows <= 16 && t.row_bytes <= 64 && (t.rows == 0) == (t.row_bytes == 0)));
-                self.tiles = Some(tiles);
-                return;
-            }
-            Code::VEX_Tilerelease => {
-                self.tiles = None;
-                return;
-            }
-            _ => {}
-        }
-        let mut tiles = self.tiles.clone().unwrap_or_else(|| panic!("{:?} before a configuration", i.code()));
-        match i.code() {
-            Code::VEX_Tilezero_tmm => tiles[register(0)].bytes.fill(0),
-            Code::VEX_Tileloadd_tmm_sibmem | Code::VEX_Tilestored_sibmem_tmm => {
-                let load = i.code() == Code::VEX_Tileloadd_tmm_sibmem;
-                let tile = &mut tiles[register(u32::from(!load))];
-                assert!(tile.rows > 0);
-                assert_ne!(i.memory_index(), Register::None, "the distance between rows");
-                let stride = self.registers[number(i.memory_index())] << i.memory_index_scale().trailing_zeros();
-                let first = self.registers[number(i.memory_base())].wrapping_add(i.memory_displacement64());
-                for row in 0..tile.rows {
-                    let memory = self.at(first.wrapping_add(stride.wrapping_mul(row as u64)), tile.row_bytes);
-                    let here = &mut tile.bytes[row * 64..row * 64 + tile.row_bytes];
-                    if load { here.copy_from_slice(memory) } else { memory.copy_from_slice(here) }
-                }
-            }
-            Code::VEX_Tdpbf16ps_tmm_tmm_tmm | Code::VEX_Tdpbusd_tmm_tmm_tmm | Code::VEX_Tdpbsud_tmm_tmm_tmm => {
-                let [sum, a, b] = [0, 1, 2].map(register);
-                assert!(sum != a && sum != b && a != b);
-                let (a, b, sum) = (tiles[a].clone(), tiles[b].clone(), &mut tiles[sum]);
-                assert!(sum.rows == a.rows && sum.row_bytes == b.row_bytes && a.row_bytes == 4 * b.rows && b.rows > 0);
-                for m in 0..sum.rows {
-                    for n in 0..sum.row_bytes / 4 {
-                        let words = (0..b.rows).map(|k| (a.word(m, k), b.word(k, n)));
-                        let before = sum.word(m, n);
-                        sum.set(m, n, dot(i.code(), before, words));
-                    }
-                }
-            }
-            other => panic!("{other:?} is not known"),
-        }
-        self.tiles = Some(tiles);
+        let mut tiles = std::mem::replace(&mut self.tiles, Tiles::none());
+        assert!(tiles.run(i, self), "{:?} is not known", i.code());
+        self.tiles = tiles;
     }
-}
-
-fn dot(code: Code, sum: u32, words: impl Iterator<Item = (u32, u32)>) -> u32 {
-    let signed = |word: u32, n: u32, has_sign: bool| {
-        let byte = (word >> (8 * n)) as u8;
-        if has_sign { i32::from(byte as i8) } else { i32::from(byte) }
-    };
-    if code == Code::VEX_Tdpbf16ps_tmm_tmm_tmm {
-        let mut parts = [0.0f32; 2];
-        for (a, b) in words {
-            for (half, part) in parts.iter_mut().enumerate() {
-                let (a, b) = (bf16((a >> (16 * half)) as u16), bf16((b >> (16 * half)) as u16));
-                *part = flush(a.mul_add(b, *part));
-            }
-        }
-        return flush(flush(f32::from_bits(sum)) + flush(parts[0] + parts[1])).to_bits();
-    }
-    let left_signed = code == Code::VEX_Tdpbsud_tmm_tmm_tmm;
-    let each = |(a, b): (u32, u32)| (0..4).map(|n| signed(a, n, left_signed) * signed(b, n, !left_signed)).sum::<i32>();
-    words.fold(sum as i32, |sum, two| sum.wrapping_add(each(two))) as u32
 }

@@ -7,6 +7,11 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../emulator/tiles.rs"]
+pub mod tiles;
+#[cfg(target_arch = "x86_64")]
+#[path = "../emulator/trap.rs"]
+mod trap;
 
 use kiln_cpu::Error;
 use kiln_cpu::wide::{self, WideLevel};
@@ -29,7 +34,7 @@ pub fn runs_here(level: WideLevel) -> bool {
         WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx => {
             (level == WideLevel::Avx512 || is_x86_feature_detected!("avx512vnni"))
                 && (level < WideLevel::Avx512Bf16 || is_x86_feature_detected!("avx512bf16"))
-                && (level != WideLevel::Amx || allows_matrices())
+                && (level != WideLevel::Amx || allows_matrices() || answers_for_matrices())
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -53,6 +58,13 @@ fn allows_matrices() -> bool {
     let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & tiles == tiles;
     // SAFETY: this request takes no pointers and only adds a permission to the process.
     has && unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
+}
+
+/// Has what the CPU lacks of AMX done for it.
+#[cfg(target_arch = "x86_64")]
+fn answers_for_matrices() -> bool {
+    trap::install();
+    true
 }
 
 /// Bytes that end at a page without access.
