@@ -7,11 +7,12 @@
 use crate::{Error, Observer};
 use kiln_cpu::wide::{self, WideLevel};
 use kiln_cpu::{MachineCode, Target};
+use kiln_ir::DType;
 use kiln_ir::expr::{Ranges, Symbol};
 use kiln_ir::plan::Plan;
 use kiln_ir::tile::TileProgram;
 use kiln_ir::vector::VectorProgram;
-use kiln_passes::kernel::Machine;
+use kiln_passes::kernel::{Machine, Terms};
 use kiln_passes::lower::{VectorTarget, lower};
 use kiln_passes::plan::{grain, program_count};
 use kiln_runtime::artifact::{KernelEntry, KernelTable};
@@ -87,6 +88,7 @@ pub struct Emitter {
     pub level: CpuLevel,
     emitters: Emitters,
     pairs: bool,
+    terms: Option<Terms>,
     numbers: HashMap<String, Result<usize, String>>,
     programs: Vec<Program>,
 }
@@ -106,14 +108,15 @@ type Made = Result<(MachineCode, &'static str), String>;
 
 impl Emitter {
     /// The emitter of a level. `pairs` says whether the graph has products of pairs of bf16: only beside those may the instructions
-    /// for pairs, which take subnormal numbers as 0, round other numbers too.
+    /// for pairs, which take subnormal numbers as 0, round other numbers too. `terms` says how many products of bf16 stand for one of f32
+    /// where there are matrix registers and it pays, if any may.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where this build has none.
-    pub fn new(level: CpuLevel, pairs: bool) -> Result<Emitter, Error> {
+    pub fn new(level: CpuLevel, pairs: bool, terms: Option<Terms>) -> Result<Emitter, Error> {
         let none = || Error::Unsupported(format!("this build makes no code for the CPU level {level}"));
         let emitters = Emitters::of(level).ok_or_else(none)?;
-        Ok(Emitter { level, emitters, pairs, numbers: HashMap::new(), programs: Vec::new() })
+        Ok(Emitter { level, emitters, pairs, terms, numbers: HashMap::new(), programs: Vec::new() })
     }
 
     /// What the cost model knows of the level.
@@ -124,7 +127,7 @@ impl Emitter {
             Some(WideLevel::Avx512) => Machine::avx512(),
             Some(WideLevel::Avx512Vnni) => Machine::avx512_vnni(),
             Some(WideLevel::Avx512Bf16) => Machine::avx512_bf16(),
-            Some(WideLevel::Amx) => Machine::amx(),
+            Some(WideLevel::Amx) => Machine { terms: self.terms, ..Machine::amx() },
         }
     }
 
@@ -140,7 +143,9 @@ impl Emitter {
             return known.clone();
         }
         let wide = self.emitters.wide.and_then(|w| {
-            let (pairs, matrices) = (self.pairs && w.has_pairs(), w.has_matrices());
+            // Beside products of parts nothing but these is rounded to bf16.
+            let own = nameless.multiplies() && !rounds(&nameless);
+            let (pairs, matrices) = ((self.pairs || own) && w.has_pairs(), w.has_matrices());
             lower_to(&nameless, VectorTarget { bytes: w.bytes(), pairs, matrices, fused: true }, dims).ok()
         });
         let is_wide = wide.is_some();
@@ -255,4 +260,9 @@ impl Emitter {
             made
         })
     }
+}
+
+/// Whether a program has values of bf16.
+fn rounds(program: &TileProgram) -> bool {
+    program.tiles.iter().any(|(_, ty)| ty.dtype == DType::BF16)
 }

@@ -184,8 +184,11 @@ fn compile_with(
     levels.dedup();
     // Without products of pairs, or of bytes, it would be the code of the level below.
     let (pairs, bytes) = (has_products_of(&graph, Elements::Pairs), has_products_of(&graph, Elements::Bytes));
+    // Weights in parts are for matrix registers alone, and are stored in one form for all levels.
+    let alone = levels == [CpuLevel::X86_64V4Amx] && has_products_of(&graph, Elements::Numbers);
+    let terms = options.precision.terms().filter(|_| alone);
     let same = [
-        (pairs || bytes, CpuLevel::X86_64V4Amx, CpuLevel::X86_64V4Bf16),
+        (pairs || bytes || terms.is_some(), CpuLevel::X86_64V4Amx, CpuLevel::X86_64V4Bf16),
         (pairs, CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
         (bytes, CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
     ];
@@ -193,7 +196,7 @@ fn compile_with(
         levels.iter_mut().filter(|l| **l == level).for_each(|l| *l = below);
         levels.dedup();
     }
-    let mut emitters = levels.iter().map(|&level| Emitter::new(level, pairs)).collect::<Result<Vec<_>, _>>()?;
+    let mut emitters = levels.iter().map(|&level| Emitter::new(level, pairs, terms)).collect::<Result<Vec<_>, _>>()?;
     let machines: Vec<Machine> = emitters.iter().map(Emitter::machine).collect();
     let mut lowers: Vec<_> =
         emitters.iter_mut().map(|e| |program: &_, dims: &_| e.number(program, dims).map(|_| ())).collect();

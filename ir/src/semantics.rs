@@ -352,6 +352,31 @@ pub fn dot2(a: i64, b: i64, sum: f32) -> f32 {
     low(a).mul_add(low(b), high(a).mul_add(high(b), sum))
 }
 
+/// The least and (exclusively) the greatest size of a number with [`parts`]. Products of the parts of such numbers, and their sums,
+/// neither overflow nor lose what a product of two f32 would keep, as long as the other number is a weight below
+/// [`MOST_OF_A_WEIGHT`].
+pub const LEAST_IN_PARTS: f32 = f32::from_bits(27 << 23);
+/// See [`LEAST_IN_PARTS`].
+pub const MOST_IN_PARTS: f32 = f32::from_bits(191 << 23);
+/// See [`LEAST_IN_PARTS`].
+pub const MOST_OF_A_WEIGHT: f32 = f32::from_bits(159 << 23);
+
+/// Three bf16, each of them what the ones before leave rounded to the nearest, whose sum is a weight. Nothing where it is not finite, too
+/// large or too small.
+pub fn parts(x: f32) -> Option<[f32; 3]> {
+    let size = x.abs();
+    if size == 0.0 {
+        return Some([x, 0.0, 0.0]);
+    }
+    if !(LEAST_IN_PARTS..MOST_OF_A_WEIGHT).contains(&size) {
+        return None;
+    }
+    let rounded = |x: f32| bf16::from_f32(x).to_f32();
+    let first = rounded(x);
+    let second = rounded(x - first);
+    Some([first, second, x - first - second])
+}
+
 fn int_pow(dtype: DType, base: i64, exponent: i64) -> i64 {
     if dtype.class() == Class::Signed && exponent < 0 {
         return match base {

@@ -6,6 +6,7 @@
 
 use crate::boundary::Wishes;
 use crate::fusion::{Attempt, Refusal, Way};
+use crate::kernel::reads_parts;
 use crate::kernel::scatter::Scatter;
 use crate::late::constants_late;
 use crate::layers::scales_of_layers;
@@ -53,6 +54,14 @@ pub enum Work {
 }
 
 impl Work {
+    /// The group of a kernel, to be changed.
+    pub(crate) fn kernel_mut(&mut self) -> Option<&mut Group> {
+        match self {
+            Work::Kernel(group) => Some(group),
+            Work::Host(_) | Work::Alias { .. } => None,
+        }
+    }
+
     /// The kernel, where it is one.
     pub fn kernel(&self) -> Option<&Group> {
         match self {
@@ -169,6 +178,8 @@ impl Group {
         let number = |n: u64| Expr::from(i64::try_from(n).unwrap_or(i64::MAX));
         self.stages.iter().fold(Expr::default(), |sum, s| {
             let (body, finish) = s.operations();
+            // Putting a factor together is no operation of the product.
+            let body = if reads_parts(&s.body) { 2 } else { body };
             let points = product(&s.dims);
             let folded = points.mul(&product(&s.folds)).mul(&number(body));
             sum.add(&folded).add(&points.mul(&number(finish)))

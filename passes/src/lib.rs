@@ -17,6 +17,7 @@ pub mod layout;
 pub mod lower;
 pub mod memory;
 mod nibbles;
+mod parts;
 pub mod pipeline;
 pub mod plan;
 pub mod quantize;

@@ -9,9 +9,10 @@ use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
-use crate::kernel::{Choice, Machine, is_kernel_type, key, preferred_layouts, tile_program};
+use crate::kernel::{Choice, Machine, Terms, is_kernel_type, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::nibbles::keep_nibbles;
+use crate::parts::keep_parts;
 use crate::plan::{Weight, build_plan};
 use crate::region::{Region, regions};
 use crate::rewrite;
@@ -45,24 +46,30 @@ pub enum PassError {
     Plan(String),
 }
 
-/// In which precision products of f32 with constants are computed; their sums are f32 in either.
+/// In which precision products of f32 with constants are computed; their sums are f32 in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// As the model has them.
+    /// With the error of f32; where that is quickest, as [`Terms::Six`] products of bf16.
     #[default]
     F32,
+    /// The same with [`Terms::Three`], whose error is some fifty times as large.
+    F32Fast,
+    /// By multiply-adds of f32 alone.
+    Strict,
     /// Factors are rounded to bf16.
     Bf16,
 }
 
 impl Precision {
     /// Every precision.
-    pub const ALL: [Precision; 2] = [Precision::F32, Precision::Bf16];
+    pub const ALL: [Precision; 4] = [Precision::F32, Precision::F32Fast, Precision::Strict, Precision::Bf16];
 
     /// Its name on the command line and in artifacts.
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
+            Precision::F32Fast => "f32-fast",
+            Precision::Strict => "strict",
             Precision::Bf16 => "bf16",
         }
     }
@@ -70,15 +77,24 @@ impl Precision {
     /// The type that factors are rounded to, where they are.
     pub fn factors(self) -> Option<DType> {
         match self {
-            Precision::F32 => None,
+            Precision::F32 | Precision::F32Fast | Precision::Strict => None,
             Precision::Bf16 => Some(DType::BF16),
+        }
+    }
+
+    /// How many products of bf16 may stand for a product of f32, where any may.
+    pub fn terms(self) -> Option<Terms> {
+        match self {
+            Precision::F32 => Some(Terms::Six),
+            Precision::F32Fast => Some(Terms::Three),
+            Precision::Strict | Precision::Bf16 => None,
         }
     }
 }
 
 /// A name that is no precision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the precision {0:?} is not supported; there are f32 and bf16")]
+#[error("the precision {0:?} is not supported; there are f32, f32-fast, strict and bf16")]
 pub struct UnknownPrecision(pub String);
 
 impl std::str::FromStr for Precision {
@@ -167,6 +183,10 @@ pub struct Compiled {
 pub struct Scheduled {
     /// The graph as it was cut, before constants were packed.
     pub graph: Graph,
+    /// The same before constants were kept in parts, where they are.
+    whole: Option<Graph>,
+    /// How many products of parts stand for a product of f32, where constants may be kept in parts.
+    pub terms: Option<Terms>,
     /// The work, in order; its n-th group is kernel n.
     pub work: Vec<Work>,
     /// Which fusions were tried.
@@ -197,16 +217,28 @@ impl Scheduled {
     pub fn recut(&self, wishes: &Wishes) -> Result<Scheduled, PassError> {
         let hosts: HashSet<NodeId> = self.work.iter().filter_map(Work::host).collect();
         let on_host = |id| hosts.contains(&id);
-        let (mut graph, mut attempts) = (self.graph.clone(), Vec::new());
+        let (mut graph, mut attempts) = (self.whole.as_ref().unwrap_or(&self.graph).clone(), Vec::new());
         close_rows(&mut graph);
         wishes.lay_out(&mut graph, &on_host);
         let work = group(&graph, &on_host, wishes, &mut attempts);
         let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
         let work = join_borders(&graph, work, wishes, &mut attempts);
         spread_rows(&mut graph, &work);
-        let work = join_attention(&graph, work, &self.apart);
-        let (wishes, apart) = (wishes.clone(), self.apart.clone());
-        Ok(Scheduled { graph, work, attempts, asked: BTreeSet::new(), wishes, apart })
+        let mut work = join_attention(&graph, work, &self.apart);
+        let whole = self.terms.map(|_| graph.clone());
+        if let Some(terms) = self.terms {
+            keep_parts(&mut graph, &mut work, terms);
+        }
+        Ok(Scheduled {
+            graph,
+            whole,
+            terms: self.terms,
+            work,
+            attempts,
+            asked: BTreeSet::new(),
+            wishes: wishes.clone(),
+            apart: self.apart.clone(),
+        })
     }
 }
 
@@ -242,6 +274,7 @@ pub struct Cut {
     /// The number of the first kernel among those of the plan.
     pub first: usize,
     before: Graph,
+    whole: Option<Graph>,
     attempts: Vec<Attempt>,
     asked: BTreeSet<String>,
     wishes: Wishes,
@@ -273,8 +306,9 @@ pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, P
     if let Some(e) = plan.verify().into_iter().next() {
         return Err(PassError::Plan(e.to_string()));
     }
-    let Cut { before, work, attempts, asked, wishes, apart, .. } = cut;
-    let scheduled = Scheduled { graph: before, work, attempts, asked, wishes, apart };
+    let Cut { before, whole, work, attempts, asked, wishes, apart, .. } = cut;
+    let terms = terms_of(targets);
+    let scheduled = Scheduled { graph: before, whole, terms, work, attempts, asked, wishes, apart };
     Ok(Compiled { plan, weights, kernels, host_reasons, scheduled })
 }
 
@@ -302,6 +336,12 @@ fn number(cut: &mut Cut, next: &mut usize, all: &mut [Vec<TileProgram>], reasons
 fn halves_of(targets: &[Target<'_>]) -> Option<kiln_ir::DType> {
     let half = targets.first()?.machine.gpu?.operands?;
     targets.iter().all(|t| t.machine.gpu.and_then(|g| g.operands) == Some(half)).then_some(half)
+}
+
+/// How many products of parts stand for a product of f32 on all targets: weights are stored in one form for all of them.
+fn terms_of(targets: &[Target<'_>]) -> Option<Terms> {
+    let terms = targets.first()?.machine.terms?;
+    targets.iter().all(|t| t.machine.terms == Some(terms)).then_some(terms)
 }
 
 /// Cuts an optimised graph into kernels, and what its host nodes hold.
@@ -366,6 +406,11 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         if on_gpus {
             keep_nibbles(&mut graph, &mut work);
         }
+        let terms = terms_of(targets);
+        let whole = terms.map(|_| graph.clone());
+        if let Some(terms) = terms {
+            keep_parts(&mut graph, &mut work, terms);
+        }
         let groups: Vec<_> = groups(&work).collect();
         let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();
         let choices: Vec<Vec<Choice>> = groups.iter().map(|g| targets.iter().map(|t| choose(g, t)).collect()).collect();
@@ -411,6 +456,14 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         if refused {
             continue;
         }
+        let made = kernels.first().map_or(&[][..], Vec::as_slice);
+        for (group, program) in work.iter_mut().filter_map(Work::kernel_mut).zip(made) {
+            // What no unit multiplies is multiplied whole.
+            if let Some(what) = terms.and_then(|t| group.what.strip_suffix(t.mark())).filter(|_| !program.multiplies())
+            {
+                group.what = what.into();
+            }
+        }
         let regions = regions(&before, work.iter().filter_map(Work::host), targets)?;
         return Ok(Cut {
             graph,
@@ -419,6 +472,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             regions,
             first: 0,
             before,
+            whole,
             attempts,
             asked,
             wishes,

@@ -33,7 +33,7 @@ pub struct Args {
     /// Levels of the second one, where they are others
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     second_cpu: Vec<CpuLevel>,
-    /// Precision of the second one, where it is another: f32 or bf16
+    /// Precision of the second one, where it is another: f32, f32-fast, strict or bf16
     #[arg(long, value_name = "P")]
     second_precision: Option<String>,
     /// What a value may differ by, relative to its largest element

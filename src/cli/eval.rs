@@ -158,7 +158,7 @@ fn encoder(model: &Path, head: Option<Head>, machinery: &Machinery, talk: Talk) 
     let place = (machinery.level_here()?, machinery.threads());
     machinery.activations_of_model("encoders")?;
     if machinery.checked_precision()? != kiln::Precision::F32 {
-        return Err(Error::Usage("--precision bf16 is not there for encoders yet".into()));
+        return Err(Error::Usage("encoders have no --precision but f32 yet".into()));
     }
     Encoder::open(model, head, place, &machinery.budget(), &mut Progress::new(talk))
 }

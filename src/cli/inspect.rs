@@ -13,6 +13,7 @@ use kiln::ir::ops::Op;
 use kiln::ir::plan::{Plan, Step, nominal};
 use kiln::lm::CacheFacts;
 use kiln::notes::Notes;
+use kiln::passes::kernel::Terms;
 use kiln::runtime::artifact::{self, Artifact, KernelTable, LoadOptions};
 use kiln::runtime::cpu::CpuLevel;
 use kiln::runtime::engine::{LoadError, read_plan};
@@ -207,6 +208,12 @@ impl Contents {
         self.plan.kernels.iter().fold((0, 0), |(ops, bytes), k| (ops + k.operations, bytes + k.bytes))
     }
 
+    /// How many kernels multiply f32 as sums of how many products of bf16.
+    fn in_parts(&self) -> impl Iterator<Item = (Terms, usize)> {
+        let kernels = |terms: Terms| self.plan.kernels.iter().filter(|k| k.what.ends_with(terms.mark())).count();
+        Terms::ALL.into_iter().map(move |terms| (terms, kernels(terms))).filter(|(_, kernels)| *kernels > 0)
+    }
+
     fn json(&self, graph: bool, plan: bool) -> Value {
         let names = |origin: &Origin| origin.names().map(str::to_string).collect::<Vec<_>>();
         let kernel = |(n, k): (usize, &kiln::ir::plan::Kernel)| {
@@ -246,6 +253,13 @@ impl Contents {
         if let Some(CacheFacts { element, position_bytes, capacity }) = self.cache {
             report["cache"] =
                 json!({ "element": element.name(), "position_bytes": position_bytes, "capacity": capacity });
+        }
+        let in_parts = self.in_parts().map(
+            |(terms, kernels)| json!({ "kernels": kernels, "products": terms.count(), "left_out": terms.left_out() }),
+        );
+        let in_parts: Vec<Value> = in_parts.collect();
+        if !in_parts.is_empty() {
+            report["in_parts"] = in_parts.into();
         }
         if graph {
             report["graph"] = json!(self.graph);
@@ -318,6 +332,13 @@ impl Contents {
             text,
             "  {steps} steps: {kernels} kernels, {hosts} host ops; the compiler added {copies} copies and {casts} casts"
         );
+        for (terms, kernels) in self.in_parts() {
+            let (n, left_out) = (terms.count(), terms.left_out());
+            let _ = writeln!(
+                text,
+                "  {kernels} kernels multiply f32 as {n} products of bf16: {left_out:.1e} of a product is left out at most"
+            );
+        }
         text.push_str(&self.by_kind());
         text.push_str(&self.by_kernel());
         text.push_str(&self.remarks());

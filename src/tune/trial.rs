@@ -13,7 +13,7 @@ use kiln_ir::layout::Layout;
 use kiln_ir::plan::{Kernel, Place, Plan, Slot, Step, nominal};
 use kiln_ir::{DType, Tensor};
 use kiln_passes::group::Group;
-use kiln_passes::kernel::{Choice, preferred_layouts, tile_program};
+use kiln_passes::kernel::{Choice, Terms, preferred_layouts, tile_program};
 use kiln_passes::pipeline::Scheduled;
 use kiln_passes::plan::Weight;
 use kiln_runtime::cpu::CpuLevel;
@@ -36,6 +36,7 @@ pub struct Trials<'a> {
     graph: &'a Graph,
     group: &'a Group,
     level: CpuLevel,
+    terms: Option<Terms>,
     threads: usize,
     budget: &'a Budget,
     /// The graph with the layouts of the trial at hand.
@@ -74,6 +75,7 @@ impl<'a> Trials<'a> {
             graph,
             group,
             level,
+            terms: scheduled.terms,
             threads,
             budget,
             laid_out: graph.clone(),
@@ -93,7 +95,7 @@ impl<'a> Trials<'a> {
     /// The schedule cannot be compiled, or there is no memory.
     pub fn measure(&mut self, choice: &Choice, limit: Option<f64>) -> Result<Measured, Error> {
         // Only its time is looked at.
-        let mut emitter = Emitter::new(self.level, true)?;
+        let mut emitter = Emitter::new(self.level, true, self.terms)?;
         let machine = emitter.machine();
         for (value, layout) in preferred_layouts(self.graph, self.group, &machine, choice) {
             self.laid_out.set_layout(value, layout);

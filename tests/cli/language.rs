@@ -75,7 +75,7 @@ fn activations_are_rounded_only_where_that_is_asked_for() {
     assert_eq!(kiln!("inspect", &artifact, "--json").succeeds().json()["options"]["precision"], "bf16");
     assert_eq!(say(&artifact, "1", &[]), say(&model, "2", &["--precision", "bf16"]));
     kiln!("generate", &artifact, "-p", "a", "--precision", "bf16").fails(2, refused);
-    kiln!("generate", &model, "-p", "a", "--precision", "f16").fails(4, "f32 and bf16");
+    kiln!("generate", &model, "-p", "a", "--precision", "f16").fails(4, "strict and bf16");
 }
 
 #[test]

@@ -19,6 +19,10 @@ fn an_artifact_is_rebuilt_from_what_it_records() {
     compile(&["--golden", "--cpu", "portable"]);
     compile(&["--bind", "batch, x=1=2..9"]);
     compile(&["--inputs", inputs.to_str().unwrap()]);
+    for precision in ["f32-fast", "strict"] {
+        compile(&["--precision", precision]);
+        assert_eq!(kiln!("inspect", &artifact, "--json").succeeds().json()["options"]["precision"], precision);
+    }
     compile(&["--precision", "bf16", "--golden"]);
     assert_eq!(kiln!("inspect", &artifact, "--json").succeeds().json()["options"]["precision"], "bf16");
     kiln!("selftest", &artifact).succeeds();

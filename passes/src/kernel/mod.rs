@@ -19,6 +19,7 @@ mod gpu;
 mod groups;
 mod matrix;
 mod narrow;
+pub(crate) mod parts;
 mod rows;
 pub mod scatter;
 mod schedule;
@@ -39,11 +40,14 @@ use kiln_ir::nest;
 use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, For, Part, Stmt, TileId, TileProgram};
 use matrix::Unit;
+use parts::Parts;
 
 pub use choice::{Arrangement, Boundary, Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub(crate) use forms::has_few_bits;
 pub(crate) use gpu::{LEAST_TILE, operands, symbols};
 pub(crate) use narrow::MOST_ROWS;
+pub use parts::Terms;
+pub(crate) use parts::reads_parts;
 pub use schedule::{Gpu, Machine, Schedule};
 
 /// No tile program could be made of a group.
@@ -78,7 +82,9 @@ pub fn is_kernel_type(dtype: DType) -> bool {
 pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice: &Choice) -> Vec<(ValueId, Layout)> {
     let [stage] = group.stages.as_slice() else { return vec![] };
     let Some(width) = panel_width(graph, group, machine) else { return vec![] };
-    let chosen = choice.panel.or(choice.columns).and_then(|w| usize::try_from(w).ok());
+    // Panels of parts are as wide as the registers that they are read into.
+    let free = !reads_parts(&stage.body);
+    let chosen = choice.panel.or(choice.columns).filter(|_| free).and_then(|w| usize::try_from(w).ok());
     let Some((column, extent)) = column_axis(graph.ty(group.output)) else { return vec![] };
     let column = nest::axis(column);
     let width = chosen.map_or(width, |w| w.min(extent));
@@ -448,6 +454,13 @@ impl Builder<'_> {
             }
             _ => None,
         };
+        let parts = match (&row, &column) {
+            (Some(row), Some(column)) if schedule.lanes.is_none() => Parts::of(nest, self.machine, row, column),
+            _ => None,
+        };
+        if parts.is_some() {
+            schedule.columns = matrix::BLOCK;
+        }
         if unit.is_some() {
             (schedule.rows, schedule.columns) = (matrix::BLOCK, schedule.columns.min(matrix::BLOCK));
         }
@@ -465,6 +478,13 @@ impl Builder<'_> {
         let panels =
             |a: &Axis, block: i64, lanes: i64| panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims);
         for column in cut(&column, &|a| panels(a, columns, column_lanes)) {
+            if let (Some(parts), Some(row), Some((symbol, run))) = (&parts, &row, &column)
+                && run.block == matrix::BLOCK
+                && run.parts == 1
+            {
+                self.in_parts(nest, (parts, &schedule), &outer, row, (symbol, run))?;
+                continue;
+            }
             // Grid axes of the columns' blocks, and of everything that is no tile axis.
             let across = block_variables(&column);
             let others: Vec<(Symbol, Expr)> = outer.iter().map(|a| (a.symbol.clone(), a.extent.clone())).collect();

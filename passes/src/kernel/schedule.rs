@@ -5,6 +5,7 @@
 use super::cuts::panel_of;
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
+use super::parts::Terms;
 use crate::warp::Floats;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
@@ -44,6 +45,8 @@ pub struct Machine {
     pub pairs: bool,
     /// Whether there is a unit that multiplies matrices of bytes and of pairs.
     pub matrices: bool,
+    /// How many products of parts of f32 by that unit stand for a product of f32; nothing where that is multiplied whole.
+    pub terms: Option<Terms>,
 }
 
 impl Machine {
@@ -58,6 +61,7 @@ impl Machine {
             dots: false,
             pairs: false,
             matrices: false,
+            terms: None,
         }
     }
 

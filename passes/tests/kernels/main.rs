@@ -7,6 +7,7 @@ mod few_bits;
 mod free_dims;
 mod layouts;
 mod pairs;
+mod parts;
 mod spread;
 mod steps;
 

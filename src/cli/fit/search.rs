@@ -224,7 +224,8 @@ impl<'a> Search<'a> {
         if add(&mut options, &database) {
             compiled = self.compile(model, &options)?;
         }
-        let subjects = tune::subjects(&compiled, &emit::Emitter::new(level, false)?.machine());
+        let machine = emit::Emitter::new(level, false, compiled.scheduled.terms)?.machine();
+        let subjects = tune::subjects(&compiled, &machine);
         let until = (Some(end), &self.budget);
         tune::search_all(&compiled, &subjects, &settings, &mut database, until, &mut |_, _, _, _, _| {})?;
         if !add(&mut options, &database) {
