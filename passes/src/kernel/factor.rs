@@ -79,8 +79,17 @@ impl Factors {
             let live = part.live();
             part.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)))
         };
-        own.coefficient.is_some_and(loads).then_some(Factors { code, own, shared, once })
+        // One scale for a whole weight may be a number of the code's; it is worth as much where integers are expanded.
+        let worth = |id: Id<Scalar>| loads(id) || expands(&own.inner);
+        own.coefficient.is_some_and(worth).then_some(Factors { code, own, shared, once })
     }
+}
+
+/// Whether some of the factors are integers that are converted.
+fn expands(code: &Code) -> bool {
+    let live = code.live();
+    let int = |a: &Id<Scalar>| code.dtype(*a).is_int();
+    code.nodes().any(|(id, node)| live[id.index()] && matches!(node, Scalar::Cast(DType::F32, a) if int(a)))
 }
 
 /// What is summed in integers, where it is converted to floats: of what fits them the sum is then the same, and of more it is exact.

@@ -1,10 +1,11 @@
 //! Canonical forms: views that do nothing go, views of views become one, transposes go into contractions, what is picked from a
-//! table of weights is picked before it is computed with, and products sum over the blocks of such a table.
+//! table of weights is picked before it is computed with, and products sum over the blocks of such a table ([`super::blocks`]).
 
+use super::blocks::{sum_over_blocks, whole_rows};
 use super::{Operand, Patch, rewrite};
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, Node, NodeId, ValueId};
-use kiln_ir::ops::{Elements, Gather, Op, Reshape, Transpose};
+use kiln_ir::ops::{Gather, Op, Reshape, Transpose};
 use kiln_ir::scalar::Scalar;
 
 /// Applies all rules of this file until none applies.
@@ -12,10 +13,13 @@ use kiln_ir::scalar::Scalar;
 /// # Errors
 /// See [`rewrite`].
 pub fn canonicalise(graph: &Graph) -> Result<Graph, GraphError> {
-    rewrite(graph, &[drop_identity, join_views, transpose_operand, transpose_result, gather_first, sum_over_blocks])
+    rewrite(
+        graph,
+        &[drop_identity, join_views, transpose_operand, transpose_result, gather_first, whole_rows, sum_over_blocks],
+    )
 }
 
-fn producer(graph: &Graph, v: ValueId) -> Option<(NodeId, &Node)> {
+pub(super) fn producer(graph: &Graph, v: ValueId) -> Option<(NodeId, &Node)> {
     graph.producer(v).map(|id| (id, graph.node(id)))
 }
 
@@ -80,7 +84,7 @@ fn join_views(graph: &Graph, id: NodeId) -> Option<Patch> {
 }
 
 /// `contract(transpose(x), y)` reads `x` with its letters permuted.
-fn transpose_operand(graph: &Graph, id: NodeId) -> Option<Patch> {
+pub(super) fn transpose_operand(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(c) = &node.op else { return None };
     for side in 0..2 {
@@ -120,10 +124,10 @@ fn transpose_result(graph: &Graph, id: NodeId) -> Option<Patch> {
 }
 
 /// Elements from which on a constant is a table of weights.
-const TABLE: usize = 1 << 12;
+pub(super) const TABLE: usize = 1 << 12;
 
 /// How many maps of maps are looked through.
-const MOST_MAPS: usize = 8;
+pub(super) const MOST_MAPS: usize = 8;
 
 /// Whether a value is a large constant or maps of constants alone, one of them large.
 fn is_table(graph: &Graph, v: ValueId, depth: usize) -> bool {
@@ -138,65 +142,6 @@ fn is_table(graph: &Graph, v: ValueId, depth: usize) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether a value that maps and views make of constants alone is made of a large one; nothing where it is made of something else.
-fn of_large_constant(graph: &Graph, v: ValueId, depth: usize) -> Option<bool> {
-    if let Some(tensor) = graph.constant(v) {
-        return Some(tensor.len() >= TABLE);
-    }
-    match producer(graph, v) {
-        Some((_, Node { op: Op::Map(_) | Op::Reshape(_) | Op::Transpose(_), inputs, .. })) if depth > 0 => {
-            inputs.iter().try_fold(false, |large, &v| Some(of_large_constant(graph, v, depth - 1)? || large))
-        }
-        _ => None,
-    }
-}
-
-/// `contract(x, reshape(w))`, where the reshape joins the blocks of a table's rows, sums over the blocks and what is in them: a scale is then
-/// read once for each block, as indices say.
-fn sum_over_blocks(graph: &Graph, id: NodeId) -> Option<Patch> {
-    let node = graph.node(id);
-    let Op::Contract(c) = &node.op else { return None };
-    let [left, right] = node.inputs.as_slice() else { return None };
-    if c.elements != Elements::Numbers {
-        return None;
-    }
-    for (side, (&table, &other)) in [(left, right), (right, left)].into_iter().enumerate() {
-        let Some((inner, Node { op: Op::Reshape(_), inputs, .. })) = producer(graph, table) else { continue };
-        let (own, others) = if side == 0 { (&c.lhs, &c.rhs) } else { (&c.rhs, &c.lhs) };
-        let (Some(from), Some(to)) = (graph.ty(*inputs.first()?).shape(), graph.ty(table).shape()) else { continue };
-        let (&[rows, row], [first, blocks @ ..]) = (to.as_slice(), from.as_slice()) else { continue };
-        let Some(summed) = own.chars().nth(1).filter(|l| !c.out.contains(*l) && others.contains(*l)) else { continue };
-        if *first != rows || blocks.len() < 2 || blocks.iter().product::<usize>() != row {
-            continue;
-        }
-        if of_large_constant(graph, *inputs.first()?, MOST_MAPS) != Some(true) {
-            continue;
-        }
-        let mut free = ('a'..='z').chain('A'..='Z').filter(|l| !c.lhs.contains(*l) && !c.rhs.contains(*l));
-        let letters: String = blocks.iter().map(|_| free.next()).collect::<Option<_>>()?;
-        let split = |word: &str| word.replace(summed, &letters);
-        let mut dims = Vec::new();
-        for (letter, dim) in others.chars().zip(&graph.ty(other).dims) {
-            match letter == summed {
-                true => dims.extend(blocks.iter().copied().map(Expr::from)),
-                false => dims.push(dim.clone()),
-            }
-        }
-        let weight = Operand::Value(*inputs.first()?);
-        let operands = if side == 0 { vec![weight, Operand::New(0)] } else { vec![Operand::New(0), weight] };
-        return Some(Patch {
-            nodes: vec![
-                (Reshape { dims }.into(), vec![Operand::Value(other)]),
-                (c.with_letters(&split(&c.lhs), &split(&c.rhs), &c.out).into(), operands),
-            ],
-            replaces: *node.outputs.first()?,
-            with: None,
-            also: vec![inner],
-        });
-    }
-    None
 }
 
 /// `gather(map(x, ..))` of a table of weights picks from each operand, so that only what is picked is computed.

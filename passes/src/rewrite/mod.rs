@@ -4,6 +4,7 @@
 //! adds. A value is only replaced by one of the same dtype and dims.
 
 mod activations;
+mod blocks;
 mod byte_activations;
 mod bytes;
 mod canonicalise;

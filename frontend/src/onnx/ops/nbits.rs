@@ -4,7 +4,7 @@
 
 use super::few_bits;
 use super::matmul::{Flip, matmul};
-use super::quantize::spread;
+use super::quantize::{check_scale, spread};
 use super::support::first;
 use super::{Spec, of};
 use crate::onnx::import::{Context, Failure, Outputs};
@@ -108,6 +108,7 @@ fn matmul_n_bits(cx: &mut Context) -> Result<Outputs, Failure> {
         Some(z) => Some(cx.reshape(z, dims.clone())?),
     };
     let scales = cx.input(2)?;
+    check_scale(cx, scales, false)?;
     let dtype = cx.dtype(scales);
     let scales = few_bits::narrowed(cx, scales)?;
     let scales = cx.reshape(scales, dims)?;

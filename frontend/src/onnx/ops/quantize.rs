@@ -123,11 +123,12 @@ fn dequantize(cx: &mut Context) -> Result<Outputs, Failure> {
         return Ok(cx.cast(y, to)?.into());
     }
     let scale = spread(cx, scale, x, axis, block)?;
-    let mut inputs = vec![x, scale];
+    let mut inputs = vec![in_bytes(cx, x)?, scale];
     if let (Some(z), true) = (zero_point, integer) {
         if cx.dtype(z) != cx.dtype(x) {
             return Err(Failure::invalid(format!("the zero point is {}, the values are {}", cx.ty(z), cx.ty(x))));
         }
+        let z = in_bytes(cx, z)?;
         inputs.push(spread(cx, z, x, axis, block)?);
     }
     let dims = cx.dims(x);
@@ -149,9 +150,9 @@ fn dequantize(cx: &mut Context) -> Result<Outputs, Failure> {
     Ok(y.into())
 }
 
-/// A constant matrix of 2 or 4 bits in blocks along an axis, or with a scale for each row or column, as `MatMulNBits` has it: its numbers as
-/// [`few_bits`] has them, with a scale and a zero point for each block, so that products unpack it in registers. Nothing where it is no
-/// such matrix.
+/// A constant matrix of 2 or 4 bits in blocks along an axis, or with a scale for each row or column or for all of it, or one of 8 bits in blocks,
+/// as `MatMulNBits` has it: its numbers as [`few_bits`] has them, with a scale and a zero point for each block, so that products unpack it in
+/// registers. Rows that their blocks do not divide are filled up. Nothing where it is no such matrix.
 fn matrix_of_few_bits(
     cx: &mut Context,
     [x, scale]: [ValueId; 2],
@@ -162,7 +163,9 @@ fn matrix_of_few_bits(
     let up = match cx.dtype(x) {
         DType::I4 => 8,
         DType::I2 => 2,
+        DType::I8 if block > 0 => 128,
         DType::U4 | DType::U2 => 0,
+        DType::U8 if block > 0 => 0,
         _ => return Ok(None),
     };
     let Ok(block) = usize::try_from(block) else { return Ok(None) };
@@ -176,34 +179,48 @@ fn matrix_of_few_bits(
         None => None,
     };
     let &[rows, columns] = t.shape() else { return Ok(None) };
-    // A scale for each row is for a block along the row.
-    let along_rows = (cx.axis(axis, cx.rank(x))? == 0) == (block > 0);
+    let single = block == 0 && scales.len() == 1;
+    // A scale for each row is for a block along the row. One for all may be either; products mostly have rows that are summed over.
+    let along_rows = single || (cx.axis(axis, cx.rank(x))? == 0) == (block > 0);
     let (n, k) = if along_rows { (columns, rows) } else { (rows, columns) };
-    let each = if block == 0 { k } else { block };
-    let blocks = k / each.max(1);
+    let each = match block {
+        // Few numbers stay as they are.
+        0 if k < few_bits::RUN => k,
+        0 => k.next_multiple_of(few_bits::RUN),
+        _ => block,
+    };
+    let blocks = k.div_ceil(each.max(1));
+    let whole = blocks.saturating_mul(each);
+    if t.is_empty() || whole > k.saturating_mul(2) || scales.dtype() != DType::F32 {
+        return Ok(None);
+    }
     let parameters = match (block, along_rows) {
+        _ if single => vec![],
         (0, _) => vec![n],
         (_, true) => vec![blocks, n],
         (_, false) => vec![n, blocks],
     };
-    let fits = scales.shape() == parameters && zeros.as_ref().is_none_or(|z| z.shape() == parameters);
-    let block = each;
-    if block == 0 || k % block != 0 || t.is_empty() || !fits || scales.dtype() != DType::F32 {
+    let fits = |t: &Tensor| t.shape() == parameters || single && t.len() == 1;
+    if !fits(&scales) || !zeros.as_ref().is_none_or(fits) {
         return Ok(None);
     }
-    // With the axis of the blocks last.
-    let turned = |values: Vec<i64>, k: usize| -> Vec<u8> {
-        let at = |row: usize, column: usize| if along_rows { column * n + row } else { row * k + column };
-        let value = |i: usize| values.get(at(i / k, i % k)).map_or(0, |v| (v + up) as u8);
-        (0..n * k).map(value).collect()
+    // With the axis of the blocks last, filled up to so many.
+    let turned = |values: Vec<i64>, from: usize, to: usize| -> Vec<u8> {
+        let at = |row: usize, column: usize| if along_rows { column * n + row } else { row * from + column };
+        let value = |i: usize| (i % to < from).then(|| values.get(at(i / to, i % to)).copied()).flatten().unwrap_or(0);
+        (0..n * to).map(|i| (value(i) + up) as u8).collect()
     };
     let Some(numbers) = t.to_i64() else { return Ok(None) };
-    let (numbers, per_block) = few_bits::numbers(cx, turned(numbers, k), [n, blocks, block])?;
+    let (numbers, mut per_block) = few_bits::numbers(cx, turned(numbers, k, whole), [n, blocks, each])?;
     let scale = few_bits::narrowed(cx, scale)?;
     let scale = if along_rows && blocks > 1 { cx.transpose(scale, &[1, 0])? } else { scale };
+    if single {
+        per_block.fill(1);
+    }
     let mut inputs = vec![numbers, cx.reshape(scale, per_block.iter().copied().map(Expr::from).collect())?];
     if let Some(zeros) = zeros.and_then(|z| z.to_i64()) {
-        inputs.push(cx.constant(Tensor::new(DType::U8, per_block, turned(zeros, blocks))?));
+        let zeros = if single { zeros.iter().map(|z| (z + up) as u8).collect() } else { turned(zeros, blocks, blocks) };
+        inputs.push(cx.constant(Tensor::new(DType::U8, per_block, zeros)?));
     }
     let y = cx.map(&inputs, |b, a| {
         let (w, s) = (b.cast(DType::F32, a[0]), b.cast(DType::F32, a[1]));
@@ -214,8 +231,23 @@ fn matrix_of_few_bits(
         let steps = b.sub(w, zero);
         b.mul(steps, s)
     })?;
-    let y = cx.reshape(y, vec![Expr::from(n), Expr::from(k)])?;
+    let y = cx.reshape(y, vec![Expr::from(n), Expr::from(whole)])?;
+    let y = first(cx, y, 1, Expr::from(k))?;
     Ok(Some(if along_rows { cx.transpose(y, &[1, 0])? } else { y }))
+}
+
+/// A constant of numbers of fewer than 8 bits as one of bytes, which kernels compute with.
+fn in_bytes(cx: &mut Context, v: ValueId) -> Result<ValueId, Failure> {
+    let to = match cx.dtype(v) {
+        DType::I4 | DType::I2 => DType::I8,
+        DType::U4 | DType::U2 => DType::U8,
+        _ => return Ok(v),
+    };
+    let Some(t) = cx.constant_of(v) else { return Ok(v) };
+    let Some(values) = t.to_i64() else { return Ok(v) };
+    let bytes: Vec<u8> = values.into_iter().map(|v| v as u8).collect();
+    let wide = Tensor::new(to, t.shape().to_vec(), bytes)?;
+    Ok(cx.constant(wide))
 }
 
 /// The value as u8 with its scale and zero point, which cover the range of the values and 0.
