@@ -174,7 +174,7 @@ fn compile_with(
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Compiled, Error> {
-    let graph = activations::applied(graph, options)?;
+    let graph = activations::applied(graph, None, options)?;
     let graph = optimised(graph, options, observer)?;
 
     observer.stage("schedule");
@@ -282,7 +282,7 @@ pub fn import_graph(model: &Model, options: &Options) -> Result<Graph, Error> {
     }
     let (bind, shapes, values) = (options.bind.clone(), options.shapes.clone(), options.values.clone());
     let binding = import::Options { bind, shapes, values };
-    let graph = activations::applied(import(model, &binding)?, options)?;
+    let graph = activations::applied(import(model, &binding)?, Some(model), options)?;
     match graph.verify().into_iter().next() {
         Some(error) => Err(Error::Internal(format!("the imported graph is not valid: {error}"))),
         None => Ok(graph),

@@ -34,7 +34,8 @@ pub struct Machinery {
     /// (multiply-adds of f32), bf16 (both factors rounded, sums in f32); on GPUs also f16, tf32, and f32-fast is three products of tf32
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
-    /// What activations are rounded to where they meet weights of few bits: f32 (not at all), int8 (a scale for each block)
+    /// What activations are rounded to where they meet weights of few bits: f32 (not at all), int8 (a scale for each block), allowed
+    /// (int8 where an ONNX model's MatMulNBits has accuracy_level 4)
     #[arg(id = "round-activations", long, default_value_t = Activations::F32, value_name = "A")]
     pub activations: Activations,
     /// Whether it is for a GPU, which has other precisions.

@@ -4,22 +4,29 @@
 //! rounded to -127..127 times a scale for each block, `max |x| / 127`. A product whose weight has no blocks that a
 //! [`BlockProduct`] takes is left as it is.
 
-use super::{Operand, Patch, rewrite};
+use super::blocks::whole_rows;
+use super::canonicalise::transpose_operand;
+use super::{Operand, Patch, apply, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
-use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
+use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::interp::eval_op;
-use kiln_ir::ops::{BlockProduct, Elements, Gather, MOST_BLOCK, Map, Op, Pack, Reduce, Reshape};
+use kiln_ir::ops::{BlockProduct, Elements, Gather, MOST_BLOCK, Map, Op, Pack, Pad, Reduce, Reshape};
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, TypeError, UnaryOp};
 use kiln_ir::tensor::Tensor;
 
-/// Rounds what is multiplied with weights of few bits to bytes.
+/// Rounds what is multiplied with weights of few bits to bytes, in the products that `wanted` says.
 ///
 /// # Errors
 /// See [`rewrite`].
-pub fn activations_in_bytes(graph: &Graph) -> Result<Graph, GraphError> {
-    let graph = rewrite(graph, &[product])?;
+pub fn activations_in_bytes(graph: &Graph, wanted: &dyn Fn(&Origin) -> bool) -> Result<Graph, GraphError> {
+    let mut graph = rewrite(graph, &[transpose_operand, whole_rows])?;
+    for id in graph.live_order()? {
+        if let Some(patch) = Some(id).filter(|&id| wanted(&graph.node(id).origin)).and_then(|id| product(&graph, id)) {
+            apply(&mut graph, id, patch)?;
+        }
+    }
     // What else reads a weight reads it in the form that the products have it in: it is stored once.
     let graph = rewrite(&graph, &[shared_table])?;
     // Products of the same rows are known by reading the same roundings.
@@ -134,8 +141,9 @@ impl Runs {
         Some(Runs { run, pairs })
     }
 
-    /// With as many elements a run as a block should have; nothing where a row does not consist of such blocks.
-    fn in_blocks(mut self, row: usize) -> Option<Runs> {
+    /// With as many elements a run as a block should have; nothing where a row does not consist of such blocks. A row with one scale that no
+    /// block divides is filled up.
+    fn in_blocks(mut self, row: usize) -> Option<Blocks> {
         while self.run < LEAST_BLOCK {
             let pairs = self.pairs.chunks(2);
             if !pairs.clone().all(|p| matches!(p, [a, b] if a == b)) {
@@ -145,19 +153,50 @@ impl Runs {
             self.run *= 2;
         }
         let fits = |block: &usize| row.is_multiple_of(*block) && self.run.is_multiple_of(*block);
-        let block = (LEAST_BLOCK..=LONGEST_BLOCK).rev().filter(|b| b.is_multiple_of(8)).find(fits)?;
+        let found = (LEAST_BLOCK..=LONGEST_BLOCK).rev().filter(|b| b.is_multiple_of(8)).find(fits);
+        let Some(block) = found else {
+            let block = (row >= LEAST_BLOCK && self.run.is_multiple_of(row)).then_some(2 * LEAST_BLOCK)?;
+            let (rows, blocks) = (self.run / row, row.div_ceil(block));
+            let pairs = self.pairs.iter().flat_map(|&p| std::iter::repeat_n(p, rows * blocks)).collect();
+            return Some(Blocks { block, blocks, pairs });
+        };
         let times = self.run / block;
         let pairs = self.pairs.iter().flat_map(|&p| std::iter::repeat_n(p, times)).collect();
-        Some(Runs { run: block, pairs })
+        Some(Blocks { block, blocks: row / block, pairs })
     }
+}
+
+/// Rows in blocks, each with a scale and a least value.
+struct Blocks {
+    block: usize,
+    blocks: usize,
+    pairs: Vec<(f32, f32)>,
 }
 
 /// Elements of a block: fewer cost more for their scale than for their products, with more one large activation spoils more.
 const LEAST_BLOCK: usize = 16;
 const LONGEST_BLOCK: usize = if MOST_BLOCK < 128 { MOST_BLOCK } else { 128 };
 
-/// The weight that a value is, as a matrix with so many columns.
-fn weight(graph: &Graph, v: ValueId, columns: usize) -> Option<Weight> {
+/// A tensor whose last axis is put before the others.
+fn turned(tensor: &Tensor) -> Option<Tensor> {
+    let (rows, columns) = match *tensor.shape() {
+        [] => (1, 1),
+        [columns] => (1, columns),
+        [rows, columns] => (rows, columns),
+        _ => return None,
+    };
+    let size = tensor.dtype().size();
+    let at = |n: usize| (n % rows * columns + n / rows) * size;
+    let element = |n: usize| tensor.bytes().get(at(n)..at(n) + size);
+    let mut bytes = Vec::with_capacity(tensor.bytes().len());
+    for n in 0..rows * columns {
+        bytes.extend_from_slice(element(n)?);
+    }
+    Tensor::new(tensor.dtype(), vec![columns, rows], bytes).ok()
+}
+
+/// The weight that a value is, as a matrix with so many columns, whose rows of one are the columns of the other where it is turned.
+fn weight(graph: &Graph, v: ValueId, columns: usize, is_turned: bool) -> Option<Weight> {
     let mut nodes = Vec::new();
     let mut at = v;
     let (id, body, inputs) = loop {
@@ -165,12 +204,12 @@ fn weight(graph: &Graph, v: ValueId, columns: usize) -> Option<Weight> {
         let node = graph.node(id);
         nodes.push(id);
         match &node.op {
-            Op::Reshape(_) => at = *node.inputs.first()?,
+            Op::Reshape(_) if !is_turned => at = *node.inputs.first()?,
             Op::Map(Map { body }) => break (id, body, &node.inputs),
             _ => return None,
         }
     };
-    let dims = graph.ty(graph.node(id).outputs[0]).shape()?;
+    let mut dims = graph.ty(graph.node(id).outputs[0]).shape()?;
     let count: usize = dims.iter().product();
     let number = inputs.iter().position(|&v| {
         let ty = graph.ty(v);
@@ -179,9 +218,13 @@ fn weight(graph: &Graph, v: ValueId, columns: usize) -> Option<Weight> {
     if body.result_type() != DType::F32 || columns == 0 || !count.is_multiple_of(columns) {
         return None;
     }
-    let operands: Vec<Tensor> = inputs.iter().map(|&v| known(graph, v, 0, &mut nodes)).collect::<Option<_>>()?;
+    let mut operands: Vec<Tensor> = inputs.iter().map(|&v| known(graph, v, 0, &mut nodes)).collect::<Option<_>>()?;
+    if is_turned {
+        operands = operands.iter().map(turned).collect::<Option<_>>()?;
+        dims.reverse();
+    }
     let row = count / columns;
-    let Runs { run: block, pairs } = Runs::of(body, number, &operands, &dims)?.in_blocks(row)?;
+    let Blocks { block, blocks, pairs } = Runs::of(body, number, &operands, &dims)?.in_blocks(row)?;
     let values = operands.get(number)?.to_i64()?;
     let (low, high) = (*values.iter().min()?, *values.iter().max()?);
     let zero = match (low, high) {
@@ -191,12 +234,18 @@ fn weight(graph: &Graph, v: ValueId, columns: usize) -> Option<Weight> {
         _ => return None,
     };
     let numbers: Option<Vec<u8>> = values.into_iter().map(|v| u8::try_from(v + zero).ok()).collect();
+    let mut numbers = numbers?;
+    if blocks * block > row {
+        // Filled up with anything, as the rows of the activations are with zeros.
+        let filled = |part: &[u8]| [part, &vec![zero as u8; blocks * block - row]].concat();
+        numbers = numbers.chunks(row).flat_map(filled).collect();
+    }
     let least = pairs.iter().map(|(scale, least)| (f64::from(*least) - f64::from(*scale) * zero as f64) as f32);
     Some(Weight {
         columns,
-        blocks: row / block,
+        blocks,
         block,
-        numbers: numbers?,
+        numbers,
         scales: pairs.iter().map(|p| p.0).collect(),
         least: least.collect(),
         nodes,
@@ -324,17 +373,30 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     }
     let summed = contract.summed();
     let rows = contract.lhs.strip_suffix(summed.as_str())?;
-    let column = contract.rhs.strip_suffix(summed.as_str())?;
+    let (column, is_turned) = match contract.rhs.strip_suffix(summed.as_str()) {
+        Some(column) => (column, false),
+        None => (contract.rhs.strip_prefix(summed.as_str())?, true),
+    };
     if column.len() != 1 || rows.contains(column) || contract.out != format!("{rows}{column}") {
         return None;
     }
     let (from, to) = (graph.ty(x), graph.ty(node.outputs[0]));
-    let weight = weight(graph, right, to.dims.last()?.as_size()?)?;
+    let weight = weight(graph, right, to.dims.last()?.as_size()?, is_turned)?;
     let mut nodes = Nodes::default();
     let mut dims = from.dims.get(..rows.len())?.to_vec();
     dims.push(Expr::from(weight.blocks));
     let whole: Vec<Expr> = dims.iter().cloned().chain([Expr::from(weight.block)]).collect();
-    let x = nodes.add(Reshape { dims: whole }, vec![Operand::Value(x)]);
+    let mut x = Operand::Value(x);
+    let row: usize = from.dims.get(rows.len()..)?.iter().map(Expr::as_size).product::<Option<_>>()?;
+    if let Some(more) = (weight.blocks * weight.block).checked_sub(row).filter(|&more| more > 0) {
+        // Only a row that is one axis is filled up.
+        let rank = (from.rank() == rows.len() + 1).then_some(from.rank())?;
+        let mut high = vec![0; rank];
+        *high.last_mut()? = more;
+        let value = Constant::float(DType::F32, 0.0);
+        x = nodes.add(Pad { low: vec![0; rank], high, interior: vec![0; rank], value }, vec![x]);
+    }
+    let x = nodes.add(Reshape { dims: whole }, vec![x]);
     let [words, scale, sum] = rounded(&mut nodes, x, &dims)?;
     let zero = weight.zero();
     let constants = std::iter::once(weight.words()?).chain(weight.floats(zero)?).map(Operand::Constant);
