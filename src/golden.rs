@@ -31,22 +31,55 @@ impl Compiled {
         if let Some((name, _)) = ends.find(|(_, slot)| plan.slots[*slot].ty.dtype == DType::Seq) {
             return Err(Error::Unsupported(format!("{name:?} is no tensor: golden results are of tensors only")));
         }
-        let inputs = random::inputs(&input_types(model.plan())?, seed)?;
-        let outputs = Context::new(&model, 1, budget)?.run(&inputs)?;
+        let mut context = Context::new(&model, 1, budget)?;
+        let (inputs, outputs) = accepted(plan, seed, |inputs| Ok(context.run(inputs)?))?;
         self.golden = Some(encode(inputs.iter().chain(&outputs)));
         Ok(())
     }
 }
 
-/// Types of a plan's inputs, with the free dims that estimates assume ([`nominal`]).
+/// Seeded inputs that the model accepts, with what `run` makes of them.
+///
+/// Ranges of free dims say what each may be, not what they may be together: a past and new tokens that each fit a table of positions need not
+/// fit it both. The dims that estimates assume ([`nominal`]) are tried first, then halves of them; then the same with all integers 0, since 1 is
+/// no row of a table that has one.
 ///
 /// # Errors
-/// A dim is no size then.
-pub fn input_types(plan: &Plan) -> Result<Vec<random::Input>, Error> {
-    let (ranges, size) = (plan.ranges(), nominal((i64::MIN, i64::MAX)));
-    let of = |slot| random::Input::of(&plan.slots[slot].ty, &ranges, size);
-    let types: Option<Vec<_>> = plan.inputs.iter().map(|(_, slot)| of(*slot)).collect();
-    types.ok_or_else(|| Error::Unsupported(format!("an input cannot be made where free dims are {size}")))
+/// What the largest inputs were refused for, where the model takes none of them; at once what is not the inputs' fault.
+fn accepted<T>(
+    plan: &Plan,
+    seed: u64,
+    mut run: impl FnMut(&[Tensor]) -> Result<T, Error>,
+) -> Result<(Vec<Tensor>, T), Error> {
+    let ranges = plan.ranges();
+    let mut first = None;
+    for zero in [false, true] {
+        let mut size = nominal((i64::MIN, i64::MAX));
+        while size > 0 {
+            let of = |slot| random::Input::of(&plan.slots[slot].ty, &ranges, size);
+            if let Some(types) = plan.inputs.iter().map(|(_, slot)| of(*slot)).collect::<Option<Vec<_>>>() {
+                let mut inputs = random::inputs(&types, seed)?;
+                if zero {
+                    inputs = inputs.into_iter().map(without_integers).collect::<Result<_, _>>()?;
+                }
+                match run(&inputs) {
+                    Ok(made) => return Ok((inputs, made)),
+                    Err(Error::Run(error)) if error.is_data() => _ = first.get_or_insert(Error::Run(error)),
+                    Err(other) => return Err(other),
+                }
+            }
+            size /= 2;
+        }
+    }
+    Err(first.unwrap_or_else(|| Error::Unsupported("inputs cannot be made: a free dim is no size".into())))
+}
+
+/// The tensor, with zeros where it has integers.
+fn without_integers(tensor: Tensor) -> Result<Tensor, Error> {
+    if !tensor.dtype().is_int() {
+        return Ok(tensor);
+    }
+    Tensor::zeros(tensor.dtype(), tensor.shape()).map_err(|e| Error::data("an input", e))
 }
 
 fn encode<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u8> {
@@ -101,7 +134,11 @@ pub fn self_test(load: &dyn Fn(&ModelOptions) -> Result<Model, Error>, budget: &
     let stored = first.artifact().section(kiln_runtime::artifact::GOLDEN).ok();
     let (inputs, mut expected) = match stored {
         Some(section) => read(section, &plan).map(|(i, o)| (i, Some(o)))?,
-        None => (random::inputs(&input_types(&plan)?, 0)?, None),
+        None => {
+            let mut context = Context::new(&first, 1, budget)?;
+            let (inputs, _) = accepted(&plan, 0, |inputs| Ok(context.run(inputs)?))?;
+            (inputs, None)
+        }
     };
     let golden = expected.is_some();
     let precision = first.artifact().options().get("precision").and_then(|p| p.parse::<Precision>().ok());
