@@ -11,7 +11,7 @@ use kiln_frontend::checkpoint::{
     CheckpointError, Cut, Element, Folder, GgufWeights, Safetensors, Stored, Weights, pack,
 };
 use kiln_frontend::families::Anatomy;
-use kiln_frontend::gguf::{Encoding, Gguf};
+use kiln_frontend::gguf::{self, BLOCK, Encoding, Gguf};
 use kiln_ir::DType;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -104,11 +104,12 @@ pub fn write_folder(model: &Path, folder: &Folder, made: &Quantization, output: 
         }
     }
     let mut config = folder.config.clone();
-    if let Some(described) = described(made) {
+    let all = whole(&folder.weights, made)?;
+    if let Some(described) = described(&all) {
         config["quantization_config"] = described;
     }
     std::fs::write(place.path().join("config.json"), format!("{config:#}\n")).map_err(written(output))?;
-    let tensors = tensors(&folder.weights, made)?;
+    let tensors = packed(all)?;
     let views =
         tensors.iter().map(|(name, stored)| Ok((name.clone(), view(stored)?))).collect::<Result<Vec<_>, Error>>()?;
     let bytes = safetensors::serialize(views, None).map_err(|e| Error::Internal(e.to_string()))?;
@@ -132,28 +133,45 @@ pub fn vacant(output: &Path) -> Result<(), Error> {
     Err(Error::Usage(format!("{} exists; give the name of a folder that does not", output.display())))
 }
 
-/// All tensors of the new file.
-fn tensors(weights: &Safetensors, made: &Quantization) -> Result<BTreeMap<String, Stored>, Error> {
-    let group = |name: &str| {
-        made.changed.get(name).filter(|stored| blocks(stored).is_some())?;
-        made.layers.iter().find(|l| l.name == name).map(|l| l.group)
-    };
+/// All tensors of the new file, each whole; those in blocks with the columns of a group that has one scale.
+fn whole(weights: &Safetensors, made: &Quantization) -> Result<BTreeMap<String, (Stored, Option<usize>)>, Error> {
     let mut all = BTreeMap::new();
     for name in weights.names() {
-        let changed = made.changed.get(&name);
-        match (changed, group(&name)) {
-            (Some(stored), Some(group)) => {
-                let parts = pack(stored, group);
-                let parts = parts.ok_or_else(|| Error::Internal(format!("{name:?} cannot be packed")))?;
-                all.extend(parts.into_iter().map(|(word, part)| (format!("{name}_{word}"), part)));
-            }
-            (stored, _) => {
-                let stored = stored.cloned().or_else(|| weights.get(&name));
-                all.insert(name.clone(), stored.ok_or_else(|| Error::Internal(format!("no weights {name:?}")))?);
-            }
-        }
+        let stored = made.changed.get(&name).cloned().or_else(|| weights.get(&name));
+        let stored = stored.ok_or_else(|| Error::Internal(format!("no weights {name:?}")))?;
+        let chosen = || made.layers.iter().find(|l| l.name == name).map(|l| l.group);
+        // What was packed before and stays is packed again.
+        let group = blocks(&stored).map(|_| chosen().or_else(|| group_of(&stored)).unwrap_or(BLOCK));
+        all.insert(name, (stored, group));
     }
     Ok(all)
+}
+
+/// The tensors as they are stored.
+fn packed(all: BTreeMap<String, (Stored, Option<usize>)>) -> Result<BTreeMap<String, Stored>, Error> {
+    let mut parts = BTreeMap::new();
+    for (name, (stored, group)) in all {
+        let Some(group) = group else {
+            parts.insert(name, stored);
+            continue;
+        };
+        let made = pack(&stored, group).ok_or_else(|| Error::Internal(format!("{name:?} cannot be packed")))?;
+        parts.extend(made.into_iter().map(|(word, part)| (format!("{name}_{word}"), part)));
+    }
+    Ok(parts)
+}
+
+/// The most columns that share a scale and a least value, where it is a matrix in blocks of such.
+fn group_of(stored: &Stored) -> Option<usize> {
+    let parts = gguf::blocks(blocks(stored)?, &stored.bytes)?;
+    let per_row = stored.shape.get(1)? / BLOCK;
+    let alike = |values: &[f32], step: usize| values.chunks(step).all(|c| c.iter().all(|v| Some(v) == c.first()));
+    let shares = |step: &usize| {
+        per_row.is_multiple_of(*step)
+            && alike(&parts.scales, *step)
+            && parts.least.as_ref().is_none_or(|least| alike(least, *step))
+    };
+    (1..=per_row).rev().find(shares).map(|step| step * BLOCK)
 }
 
 /// The encoding of a tensor in blocks; floats are none.
@@ -166,15 +184,15 @@ fn blocks(stored: &Stored) -> Option<Encoding> {
 
 /// What `config.json` says of the quantization, in the words of the compressed-tensors format; nothing where nothing is quantized.
 /// Matrices of one precision and group are one entry, with their modules listed.
-fn described(made: &Quantization) -> Option<Value> {
+fn described(all: &BTreeMap<String, (Stored, Option<usize>)>) -> Option<Value> {
     /// Bits, whether numbers count from the middle, and columns of a group.
     type Kind = (u32, bool, usize);
     let mut groups: BTreeMap<Kind, Vec<&str>> = BTreeMap::new();
-    for layer in &made.layers {
-        let Some(encoding) = blocks(made.changed.get(&layer.name)?) else { continue };
+    for (name, (stored, group)) in all {
+        let (Some(encoding), Some(group)) = (blocks(stored), group) else { continue };
         let bits = if encoding == Encoding::Q8_0 { 8 } else { 4 };
-        let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
-        groups.entry((bits, encoding != Encoding::Q4_1, layer.group)).or_default().push(module);
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        groups.entry((bits, encoding != Encoding::Q4_1, *group)).or_default().push(module);
     }
     let entry = |(n, ((bits, symmetric, group), targets)): (usize, (Kind, Vec<&str>))| {
         let weights = json!({
@@ -209,4 +227,50 @@ fn view(stored: &Stored) -> Result<TensorView<'_>, Error> {
         }
     };
     TensorView::new(dtype, stored.shape.clone(), &stored.bytes).map_err(|e| Error::Internal(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_matrices_that_stay_are_packed_as_they_were() {
+        let place = tempfile::tempdir().unwrap();
+        let (rows, columns) = (8usize, 128usize);
+        let blocks = |encoding, group: usize| {
+            let scales = (0..rows * columns / 32).map(|n| 0.5 + (n * 32 / group % 7) as f32).collect();
+            let numbers = (0..rows * columns).map(|n| (n * 5 % 8) as u8).collect();
+            let least = (encoding == Encoding::Q4_1).then(|| vec![0.0; rows * columns / 32]);
+            let bytes = gguf::join(encoding, &gguf::Blocks { numbers, scales, least }).unwrap();
+            Stored { element: Element::Float(encoding), shape: vec![rows, columns], bytes: bytes.into() }
+        };
+        let kept = [("a", Encoding::Q4_0, 64), ("b", Encoding::Q8_0, 128), ("c", Encoding::Q4_1, 32)];
+        let mut parts = BTreeMap::new();
+        for (name, encoding, group) in kept {
+            let made = pack(&blocks(encoding, group), group).unwrap();
+            parts.extend(made.into_iter().map(|(word, part)| (format!("{name}.weight_{word}"), part)));
+        }
+        let plain = Stored { element: Element::Float(Encoding::F32), shape: vec![32], bytes: vec![1; 128].into() };
+        parts.insert("plain".into(), plain);
+        let from = place.path().join("from");
+        std::fs::create_dir(&from).unwrap();
+        let views: Vec<_> = parts.iter().map(|(name, part)| (name.clone(), view(part).unwrap())).collect();
+        std::fs::write(from.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+        std::fs::write(from.join("config.json"), "{}").unwrap();
+        let folder = Folder::read(&Within(&from)).unwrap();
+        // One more matrix is quantized, the others stay.
+        let mut made = Quantization::default();
+        made.changed.insert("plain".into(), Stored { shape: vec![1, 32], ..folder.weights.get("plain").unwrap() });
+        let to = place.path().join("to");
+        write_folder(&from, &folder, &made, &to).unwrap();
+        let again = Folder::read(&Within(&to)).unwrap();
+        for (name, encoding, group) in kept {
+            let stored = again.weights.get(&format!("{name}.weight")).unwrap();
+            assert_eq!((stored.element, group_of(&stored)), (Element::Float(encoding), Some(group)), "{name}");
+            assert_eq!(stored.bytes, folder.weights.get(&format!("{name}.weight")).unwrap().bytes, "{name}");
+        }
+        let groups = &again.config["quantization_config"]["config_groups"];
+        assert_eq!(groups.as_object().unwrap().len(), 3, "{groups}");
+        assert_eq!(groups["group_0"]["targets"][0], "c", "{groups}");
+    }
 }
