@@ -7,6 +7,7 @@
 
 use crate::Error;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A measurement of a mix.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -70,15 +71,20 @@ struct Search<'a> {
     layers: &'a [Candidate],
     measure: &'a mut dyn FnMut(&[usize]) -> Result<Measured, Error>,
     points: Vec<Point>,
+    known: BTreeMap<Vec<usize>, Measured>,
 }
 
 impl Search<'_> {
     fn measure(&mut self, choices: &[usize]) -> Result<Measured, Error> {
+        if let Some(&measured) = self.known.get(choices) {
+            return Ok(measured);
+        }
         let measured = (self.measure)(choices)?;
         let bytes = self.layers.iter().zip(choices).filter_map(|(l, &c)| l.bytes.get(c)).sum();
         let levels = self.layers.iter().map(|l| l.bytes.len()).max().unwrap_or(0);
         let layers = (0..levels).map(|level| choices.iter().filter(|&&c| c == level).count()).collect();
         self.points.push(Point { bytes, measured, layers, pareto: false });
+        self.known.insert(choices.to_vec(), measured);
         Ok(measured)
     }
 
@@ -93,6 +99,15 @@ impl Search<'_> {
     }
 }
 
+/// How many mixes [`search`] measures at most.
+pub fn most_measured(layers: &[Candidate], most: usize) -> usize {
+    let last = layers.iter().map(|l| l.bytes.len().saturating_sub(1)).max().unwrap_or(0);
+    let each = if layers.len() <= most && last > 0 { layers.len() } else { 0 };
+    // Of each precision but the last: all layers, and a bisection.
+    let bisection = layers.len().next_power_of_two().ilog2() as usize;
+    1 + each + last * bisection + last.saturating_sub(1)
+}
+
 /// Finds the mix. Layers are measured one by one where there are at most `most` of them.
 ///
 /// # Errors
@@ -104,7 +119,7 @@ pub fn search(
     measure: &mut dyn FnMut(&[usize]) -> Result<Measured, Error>,
 ) -> Result<Result<Found, NotMet>, Error> {
     let last = layers.iter().map(|l| l.bytes.len().saturating_sub(1)).max().unwrap_or(0);
-    let mut search = Search { layers, measure, points: Vec::new() };
+    let mut search = Search { layers, measure, points: Vec::new(), known: BTreeMap::new() };
     let keeps = |m: &Measured| m.drop <= max_drop;
     let mut choices = vec![0; layers.len()];
     let first = search.measure(&choices)?;
@@ -177,7 +192,29 @@ mod tests {
             let drop = choices.iter().zip(harms).map(|(&c, h)| h[c]).sum();
             Ok(Measured { value: 1.0 - drop, drop, half_interval: None })
         };
-        search(&layers, max_drop, 10, &mut measure).unwrap()
+        let found = search(&layers, max_drop, 10, &mut measure).unwrap();
+        let points = found.as_ref().map_or_else(|missed| missed.points.len(), |found| found.points.len());
+        assert!(points <= most_measured(&layers, 10), "{points}");
+        found
+    }
+
+    #[test]
+    fn what_was_measured_is_not_measured_again() {
+        let layers: Vec<Candidate> =
+            (0..36).map(|n| Candidate { name: n.to_string(), bytes: vec![1, 2, 8], error: f64::from(n) }).collect();
+        for (most, runs) in [(64, 36 + 1 + 1 + 12), (0, 1 + 1 + 12)] {
+            assert_eq!(most_measured(&layers, most), runs);
+            for max_drop in [0.0, 0.5, 3.0, 20.0, 40.0] {
+                let mut asked = BTreeMap::new();
+                let mut measure = |choices: &[usize]| {
+                    *asked.entry(choices.to_vec()).or_insert(0) += 1;
+                    let drop = choices.iter().map(|&c| [1.0, 0.1, 0.0][c]).sum();
+                    Ok(Measured { value: 0.0, drop, half_interval: None })
+                };
+                let _ = search(&layers, max_drop, most, &mut measure).unwrap();
+                assert!(asked.len() <= runs && asked.values().all(|&n| n == 1), "{} of {runs}", asked.len());
+            }
+        }
     }
 
     #[test]

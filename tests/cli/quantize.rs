@@ -152,6 +152,40 @@ fn an_encoder_becomes_an_onnx_model_within_a_budget() {
     assert_eq!(std::fs::read(&output).unwrap(), before);
 }
 
+/// A command measures: the size of the model's file, of which less is better.
+#[cfg(unix)]
+#[test]
+fn a_command_measures_few_mixes_and_none_twice() {
+    let place = Place::new();
+    let (model, output, log) = (place.write("m.onnx", &mlp()), place.path("q.onnx"), place.path("log"));
+    let command = format!("f() {{ wc -c < \"$1\" | tee -a '{}'; }}; f", log.display());
+    let layers = kiln!("quantize", &model, "-o", &place.path("all.onnx"), "--group", "0", "--json").succeeds().json();
+    let layers = layers["layers"].as_array().unwrap().len();
+    for (more, each) in [(&[][..], 0), (&["--measure-layers", "100"], layers)] {
+        std::fs::write(&log, "").unwrap();
+        let words = ["--metric", &command, "--max-drop", "-1", "--weights", "int4", "--group", "0"];
+        let mut all: Vec<&dyn super::Word> = vec![&"quantize", &model, &"-o", &output];
+        all.extend(words.iter().chain(more).map(|word| word as &dyn super::Word));
+        let done = super::run(&all);
+        let runs = std::fs::read_to_string(&log).unwrap().lines().count();
+        let most: usize = done.err.split("at most ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!(runs > 1 + each && runs <= most, "{runs} of {most}: {}", done.err);
+    }
+    kiln!(
+        "quantize",
+        fixture("tiny.gguf"),
+        "-o",
+        &place.path("q.gguf"),
+        "--metric",
+        "perplexity",
+        "--max-drop",
+        "1",
+        "--measure-layers",
+        "3"
+    )
+    .fails(4, "--measure-layers is for ONNX models");
+}
+
 #[test]
 fn calibration_data_that_does_not_fit_is_refused_and_the_model_that_was_there_stays() {
     let place = Place::new();

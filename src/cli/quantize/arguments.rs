@@ -112,6 +112,10 @@ pub struct Args {
     /// By how much it may: of cosine 1 less it, of perplexity the part by which it grows, of others the difference
     #[arg(long, value_name = "X", requires = "metric", allow_negative_numbers = true)]
     pub(super) max_drop: Option<f64>,
+    /// Measure what each layer alone costs where there are at most N of them, and else go by the errors of their outputs [default: 64, or 0
+    /// where a command measures]
+    #[arg(long, value_name = "N", requires = "metric")]
+    pub(super) measure_layers: Option<usize>,
     /// Data, or a text, to measure on [default: the last quarter of the calibration data, which is then not calibrated with]
     #[arg(long, value_name = "F.npz|DIR|FILE")]
     pub(super) held_back: Vec<PathBuf>,

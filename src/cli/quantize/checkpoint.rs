@@ -112,6 +112,7 @@ fn refuse_unsupported(args: &Args) -> Result<(), Error> {
         (args.equalise, "--equalise"),
         (args.smooth.is_some(), "--smooth"),
         (!args.data.is_empty(), "--data"),
+        (args.measure_layers.is_some(), "--measure-layers"),
     ];
     match given.into_iter().find(|(given, _)| *given) {
         Some((_, option)) => {

@@ -12,13 +12,16 @@ use kiln::quantize::metric::{Metric, compare};
 use kiln::quantize::onnx::{Layer, Prepared, Runs, Sample, raise, samples};
 use kiln::quantize::{self, Bounds};
 use kiln::runtime::cpu::CpuLevel;
-use kiln::{Error, Options, Source, data};
+use kiln::{Error, Observer, Options, Source, data};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Most layers that are measured one by one.
 const MOST_MEASURED: usize = 64;
+
+/// The same where a command measures: it may take minutes, and bisection over the layers in the order of their errors runs it a few times.
+const MOST_MEASURED_BY_COMMAND: usize = 0;
 
 /// Quantizes an ONNX model, or a language model as one.
 pub fn run(args: &Args, opened: Option<checkpoint::Opened>, talk: Talk) -> Result<Outcome, Error> {
@@ -55,7 +58,8 @@ pub fn run(args: &Args, opened: Option<checkpoint::Opened>, talk: Talk) -> Resul
                 Some(original) => (&original.model, original.held_back.samples.as_slice()),
                 None => (&model, held_back.as_slice()),
             };
-            let work = Budget { args, before, prepared: &prepared, grids: &grids, held_back: &held_back, runs: &runs };
+            let (prepared, grids, held_back) = (&prepared, &grids, &held_back);
+            let work = Budget { args, talk, before, prepared, grids, held_back, runs: &runs };
             work.search(&metric, held_hash, &mut observer)?
         }
     };
@@ -207,6 +211,7 @@ fn write(args: &Args, mut model: Model, emit: Emit, bounds: &Bounds, talk: Talk)
 
 struct Budget<'a> {
     args: &'a Args,
+    talk: Talk,
     /// What the budget compares with: the model before anything was done to it, and the data as it takes them.
     before: (&'a Model, &'a [Sample]),
     prepared: &'a Prepared,
@@ -242,12 +247,20 @@ impl Budget<'_> {
         };
         let found = match metric {
             Metric::Command(command) => {
-                let before = self.told(command, self.before.0.clone())?;
+                let most = self.args.measure_layers.unwrap_or(MOST_MEASURED_BY_COMMAND);
+                let (mut run, runs) = (0, 1 + budget::most_measured(&candidates, most));
+                self.talk.say(format_args!("the metric's command is run at most {runs} times"));
+                let mut told = |model: Model| {
+                    run += 1;
+                    observer.stage(&format!("the metric's command: run {run} of at most {runs}"));
+                    self.told(command, model)
+                };
+                let before = told(self.before.0.clone())?;
                 let mut measure = |choices: &[usize]| {
-                    let value = self.told(command, quantized(choices)?.0)?;
+                    let value = told(quantized(choices)?.0)?;
                     Ok(Measured { value, drop: before - value, half_interval: None })
                 };
-                budget::search(&candidates, max_drop, MOST_MEASURED, &mut measure)?
+                budget::search(&candidates, max_drop, most, &mut measure)?
             }
             Metric::Cosine | Metric::Top1 | Metric::MeanSquare | Metric::Perplexity => {
                 let before = self.runs.outputs(self.before.0, self.before.1, observer)?;
@@ -265,7 +278,8 @@ impl Budget<'_> {
                     }
                     compare(metric, &before, &after, self.held_back)
                 };
-                budget::search(&candidates, max_drop, MOST_MEASURED, &mut measure)?
+                let most = self.args.measure_layers.unwrap_or(MOST_MEASURED);
+                budget::search(&candidates, max_drop, most, &mut measure)?
             }
         };
         let names: Vec<&str> = candidates.iter().map(|c| c.name.as_str()).collect();
