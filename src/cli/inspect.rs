@@ -280,7 +280,11 @@ impl Contents {
             let _ = writeln!(text, "  hash of {name}: {hash}");
         }
         if let Some(rounded) = self.options.get("activations") {
-            let _ = writeln!(text, "  activations are rounded to {rounded} where they meet weights of few bits");
+            let (to, where_) = match rounded.as_str() {
+                "allowed" => ("int8", "the model allows it (accuracy_level 4)"),
+                other => (other, "they meet weights of few bits"),
+            };
+            let _ = writeln!(text, "  activations are rounded to {to} where {where_}");
         }
         if let Some(CacheFacts { element, position_bytes, capacity }) = self.cache {
             let most = position_bytes.saturating_mul(capacity as u64) as f64 / 1e6;

@@ -2,8 +2,11 @@
 
 use super::Place;
 use super::kiln;
-use super::models::{floats, graph, mlp, model, node, weight};
-use kiln::ir::Tensor;
+use super::models::{floats, graph, int, mlp, model, node, weight};
+use kiln::ir::{DType, Tensor};
+use kiln::onnx::proto::{DataType, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
+use kiln::runtime::memory::Budget;
+use prost::Message;
 use std::path::PathBuf;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -150,6 +153,49 @@ fn an_encoder_becomes_an_onnx_model_within_a_budget() {
     let before = std::fs::read(&output).unwrap();
     quantize(&["--weights", "int3", "--metric", "cosine", "--max-drop", "-1"]).fails(5, "cannot be met");
     assert_eq!(std::fs::read(&output).unwrap(), before);
+}
+
+/// Two products with the same weight of 4 bits, one of which allows activations of 8 bits.
+#[test]
+fn activations_are_rounded_where_a_model_allows_it() {
+    let place = Place::new();
+    let (k, n) = (64i64, 40i64);
+    let packed = TensorProto {
+        name: "w".into(),
+        dims: vec![n, k / 32, 16],
+        data_type: DataType::of(DType::U8) as i32,
+        raw_data: Some((0..n * k / 2).map(|i| (i * 37 % 251) as u8).collect::<Vec<u8>>().into()),
+        ..Default::default()
+    };
+    let product = |name: &str, level: i64| {
+        let sizes = [("K", k), ("N", n), ("bits", 4), ("block_size", 32), ("accuracy_level", level)];
+        let attribute = sizes.iter().map(|(name, v)| int(name, *v)).collect();
+        NodeProto { domain: "com.microsoft".into(), attribute, ..node(name, "MatMulNBits", &["x", "w", "s"], &[name]) }
+    };
+    let graph = |levels: [i64; 2]| {
+        let nodes = vec![product("may", levels[0]), product("must", levels[1])];
+        let ends = vec![floats("may", &[3, n]), floats("must", &[3, n])];
+        graph(nodes, vec![floats("x", &[3, k])], ends, vec![packed.clone(), weight("s", &[n, k / 32])])
+    };
+    let opset_import = ["", "com.microsoft"]
+        .map(|d| OperatorSetIdProto { domain: d.into(), version: if d.is_empty() { 18 } else { 1 } });
+    let written = |name: &str, levels: [i64; 2]| {
+        let opset_import = opset_import.to_vec();
+        let model = ModelProto { ir_version: 9, opset_import, graph: Some(graph(levels)), ..Default::default() };
+        place.write(name, &model.encode_to_vec())
+    };
+    let model = written("m.onnx", [4, 0]);
+    let run = |rounded: &str| {
+        let output = place.path("out.npz");
+        kiln!("run", &model, "--random", "1", "--round-activations", rounded, "--output", &output).succeeds();
+        let arrays = kiln::npz::read(&output, &Budget::unlimited()).unwrap();
+        ["may", "must"].map(|name| arrays.iter().find(|(n, _)| n == name).unwrap().1.clone())
+    };
+    let (plain, allowed, all) = (run("f32"), run("allowed"), run("int8"));
+    assert!(allowed[0] != plain[0] && allowed[0] == all[0]);
+    assert!(allowed[1] == plain[1] && allowed[1] != all[1]);
+    let none = written("none.onnx", [0, 1]);
+    kiln!("run", &none, "--random", "1", "--round-activations", "allowed").fails(4, "none that allows it");
 }
 
 /// A command measures: the size of the model's file, of which less is better.
