@@ -99,3 +99,40 @@ fn what_cannot_run_is_said() {
         assert_eq!((error.line, error.column, error.message.as_str()), (line, column, message), "{text}");
     }
 }
+
+#[test]
+fn pairs_of_8_bits_are_converted_as_the_manual_says() {
+    // Each thread its own: two f32 to a pair, the first operand in the upper byte; saturated, NaN without a sign, negative ones to zero.
+    let one = |code: &str| {
+        let (words, findings) = done(&format!("{code}\nst.global.u32 [%d3], %r5;"));
+        assert_eq!(findings, [], "{code}");
+        words[0]
+    };
+    let of = |ty: &str, relu: &str, a: f32, b: f32| {
+        one(&format!(
+            "{{ .reg .b16 %h<3>;\ncvt.rn.satfinite{relu}.{ty}x2.f32 %h1, 0f{:08X}, 0f{:08X};\ncvt.u32.u16 %r5, %h1; }}",
+            a.to_bits(),
+            b.to_bits()
+        ))
+    };
+    assert_eq!(of("e4m3", "", 1.0, -448.0), 0x38fe);
+    assert_eq!(of("e4m3", "", f32::INFINITY, 1e9), 0x7e7e);
+    assert_eq!(of("e4m3", "", -f32::NAN, 0.0009765625), 0x7f00);
+    assert_eq!(of("e4m3", ".relu", -3.0, 17.0), 0x0058);
+    assert_eq!(of("e5m2", "", f32::NEG_INFINITY, 1.25), 0xfb3d);
+    assert_eq!(of("e5m2", "", 61440.0, -0.0), 0x7b80);
+    let back = |ty: &str, bytes: u32| {
+        one(&format!("{{ .reg .b16 %h<3>;\nmov.u16 %h1, {bytes};\ncvt.rn.f16x2.{ty}x2 %r5, %h1; }}"))
+    };
+    assert_eq!(back("e4m3", 0x38fe), 0x3c00_df00);
+    assert_eq!(back("e4m3", 0x0180), 0x1800_8000);
+    assert_eq!(back("e5m2", 0x7c3d), 0x7c00_3d00);
+    let halves = one(
+        "{ .reg .b16 %h<3>;\nmov.b32 %r6, 0x3E00FC00;\ncvt.rn.satfinite.e5m2x2.f16x2 %h1, %r6;\ncvt.u32.u16 %r5, %h1; }",
+    );
+    assert_eq!(halves, 0x3efb);
+    for wrong in ["cvt.rn.e4m3x2.f32 %r5, 0f3F800000, 0f3F800000;", "cvt.rn.satfinite.e4m3x2.f64 %r5, %d1, %d1;"] {
+        let text = format!("{HEAD}.visible .entry k() {{ .reg .b32 %r<9>; .reg .b64 %d<3>;\n{wrong}\n}}");
+        assert!(Module::parse(&text).is_err(), "{wrong}");
+    }
+}

@@ -6,6 +6,16 @@ use super::super::alu::{Compare, Convert, FloatOp, IntOp, Mode, Round, Ty};
 use super::super::parse::Operand;
 use super::super::{PARAMETER_WINDOW, SHARED_WINDOW};
 use super::{Decoder, Join, Op, Result1, Src, Three, Words};
+use kiln_ir::DType;
+
+/// The type of a pair of floats of 8 bits.
+fn eight(pair: &str) -> Option<DType> {
+    match pair {
+        "e4m3x2" => Some(DType::F8E4M3FN),
+        "e5m2x2" => Some(DType::F8E5M2),
+        _ => None,
+    }
+}
 
 impl Decoder<'_> {
     /// The instruction; nothing where it is none of this kind.
@@ -198,6 +208,9 @@ impl Decoder<'_> {
 
     fn cvt(&self, w: &Words<'_>) -> Result1<Op> {
         let [.., to, from] = w.name.as_slice() else { return Err(w.unknown()) };
+        if eight(to).is_some() || eight(from).is_some() {
+            return self.cvt_of_eight(w);
+        }
         if w.name.contains(&"satfinite") {
             return Err(w.unknown());
         }
@@ -223,5 +236,29 @@ impl Decoder<'_> {
             return Ok(Op::CvtPack(to, mode, d, a, b));
         }
         Ok(Op::Cvt(to, from, mode, d, self.float_src(from, w.at(1)?)?))
+    }
+
+    /// Conversions of pairs of floats of 8 bits, which round to the nearest and saturate.
+    fn cvt_of_eight(&self, w: &Words<'_>) -> Result1<Op> {
+        let d = self.reg(w.at(0)?)?;
+        let (relu, rest) = match w.name.as_slice() {
+            ["cvt", "rn", "relu", rest @ ..] => (true, rest),
+            ["cvt", "rn", "satfinite", "relu", to, from] => (true, &["satfinite", to, from][..]),
+            ["cvt", "rn", rest @ ..] => (false, rest),
+            _ => return Err(w.unknown()),
+        };
+        let found = match rest {
+            ["f16x2", from] => eight(from).map(|from| Ok(Op::CvtFromEight { from, relu, d, a: self.src(w.at(1)?)? })),
+            ["satfinite", to, "f32"] => eight(to).map(|to| {
+                let (a, b) = (self.float_src(Ty::F32, w.at(1)?)?, self.float_src(Ty::F32, w.at(2)?)?);
+                Ok(Op::CvtToEight { to, from: Ty::F32, relu, d, a, b })
+            }),
+            ["satfinite", to, "f16x2"] => eight(to).map(|to| {
+                let a = self.src(w.at(1)?)?;
+                Ok(Op::CvtToEight { to, from: Ty::F16x2, relu, d, a, b: a })
+            }),
+            _ => None,
+        };
+        found.unwrap_or_else(|| Err(w.unknown()))
     }
 }

@@ -5,6 +5,7 @@
 
 use super::super::alu::{Compare, Convert, FloatOp, IntOp, Mode, Ty};
 use super::Bulk;
+use kiln_ir::DType;
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,6 +109,8 @@ pub(in super::super) enum Element {
     TF32,
     S8,
     U8,
+    E4M3,
+    E5M2,
 }
 
 /// `mma.sync`: 16 rows, 8 columns.
@@ -164,6 +167,23 @@ pub(in super::super) enum Op {
     Selp(u64, usize, Src, Src, usize, bool),
     Cvt(Ty, Ty, Convert, usize, Src),
     CvtPack(Ty, Convert, usize, Src, Src),
+    /// Two numbers, or a pair of f16, to a pair of floats of 8 bits: the type, of what, whether negative ones become 0, and the second
+    /// number, which there is of f32 alone and becomes the low byte.
+    CvtToEight {
+        to: DType,
+        from: Ty,
+        relu: bool,
+        d: usize,
+        a: Src,
+        b: Src,
+    },
+    /// A pair of floats of 8 bits to a pair of f16.
+    CvtFromEight {
+        from: DType,
+        relu: bool,
+        d: usize,
+        a: Src,
+    },
     Ld {
         space: Space,
         ty: Ty,

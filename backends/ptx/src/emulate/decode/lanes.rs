@@ -103,6 +103,8 @@ impl Decoder<'_> {
                 "tf32" => Element::TF32,
                 "s8" => Element::S8,
                 "u8" => Element::U8,
+                "e4m3" => Element::E4M3,
+                "e5m2" => Element::E5M2,
                 _ => return None,
             })
         };
@@ -119,11 +121,15 @@ impl Decoder<'_> {
             Element::F16 | Element::BF16 => (16, matches!(depth, 8 | 16)),
             Element::TF32 => (32, matches!(depth, 4 | 8)),
             Element::S8 | Element::U8 => (8, matches!(depth, 16 | 32)),
+            // Of 16 places they are of later versions, which add up in f16, too.
+            Element::E4M3 | Element::E5M2 => (8, depth == 32),
         };
+        let floats = |e: &Element| matches!(e, Element::E4M3 | Element::E5M2);
         let whole = matches!(a_type, Element::S8 | Element::U8);
         let half = *d_type == "f16";
         let accumulators = if whole { *d_type == "s32" } else { half || *d_type == "f32" };
-        let same = d_type == c_type && (a_type == b_type || whole && matches!(b_type, Element::S8 | Element::U8));
+        let pair = whole && matches!(b_type, Element::S8 | Element::U8) || floats(&a_type) && floats(&b_type);
+        let same = d_type == c_type && (a_type == b_type || pair);
         if !fine || !accumulators || !same || half && a_type != Element::F16 {
             return Err(w.unknown());
         }

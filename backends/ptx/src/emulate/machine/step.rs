@@ -9,6 +9,7 @@ use super::super::decode::{Instruction, Join, Op, Shuffle, Special, Src, Three, 
 use super::super::matrix::{Product, product};
 use super::access::Access;
 use super::{ALL, Copy, Flow, Lanes, Machine, Warp, lanes};
+use kiln_ir::float8;
 
 impl<'a> Machine<'a> {
     pub(super) fn predicate(&mut self, warp: &Warp, i: &Instruction, register: usize, mask: u32) -> u32 {
@@ -169,6 +170,26 @@ impl<'a> Machine<'a> {
                     let part = |x| alu::convert(half, Ty::F32, *mode, x) & 0xffff;
                     part(a) << 16 | part(b)
                 });
+            }
+            Op::CvtToEight { to, from, relu, d, a, b } => {
+                let eight = |x: f32| {
+                    let x = if *relu && (x < 0.0 || x.to_bits() >> 31 != 0 && x == 0.0) { 0.0 } else { x };
+                    // The manual: NaN is the one with all bits set but the sign.
+                    u64::from(if x.is_nan() { 0x7f } else { float8::encode(*to, x, true) })
+                };
+                let half = |bits: u64| alu::float(Ty::F16, bits) as f32;
+                self.map2(warp, i, active, *d, [*a, *b], |a, b| match from {
+                    Ty::F16x2 => eight(half(a >> 16)) << 8 | eight(half(a)),
+                    _ => eight(f32::from_bits(a as u32)) << 8 | eight(f32::from_bits(b as u32)),
+                });
+            }
+            Op::CvtFromEight { from, relu, d, a } => {
+                let half = |byte: u64| {
+                    let value = f64::from(float8::decode(*from, byte as u8));
+                    let value = if *relu && (value < 0.0 || value == 0.0) { 0.0 } else { value };
+                    alu::rounded(Ty::F16, value, alu::Round::Nearest)
+                };
+                self.map1(warp, i, active, *d, *a, |a| half(a >> 8) << 16 | half(a));
             }
             Op::Ld { space, ty, targets, address } => {
                 self.load(warp, i, active, Access { space: *space, ty: *ty, address: *address }, targets);
