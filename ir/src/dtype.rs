@@ -162,6 +162,11 @@ impl DType {
         matches!(self, DType::F16 | DType::BF16)
     }
 
+    /// Whether the type is one of the floats of 8 bits that GPUs convert and multiply (OCP's OFP8). Both are exact in f16.
+    pub fn is_ofp8(self) -> bool {
+        matches!(self, DType::F8E4M3FN | DType::F8E5M2)
+    }
+
     /// The type that arithmetic on the type is done in: f32 for halves, itself for all others.
     pub fn computed(self) -> DType {
         if self.is_half() { DType::F32 } else { self }

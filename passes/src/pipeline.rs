@@ -9,7 +9,7 @@ use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
-use crate::kernel::{Choice, Machine, Terms, is_kernel_type, key, preferred_layouts, tile_program};
+use crate::kernel::{Choice, Machine, Terms, computes, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::nibbles::keep_nibbles;
 use crate::parts::keep_parts;
@@ -292,7 +292,8 @@ pub struct Cut {
 pub fn schedule(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Compiled, PassError> {
     let fail = |error| PassError::Graph { pass: "schedule", error };
     let graph = &with_safe_symbols(graph).map_err(fail)?;
-    let graph = &hoist_constants(graph, &|graph, id| host_reason(graph, id).is_some()).map_err(fail)?;
+    let on_gpus = targets.iter().all(|t| t.machine.gpu.is_some());
+    let graph = &hoist_constants(graph, &|graph, id| host_reason(graph, id, on_gpus).is_some()).map_err(fail)?;
     let mut cut = cut(graph, targets)?;
     let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
     let mut host_reasons = Vec::new();
@@ -364,7 +365,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     let mut host: HashSet<NodeId> = HashSet::new();
     let mut host_reasons: Vec<(Origin, String)> = Vec::new();
     for (id, node) in graph.nodes() {
-        if let Some(reason) = host_reason(graph, id)
+        if let Some(reason) = host_reason(graph, id, on_gpus)
             && !matches!(node.op, Op::Host(_))
         {
             host.insert(id);
@@ -521,7 +522,7 @@ fn with_safe_symbols(graph: &Graph) -> Result<Graph, GraphError> {
 }
 
 /// Why a node cannot be a kernel, if its types say so.
-fn host_reason(graph: &Graph, id: NodeId) -> Option<String> {
+fn host_reason(graph: &Graph, id: NodeId, on_gpus: bool) -> Option<String> {
     let node = graph.node(id);
     if Scatter::of(graph, id).is_some() {
         return None;
@@ -533,5 +534,5 @@ fn host_reason(graph: &Graph, id: NodeId) -> Option<String> {
     if let Op::Map(m) = &node.op {
         types.extend(m.body.nodes().map(|(n, _)| m.body.dtype(n)));
     }
-    types.into_iter().find(|&t| !is_kernel_type(t)).map(|t| format!("kernels do not compute with {t}"))
+    types.into_iter().find(|&t| !computes(on_gpus, t)).map(|t| format!("kernels do not compute with {t}"))
 }

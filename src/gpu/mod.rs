@@ -51,6 +51,11 @@ impl Architecture {
         }
     }
 
+    /// Whether there are instructions that convert and multiply floats of 8 bits.
+    fn has_float8(self) -> bool {
+        !matches!(self.name, "sm_80" | "sm_86")
+    }
+
     /// Whether kernels may have products of four warps.
     fn has_groups(self) -> bool {
         self.name == GROUPS
@@ -245,14 +250,15 @@ fn compile_with(
         return Err(Error::Unsupported(text));
     }
     let graph = optimised(graph, options, observer)?;
-    let graph = kiln_passes::rewrite::products_in_halves(&graph, precision.operands())
-        .map_err(|error| Error::from(pipeline::PassError::Graph { pass: "in-halves", error }))?;
+    let failed = |pass| move |error| Error::from(pipeline::PassError::Graph { pass, error });
+    let graph = kiln_passes::rewrite::products_in_float8(&graph).map_err(failed("in-float8"))?;
+    let graph = kiln_passes::rewrite::products_in_halves(&graph, precision.operands()).map_err(failed("in-halves"))?;
     observer.stage("schedule");
-    let (groups, floats) = (architecture.has_groups(), precision.floats());
-    let lowering = warp::Options { groups, floats, ..warp::Options::default() };
+    let (groups, floats, float8) = (architecture.has_groups(), precision.floats(), architecture.has_float8());
+    let lowering = warp::Options { groups, floats, float8, ..warp::Options::default() };
     let mut lowers = |program: &TileProgram, dims: &Ranges| lowered(program, dims, &lowering).map(|_| ());
     let multiprocessors = architecture.multiprocessors.into();
-    let machine = Machine::gpu(Gpu { multiprocessors, operands: precision.operands(), floats, groups });
+    let machine = Machine::gpu(Gpu { multiprocessors, operands: precision.operands(), floats, groups, float8 });
     let mut targets = [pipeline::Target { machine, lowers: &mut lowers, chosen: None }];
     let pipeline::Compiled { plan, weights, kernels, host_reasons, .. } = schedule(&graph, &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;

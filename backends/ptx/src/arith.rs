@@ -18,6 +18,8 @@ fn number(dtype: DType) -> &'static str {
         DType::F32 => "f32",
         DType::F16 => "f16",
         DType::BF16 => "bf16",
+        DType::F8E4M3FN => "e4m3",
+        DType::F8E5M2 => "e5m2",
         DType::Bool => "pred",
         _ => "s32",
     }
@@ -68,8 +70,15 @@ impl Emitter<'_> {
             // The first operand of the instruction becomes the high half.
             Op::Pack(to, low, high) => {
                 let (low, high) = (self.operand(*low), self.operand(*high));
+                if to.is_ofp8() {
+                    self.floats_of_8_bits = true;
+                    let both = self.out.temporary(Class::Half);
+                    self.out.line(format!("cvt.rn.satfinite.{}x2.f32 \t{both}, {high}, {low}", number(*to)));
+                    return self.out.line(format!("cvt.u32.u16 \t{target}, {both}"));
+                }
                 self.out.line(format!("cvt.rn.{}x2.f32 \t{target}, {high}, {low}", number(*to)));
             }
+            Op::Unpack(from, a, n) => self.unpack(&target, *from, (*a, *n)),
             Op::Shuffle(a, mask) => self.shuffle(&target, *a, *mask),
             Op::Const(_) | Op::Thread | Op::Block | Op::Dim(_) | Op::Load(..) | Op::Matrix { .. } => {}
             Op::Mma { .. } | Op::GroupMma(_) => {}
@@ -252,6 +261,20 @@ impl Emitter<'_> {
             _ => format!("cvt.{wanted}.{source} \t{target}, {a}"),
         };
         self.out.line(line);
+    }
+
+    /// The n-th byte of a word, which is a float of 8 bits; two are widened to f16 at once.
+    fn unpack(&mut self, target: &str, from: DType, (word, n): (ValueId, u32)) {
+        self.floats_of_8_bits = true;
+        let word = self.register(word);
+        let [low, high, first, second] = [(); 4].map(|()| self.out.temporary(Class::Half));
+        let both = self.out.temporary(Class::Word);
+        self.out.line(format!("mov.b32 \t{{{low}, {high}}}, {word}"));
+        let pair = if n < 2 { low } else { high };
+        self.out.line(format!("cvt.rn.f16x2.{}x2 \t{both}, {pair}", number(from)));
+        self.out.line(format!("mov.b32 \t{{{first}, {second}}}, {both}"));
+        let half = if n.is_multiple_of(2) { first } else { second };
+        self.out.line(format!("cvt.f32.f16 \t{target}, {half}"));
     }
 
     fn shuffle(&mut self, target: &str, a: ValueId, mask: u32) {

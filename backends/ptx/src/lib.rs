@@ -6,7 +6,7 @@
 //!
 //! The text is a complete module with one kernel, for the oldest PTX version and GPU that have the instructions:
 //! version 7.1 (for `cvt` of bf16), `sm_80`. Drivers for later GPUs take it too. A kernel with products of four warps is for
-//! version 8.0 and `sm_90a` alone.
+//! version 8.0 and `sm_90a` alone, one with floats of 8 bits for version 8.4 (for `mma` of them) and `sm_89`.
 
 mod arith;
 mod bulk;
@@ -31,6 +31,12 @@ pub const BULK_VERSION: &str = "8.0";
 
 /// The GPU that such a text is for, and no other.
 pub const BULK_TARGET: &str = "sm_90a";
+
+/// The PTX version of the text of a kernel that converts or multiplies floats of 8 bits.
+pub const FLOAT8_VERSION: &str = "8.4";
+
+/// The GPU that such a text is for; it runs on this and every later one.
+pub const FLOAT8_TARGET: &str = "sm_89";
 
 /// Most bytes of shared memory that a kernel can have without asking the driver for more.
 pub const STATIC_SHARED: usize = 48 << 10;

@@ -66,8 +66,11 @@ impl Emitter<'_> {
 
     /// The type of accesses to a buffer of narrow integers.
     fn narrow(&self, place: Place) -> Option<&'static str> {
-        let Place::Global(n) = place else { return None };
-        match self.program.buffers.get(n)?.dtype {
+        let dtype = match place {
+            Place::Global(n) => self.program.buffers.get(n)?.dtype,
+            Place::Shared(n) => self.program.shared.get(n)?.dtype,
+        };
+        match dtype {
             DType::I8 => Some("s8"),
             DType::U8 => Some("u8"),
             DType::I16 => Some("s16"),

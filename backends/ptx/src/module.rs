@@ -4,7 +4,10 @@
 //! and at its end; every other register is assigned once.
 
 use crate::writer::{Class, Writer, immediate};
-use crate::{Argument, BULK_TARGET, BULK_VERSION, EmitError, Launch, Module, STATIC_SHARED, TARGET, VERSION};
+use crate::{
+    Argument, BULK_TARGET, BULK_VERSION, EmitError, FLOAT8_TARGET, FLOAT8_VERSION, Launch, Module, STATIC_SHARED,
+    TARGET, VERSION,
+};
 use kiln_ir::DType;
 use kiln_ir::scalar::Constant;
 use kiln_ir::warp::bulk::SWIZZLED;
@@ -31,6 +34,8 @@ pub(crate) struct Emitter<'a> {
     /// Address registers known in the open regions: by what is multiplied (the index's register), its size, and what
     /// is added.
     pub addresses: Vec<HashMap<(String, usize, String), String>>,
+    /// Whether an instruction takes floats of 8 bits.
+    pub floats_of_8_bits: bool,
 }
 
 impl<'a> Emitter<'a> {
@@ -47,6 +52,7 @@ impl<'a> Emitter<'a> {
             status: String::new(),
             shared,
             addresses: vec![HashMap::new()],
+            floats_of_8_bits: false,
         }
     }
 
@@ -76,7 +82,11 @@ impl<'a> Emitter<'a> {
         let bulk = !self.program.maps.is_empty();
         self.region(&self.program.body)?;
         self.out.line("ret");
-        let (version, target) = if bulk { (BULK_VERSION, BULK_TARGET) } else { (VERSION, TARGET) };
+        let (version, target) = match (bulk, self.floats_of_8_bits) {
+            (true, eight) => (if eight { FLOAT8_VERSION } else { BULK_VERSION }, BULK_TARGET),
+            (false, true) => (FLOAT8_VERSION, FLOAT8_TARGET),
+            (false, false) => (VERSION, TARGET),
+        };
         let mut text = format!(".version {version}\n.target {target}\n.address_size 64\n\n");
         let (_, shared) = self.program.shared_layout();
         let dynamic_shared = if shared > STATIC_SHARED { shared } else { 0 };
@@ -246,10 +256,15 @@ impl<'a> Emitter<'a> {
                 let (a, b, c) = (list(a), list(b), list(c));
                 let d: Vec<String> = ids.iter().map(|&id| self.target(id)).collect();
                 let (sums, left, right) = match factor {
-                    Factor::F16 | Factor::BF16 | Factor::TF32 => ("f32", factor.name(), factor.name()),
+                    Factor::F16 | Factor::BF16 | Factor::TF32 | Factor::E4M3 | Factor::E5M2 => {
+                        ("f32", factor.name(), factor.name())
+                    }
                     Factor::UnsignedSigned => ("s32", "u8", "s8"),
                     Factor::SignedUnsigned => ("s32", "s8", "u8"),
+                    Factor::E4M3E5M2 => ("f32", "e4m3", "e5m2"),
+                    Factor::E5M2E4M3 => ("f32", "e5m2", "e4m3"),
                 };
+                self.floats_of_8_bits |= factor.floats_of_8_bits().is_some();
                 let depth = 8 * factor.numbers();
                 let op = format!("mma.sync.aligned.m16n8k{depth}.row.col.{sums}.{left}.{right}.{sums}");
                 self.out.line(format!("{op} \t{{{}}}, {{{a}}}, {{{b}}}, {{{c}}}", d.join(", ")));
@@ -264,6 +279,7 @@ impl<'a> Emitter<'a> {
             | Op::Cast(..)
             | Op::Bitcast(..)
             | Op::Pack(..)
+            | Op::Unpack(..)
             | Op::Shuffle(..) => self.compute(id, op),
         }
         Ok(())

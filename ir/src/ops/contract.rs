@@ -79,13 +79,15 @@ impl Operator for Contract {
                 return Err(OpError::new(format!("letters `{letters}` do not fit {t}")));
             }
         }
-        if lhs.dtype != rhs.dtype || !(lhs.dtype.is_float() || lhs.dtype.is_int()) {
+        let narrow = |dtype: DType| dtype.is_half() || dtype.is_ofp8();
+        let mixed = self.elements == Elements::Halves && lhs.dtype.is_ofp8() && rhs.dtype.is_ofp8();
+        if lhs.dtype != rhs.dtype && !mixed || !(lhs.dtype.is_float() || lhs.dtype.is_int()) {
             return Err(OpError::new("operands must have one numeric element type"));
         }
         match self.elements {
             Elements::Numbers => {}
-            Elements::Halves if lhs.dtype.is_half() => {}
-            Elements::Halves => return Err(OpError::new("halves are f16 or bf16")),
+            Elements::Halves if narrow(lhs.dtype) && narrow(rhs.dtype) => {}
+            Elements::Halves => return Err(OpError::new("halves are f16 or bf16, or floats of 8 bits")),
             Elements::Bytes | Elements::Pairs if lhs.dtype == DType::I32 => {}
             Elements::Bytes | Elements::Pairs => return Err(OpError::new("four bytes, or two bf16, are an i32")),
         }

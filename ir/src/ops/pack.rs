@@ -19,7 +19,7 @@ pub enum Elements {
     Bytes,
     /// Two bf16 in an i32: the product of two elements is their `dot2`, an f32.
     Pairs,
-    /// An f16 or bf16, whose products are f32 and exact.
+    /// An f16, a bf16 or a float of 8 bits (of which operands may have different ones), whose products are f32 and exact.
     Halves,
 }
 

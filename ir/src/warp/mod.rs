@@ -32,7 +32,7 @@
 //! ```
 //!
 //! The other operations: `add(%1, %2)`, `neg(%1)`, `exp2(%1)`, `fma(%1, %2, %3)`, `select(%1, %2, %3)`,
-//! `to_i64(%1)`, `bits_u32(%1)`, `pack_f16(%1, %2)`, `tf32(%1)`, `matrix_transposed s1[%0]`; and `mma_bf16` for the other
+//! `to_i64(%1)`, `bits_u32(%1)`, `pack_f16(%1, %2)`, `unpack_f8e5m2(%1, 2)`, `tf32(%1)`, `matrix_transposed s1[%0]`; and `mma_bf16` for the other
 //! [`Factor`]s.
 
 pub mod bulk;
@@ -257,8 +257,11 @@ pub enum Op {
     Cast(DType, ValueId),
     /// The bits as another type of the same size.
     Bitcast(DType, ValueId),
-    /// Two f32 rounded to f16 or bf16, as a u32 with the first in its low half.
+    /// Two f32 rounded to f16 or bf16, as a u32 with the first in its low half; or to a float of 8 bits, with the first in its low byte and
+    /// the second in the next: what is too large becomes the largest, infinities too.
     Pack(DType, ValueId, ValueId),
+    /// The float of 8 bits in the n-th byte of an i32, as f32; exact.
+    Unpack(DType, ValueId, u32),
     /// The value that the lane holds whose number differs from this one's in exactly the bits of the mask (1..32);
     /// of a type of 4 or 8 bytes.
     Shuffle(ValueId, u32),
@@ -300,7 +303,13 @@ impl Op {
                 condition.iter().for_each(|(c, _)| f(*c));
             }
             Op::Matrix { address, .. } => address.index.into_iter().for_each(f),
-            Op::Unary(_, a) | Op::Exp2(a) | Op::Tf32(a) | Op::Cast(_, a) | Op::Bitcast(_, a) | Op::Shuffle(a, _) => {
+            Op::Unary(_, a)
+            | Op::Exp2(a)
+            | Op::Tf32(a)
+            | Op::Cast(_, a)
+            | Op::Bitcast(_, a)
+            | Op::Shuffle(a, _)
+            | Op::Unpack(_, a, _) => {
                 f(*a);
             }
             Op::Binary(_, a, b) | Op::Pack(_, a, b) => [*a, *b].into_iter().for_each(f),

@@ -312,6 +312,13 @@ impl Parser<'_> {
                 } else if let Some(to) = named("pack_") {
                     let [a, b] = self.operands()?;
                     Op::Pack(to, a, b)
+                } else if let Some(from) = named("unpack_") {
+                    self.lexer.expect('(')?;
+                    let value = self.value()?;
+                    self.lexer.expect(',')?;
+                    let byte = number(&mut self.lexer)?;
+                    self.lexer.expect(')')?;
+                    Op::Unpack(from, value, byte)
                 } else if let Some(dtype) = named("group_mma_") {
                     Op::GroupMma(self.group_product(dtype)?)
                 } else if let Some(factor) = word.strip_prefix("mma_").and_then(Factor::from_name) {

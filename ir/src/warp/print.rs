@@ -39,6 +39,7 @@ impl Display for Op {
             Op::Select(a, b, c) => write!(f, "select({a}, {b}, {c})"),
             Op::Cast(to, a) => write!(f, "to_{to}({a})"),
             Op::Bitcast(to, a) => write!(f, "bits_{to}({a})"),
+            Op::Unpack(from, a, n) => write!(f, "unpack_{from}({a}, {n})"),
             Op::Pack(to, a, b) => write!(f, "pack_{to}({a}, {b})"),
             Op::Shuffle(a, mask) => write!(f, "shuffle({a}, {mask})"),
             Op::Matrix { address, transposed: false } => write!(f, "matrix {address}"),

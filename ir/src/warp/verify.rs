@@ -137,7 +137,7 @@ impl Verifier<'_> {
             self.report(None, format!("{threads} threads; wants a multiple of {LANES} up to {MAX_THREADS}"));
         }
         for (i, Shared { dtype, len }) in program.shared.iter().enumerate() {
-            if !computable(*dtype) || *dtype == DType::Bool {
+            if !computable(*dtype) && !narrow(*dtype) || *dtype == DType::Bool {
                 self.report(None, format!("shared buffer s{i}: holds no {dtype}"));
             }
             if *len == 0 {
@@ -217,7 +217,7 @@ impl Verifier<'_> {
                     Op::GroupMma(_) => false,
                     Op::Const(_) | Op::Block | Op::Dim(_) => true,
                     Op::Unary(..) | Op::Exp2(_) | Op::Tf32(_) | Op::Binary(..) | Op::Fma(..) => true,
-                    Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) | Op::Pack(..) => true,
+                    Op::Select(..) | Op::Cast(..) | Op::Bitcast(..) | Op::Pack(..) | Op::Unpack(..) => true,
                 };
                 op.for_each_operand(|v| uniform &= self.is_uniform(v));
                 for &id in ids {
@@ -322,8 +322,8 @@ impl Verifier<'_> {
                 {
                     self.report(Some(stmt), format!("{address} holds {dtype}, the value is {ty}"));
                 }
-                let fits = count <= 8 && count.saturating_mul(dtype.size()) <= BUFFER_ALIGNMENT;
-                let alone = dtype == DType::Bool || narrow(dtype) && matches!(address.place, Place::Shared(_));
+                let fits = count.saturating_mul(dtype.size()) <= BUFFER_ALIGNMENT;
+                let alone = dtype == DType::Bool;
                 if !count.is_power_of_two() || !fits || alone && count != 1 {
                     self.report(Some(stmt), format!("an access of {count} elements of {dtype}"));
                 }
@@ -421,10 +421,17 @@ impl Verifier<'_> {
             }
             Op::Pack(to, a, b) => {
                 [a, b].into_iter().for_each(|v| self.want(stmt, *v, DType::F32));
-                if !to.is_half() {
+                if !to.is_half() && !to.is_ofp8() {
                     self.report(Some(stmt), format!("no pairs of {to}"));
                 }
                 Some(DType::U32)
+            }
+            Op::Unpack(from, a, n) => {
+                self.want(stmt, *a, DType::I32);
+                if !from.is_ofp8() || *n > 3 {
+                    self.report(Some(stmt), format!("no {from} in byte {n} of 4"));
+                }
+                Some(DType::F32)
             }
             Op::Shuffle(a, mask) => {
                 let ty = self.used(stmt, *a);
@@ -442,8 +449,8 @@ impl Verifier<'_> {
                 let Place::Shared(_) = address.place else {
                     return self.report(Some(stmt), "matrices are loaded from shared buffers");
                 };
-                if size != 2 && (size != 4 || *transposed) {
-                    self.report(Some(stmt), "matrices have elements of 2 bytes, or of 4 that are not transposed");
+                if size != 2 && (!matches!(size, 1 | 4) || *transposed) {
+                    self.report(Some(stmt), "matrices have elements of 2 bytes, or of 1 or 4 that are not transposed");
                 }
                 if !matches!(results.len(), 1 | 2 | 4) {
                     self.report(Some(stmt), format!("{} matrices; wants 1, 2 or 4", results.len()));

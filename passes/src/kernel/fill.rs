@@ -66,6 +66,8 @@ pub(super) enum Unit {
     /// Matrix instructions of elements of four bytes: of f32, which are rounded in registers, or of four numbers of a byte; so many to
     /// a product.
     Words(i64),
+    /// Matrix instructions of floats of 8 bits.
+    Bytes,
 }
 
 /// What is multiplied: products beside one another, rows, columns, and the folds around the one that tiles walk along.
@@ -106,9 +108,11 @@ impl Work {
         let products = t.rows * t.columns * t.depth;
         let each = match self.unit {
             Unit::Halves => {
-                let wait = if left.max(right) > 2 { ROUND } else { COPY };
+                let wait = if (left, right) == (2, 2) { COPY } else { ROUND };
                 wait + resident * (read + products / PRODUCTS)
             }
+            // Twice the speed of halves, as data sheets have it; not timed.
+            Unit::Bytes => COPY + resident * (read + products / (2 * PRODUCTS)),
             // Half of the speed of halves, as data sheets have it: as many bytes an instruction; not timed.
             Unit::Words(n) => COPY + resident * (read + 2 * n * products / PRODUCTS),
             Unit::Fma => {
@@ -131,16 +135,20 @@ impl Work {
             Unit::Fma => least,
             Unit::Halves => 64,
             Unit::Words(_) => 32,
+            Unit::Bytes => 128,
         };
+        let least = if self.unit == Unit::Bytes { 32 } else { least };
+        // Registers of sums are the same, those of what is under way fewer.
+        let room = 128 * 128 * if self.unit == Unit::Bytes { 64 } else { 16 };
         let depths =
-            [8, 16, 32, 64].into_iter().filter(|d| (least..=deepest).contains(d) && *d < 2 * self.inner.max(8));
+            [8, 16, 32, 64, 128].into_iter().filter(|d| (least..=deepest).contains(d) && *d < 2 * self.inner.max(8));
         let mut best = None;
         for depth in depths {
             for rows in sizes(self.rows) {
                 for columns in sizes(self.columns) {
                     // A warp has 1,024 sums; and registers for what is under way.
                     let narrow = rows * columns < 1024 && (rows < size(self.rows) || columns < size(self.columns));
-                    if narrow || rows * columns * depth > 128 * 128 * 16 {
+                    if narrow || rows * columns * depth > room {
                         continue;
                     }
                     let steps = self.steps(depth);
@@ -169,8 +177,13 @@ mod tests {
     /// multiprocessor idle at the end. What that could gain over whole tiles and split folds, by the estimate: no more than here.
     #[test]
     fn equal_shares_of_all_tiles_would_gain_little() {
-        let gpu =
-            Gpu { multiprocessors: 132, operands: Some(kiln_ir::DType::F16), floats: Floats::Whole, groups: false };
+        let gpu = Gpu {
+            multiprocessors: 132,
+            operands: Some(kiln_ir::DType::F16),
+            floats: Floats::Whole,
+            groups: false,
+            float8: false,
+        };
         let extents = [256, 512, 768, 1000, 1152, 1280, 1536, 2048, 2304, 2560, 3072, 4096, 5120, 11008];
         let (mut all, mut good, mut worst) = (0, 0, 1.0f64);
         let count = extents.len();

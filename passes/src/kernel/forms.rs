@@ -49,10 +49,16 @@ pub(super) fn is_dot_of_bytes(code: &Code) -> bool {
     matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Dot4, ..))
 }
 
+/// Whether the code is a product of two floats of 8 bits, widened.
+pub(super) fn is_product_of_eight_bits(code: &Code) -> bool {
+    let Scalar::Binary(BinaryOp::Mul, a, b) = code.node(code.result()) else { return false };
+    [*a, *b].into_iter().all(|factor| kept(code, factor).is_ofp8())
+}
+
 /// Whether the code multiplies f32 with what it makes of integers of few bits.
 pub(super) fn unpacks(code: &Code) -> bool {
     let live = code.live();
-    let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4;
+    let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4 || dtype.is_ofp8();
     let reads = |(id, n): (Id<Scalar>, &Scalar)| {
         live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)) && narrow(code.dtype(id))
     };

@@ -33,6 +33,9 @@ const POINTS: i64 = 256;
 /// Results below which each thread has one of its own, so that there are more threads.
 const FEW: i64 = 1 << 14;
 
+/// Places of the fold that a matrix instruction of floats of 8 bits takes.
+const EIGHT_BITS_DEEP: i64 = 32;
+
 /// Elements of a row that the threads of a block hold at once.
 const ROW: i64 = 8192;
 
@@ -420,11 +423,20 @@ impl Builder<'_> {
             Some(a) => (folds.iter().filter(|f| *f != a).cloned().collect(), vec![a.clone()]),
             None => (vec![], folds.clone()),
         };
-        // Matrix instructions take 16 elements of the fold at a time.
-        let halves = halves(&nest.body, o);
+        // Matrix instructions take 16 elements of the fold at a time, or 32 of 8 bits.
+        let kinds = [o.left, o.right].map(|factor| kept(&nest.body, factor));
+        let eight = kinds.iter().all(|kind| kind.is_ofp8());
+        let along = |id: Id<Scalar>| {
+            let axis = inner.last().filter(|_| inner.len() == 1);
+            axis.is_some_and(|a| read_by(&nest.body, id).is_some_and(|e| stride(e, &a.symbol) == Stride::Known(1)))
+        };
+        let deep = guess(&inner) >= EIGHT_BITS_DEEP;
+        let whole_bytes = eight && gpu.float8 && deep && along(o.left) && along(o.right);
+        let halves = halves(&nest.body, o).or(eight.then_some(DType::F16));
         let rounded = match given {
-            Some((_, dtype)) => Some(dtype),
-            None => halves.or(gpu.operands).filter(|_| least == 16 && o.of.is_none()),
+            Some((_, dtype)) => [Some(dtype); 2],
+            None if whole_bytes => kinds.map(Some),
+            None => [halves.or(gpu.operands).filter(|_| least == 16 && o.of.is_none()); 2],
         };
         let work = Work {
             batch: guess(&o.batch),
@@ -432,14 +444,15 @@ impl Builder<'_> {
             columns: n,
             outer: guess(&outer),
             inner: guess(&inner),
-            unit: match (rounded, gpu.floats) {
+            unit: match (rounded[0], gpu.floats) {
                 _ if o.of.is_some() => Unit::Words(1),
+                _ if whole_bytes => Unit::Bytes,
                 (Some(_), _) => Unit::Halves,
                 (None, Floats::Whole) => Unit::Fma,
                 (None, Floats::Tf32) => Unit::Words(1),
                 (None, Floats::Fast) => Unit::Words(3),
             },
-            sizes: [o.left, o.right].map(|factor| kept(&nest.body, factor).size() as i64),
+            sizes: kinds.map(|kind| kind.size() as i64),
         };
         let tiles = match given {
             Some(([rows, columns, depth], _)) => Tiles { rows, columns, depth, splits: 1 },
@@ -511,7 +524,7 @@ impl Builder<'_> {
                 false => Some(Less { left: at_depth.clone(), right: depth.clone() }),
             };
             place.mask.extend(end.into_iter().chain(beyond.clone()));
-            this.product_operand(body, (&nest.body, id), &place, beyond, rounded)
+            this.product_operand(body, (&nest.body, id), &place, beyond, rounded[usize::from(!left)])
         };
         let dtype = nest.body.result_type();
         let mut accumulators = place.clone();
@@ -543,6 +556,18 @@ impl Builder<'_> {
         self.store(&mut body, nest, &place, value);
         self.finish_part(body);
         Some(())
+    }
+}
+
+/// The address of the only load that an operand is, widened or not.
+fn read_by(code: &Code, id: Id<Scalar>) -> Option<&Expr> {
+    match code.node(id) {
+        Scalar::Cast(_, from) => read_by(code, *from),
+        Scalar::Load(Source::Input(_), coords) => match coords.as_slice() {
+            [Coord::Index(e)] => Some(e),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

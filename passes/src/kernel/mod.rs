@@ -31,7 +31,7 @@ use emit::{Emitter, Place, tile_axis, widens};
 use factor::Factors;
 use flat::{Axis, FlatNest, Stride, stride};
 use fold::Tiling;
-use forms::{is_dot_of_bytes, is_identity, sums_blocks, unpacks};
+use forms::{is_dot_of_bytes, is_identity, is_product_of_eight_bits, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
@@ -75,6 +75,11 @@ pub fn is_kernel_type(dtype: DType) -> bool {
     )
 }
 
+/// Whether kernels of a target compute with values of the type: those for GPUs also move, convert and multiply floats of 8 bits.
+pub(crate) fn computes(on_gpus: bool, dtype: DType) -> bool {
+    is_kernel_type(dtype) || on_gpus && dtype.is_ofp8()
+}
+
 /// The layouts that the group's constant operands should have, decided before the tile program is made.
 ///
 /// The right operand of a product is cut into panels as wide as the register tile and laid out in the order in which the loops
@@ -90,7 +95,8 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
     let width = chosen.map_or(width, |w| w.min(extent));
     let results = stage.dims.iter().filter_map(Expr::as_const).fold(1, i64::saturating_mul);
     let many = results >= LEAST_TILE.saturating_mul(extent as i64);
-    let in_words = machine.gpu.is_some() && many && is_dot_of_bytes(&stage.body);
+    let eight = machine.gpu.is_some_and(|gpu| gpu.float8) && is_product_of_eight_bits(&stage.body);
+    let by_fold = machine.gpu.is_some() && many && (is_dot_of_bytes(&stage.body) || eight);
     let mut wishes = Vec::new();
     for (_, node) in stage.body.nodes() {
         let Scalar::Load(Source::Input(n), coords) = node else { continue };
@@ -110,8 +116,8 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
         order.sort_by_key(|&a| position(index[a]));
         order.insert(0, axis);
         let block = (width > 1 && machine.gpu.is_none()).then_some((axis, width));
-        // Matrix instructions take words of bytes along the fold, and nothing turns them round on the way.
-        if block.is_none() && !in_words {
+        // Matrix instructions take bytes along the fold, and nothing turns them round on the way.
+        if block.is_none() && !by_fold {
             order.rotate_left(1);
         }
         wishes.push((value, Layout { order, block, gap: None }));
@@ -158,7 +164,7 @@ pub fn tile_program(
     let types: Vec<&TensorType> = group.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.ty(group.output);
     for (n, ty) in types.iter().chain([&output]).enumerate() {
-        if !is_kernel_type(ty.dtype) {
+        if !computes(machine.gpu.is_some(), ty.dtype) {
             return Err(fail(&format!("{} is no type for kernels", ty.dtype)));
         }
         let written = n == types.len();
@@ -170,7 +176,7 @@ pub fn tile_program(
         for (id, node) in stage.body.nodes().chain(stage.finish.nodes()) {
             let code =
                 if stage.body.len() > id.index() && stage.body.node(id) == node { &stage.body } else { &stage.finish };
-            if !is_kernel_type(code.dtype(id)) {
+            if !computes(machine.gpu.is_some(), code.dtype(id)) {
                 return Err(fail(&format!("{} is no type for kernels", code.dtype(id))));
             }
         }

@@ -23,6 +23,8 @@ pub struct Gpu {
     pub floats: Floats,
     /// Whether there are products of four warps that read tiles fetched by bulk copies (sm_90a).
     pub groups: bool,
+    /// Whether there are matrix instructions of floats of 8 bits (sm_89 and later).
+    pub float8: bool,
 }
 
 /// What the cost model knows of the target.

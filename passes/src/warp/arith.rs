@@ -14,13 +14,18 @@ pub(super) fn is_narrow(dtype: DType) -> bool {
 }
 
 /// The type of the registers that hold values of a type: narrow integers are held as i32, always in the range of their
-/// type.
+/// type, and floats of 8 bits as an i32 of their byte.
 pub(super) fn register_type(dtype: DType) -> DType {
-    if is_narrow(dtype) { DType::I32 } else { dtype }
+    if is_narrow(dtype) || dtype.is_ofp8() { DType::I32 } else { dtype }
 }
 
 /// The constant in a register.
 pub(super) fn register_constant(c: Constant) -> Constant {
+    if c.dtype.is_ofp8() {
+        let mut byte = Vec::with_capacity(1);
+        c.store(&mut byte);
+        return Constant::int(DType::I32, byte.first().copied().unwrap_or(0).into());
+    }
     if is_narrow(c.dtype) { Constant::int(DType::I32, c.bits as i64) } else { c }
 }
 

@@ -55,9 +55,9 @@ fn column_bits(layout: &Layout) -> impl Fn(bool) -> Vec<Bit> {
 }
 
 impl Lowering<'_> {
-    /// What matrix instructions take of an operand's type.
-    pub(super) fn factor(&self, operand: TileId, of: Option<Product>) -> Factor {
-        Factor::of(self.program.tiles[operand].dtype, of).unwrap_or(Factor::TF32)
+    /// What matrix instructions take of the operands' types.
+    pub(super) fn factor(&self, operands: [TileId; 2], of: Option<Product>) -> Factor {
+        Factor::of(operands.map(|o| self.program.tiles[o].dtype), of).unwrap_or(Factor::TF32)
     }
 
     /// How many parts a fragment has.

@@ -126,7 +126,7 @@ fn product(of: Option<Elements>, [a, b, c]: [&TileType; 3], floats: Floats) -> P
     let (m, k) = (a.shape.first().copied().unwrap_or(1), a.shape.get(1).copied().unwrap_or(1));
     let n = b.shape.get(1).copied().unwrap_or(1);
     let fits = a.dtype != DType::F32 || floats != Floats::Whole;
-    let factor = Factor::of(a.dtype, of).filter(|f| fits && a.dtype == b.dtype && c.dtype == f.sums());
+    let factor = Factor::of([a.dtype, b.dtype], of).filter(|f| fits && c.dtype == f.sums());
     match factor {
         Some(factor) if m >= 16 && n >= 8 && k.is_multiple_of(factor.depth()) => Product::Mma,
         Some(_) | None => Product::Fma,
@@ -270,6 +270,11 @@ impl<'a> Layouts<'a> {
             let along = |id: TileId| facts[self.class(id)].contiguous.map_or(1, |(axis, ..)| axis.min(1));
             let (of_a, of_b) = (along(a), along(b));
             let class = self.class(id);
+            // Bytes are not turned round on the way to matrix instructions.
+            let turned = of_a != DEPTH_OF_LEFT || of_b != DEPTH_OF_RIGHT;
+            if turned && [a, b].into_iter().any(|o| self.program.tiles[o].dtype.is_ofp8()) {
+                facts[class].product = Some(Product::Fma);
+            }
             let matrix = facts[class].product == Some(Product::Mma);
             facts[class].by_depth |= of_b == DEPTH_OF_RIGHT;
             let spread = facts[class].is_spread();

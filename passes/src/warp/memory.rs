@@ -74,7 +74,8 @@ pub(super) fn aligned(
         };
         divides(n, address) && mask.iter().all(even) && (extent.is_power_of_two() || (extent as i64) % n == 0)
     };
-    let mut elements = (BUFFER_ALIGNMENT / dtype.size().max(1)).min(8);
+    let most = if dtype.is_ofp8() { BUFFER_ALIGNMENT } else { 8 };
+    let mut elements = (BUFFER_ALIGNMENT / dtype.size().max(1)).min(most);
     while elements > 1 && !fits(elements as i64) {
         elements /= 2;
     }

@@ -9,6 +9,7 @@
 
 mod arith;
 mod build;
+mod float8;
 mod fragments;
 mod index;
 mod layout;
@@ -71,13 +72,15 @@ pub struct Options {
     pub groups: bool,
     /// How products of f32 are multiplied.
     pub floats: Floats,
+    /// Whether the GPU converts and multiplies floats of 8 bits (sm_89 and later).
+    pub float8: bool,
 }
 
 impl Default for Options {
     /// Three stages, and what every GPU from sm_80 on has for each of two blocks (sm_86 has 100 KiB, of which each
     /// block takes 1).
     fn default() -> Options {
-        Options { threads: None, stages: 3, shared: 49 << 10, groups: false, floats: Floats::Whole }
+        Options { threads: None, stages: 3, shared: 49 << 10, groups: false, floats: Floats::Whole, float8: false }
     }
 }
 
@@ -97,12 +100,14 @@ pub fn lower(program: &TileProgram, dims: &Ranges, options: &Options) -> Result<
     let types = program.buffers.iter().map(|b| b.dtype).chain(program.tiles.iter().map(|(_, t)| t.dtype));
     use DType::*;
     for dtype in types {
-        if !matches!(dtype, Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | F16 | BF16 | F32) {
+        let computed = matches!(dtype, Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | F16 | BF16 | F32);
+        if !computed && !dtype.is_ofp8() {
             return Err(error(format!("elements of type {dtype}")));
         }
     }
     let mut kernels = Vec::new();
     for (n, part) in program.parts.iter().enumerate() {
+        float8::check(program, part, options.float8).map_err(&error)?;
         let name = if program.parts.len() == 1 { program.name.clone() } else { format!("{}_{n}", program.name) };
         let stream = if options.groups { Stream::of(program, part) } else { None };
         let with = |stages: usize| {
@@ -211,7 +216,7 @@ impl Lowering<'_> {
         let (values, shared, body) = self.code.finish();
         Ok(WarpProgram {
             name,
-            buffers: self.program.buffers.clone(),
+            buffers: self.program.buffers.iter().map(float8::as_bytes).collect(),
             dims: dims.keys().cloned().collect(),
             grid: part.programs(),
             threads,

@@ -6,7 +6,7 @@
 
 use super::layout::each;
 use super::memory::Width;
-use super::product::{Staged, in_shared};
+use super::product::{Staged, staged_type};
 use super::{LowerError, Lowering, number};
 use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::{BinaryOp, Less};
@@ -37,7 +37,9 @@ impl Lowering<'_> {
             let width = self.width(&layout, dtype, address, mask);
             let everyone = (1u32 << self.layouts.threads) - 1 == layout.used();
             let along_rows = width.elements == 1 || self.layouts.staging(*id).is_some_and(|s| s.along == width.axis);
-            let fits = matches!(width.elements * dtype.size(), 4 | 8 | 16) && in_shared(dtype) == dtype && along_rows;
+            let fits = matches!(width.elements * dtype.size(), 4 | 8 | 16)
+                && (dtype.is_ofp8() || staged_type(dtype) == dtype)
+                && along_rows;
             let zero = other.bits == 0 || mask.is_empty() && (0..layout.shape.len()).all(|k| !layout.is_padded(k));
             if gathered.is_empty() && everyone && fits && zero && self.only_for_products(*id, &counted.body) {
                 found.push(Ahead { id: *id, buffer: *buffer, address, mask, width });
@@ -71,7 +73,7 @@ impl Lowering<'_> {
         let again = !self.spare.is_empty();
         for a in &ahead {
             let (strides, size, swizzle) = self.shared_shape(a.id)?;
-            let place = self.space(self.program.tiles[a.id].dtype, size.saturating_mul(stages));
+            let place = self.space(staged_type(self.program.tiles[a.id].dtype), size.saturating_mul(stages));
             slots.push((Staged { place, base: Expr::default(), strides, swizzle }, size as i64));
         }
         if self.code.depth() > 0 || again {

@@ -62,12 +62,17 @@ pub(super) fn in_shared(dtype: DType) -> DType {
     if dtype == DType::Bool { DType::I32 } else { register_type(dtype) }
 }
 
+/// The same of operands of products: floats of 8 bits are bytes.
+pub(super) fn staged_type(dtype: DType) -> DType {
+    if dtype.is_ofp8() { DType::U8 } else { in_shared(dtype) }
+}
+
 impl Lowering<'_> {
     /// How a tile lies in shared memory: its strides, its elements there, and its swizzle. Positions up to the next power
     /// of two are there, so that storing them needs no condition.
     pub(super) fn shared_shape(&self, id: TileId) -> Result<(Vec<i64>, usize, Option<Swizzle>), LowerError> {
         let ty = &self.program.tiles[id];
-        let size = in_shared(ty.dtype).size().max(1);
+        let size = staged_type(ty.dtype).size().max(1);
         let wide = 16 / size;
         let extents: Vec<usize> = ty.shape.iter().map(|e| (*e).max(1).next_power_of_two()).collect();
         let mut strides = vec![1i64; extents.len()];
@@ -160,7 +165,7 @@ impl Lowering<'_> {
     /// How wide the thread's stores to a staged tile can be.
     fn staged_width(&self, id: TileId, layout: &Layout) -> Width {
         let Some(staging) = self.layouts.staging(id) else { return Width { axis: 0, elements: 1 } };
-        let most = (16 / in_shared(self.program.tiles[id].dtype).size().max(1)).min(8);
+        let most = (16 / staged_type(self.program.tiles[id].dtype).size().max(1)).min(8);
         Width { axis: staging.along, elements: (1usize << layout.run(staging.along)).min(most) }
     }
 
@@ -194,7 +199,7 @@ impl Lowering<'_> {
         for &id in ids {
             let (strides, size, swizzle) = self.shared_shape(id)?;
             let (layout, dtype) = (self.layouts.of(id), self.program.tiles[id].dtype);
-            let place = self.space(in_shared(dtype), size);
+            let place = self.space(staged_type(dtype), size);
             let staged = Staged { place, base: Expr::default(), strides, swizzle };
             let condition = self.owner(&layout);
             for group in groups(&layout, self.staged_width(id, &layout)) {
@@ -204,7 +209,7 @@ impl Lowering<'_> {
                 let mut values = Vec::new();
                 for r in group {
                     let value = self.operand(id, &layout.coordinates(r))?;
-                    values.push(self.code.cast(in_shared(dtype), value));
+                    values.push(self.code.cast(register_type(staged_type(dtype)), value));
                 }
                 self.code.push(Stmt::Store { address, values, condition });
             }
@@ -264,12 +269,12 @@ impl Lowering<'_> {
             .map(|r| self.operand(acc, &layout.coordinates(r)))
             .collect::<Result<Vec<_>, _>>()?;
         let depth = self.program.tiles[a].shape.get(1).copied().unwrap_or(1);
-        let factor = self.factor(a, of);
+        let factor = self.factor([a, b], of);
         let operands = Operands { a, b, left, right, layout, of, factor };
         let step = match self.layouts.product(id) {
             Product::Mma => factor.depth(),
             Product::Fma => {
-                let most = (16 / in_shared(self.program.tiles[a].dtype).size()).min(4);
+                let most = (16 / staged_type(self.program.tiles[a].dtype).size()).min(4);
                 (0..).map(|n| most >> n).find(|s| *s <= 1 || depth.is_multiple_of(*s)).unwrap_or(1).max(1)
             }
         };
@@ -283,9 +288,15 @@ impl Lowering<'_> {
         // Matrix instructions are few enough to be written out, and then where they read is computed before the loop around.
         let most = if self.parts(factor) > 1 { MOST_DEPTH_IN_PARTS } else { MOST_DEPTH };
         if depth <= step || product == Product::Mma && depth <= most {
-            let mut sums = init;
+            // The units keep few bits of sums of floats of 8 bits, so those of a tile are added to the others outside of them.
+            let apart = product == Product::Mma && factor.floats_of_8_bits().is_some();
+            let zero = apart.then(|| self.code.float(0.0));
+            let mut sums = zero.map_or_else(|| init.clone(), |zero| vec![zero; init.len()]);
             for first in (0..depth).step_by(step) {
                 sums = add(self, &super::number(first as i64), &sums)?;
+            }
+            if apart {
+                sums = init.into_iter().zip(sums).map(|(all, own)| self.code.binary(BinaryOp::Add, all, own)).collect();
             }
             return Ok(Tile::Registers(sums));
         }
@@ -348,7 +359,8 @@ impl Lowering<'_> {
         (k, step): (&Expr, usize),
         ty: DType,
     ) -> Result<Vec<Vec<ValueId>>, LowerError> {
-        let dtype = in_shared(self.program.tiles[id].dtype);
+        let held = self.program.tiles[id].dtype;
+        let dtype = staged_type(held);
         let own = self.thread_position(layout, free);
         let by_depth = self.is_by_depth(id, free);
         let most = (16 / dtype.size()).min(8);
@@ -361,9 +373,9 @@ impl Lowering<'_> {
                 let depth = (k.clone(), j as i64);
                 let at = if free == 0 { [position, depth] } else { [depth, position] };
                 let address = self.element(staged, &at)?;
-                let values = self.code.load(dtype, width * deep, address, None);
+                let values = self.code.load(register_type(dtype), width * deep, address, None);
                 for (n, value) in values.into_iter().enumerate() {
-                    let value = self.convert(ty, value);
+                    let value = self.convert_float8(held, ty, value).unwrap_or_else(|| self.convert(ty, value));
                     if let Some(slice) = slices.get_mut(if by_depth { n } else { j }) {
                         slice.push(value);
                     }
@@ -379,6 +391,7 @@ impl Lowering<'_> {
         let Some(TileOp::Cast(_, from)) = self.definitions.get(&left) else { return None };
         let depth = self.program.tiles[left].shape.get(1).copied().unwrap_or(1);
         let fits = self.program.tiles[*from].dtype == DType::F32
+            && !self.program.tiles[left].dtype.is_ofp8()
             && self.program.tiles[*from].shape == self.program.tiles[left].shape
             && depth <= MOST_DEPTH;
         (fits && self.layouts.is_in_registers(product, left)).then_some(*from)
@@ -405,9 +418,9 @@ impl Lowering<'_> {
         }
         let staged = self.stage(&ready)?;
         self.staged.extend(ready.iter().copied().zip(staged));
-        for (id, of, a, _) in products.into_iter().filter(|(.., a, _)| ready.contains(a)) {
+        for (id, of, a, b) in products.into_iter().filter(|(.., a, _)| ready.contains(a)) {
             let (layout, depth) = (self.layouts.of(id), self.program.tiles[a].shape.get(1).copied().unwrap_or(1));
-            let factor = self.factor(a, of);
+            let factor = self.factor([a, b], of);
             let registers = layout.along(0) * depth / factor.depth() * 2;
             // Factors of f32 need more registers while they are rounded.
             let most = if factor == Factor::TF32 { MOST_FRAGMENTS / 2 } else { MOST_FRAGMENTS };

@@ -72,7 +72,10 @@ impl Lowering<'_> {
             },
             TileOp::Fma(a, b, c) => self.map(id, [*a, *b, *c], |s, [a, b, c]| s.multiply_add(a, b, c)),
             TileOp::Select(c, a, b) => self.map(id, [*c, *a, *b], |s, [c, a, b]| Ok(s.code.select(c, a, b))),
-            TileOp::Cast(to, a) => self.map(id, [*a], |s, [a]| Ok(s.convert(*to, a))),
+            TileOp::Cast(to, a) => {
+                let from = self.program.tiles[*a].dtype;
+                self.map(id, [*a], |s, [a]| Ok(s.convert_float8(from, *to, a).unwrap_or_else(|| s.convert(*to, a))))
+            }
             TileOp::Reduce(op, axis, a) => self.reduce(*op, *axis, *a),
             TileOp::Transpose(order, a) => self.transpose(id, order, *a),
             TileOp::Dot(of, a, b, acc) => self.product(id, *of, [*a, *b, *acc]),

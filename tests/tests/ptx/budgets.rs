@@ -51,6 +51,13 @@ fn product_of_bytes(n: usize, tile: (usize, usize, usize)) -> String {
     text.replace("= dot ", "= dot_u8s8 ").replace(&format!("load w[a1 + {n}*a0 + {}*j + {n}*k]", tile.1), &turned)
 }
 
+/// A product of floats of 8 bits, both of which follow one another along the fold.
+fn product_of_float8(n: usize, tile: (usize, usize, usize)) -> String {
+    let turned = format!("load w[{n}*a1 + a0 + {}*{n}*j + k]", tile.1);
+    let text = product(n, tile).replace("f16", "f8e4m3fn");
+    text.replace(&format!("load w[a1 + {n}*a0 + {}*j + {n}*k]", tile.1), &turned)
+}
+
 fn count(all: &[String], what: &str) -> usize {
     all.iter().filter(|o| o.starts_with(what)).count()
 }
@@ -83,6 +90,12 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
             "sm_80",
             product_of_bytes(256, (128, 128, 32)),
             options(128, 3),
+        ),
+        (
+            "fp8 product 128x128x64, 8 warps, 3 stages",
+            "sm_89",
+            product_of_float8(256, (128, 128, 64)),
+            Options { float8: true, ..options(256, 3) },
         ),
         (
             "f16 attention 128x64, D = 64, 4 warps, 2 stages",
@@ -145,6 +158,7 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 "USETMAXREG",
                 "HMMA",
                 "IMMA",
+                "QMMA",
                 "LDSM",
                 "LDGSTS",
                 "LDG.E",
@@ -173,9 +187,13 @@ fn kernels_of_fixed_shapes_keep_their_budgets() {
                 assert_eq!(count(&all, none), 0, "{name}: {none}");
             }
             assert!(count(&all, "LOP3") > 0, "{name}: {all:?}");
-        } else if name.starts_with("f16") || name.starts_with("int8") {
+        } else if ["f16", "int8", "fp8"].iter().any(|kind| name.starts_with(kind)) {
             let wide = |what: &str, end: &str| all.iter().filter(|o| o.starts_with(what)).all(|o| o.ends_with(end));
-            let unit = if name.starts_with("int8") { "IMMA.16832.U8.S8" } else { "HMMA.16816.F32" };
+            let unit = match name.get(..3) {
+                Some("int") => "IMMA.16832.U8.S8",
+                Some("fp8") => "QMMA.16832.F32.E4M3.E4M3",
+                _ => "HMMA.16816.F32",
+            };
             assert!(count(&hot, unit) > 0 && wide("LDGSTS", "128") && wide("LDSM", "4"), "{name}: {hot:?}");
             // Attention rounds its probabilities, two at a time.
             let pairs = if name.contains("attention") { "F2F." } else { "F2FP" };

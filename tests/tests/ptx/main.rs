@@ -7,6 +7,7 @@
 mod attention;
 mod budgets;
 mod bytes;
+mod float8;
 mod groups;
 mod models;
 mod mutation;
@@ -122,26 +123,31 @@ fn assemble(name: &str, text: &str) -> Vec<(u32, u32)> {
     std::fs::write(&source, text).expect("a file in the temporary folder");
     // What is for one GPU is no text for another.
     let one = text.contains(".target sm_90a");
-    (if one { &["sm_90a"][..] } else { &["sm_80", "sm_90"] })
-        .iter()
-        .map(|arch| {
-            let output = Command::new(&program)
-                .args(["-arch", arch, "-v", "-warn-spills", "-warn-lmem-usage", "-Werror"])
-                .arg(&source)
-                .arg("-o")
-                .arg(folder.path().join("kernel.cubin"))
-                .output()
-                .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
-            let log = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{name} for {arch}:\n{log}\n{text}");
-            assert!(log.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"), "{name}: {log}");
-            let number = |before: &str, after: &str| {
-                let words = log.split(after).next().unwrap_or("").rsplit(before).next().unwrap_or("");
-                words.trim().parse().unwrap_or(0)
-            };
-            (number("Used", "registers"), number("barriers,", "bytes smem"))
-        })
-        .collect()
+    let eight = text.contains(".target sm_89");
+    (match (one, eight) {
+        (true, _) => &["sm_90a"][..],
+        (_, true) => &["sm_89", "sm_90", "sm_100", "sm_120"],
+        _ => &["sm_80", "sm_90"],
+    })
+    .iter()
+    .map(|arch| {
+        let output = Command::new(&program)
+            .args(["-arch", arch, "-v", "-warn-spills", "-warn-lmem-usage", "-Werror"])
+            .arg(&source)
+            .arg("-o")
+            .arg(folder.path().join("kernel.cubin"))
+            .output()
+            .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        let log = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name} for {arch}:\n{log}\n{text}");
+        assert!(log.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"), "{name}: {log}");
+        let number = |before: &str, after: &str| {
+            let words = log.split(after).next().unwrap_or("").rsplit(before).next().unwrap_or("");
+            words.trim().parse().unwrap_or(0)
+        };
+        (number("Used", "registers"), number("barriers,", "bytes smem"))
+    })
+    .collect()
 }
 
 /// A matrix product of `m` by `k` and `k` by `n` with a bias, in tiles; ragged in the rows.

@@ -3,7 +3,7 @@
 use super::{assemble, data};
 use kiln::builder::Builder;
 use kiln::gpu::emulate::Outcome;
-use kiln::gpu::{self, ARCHITECTURES, Compiled, Precision};
+use kiln::gpu::{self, ARCHITECTURES, Architecture, Compiled, Precision};
 use kiln::{Options, Silent, compare};
 use kiln_ir::interp::{self, eval_graph};
 use kiln_ir::{DType, Graph, Tensor};
@@ -26,7 +26,12 @@ pub(super) fn expected(name: &str, graph: &Graph) -> (Vec<Tensor>, Vec<Tensor>) 
 
 /// A graph for the base of all architectures; the assembler takes all of its kernels.
 pub(super) fn assembled(name: &str, graph: Graph, precision: Precision) -> Compiled {
-    let compiled = gpu::compile_graph(graph, &Options::default(), (ARCHITECTURES[0], precision), &mut Silent);
+    assembled_for(name, graph, (ARCHITECTURES[0], precision))
+}
+
+/// The same for another architecture.
+pub(super) fn assembled_for(name: &str, graph: Graph, target: (Architecture, Precision)) -> Compiled {
+    let compiled = gpu::compile_graph(graph, &Options::default(), target, &mut Silent);
     let compiled = compiled.unwrap_or_else(|e| panic!("{name}: {e}"));
     compiled.kernels.iter().flat_map(|k| &k.modules).for_each(|module| _ = assemble(name, &module.text));
     compiled

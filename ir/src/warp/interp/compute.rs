@@ -1,6 +1,7 @@
 //! Operations on the registers of one thread, and matrix products of one warp.
 
 use crate::dtype::{Class, DType};
+use crate::float8;
 use crate::scalar::{BinaryOp, Constant, UnaryOp};
 use crate::semantics;
 use crate::warp::Factor;
@@ -54,6 +55,9 @@ pub(super) fn cast(to: DType, from: Constant) -> u64 {
 
 /// Two f32 as a pair of a narrower type.
 pub(super) fn pack(to: DType, low: u64, high: u64) -> u64 {
+    if to.is_ofp8() {
+        return [low, high].iter().rev().fold(0, |word, &v| word << 8 | u64::from(float8::encode(to, float(v), true)));
+    }
     let mut bytes = Vec::with_capacity(4);
     [low, high].into_iter().for_each(|v| semantics::store_f32(to, float(v), &mut bytes));
     bytes.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b))
@@ -67,6 +71,9 @@ pub(super) fn tf32(a: u64) -> u64 {
 /// The n-th number of a register of the left side, or of the right one.
 fn element(factor: Factor, register: u64, n: usize, left: bool) -> f64 {
     let bits = register >> (32 / factor.numbers() * n);
+    if let Some([of_left, of_right]) = factor.floats_of_8_bits() {
+        return f64::from(float8::decode(if left { of_left } else { of_right }, bits as u8));
+    }
     let half = |dtype| f64::from(semantics::load_f32(dtype, &(bits as u16).to_le_bytes(), 0));
     match factor {
         Factor::F16 => half(DType::F16),
@@ -75,7 +82,8 @@ fn element(factor: Factor, register: u64, n: usize, left: bool) -> f64 {
         Factor::UnsignedSigned | Factor::SignedUnsigned if left == (factor == Factor::UnsignedSigned) => {
             f64::from(bits as u8)
         }
-        Factor::UnsignedSigned | Factor::SignedUnsigned => f64::from(bits as i8),
+        // The others were decoded.
+        _ => f64::from(bits as i8),
     }
 }
 

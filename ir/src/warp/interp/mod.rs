@@ -342,6 +342,9 @@ impl Machine<'_> {
                 Constant::load(*to, &bytes, 0).map_or(0, |c| c.bits)
             }),
             Op::Pack(to, a, b) => self.get(*a).iter().zip(self.get(*b)).map(|(&a, &b)| pack(*to, a, b)).collect(),
+            Op::Unpack(from, a, n) => {
+                map(self.get(*a), &|word| bits(crate::float8::decode(*from, (word >> (8 * n)) as u8)))
+            }
             Op::Shuffle(a, mask) => {
                 let a = self.get(*a);
                 (0..threads).map(|t| a.get(t ^ *mask as usize).copied().unwrap_or(0)).collect()
