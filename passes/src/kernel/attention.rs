@@ -32,6 +32,10 @@ const MOST_DEPTH: i64 = 128;
 const ROWS: i64 = 64;
 const KEYS: i64 = 64;
 
+/// Fewest keys of a tile. Of f32, which pass through shared memory, rows of 16 are too short to lie in different banks.
+const LEAST_KEYS: i64 = 16;
+const LEAST_KEYS_OF_F32: i64 = 32;
+
 /// The same where products are multiply-adds, of which a tile of queries takes more registers and shared memory.
 const ROWS_OF_F32: i64 = 32;
 
@@ -198,19 +202,20 @@ impl Tiles {
         }
         let halves = gpu.operands.is_some();
         let most = if halves { ROWS } else { ROWS_OF_F32 };
+        let least = if halves { LEAST_KEYS } else { LEAST_KEYS_OF_F32 };
         let mut tiles = Tiles {
             rows: size(rows, most),
-            keys: size(keys, KEYS),
+            keys: size(keys, KEYS).max(least),
             depth: size(depth, MOST_DEPTH),
             columns: size(columns, MOST_DEPTH),
         };
         // A warp multiplies 16 rows by matrix instructions; its lanes hold what it stages, 32 elements each at most.
         let held = |t: &Tiles| t.keys * t.depth.max(t.columns) > t.rows * (32 / 16) * 32;
-        while rows >= FEW_ROWS && gpu.floats != Floats::Whole && tiles.keys > 16 && held(&tiles) {
+        while rows >= FEW_ROWS && gpu.floats != Floats::Whole && tiles.keys > LEAST_KEYS && held(&tiles) {
             tiles.keys /= 2;
         }
         while rows >= FEW_ROWS && !halves && tiles.shared() > SHARED {
-            let wider = tiles.keys > tiles.rows;
+            let wider = tiles.keys > tiles.rows.max(least);
             *(if wider { &mut tiles.keys } else { &mut tiles.rows }) /= 2;
         }
         Some(tiles)

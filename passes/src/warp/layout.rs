@@ -538,7 +538,9 @@ impl Facts {
 fn outer_product(m: usize, n: usize, threads: usize, by_depth: bool) -> Vec<Vec<Bit>> {
     let columns = if by_depth { 0 } else { n.min(2) };
     let rows = m.min(2).min((m + n).saturating_sub(threads + columns));
-    let across = (n - columns).min(threads.div_ceil(2));
+    // Half of a warp along a row that is stored to shared memory: rows four apart meet in no bank, eight apart they would.
+    let least = if by_depth { 4 } else { 0 };
+    let across = (n - columns).min(threads.div_ceil(2).max(least));
     let down = (m - rows).min(threads - across);
     let across = (n - columns).min(threads - down);
     let list = |extent: usize, registers: usize, first: usize, threads: usize| {
