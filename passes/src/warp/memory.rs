@@ -11,7 +11,7 @@ use kiln_ir::DType;
 use kiln_ir::Expr;
 use kiln_ir::expr::Symbol;
 use kiln_ir::scalar::{BinaryOp, Constant, Less};
-use kiln_ir::tile::{TileId, axis, gathered as gathered_symbol};
+use kiln_ir::tile::{Stmt as TileStmt, TileId, TileOp, axis, gathered as gathered_symbol};
 use kiln_ir::warp::{Address, BUFFER_ALIGNMENT, Place, Stmt, ValueId};
 use std::collections::HashMap;
 
@@ -160,6 +160,61 @@ impl Lowering<'_> {
             self.env.remove(&gathered_symbol(k));
         });
         Ok(Tile::Registers(registers.into_iter().flatten().collect()))
+    }
+
+    /// The tiles, as many as one access holds, of which the first of these statements loads one and each other one what is beside it in
+    /// memory, all of them single elements under one mask: numbers of a fold that one word holds weights of.
+    pub(super) fn beside(&self, body: &[TileStmt]) -> Option<Vec<TileId>> {
+        let TileStmt::Let(first, TileOp::Load { buffer, address, gathered, mask, other }) = body.first()? else {
+            return None;
+        };
+        let (of, layout) = (self.program.buffers.get(*buffer)?, self.layouts.of(*first));
+        let alone = self.width(&layout, of.dtype, address, mask).elements == 1;
+        let plain = gathered.is_empty() && !of.written && of.dtype != DType::Bool && of.dtype.size() > 1;
+        if !alone || !plain || self.staged.contains_key(first) || divisor(address, &self.multiples) % 2 != 0 {
+            return None;
+        }
+        let same = |stmt: &TileStmt, n: i64| match stmt {
+            TileStmt::Let(id, TileOp::Load { buffer: b, address: a, gathered, mask: m, other: o }) => {
+                let fits = b == buffer && m == mask && o == other && gathered.is_empty();
+                let beside = fits && a.sub(address).as_const() == Some(n);
+                let types = &self.program.tiles;
+                let alike = types[*id].dtype == types[*first].dtype && self.layouts.of(*id) == layout;
+                (beside && alike && !self.staged.contains_key(id)).then_some(*id)
+            }
+            _ => None,
+        };
+        let most = (BUFFER_ALIGNMENT / of.dtype.size()).min(8) as i64;
+        let found: Vec<TileId> = (0..most).map_while(|n| body.iter().find_map(|stmt| same(stmt, n))).collect();
+        let count =
+            [8, 4, 2].into_iter().find(|&n| n <= found.len() && divisor(address, &self.multiples) % n as i64 == 0)?;
+        Some(found.into_iter().take(count).collect())
+    }
+
+    /// Loads what [`Lowering::beside`] has found.
+    pub(super) fn load_beside(&mut self, first: &TileStmt, tiles: &[TileId]) -> Result<(), LowerError> {
+        let TileStmt::Let(id, TileOp::Load { buffer, address, mask, other, .. }) = first else { return Ok(()) };
+        let (layout, dtype) = (self.layouts.of(*id), self.program.tiles[*id].dtype);
+        let mut registers = vec![Vec::new(); tiles.len()];
+        for register in 0..layout.registers() {
+            let offsets = layout.offsets(register);
+            let condition = match self.mask(mask, &layout, &offsets)? {
+                Condition::Never => {
+                    let other = self.constant(*other);
+                    registers.iter_mut().for_each(|own| own.push(other));
+                    continue;
+                }
+                Condition::Always => None,
+                Condition::Where(condition) => Some((condition, super::arith::register_constant(*other))),
+            };
+            let place = self.address(Place::Global(*buffer), address, &layout, &offsets)?;
+            let values = self.code.load(register_type(dtype), tiles.len(), place, condition);
+            registers.iter_mut().zip(values).for_each(|(own, value)| own.push(value));
+        }
+        for (&id, own) in tiles.iter().zip(registers) {
+            self.tiles.insert(id, Tile::Registers(own));
+        }
+        Ok(())
     }
 
     pub(super) fn store(&mut self, buffer: usize, address: &Expr, mask: &[Less], id: TileId) -> Result<(), LowerError> {

@@ -10,10 +10,24 @@ use kiln_ir::expr::Expr;
 use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tile::{For, Stmt, TileId, TileOp};
 use kiln_ir::warp::{Stmt as WarpStmt, ValueId};
+use std::collections::HashSet;
 
 impl Lowering<'_> {
     pub(super) fn region(&mut self, body: &[Stmt]) -> Result<(), LowerError> {
-        body.iter().try_for_each(|stmt| self.stmt(stmt))
+        let mut done = HashSet::new();
+        for (n, stmt) in body.iter().enumerate() {
+            if matches!(stmt, Stmt::Let(id, _) if done.contains(id)) {
+                continue;
+            }
+            match self.beside(body.get(n..).unwrap_or(&[])) {
+                Some(together) => {
+                    self.load_beside(stmt, &together)?;
+                    done.extend(together);
+                }
+                None => self.stmt(stmt)?,
+            }
+        }
+        Ok(())
     }
 
     fn stmt(&mut self, stmt: &Stmt) -> Result<(), LowerError> {
