@@ -4,6 +4,7 @@
 //! Invariant: `sum(a * s * (b * t)) = s * t * sum(a * b)`, where `s` and `t` are the same for all that is summed; products of two floats of 8 bits
 //! are exact in f32, so that only roundings differ. Sums of finite factors stay finite, scales or not.
 
+use super::halves::cast;
 use super::quantized::{argument, converted, is_scalar};
 use super::{Operand, Patch, apply, eliminate_common};
 use kiln_ir::DType;
@@ -11,7 +12,8 @@ use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
 use kiln_ir::ops::{Contract, Elements, Map, Op};
 use kiln_ir::scalar::{BinaryOp, Code, Scalar};
 
-/// Products of two operands that are made of floats of 8 bits, by a conversion and at most one scale, read these.
+/// Products of two operands that are made of floats of 8 bits, by a conversion and at most one scale, read these; where one operand is a
+/// constant made so, its scale follows the sum.
 ///
 /// # Errors
 /// A patch does not fit, or the graph has a cycle.
@@ -74,11 +76,29 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
     if contract.elements != Elements::Numbers || graph.ty(*node.outputs.first()?).dtype != DType::F32 {
         return None;
     }
-    let (left, right) = (scaled(graph, left)?, scaled(graph, right)?);
-    let operation = Contract { elements: Elements::Halves, ..contract.clone() };
-    let mut nodes = vec![(Op::from(operation), vec![Operand::Value(left.x), Operand::Value(right.x)])];
-    for (scale, letters) in [(left.scale, &contract.lhs), (right.scale, &contract.rhs)] {
-        let Some(scale) = scale else { continue };
+    let sides = [left, right].map(|v| scaled(graph, v));
+    let mut nodes = Vec::new();
+    let mut operands = Vec::new();
+    let both = sides.iter().all(Option::is_some);
+    for (side, value) in sides.iter().zip([left, right]) {
+        operands.push(match side {
+            Some(side) if both => Operand::Value(side.x),
+            // Weights that numbers are multiplied with: their scale is all that there is to gain.
+            Some(side) if side.scale.is_some() && graph.constant(side.x).is_some() => {
+                nodes.push((cast(graph.ty(side.x).dtype, DType::F32)?, vec![Operand::Value(side.x)]));
+                Operand::New(nodes.len() - 1)
+            }
+            Some(_) => return None,
+            None => Operand::Value(value),
+        });
+    }
+    if sides.iter().all(Option::is_none) {
+        return None;
+    }
+    let elements = if both { Elements::Halves } else { Elements::Numbers };
+    nodes.push((Contract { elements, ..contract.clone() }.into(), operands));
+    for (side, letters) in sides.iter().zip([&contract.lhs, &contract.rhs]) {
+        let Some(scale) = side.as_ref().and_then(|side| side.scale) else { continue };
         let mut body = Code::new();
         let (sum, by) = (body.arg(0, DType::F32), body.arg(1, DType::F32));
         let result = body.binary(BinaryOp::Mul, sum, by).ok()?;
@@ -86,5 +106,6 @@ fn product(graph: &Graph, id: NodeId) -> Option<Patch> {
         let operands = vec![Operand::New(nodes.len() - 1), of_result(graph, scale, letters, &contract.out)?];
         nodes.push((Map { body }.into(), operands));
     }
-    Some(Patch { nodes, replaces: node.outputs[0], with: None, also: vec![left.node, right.node] })
+    let also = sides.iter().flatten().map(|side| side.node).collect();
+    Some(Patch { nodes, replaces: node.outputs[0], with: None, also })
 }
