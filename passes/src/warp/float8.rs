@@ -62,7 +62,7 @@ pub(super) fn as_bytes(buffer: &Buffer) -> Buffer {
 
 impl Lowering<'_> {
     /// The value of a byte as f32.
-    pub(super) fn from_float8(&mut self, from: DType, byte: ValueId) -> ValueId {
+    pub(super) fn widened_float8(&mut self, from: DType, byte: ValueId) -> ValueId {
         if self.options.float8 {
             return self.code.op(DType::F32, Op::Unpack(from, byte, 0));
         }
@@ -84,7 +84,7 @@ impl Lowering<'_> {
     }
 
     /// The byte of an f32, rounded to the nearest; what is too large becomes the largest.
-    pub(super) fn to_float8(&mut self, to: DType, x: ValueId) -> ValueId {
+    pub(super) fn rounded_float8(&mut self, to: DType, x: ValueId) -> ValueId {
         if self.options.float8 {
             let zero = self.code.float(0.0);
             let pair = self.code.op(DType::U32, Op::Pack(to, x, zero));
@@ -124,7 +124,7 @@ impl Lowering<'_> {
         if from == to || !from.is_ofp8() && !to.is_ofp8() {
             return None;
         }
-        let wide = if from.is_ofp8() { self.from_float8(from, x) } else { self.convert(DType::F32, x) };
-        Some(if to.is_ofp8() { self.to_float8(to, wide) } else { self.convert(to, wide) })
+        let wide = if from.is_ofp8() { self.widened_float8(from, x) } else { self.convert(DType::F32, x) };
+        Some(if to.is_ofp8() { self.rounded_float8(to, wide) } else { self.convert(to, wide) })
     }
 }

@@ -173,7 +173,7 @@ impl<'a> Machine<'a> {
             }
             Op::CvtToEight { to, from, relu, d, a, b } => {
                 let eight = |x: f32| {
-                    let x = if *relu && (x < 0.0 || x.to_bits() >> 31 != 0 && x == 0.0) { 0.0 } else { x };
+                    let x = if *relu && x <= 0.0 { 0.0 } else { x };
                     // The manual: NaN is the one with all bits set but the sign.
                     u64::from(if x.is_nan() { 0x7f } else { float8::encode(*to, x, true) })
                 };
@@ -186,7 +186,7 @@ impl<'a> Machine<'a> {
             Op::CvtFromEight { from, relu, d, a } => {
                 let half = |byte: u64| {
                     let value = f64::from(float8::decode(*from, byte as u8));
-                    let value = if *relu && (value < 0.0 || value == 0.0) { 0.0 } else { value };
+                    let value = if *relu && value <= 0.0 { 0.0 } else { value };
                     alu::rounded(Ty::F16, value, alu::Round::Nearest)
                 };
                 self.map1(warp, i, active, *d, *a, |a| half(a >> 8) << 16 | half(a));
