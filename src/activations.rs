@@ -88,7 +88,11 @@ pub(crate) fn applied(graph: Graph, model: Option<&Model>, options: &Options) ->
         return Ok(graph);
     }
     let what = "activations in int8 are for products with weights of at most 8 bits that have a scale for blocks of 16 or more";
-    let none = if every { "the model has none" } else { "the model has none that allows it (`accuracy_level` 4)" };
+    let none = if every {
+        "the model has none"
+    } else {
+        "the model has none of f32 activations and a name of its own that allows it (`accuracy_level` 4)"
+    };
     Err(Error::Unsupported(format!("{what}; {none}")))
 }
 

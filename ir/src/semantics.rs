@@ -353,8 +353,8 @@ pub fn dot2(a: i64, b: i64, sum: f32) -> f32 {
 }
 
 /// The least and (exclusively) the greatest size of a number with [`parts`]. Products of the parts of such numbers, and their sums,
-/// neither overflow nor lose what a product of two f32 would keep, as long as the other number is a weight below
-/// [`MOST_OF_A_WEIGHT`].
+/// do not overflow, as long as the other number is a weight below [`MOST_OF_A_WEIGHT`]. A product of parts below 2^-126 may
+/// count as 0, as matrix registers have it.
 pub const LEAST_IN_PARTS: f32 = f32::from_bits(27 << 23);
 /// See [`LEAST_IN_PARTS`].
 pub const MOST_IN_PARTS: f32 = f32::from_bits(191 << 23);

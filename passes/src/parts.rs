@@ -10,16 +10,23 @@ use crate::kernel::parts::{run_of, worthwhile};
 use kiln_ir::Tensor;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
-use kiln_ir::graph::{Graph, TensorType};
+use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::nest::{Nest, fold_axis};
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, TypeError};
 use kiln_ir::semantics::parts;
+use std::collections::HashMap;
 
 /// Keeps constants in parts where that pays.
 pub(crate) fn keep_parts(graph: &mut Graph, work: &mut [Work], terms: Terms) {
+    // A view of a constant is part of every kernel that reads it, so one node that uses it may be several kernels.
+    let mut readers: HashMap<ValueId, usize> = HashMap::new();
+    work.iter().flat_map(|w| w.reads(graph)).for_each(|v| *readers.entry(*v).or_default() += 1);
     for w in work {
         let Work::Kernel(group) = w else { continue };
         let Some((input, nest, kept)) = in_parts(graph, group) else { continue };
+        if readers.get(&group.inputs[input]) != Some(&1) {
+            continue;
+        }
         graph.replace_constant(group.inputs[input], kept);
         group.stages = vec![nest];
         group.what.push_str(terms.mark());

@@ -355,7 +355,8 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     let on_cpus = targets.iter().all(|t| t.machine.gpu.is_none());
     let for_cpus = if on_cpus {
         let turned = rewrite::columns_last(graph).map_err(fail)?;
-        let copied = rewrite::copied_rows(&turned).map_err(fail)?;
+        // Products of one input share its copy.
+        let copied = rewrite::eliminate_common(&rewrite::copied_rows(&turned).map_err(fail)?).map_err(fail)?;
         Some(rewrite::without_zeros(&copied).map_err(fail)?)
     } else {
         // Blocks of threads turn operands round in shared memory.
@@ -392,12 +393,6 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         if on_cpus {
             spread_rows(&mut graph, &work);
         }
-        // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
-        if let Some(chosen) = targets.first().and_then(|t| t.chosen)
-            && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))
-        {
-            continue;
-        }
         let work = if on_gpus || on_cpus { join_attention(&graph, work, &apart) } else { work };
         let work = if on_gpus { absorb_views(&graph, work) } else { work };
         let mut work = work;
@@ -411,6 +406,12 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         let whole = terms.map(|_| graph.clone());
         if let Some(terms) = terms {
             keep_parts(&mut graph, &mut work, terms);
+        }
+        // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
+        if let Some(chosen) = targets.first().and_then(|t| t.chosen)
+            && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))
+        {
+            continue;
         }
         let groups: Vec<_> = groups(&work).collect();
         let choose = |g: &Group, t: &Target<'_>| t.chosen.and_then(|f| f(&key(&graph, g))).unwrap_or_default();

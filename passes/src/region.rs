@@ -225,7 +225,8 @@ fn body(
     if let Some(error) = inner.verify().into_iter().next() {
         return Err(fail(error));
     }
-    // What a loop carries round would carry each round's rounding with it.
+    // What a loop carries round would carry each round's rounding with it. How products of f32 are multiplied is the target's
+    // matter, here as elsewhere (ADR 52).
     let inner = optimise(inner, Precision::F32, &mut |_, _, _| Ok(()))?;
     Ok(Some(Box::new(Body { cut: cut(&inner, targets)?, feeds })))
 }

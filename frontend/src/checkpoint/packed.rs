@@ -158,7 +158,7 @@ pub fn pack(stored: &Stored, group: usize) -> Option<Vec<(&'static str, Stored)>
     if let Some(least) = parts.least {
         // The zero point is the number that means 0.
         let zeros =
-            least.iter().step_by(step).zip(&scales).map(|(l, s)| if *s > 0.0 { (-l / s).round() as u32 } else { 0 });
+            least.iter().step_by(step).zip(&scales).map(|(l, s)| if *s != 0.0 { (-l / s).round() as u32 } else { 0 });
         let zeros: Vec<u32> = zeros.map(|z| z.min(15)).collect();
         let lines = zeros.chunks(groups * per_word);
         let words = lines.flat_map(|line| {

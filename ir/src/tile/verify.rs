@@ -1,7 +1,7 @@
 //! The verifier of tile programs.
 //!
 //! Invariant: a program that verifies can be interpreted and lowered without any check but those on the values of
-//! dims, addresses that are not affine, and limits of a target. All errors are collected.
+//! dims, addresses that are not affine or lie in a choice, and limits of a target. All errors are collected.
 
 use super::{Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved};
 use crate::dtype::{Class, DType};

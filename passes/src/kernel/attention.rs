@@ -32,7 +32,7 @@ const MOST_DEPTH: i64 = 128;
 const ROWS: i64 = 64;
 const KEYS: i64 = 64;
 
-/// Fewest keys of a tile. Of f32, which pass through shared memory, rows of 16 are too short to lie in different banks.
+/// Fewest keys of a tile. Of f32 for multiply-adds, which pass through shared memory, rows of 16 are too short to lie in different banks.
 const LEAST_KEYS: i64 = 16;
 const LEAST_KEYS_OF_F32: i64 = 32;
 

@@ -144,6 +144,9 @@ impl Runs {
     /// With as many elements a run as a block should have; nothing where a row does not consist of such blocks. A row with one scale that no
     /// block divides is filled up.
     fn in_blocks(mut self, row: usize) -> Option<Blocks> {
+        if self.run == 0 || self.pairs.is_empty() {
+            return None;
+        }
         while self.run < LEAST_BLOCK {
             let pairs = self.pairs.chunks(2);
             if !pairs.clone().all(|p| matches!(p, [a, b] if a == b)) {

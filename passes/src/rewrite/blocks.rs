@@ -103,6 +103,9 @@ fn magnitude_of(body: &Code, operands: &[f64]) -> Option<f64> {
             Scalar::Binary(BinaryOp::And, a, b) => both(a, b).map(|(a, b)| 2.0 * a.max(b)),
             _ => None,
         };
+        // Integers wrap around: where they are cast or added up they may have any value of their type.
+        let range = body.dtype(id).int_range().filter(|_| matches!(node, Scalar::Cast(..) | Scalar::Binary(..)));
+        let most = most.map(|most| range.map_or(most, |(low, high)| most.max(low.abs().max(high) as f64)));
         let limit = match body.dtype(id) {
             DType::F16 => 65504.0,
             DType::F32 | DType::BF16 => f64::from(f32::MAX) / 4.0,
@@ -137,8 +140,9 @@ pub(super) fn whole_rows(graph: &Graph, id: NodeId) -> Option<Patch> {
         let mut summed = true;
         for ((letter, from), to) in own.chars().zip(from).zip(to).filter(|((_, from), to)| from != to) {
             match others.find(letter).filter(|_| !c.out.contains(letter)) {
-                Some(axis) => high[axis] = from - to,
-                None => summed = false,
+                // Rows that would be mostly zeros cost more than the slice does.
+                Some(axis) if from <= to.saturating_mul(2) => high[axis] = from - to,
+                Some(_) | None => summed = false,
             }
         }
         // A number that is none would not vanish.

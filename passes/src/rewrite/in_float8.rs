@@ -2,7 +2,8 @@
 //! whose sum is scaled.
 //!
 //! Invariant: `sum(a * s * (b * t)) = s * t * sum(a * b)`, where `s` and `t` are the same for all that is summed; products of two floats of 8 bits
-//! are exact in f32, so that only roundings differ. Sums of finite factors stay finite, scales or not.
+//! are exact in f32, so that only roundings differ. Sums of two floats of 8 bits stay finite, scales or not;
+//! of f32 with weights of 8 bits `a * b` may leave the range where `a * (b * t)` does not.
 
 use super::halves::cast;
 use super::quantized::{argument, converted, is_scalar};

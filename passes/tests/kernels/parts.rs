@@ -285,3 +285,17 @@ fn convolutions_in_parts() {
         assert!(rms < 2e-7 && most < 1e-6, "{size} {channels} {window}: {rms} {most}");
     }
 }
+
+/// A view of a constant is one node that uses it and part of two kernels: neither may change what the other reads.
+#[test]
+fn a_constant_that_two_kernels_read_through_a_view_stays_whole() {
+    let text = "graph \"parts\" { input %0 : f32[2, 64, 512]\n input %1 : f32[2, 64, 512]\n const %2 : f32[1, 512, 1024] = data 0
+         %3 = broadcast(%2) dims = [2, 512, 1024] : f32[2, 512, 1024]
+         %4 = contract(%0, %3) lhs = \"bmk\", rhs = \"bkn\", out = \"bmn\" : f32[2, 64, 1024]
+         %5 = contract(%1, %3) lhs = \"bmk\", rhs = \"bkn\", out = \"bmn\" : f32[2, 64, 1024]
+         output %4 \"y\"\n output %5 \"z\" }";
+    let weights = Tensor::from_f32(&[1, 512, 1024], &numbers(512 * 1024, 7)).unwrap();
+    let graph = Graph::parse(text, &[weights]).unwrap_or_else(|e| panic!("{e}"));
+    let c = compiled(graph, Machine { terms: Some(Terms::Six), ..Machine::amx() });
+    assert!(!by_unit(&c), "{}", c.plan);
+}
