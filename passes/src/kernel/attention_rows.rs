@@ -103,7 +103,7 @@ impl Builder<'_> {
             let result = finish.inline(&of_result, &mut |_, node, _| Ok(is_argument(node).then_some(value)));
             finish.set_result(result.ok()?);
             let store = renamed(&a.out.store);
-            Some(nest(&[&own_row, &own_column], &[own_key.clone()], BinaryOp::Add, body, finish, store))
+            Some(nest(&[&own_row, &own_column], std::slice::from_ref(&own_key), BinaryOp::Add, body, finish, store))
         };
 
         let schedules = [scored(&here), summed(&here, 0)?].map(|n| Schedule::choose(&n, self.machine));
