@@ -16,7 +16,7 @@ use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
 use kiln_ir::tile::{For, Part, Stmt, TileOp};
 
-/// Most numbers of f32 that a block of queries has in local memory, which is on the stack: 64 KiB, of which the second cache holds many.
+/// Most numbers of f32 that a block of queries has in local memory, which is on the stack: 64 KiB, which the second cache holds with keys and values beside it.
 const MOST_SCORES: i64 = 16 << 10;
 
 /// With fewer keys than this three kernels do as well: what they hand on stays in cache.
@@ -52,15 +52,18 @@ impl Builder<'_> {
         let folds: At =
             a.scores.folds.iter().zip(&depth).map(|(o, n)| (o.symbol.clone(), Expr::from(&n.symbol))).collect();
         let renamed = |e: &Expr| e.substitute(&|s| names.get(s).cloned());
-        let of_stage = |code: &Code, at: &At| {
+        let none = At::new();
+        let of_stage = |code: &Code, at: &At, folds: &At| {
             let at: At = at.iter().map(|(s, e)| (s.clone(), renamed(e))).chain(folds.clone()).collect();
             plain(code).then(|| map_exprs(code, &|e| e.substitute(&|s| at.get(s).cloned())).ok()).flatten()
         };
         let of_out = |code: &Code| plain(code).then(|| map_exprs(code, &renamed).ok()).flatten();
 
         // The scores as the softmax sees them.
-        let products = of_stage(&a.scores.body, &a.scores_at)?;
-        let (finish, seen) = (of_stage(&a.scores.finish, &a.scores_at)?, of_stage(&a.seen.body, &a.seen_at)?);
+        let products = of_stage(&a.scores.body, &a.scores_at, &folds)?;
+        // The fold of the greatest score is the key, which is no fold of the product.
+        let (finish, seen) =
+            (of_stage(&a.scores.finish, &a.scores_at, &none)?, of_stage(&a.seen.body, &a.seen_at, &none)?);
         let mut softened = Code::new();
         let argument = softened.arg(0, DType::F32);
         let is_argument = |node: &Scalar| matches!(node, Scalar::Arg(_));

@@ -49,3 +49,18 @@ fn a_free_batch_is_fine_and_free_or_few_keys_stay_three_kernels() {
     let c = check_free(&format!("symbol n in 1..200\n {free}"), &[&[("n", 130)], &[("n", 1)]]);
     assert_eq!(fused(&c), 0, "{}", c.plan);
 }
+
+#[test]
+fn masks_behind_a_reshape_are_read_at_their_keys() {
+    // What masks is then part of the softmax, not of the product, and reads the key that is folded there.
+    let c = check(
+        "input %0 : f32[1, 18, 2, 20]\n input %1 : f32[1, 131, 2, 20]\n input %2 : f32[1, 131, 2, 20]\n input %3 : f32[18, 131]
+         %5 = contract(%0, %1) lhs = \"bmhd\", rhs = \"bnhd\", out = \"bhmn\" : f32[1, 2, 18, 131]
+         %6 = reshape(%5) dims = [2, 18, 131] : f32[2, 18, 131]
+         %7 = map(%6, %3) body = { add(a0, mul(a1, 8.0f32)) } : f32[2, 18, 131]
+         %8 = softmax(%7) axis = 2, log = false : f32[2, 18, 131]
+         %9 = reshape(%8) dims = [1, 2, 18, 131] : f32[1, 2, 18, 131]
+         %10 = contract(%9, %2) lhs = \"bhmn\", rhs = \"bnhd\", out = \"bmhd\" : f32[1, 18, 2, 20]\n output %10 \"y\"",
+    );
+    assert_eq!(fused(&c), 1, "{}", c.plan);
+}
