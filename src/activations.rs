@@ -91,7 +91,7 @@ pub(crate) fn applied(graph: Graph, model: Option<&Model>, options: &Options) ->
     let none = if every {
         "the model has none"
     } else {
-        "the model has none of f32 activations and a name of its own that allows it (`accuracy_level` 4)"
+        "the model has none that allows it (`accuracy_level` 4), with f32 activations and a name of its own"
     };
     Err(Error::Unsupported(format!("{what}; {none}")))
 }
