@@ -10,7 +10,8 @@ use kiln_ir::expr::{Expr, Ranges};
 use kiln_ir::graph::{Graph, ValueId};
 use kiln_ir::nest::Nest;
 use kiln_ir::scalar::{BinaryOp, Code, Coord, Scalar, Source, TypeError};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 /// Stages of a softmax.
 const SOFTMAX: usize = 3;
@@ -32,7 +33,15 @@ fn is_product(nest: &Nest) -> bool {
 
 /// Joins what can be; results that are in `apart` stay as they are.
 pub(crate) fn join_attention(graph: &Graph, work: Vec<Work>, apart: &HashSet<ValueId>) -> Vec<Work> {
-    let mut joiner = Joiner { graph, work: work.into_iter().map(Some).collect() };
+    let mut makers = HashMap::new();
+    for (at, w) in work.iter().enumerate() {
+        match w {
+            Work::Kernel(group) => _ = makers.insert(group.output, at),
+            Work::Alias { value, .. } => _ = makers.insert(*value, at),
+            Work::Host(_) => {}
+        }
+    }
+    let mut joiner = Joiner { graph, work: work.into_iter().map(Some).collect(), makers };
     for n in 0..joiner.work.len() {
         let Some(Work::Kernel(last)) = &joiner.work[n] else { continue };
         if last.stages.len() != 1 || !is_product(&last.stages[0]) || apart.contains(&last.output) {
@@ -50,6 +59,8 @@ pub(crate) fn join_attention(graph: &Graph, work: Vec<Work>, apart: &HashSet<Val
 struct Joiner<'a> {
     graph: &'a Graph,
     work: Vec<Option<Work>>,
+    /// Where each value is made or renamed; what was joined is where its last kernel was.
+    makers: HashMap<ValueId, usize>,
 }
 
 /// What makes a value that one reader has: its kernel, and the work that only hands it on.
@@ -60,24 +71,22 @@ struct Made<'a> {
 }
 
 impl Joiner<'_> {
-    /// The kernel that makes a value, where nothing else reads it or what it is another name of.
-    fn made(&self, mut value: ValueId) -> Option<Made<'_>> {
-        let mut renamed = Vec::new();
+    /// The kernel that makes a value, where it has so many stages and nothing else reads the value or what it is another name of.
+    fn made(&self, mut value: ValueId, stages: RangeInclusive<usize>) -> Option<Made<'_>> {
+        let (mut names, mut renamed) = (vec![value], Vec::new());
         loop {
-            if readers(self.graph, &self.work, value) != 1 {
-                return None;
-            }
-            let find = |w: &Option<Work>| match w {
-                Some(Work::Kernel(g)) => g.output == value,
-                Some(Work::Alias { value: v, .. }) => *v == value,
-                Some(Work::Host(_)) | None => false,
-            };
-            let at = self.work.iter().position(find)?;
+            let at = *self.makers.get(&value)?;
             match self.work.get(at)?.as_ref()? {
-                Work::Kernel(group) => return Some(Made { group, at, renamed }),
+                Work::Kernel(group) => {
+                    // The search for readers is long, and of few kernels.
+                    let alone = |&v: &ValueId| readers(self.graph, &self.work, v) == 1;
+                    let fits = stages.contains(&group.stages.len()) && names.iter().all(alone);
+                    return fits.then_some(Made { group, at, renamed });
+                }
                 Work::Alias { of, .. } => {
                     renamed.push(at);
                     value = *of;
+                    names.push(value);
                 }
                 Work::Host(_) => return None,
             }
@@ -86,17 +95,14 @@ impl Joiner<'_> {
 
     /// The group of attention whose last product is `last`, with its `k`-th input the softmax; and the work it replaces.
     fn join(&self, last: &Group, k: usize) -> Option<(Group, Vec<usize>)> {
-        let shares = self.made(last.inputs[k])?;
-        if shares.group.stages.len() != SOFTMAX {
-            return None;
-        }
+        let shares = self.made(last.inputs[k], SOFTMAX..=SOFTMAX)?;
         let mut gone = shares.renamed;
         gone.push(shares.at);
         let mut softmax = shares.group.clone();
         // What follows the first product may be a kernel of its own: it is computed once for each score here.
         let (scores, softmax, x) = loop {
             let x = scored(&softmax)?;
-            let from = self.made(softmax.inputs[x])?;
+            let from = self.made(softmax.inputs[x], 1..=1)?;
             gone.extend(from.renamed);
             gone.push(from.at);
             softmax = reread(self.graph, &softmax, x, from.group.output)?;

@@ -431,8 +431,7 @@ fn is_copy_for(graph: &Graph, group: &Group, view: &Group) -> bool {
     let ([stage], [copy], [of]) = (group.stages.as_slice(), view.stages.as_slice(), view.inputs.as_slice()) else {
         return false;
     };
-    let rows = copy.dims.len().checked_sub(2).filter(|_| !stage.folds.is_empty());
-    let mut same = graph.ty(*of).dims == copy.dims && rows.is_some_and(|rows| spread::meet(graph.ty(*of), rows));
+    let mut same = graph.ty(*of).dims == copy.dims && !stage.folds.is_empty() && spread::rows_meet(graph.ty(*of));
     copy.for_each_load(&mut |_, coords| {
         let own = |(n, c): (usize, &Coord)| {
             let single = copy.dims.get(n).is_some_and(|d| d.as_const() == Some(1));
@@ -491,9 +490,13 @@ fn expands(graph: &Graph, producer: &Group) -> bool {
         && read.saturating_mul(16) <= bytes(producer.output).saturating_mul(10)
 }
 
+/// The value of an extent, about: free dims are what estimates take them for.
+pub(crate) fn about(graph: &Graph, extent: &Expr) -> i64 {
+    extent.eval(&|s| graph.symbols.get(s).map(|&range| nominal(range))).unwrap_or(1)
+}
+
 /// How often the group reads each element of its k-th input, about.
-fn reuse(graph: &Graph, group: &Group, k: usize) -> i64 {
-    let value = |s: &Symbol| graph.symbols.get(s).map(|&range| nominal(range));
+pub(crate) fn reuse(graph: &Graph, group: &Group, k: usize) -> i64 {
     let mut most = 1i64;
     for stage in &group.stages {
         stage.for_each_load(&mut |source, coords| {
@@ -502,7 +505,7 @@ fn reuse(graph: &Graph, group: &Group, k: usize) -> i64 {
             }
             let mentions = |s: &Symbol| coords.iter().any(|c| matches!(c, Coord::Index(e) if e.mentions(s)));
             let again = stage.dims.iter().enumerate().filter(|(n, _)| !mentions(&nest::axis(*n)));
-            let times = again.map(|(_, d)| d.eval(&value).unwrap_or(1)).fold(1i64, i64::saturating_mul);
+            let times = again.map(|(_, d)| about(graph, d)).fold(1i64, i64::saturating_mul);
             most = most.max(times);
         });
     }

@@ -222,13 +222,8 @@ impl Scheduled {
         wishes.lay_out(&mut graph, &on_host);
         let work = group(&graph, &on_host, wishes, &mut attempts);
         let work = work.map_err(|error| PassError::Graph { pass: "schedule", error })?;
-        let work = join_borders(&graph, work, wishes, &mut attempts);
-        spread_rows(&mut graph, &work);
-        let mut work = join_attention(&graph, work, &self.apart);
-        let whole = self.terms.map(|_| graph.clone());
-        if let Some(terms) = self.terms {
-            keep_parts(&mut graph, &mut work, terms);
-        }
+        let mut work = joined_for_cpus(&mut graph, work, wishes, &mut attempts, &self.apart);
+        let whole = in_parts(&mut graph, &mut work, self.terms);
         Ok(Scheduled {
             graph,
             whole,
@@ -240,6 +235,28 @@ impl Scheduled {
             apart: self.apart.clone(),
         })
     }
+}
+
+/// What kernels for CPUs take in beside what fusion gives them, and where their rows lie.
+fn joined_for_cpus(
+    graph: &mut Graph,
+    work: Vec<Work>,
+    wishes: &Wishes,
+    attempts: &mut Vec<Attempt>,
+    apart: &HashSet<ValueId>,
+) -> Vec<Work> {
+    let work = join_borders(graph, work, wishes, attempts);
+    spread_rows(graph, &work);
+    join_attention(graph, work, apart)
+}
+
+/// Keeps constants in parts, where products are to be sums of such; the graph before that.
+fn in_parts(graph: &mut Graph, work: &mut [Work], terms: Option<Terms>) -> Option<Graph> {
+    let whole = terms.map(|_| graph.clone());
+    if let Some(terms) = terms {
+        keep_parts(graph, work, terms);
+    }
+    whole
 }
 
 fn groups(work: &[Work]) -> impl Iterator<Item = &Group> {
@@ -355,8 +372,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     let on_cpus = targets.iter().all(|t| t.machine.gpu.is_none());
     let for_cpus = if on_cpus {
         let turned = rewrite::columns_last(graph).map_err(fail)?;
-        // Products of one input share its copy.
-        let copied = rewrite::eliminate_common(&rewrite::copied_rows(&turned).map_err(fail)?).map_err(fail)?;
+        let copied = rewrite::copied_rows(&turned).map_err(fail)?;
         Some(rewrite::without_zeros(&copied).map_err(fail)?)
     } else {
         // Blocks of threads turn operands round in shared memory.
@@ -389,13 +405,11 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         wishes.lay_out(&mut graph, &|id| host.contains(&id));
         let mut attempts = Vec::new();
         let work = group(&graph, &|id| host.contains(&id), &wishes, &mut attempts).map_err(fail)?;
-        let work = if on_cpus { join_borders(&graph, work, &wishes, &mut attempts) } else { work };
-        if on_cpus {
-            spread_rows(&mut graph, &work);
-        }
-        let work = if on_gpus || on_cpus { join_attention(&graph, work, &apart) } else { work };
-        let work = if on_gpus { absorb_views(&graph, work) } else { work };
-        let mut work = work;
+        let mut work = match () {
+            () if on_cpus => joined_for_cpus(&mut graph, work, &wishes, &mut attempts, &apart),
+            () if on_gpus => absorb_views(&graph, join_attention(&graph, work, &apart)),
+            () => work,
+        };
         if let Some(half) = halves_of(targets) {
             keep_halves(&mut graph, &mut work, half);
         }
@@ -403,10 +417,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             keep_nibbles(&mut graph, &mut work);
         }
         let terms = terms_of(targets);
-        let whole = terms.map(|_| graph.clone());
-        if let Some(terms) = terms {
-            keep_parts(&mut graph, &mut work, terms);
-        }
+        let whole = in_parts(&mut graph, &mut work, terms);
         // Kernels are cut once for all targets, as the first of them has it quickest; each round asks for at least one value more.
         if let Some(chosen) = targets.first().and_then(|t| t.chosen)
             && take_wishes(chosen, &places(&graph, &work, &attempts), (&mut wishes, &mut asked))

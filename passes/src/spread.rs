@@ -8,12 +8,11 @@
 //! distance that 4,096 divides all lie in one set of it, which has 8 or 12 places, and push one another out. A line left out behind each
 //! row lets neighbouring rows lie in different sets.
 
-use crate::group::{Group, LEAST_REUSE, Work};
+use crate::group::{Group, LEAST_REUSE, Work, about, reuse};
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
-use kiln_ir::plan::nominal;
 use kiln_ir::scalar::{BinaryOp, Coord, Source};
 use std::collections::{HashMap, HashSet};
 
@@ -35,9 +34,14 @@ const LEAST_STEPS: i64 = 16;
 /// Leaves a line out behind each row of the values for which it pays.
 pub(crate) fn spread_rows(graph: &mut Graph, work: &[Work]) {
     let mut spread: Vec<(ValueId, (usize, usize))> = Vec::new();
+    // Each value with the products that read it, and as which of their inputs.
+    let mut products: HashMap<ValueId, Vec<(&Group, usize)>> = HashMap::new();
+    for group in work.iter().filter_map(Work::kernel).filter(|g| g.folds()) {
+        group.inputs.iter().enumerate().for_each(|(k, &v)| products.entry(v).or_default().push((group, k)));
+    }
     for names in memories(graph, work) {
-        let kernels = || work.iter().filter_map(Work::kernel);
-        let rows = names.iter().find_map(|&v| kernels().find_map(|g| meeting_rows(graph, g, v)));
+        let mut readers = names.iter().filter_map(|v| products.get(v)).flatten();
+        let rows = readers.find_map(|&(group, k)| meeting_rows(graph, group, k));
         let gap = |v: ValueId| Some((axis_of_rows(graph.ty(v), rows?)?, LINE / graph.ty(v).dtype.size()));
         let gaps: Option<Vec<_>> = names.iter().map(|&v| Some((v, gap(v)?))).collect();
         spread.extend(gaps.unwrap_or_default());
@@ -104,36 +108,30 @@ fn axis_of_rows(ty: &TensorType, bytes: i64) -> Option<usize> {
     distances(ty).into_iter().find(apart).map(|(axis, _)| axis)
 }
 
-/// Whether the rows along an axis of a left operand lie in one set of the cache.
-pub(crate) fn meet(ty: &TensorType, rows: usize) -> bool {
-    distances(ty).iter().any(|&(axis, distance)| axis == rows && distance > 0 && distance % PERIOD == 0)
+/// Whether rows of a left operand, which are along its last axis but one, lie in one set of the cache.
+pub(crate) fn rows_meet(ty: &TensorType) -> bool {
+    let rows = ty.rank().checked_sub(2);
+    distances(ty).iter().any(|&(axis, distance)| Some(axis) == rows && distance > 0 && distance % PERIOD == 0)
 }
 
-/// The bytes between rows of the value that are in each other's way, where a kernel is a product that reads them again and again.
-fn meeting_rows(graph: &Graph, group: &Group, value: ValueId) -> Option<i64> {
-    let ([stage], Some(n)) = (group.stages.as_slice(), group.inputs.iter().position(|&v| v == value)) else {
-        return None;
-    };
-    if stage.combine != BinaryOp::Add || stage.folds.is_empty() {
+/// The bytes between rows of a kernel's k-th input that are in each other's way, where it is a product that reads them again and again.
+fn meeting_rows(graph: &Graph, group: &Group, k: usize) -> Option<i64> {
+    let [stage] = group.stages.as_slice() else { return None };
+    if stage.combine != BinaryOp::Add || reuse(graph, group, k) < LEAST_REUSE {
         return None;
     }
-    let ty = graph.ty(value);
-    let extent = |e: &Expr| e.eval(&|s| graph.symbols.get(s).map(|&range| nominal(range))).unwrap_or(1);
+    let ty = graph.ty(group.inputs[k]);
     let distances: Vec<(usize, i64)> =
         distances(ty).into_iter().filter(|(axis, _)| ty.dims[*axis].as_const() != Some(1)).collect();
     let ((innermost, _), outward) = distances.split_first()?;
     let mut found = None;
     stage.for_each_load(&mut |source, coords| {
         let index: Option<Vec<&Expr>> = coords.iter().map(Coord::expr).collect();
-        let (true, Some(index)) = (source == Source::Input(n), index) else { return };
+        let (true, Some(index)) = (source == Source::Input(k), index) else { return };
         let summed = |a: usize| (0..stage.folds.len()).any(|f| index[a].mentions(&nest::fold_axis(f)));
         let walked = |a: usize| (0..stage.dims.len()).any(|d| index[a].mentions(&nest::axis(d)));
-        let again = (0..stage.dims.len()).filter(|&d| !index.iter().any(|e| e.mentions(&nest::axis(d))));
-        if again.map(|d| extent(&stage.dims[d])).fold(1i64, i64::saturating_mul) < LEAST_REUSE {
-            return;
-        }
         let meets = |&&(axis, distance): &&(usize, i64)| {
-            let many = extent(&ty.dims[axis]);
+            let many = about(graph, &ty.dims[axis]);
             let left = summed(*innermost) && walked(axis) && many >= LEAST_ROWS && distance % PERIOD == 0;
             let right = walked(*innermost) && summed(axis) && many >= LEAST_STEPS && distance % SHORT_PERIOD == 0;
             left || right

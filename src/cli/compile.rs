@@ -102,14 +102,13 @@ impl Args {
         }
         self.check_emit()?;
         let of_cpu = self.machinery.checked_precision();
-        // A word that means something for both is for the CPU's code alone.
-        let ambiguous = of_cpu.is_err() || self.machinery.precision == "f32-fast";
-        let unsaid = self.target.iter().find(|t| t.precision.is_none()).or(self.target.first());
-        if let (Some(target), Ok(precision), true) = (
-            unsaid.filter(|t| of_cpu.is_err() || t.precision.is_none()),
-            Precision::parse(&self.machinery.precision),
-            output && ambiguous,
-        ) {
+        let target = match &of_cpu {
+            Err(_) => self.target.first(),
+            // What means something for both is for the CPU's code alone.
+            Ok(kiln::Precision::F32Fast) => self.target.iter().find(|t| t.precision.is_none()),
+            Ok(_) => None,
+        };
+        if let (Some(target), Ok(precision), true) = (target, Precision::parse(&self.machinery.precision), output) {
             let (name, precision) = (target.architecture.name, precision.name());
             return Err(Error::Usage(format!(
                 "--precision is for CPUs where an artifact has code for both; for the GPU's: --target {name}:{precision}"

@@ -165,15 +165,9 @@ impl Builder<'_> {
     ) -> Option<()> {
         for segment in segments(&columns.extent, schedule.columns, self.machine.lanes as i64, &nest.dims) {
             let column = Some((columns.symbol.clone(), segment));
-            let mut place = place.clone();
-            let variables = block_variables(&column);
-            variables.iter().for_each(|(var, extent)| place.enter(var, extent));
-            let mut inner = Vec::new();
-            self.register_tile(&mut inner, nest, schedule, &place, rows.clone(), column)?;
-            for (var, hi) in variables.into_iter().rev() {
-                inner = vec![Stmt::For(For { var, lo: Expr::default(), hi, step: 1, carried: vec![], body: inner })];
-            }
-            body.extend(inner);
+            self.for_blocks(body, &column, place, |this, inner, place| {
+                this.register_tile(inner, nest, schedule, place, rows.clone(), column.clone())
+            })?;
         }
         Some(())
     }

@@ -167,11 +167,12 @@ impl Builder<'_> {
         let first = self.program.buffers.iter().all(|b| !b.local);
         let of_type = format!("sums_{dtype}");
         let known = |b: &Buffer| b.local && b.dtype == dtype && (b.name == "sums" || b.name == of_type);
-        if let Some(b) = self.program.buffers.iter_mut().find(|b| known(b)) {
-            b.len = Expr::from(b.len.as_size().unwrap_or(0).max(elements));
-        }
-        let found = self.program.buffers.iter().position(known);
-        found.unwrap_or_else(|| self.local_named(if first { "sums" } else { &of_type }, dtype, elements))
+        let Some(n) = self.program.buffers.iter().position(known) else {
+            return self.local_named(if first { "sums" } else { &of_type }, dtype, elements);
+        };
+        let len = &mut self.program.buffers[n].len;
+        *len = Expr::from(len.as_size().unwrap_or(0).max(elements));
+        n
     }
 
     /// A local buffer of its own.

@@ -515,7 +515,9 @@ impl Builder<'_> {
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
                 for row in &rows {
-                    self.row_loop(&mut body, nest, (&schedule, unit), &place, row.clone(), column.clone())?;
+                    self.for_blocks(&mut body, row, &place, |this, inner, place| {
+                        this.block_of(inner, nest, (&schedule, unit), place, row.clone(), column.clone())
+                    })?;
                 }
                 self.program.parts.push(Part { grid, body });
                 continue;
@@ -542,20 +544,19 @@ impl Builder<'_> {
         place
     }
 
-    fn row_loop(
+    /// What is done for each block of a segment, in loops over the blocks.
+    fn for_blocks(
         &mut self,
         body: &mut Vec<Stmt>,
-        nest: &FlatNest,
-        by: (&Schedule, Option<&Unit>),
+        segment: &Option<(Symbol, Segment)>,
         place: &Place,
-        row: Option<(Symbol, Segment)>,
-        column: Option<(Symbol, Segment)>,
+        of_block: impl FnOnce(&mut Self, &mut Vec<Stmt>, &Place) -> Option<()>,
     ) -> Option<()> {
         let mut place = place.clone();
-        let variables = block_variables(&row);
+        let variables = block_variables(segment);
         variables.iter().for_each(|(var, extent)| place.enter(var, extent));
         let mut inner = Vec::new();
-        self.block_of(&mut inner, nest, by, &place, row, column)?;
+        of_block(self, &mut inner, &place)?;
         for (var, hi) in variables.into_iter().rev() {
             inner = vec![Stmt::For(For { var, lo: Expr::default(), hi, step: 1, carried: vec![], body: inner })];
         }

@@ -574,7 +574,9 @@ impl Builder<'_> {
         let mut inner = Vec::new();
         for rows in row_segments(&Expr::from(block.row.2), block.schedule.rows, &block.nest.dims) {
             let row = Some((block.row.0.clone(), Segment { lo: block.row.1.add(&rows.lo), ..rows }));
-            self.row_loop(&mut inner, block.nest, (block.schedule, None), &place, row, column.clone())?;
+            self.for_blocks(&mut inner, &row, &place, |this, inner, place| {
+                this.block_of(inner, block.nest, (block.schedule, None), place, row.clone(), column.clone())
+            })?;
         }
         Some(vec![counted(panel, block.column.2, 1, inner)])
     }

@@ -5,11 +5,10 @@
 //! the speed; a copy costs a few loads an element.
 
 use super::{Operand, Patch, rewrite};
-use crate::group::LEAST_REUSE;
+use crate::group::{LEAST_REUSE, about};
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId};
 use kiln_ir::ops::{Elements, Op, Transpose};
-use kiln_ir::plan::nominal;
 
 /// Fewer columns than this fill no vector, however they lie.
 const LEAST_COLUMNS: i64 = 16;
@@ -25,7 +24,7 @@ pub fn columns_last(graph: &Graph) -> Result<Graph, GraphError> {
 fn transpose_for_columns(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let Op::Contract(c) = &node.op else { return None };
-    let extent = |e: &Expr| e.eval(&|s| graph.symbols.get(s).map(|&range| nominal(range))).unwrap_or(1);
+    let extent = |e: &Expr| about(graph, e);
     let out = &graph.ty(node.outputs[0]).dims;
     let column = c.out.chars().last()?;
     if c.elements != Elements::Numbers
