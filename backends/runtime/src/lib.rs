@@ -8,6 +8,7 @@
 
 pub mod artifact;
 pub mod code;
+mod cores;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

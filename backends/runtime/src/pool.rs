@@ -1,21 +1,22 @@
 //! A fork-join thread pool for grids of independent programs.
 //!
-//! Invariants: into which ranges a grid is cut depends only on the grid and the number of threads,
-//! never on timing; a run allocates nothing; when [`Pool::run`] returns, no thread
+//! Invariants: into which ranges and pieces a grid is cut depends only on the grid and the number of
+//! threads, never on timing; a run allocates nothing; when [`Pool::run`] returns, no thread
 //! touches its closure any more, panics included. Waiting is a bounded spin, then sleep, so an
-//! idle or stopped process burns no CPU and nothing depends on how long anything takes.
+//! idle or stopped process burns no CPU and no result depends on how long anything takes.
 //!
-//! Each worker owns a mailbox of one cache line. The caller writes a range into the mailboxes of
-//! the workers it needs and flips their state; workers it does not need stay asleep. When it is done
-//! with its own range it takes back those that no worker has begun: where other processes keep the
-//! workers off the cores, a run costs what one thread needs, not a time slice per kernel. The last
-//! worker to finish releases the caller.
+//! Each worker owns a mailbox of one cache line. The caller writes an order into the mailboxes of
+//! the workers it needs and flips their state; workers it does not need stay asleep. Each thread takes
+//! the pieces of its own range one after the other, then what is left of the others': where programs are
+//! not alike, or other processes keep a worker off the cores, those who have time do its work. What no
+//! worker has begun when all is done is taken back. The last worker to finish releases the caller.
 
+use crate::cores;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -98,14 +99,19 @@ impl Outcome {
     }
 }
 
+/// Where the first failure of a thread's pieces was, and what it was.
+type Failure = Option<(u64, Outcome)>;
+
 struct Order {
     /// The caller's closure with its lifetime erased. Only read between the flip to `RUNNING` and
     /// the decrement of `pending`, during which the caller waits.
     body: Option<*const Body<'static>>,
-    lo: u64,
-    hi: u64,
-    outcome: Outcome,
+    split: Split,
+    failure: Failure,
 }
+
+/// No core.
+const NOWHERE: usize = usize::MAX;
 
 /// Aligned to two cache lines because adjacent lines are fetched in pairs.
 #[repr(align(128))]
@@ -116,8 +122,14 @@ struct Mailbox {
     order: UnsafeCell<Order>,
 }
 
+/// How many pieces of a thread's range have been taken; whoever takes one counts it.
+#[repr(align(128))]
+struct Taken(AtomicU64);
+
 struct Shared {
     mailboxes: Box<[Mailbox]>,
+    /// For each thread, the caller's first.
+    taken: Box<[Taken]>,
     pending: Pending,
     spin: Duration,
 }
@@ -126,6 +138,8 @@ struct Shared {
 struct Pending {
     /// Workers that have not finished, and `CALLER_ASLEEP`.
     count: AtomicUsize,
+    /// The core that the caller runs on; [`NOWHERE`] where that is not known, or does not matter.
+    core: AtomicUsize,
     /// The thread to wake; written by the caller while no worker runs.
     caller: UnsafeCell<Option<Thread>>,
 }
@@ -166,12 +180,18 @@ impl Shared {
         let Some(mailbox) = self.mailboxes.get(worker) else {
             return;
         };
+        let mut late = false;
         loop {
-            if self.next_state(mailbox) == EXIT {
+            let (state, slept) = self.next_state(mailbox, if late { Duration::ZERO } else { self.spin });
+            if state == EXIT {
                 return;
             }
-            // The caller may have taken the order back.
-            if mailbox.state.compare_exchange(WORK, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            self.apart();
+            // The caller may have taken the order back. Who is woken for nothing would only keep others
+            // off the core by spinning.
+            let gone = mailbox.state.compare_exchange(WORK, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err();
+            late = gone && slept;
+            if gone {
                 continue;
             }
             // SAFETY: the state is `RUNNING`, so the order is this thread's.
@@ -180,7 +200,7 @@ impl Shared {
                 // SAFETY: the caller keeps the closure alive until `pending` reaches zero, which
                 // needs the decrement below.
                 let body = unsafe { &*body };
-                order.outcome = Outcome::of(body, order.lo, order.hi, worker + 1);
+                order.failure = self.pieces(&order.split, body, worker + 1);
             }
             // The order goes back before the count, so that the caller may refill it at once.
             mailbox.state.store(IDLE, Ordering::Release);
@@ -188,17 +208,41 @@ impl Shared {
         }
     }
 
-    /// Waits for the caller's next message.
-    fn next_state(&self, mailbox: &Mailbox) -> u32 {
+    /// Leaves the caller's core, on which one of the two would wait for the other.
+    fn apart(&self) {
+        let core = self.pending.core.load(Ordering::Relaxed);
+        if core != NOWHERE && cores::current() == Some(core) {
+            cores::leave(core);
+        }
+    }
+
+    /// Runs pieces of the thread's own range, then those of the others' that nobody has taken.
+    fn pieces(&self, split: &Split, body: &Body<'_>, thread: usize) -> Failure {
+        let mut failure: Failure = None;
+        for chunk in (thread..split.chunks).chain(0..thread.min(split.chunks)) {
+            let Some(Taken(taken)) = self.taken.get(chunk) else { continue };
+            while let Some((lo, hi)) = split.piece(chunk, taken.fetch_add(1, Ordering::Relaxed)) {
+                let outcome = Outcome::of(body, lo, hi, thread);
+                if outcome != Outcome::Status(0) && failure.is_none_or(|(first, _)| lo < first) {
+                    failure = Some((lo, outcome));
+                }
+            }
+        }
+        failure
+    }
+
+    /// Waits for the caller's next message, and says whether the thread slept.
+    fn next_state(&self, mailbox: &Mailbox, spin: Duration) -> (u32, bool) {
         let state = || mailbox.state.load(Ordering::Acquire);
-        if !spin_until(self.spin, || state() != IDLE) {
+        let sleeps = !spin_until(spin, || state() != IDLE);
+        if sleeps {
             // Fails only if a message has just come, and then there is no reason to sleep.
             let _ = mailbox.state.compare_exchange(IDLE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
             while state() == ASLEEP {
                 thread::park();
             }
         }
-        state()
+        (state(), sleeps)
     }
 
     fn finish_one(&self) {
@@ -249,7 +293,7 @@ impl Pool {
         }
         let mailbox = || Mailbox {
             state: AtomicU32::new(IDLE),
-            order: UnsafeCell::new(Order { body: None, lo: 0, hi: 0, outcome: Outcome::Status(0) }),
+            order: UnsafeCell::new(Order { body: None, split: Split::new(0, 1, threads), failure: None }),
         };
         // With more threads than cores a spinning thread keeps a working one off its core.
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -257,8 +301,10 @@ impl Pool {
         let mut pool = Self {
             shared: Arc::new(Shared {
                 mailboxes: (1..threads).map(|_| mailbox()).collect(),
+                taken: (0..threads).map(|_| Taken(AtomicU64::new(0))).collect(),
                 pending: Pending {
                     count: AtomicUsize::new(threads - 1),
+                    core: AtomicUsize::new(NOWHERE),
                     caller: UnsafeCell::new(Some(thread::current())),
                 },
                 spin,
@@ -282,17 +328,16 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs programs `0..programs`, each exactly once, in one contiguous range per thread.
+    /// Runs programs `0..programs`, each exactly once.
     ///
-    /// Ranges start at multiples of `grain` (0 counts as 1), and thread `t` gets the `t`-th range,
-    /// so a grid of fewer than `threads` grains leaves the last threads alone; the caller, thread 0,
-    /// also runs ranges that their threads have not begun when it is done with its own. `body` is
-    /// never called twice at once with one `thread_index`, which is below [`Pool::threads`] and
-    /// names the thread's own scratch memory.
+    /// Each thread has a contiguous range, which is cut into some pieces; ranges and pieces start at multiples of `grain`
+    /// (0 counts as 1), so a grid of fewer than `threads` grains leaves the last threads alone. A thread runs the pieces of its
+    /// own range in their order, then what is left of the others'. `body` is never called twice at once with one
+    /// `thread_index`, which is below [`Pool::threads`] and names the thread's own scratch memory.
     ///
     /// # Errors
     /// The first status that is not zero, in the order of programs, or [`RunError::Panicked`]. The
-    /// other ranges still run to their end.
+    /// other pieces still run.
     pub fn run(&mut self, programs: u64, grain: u64, body: &Body<'_>) -> Result<(), RunError> {
         let split = Split::new(programs, grain, self.threads());
         let Some((lo, hi)) = split.range(0) else {
@@ -301,46 +346,42 @@ impl Pool {
         if split.chunks == 1 {
             return Outcome::of(body, lo, hi, 0).into_result();
         }
-        let others = || self.shared.mailboxes.iter().zip(&self.workers).zip(1..);
+        let shared = &self.shared;
+        let others = || shared.mailboxes.iter().zip(&self.workers).take(split.chunks - 1);
         // SAFETY: only the lifetime changes. The pointer is not followed after this function
         // returns: each worker that gets it is counted in `pending`, and both this function and
         // its unwinding are past `wait_for_workers`, because `Outcome::of` catches panics.
         let erased: *const Body<'static> = unsafe { std::mem::transmute::<&Body<'_>, &Body<'static>>(body) };
         // SAFETY: no worker runs, because the last run waited for all of them and `&mut self`
         // excludes a second run.
-        unsafe { *self.shared.pending.caller.get() = Some(thread::current()) };
-        self.shared.pending.count.store(split.chunks - 1, Ordering::Release);
-        for ((mailbox, worker), chunk) in others() {
-            let Some((lo, hi)) = split.range(chunk) else {
-                break;
-            };
+        unsafe { *shared.pending.caller.get() = Some(thread::current()) };
+        shared.pending.count.store(split.chunks - 1, Ordering::Release);
+        // Published with the orders, as is the number of pieces taken. With more threads than cores some share one anyway.
+        if !shared.spin.is_zero() {
+            shared.pending.core.store(cores::current().unwrap_or(NOWHERE), Ordering::Relaxed);
+        }
+        shared.taken.iter().for_each(|Taken(taken)| taken.store(0, Ordering::Relaxed));
+        for (mailbox, worker) in others() {
             // SAFETY: the worker is idle or asleep, so the order is the caller's.
-            unsafe {
-                *mailbox.order.get() = Order { body: Some(erased), lo, hi, outcome: Outcome::Status(0) };
-            }
+            unsafe { *mailbox.order.get() = Order { body: Some(erased), split, failure: None } };
             if mailbox.state.swap(WORK, Ordering::AcqRel) == ASLEEP {
                 worker.thread().unpark();
             }
         }
-        let mut outcome = Outcome::of(body, lo, hi, 0);
-        for ((mailbox, _), chunk) in others().take(split.chunks - 1) {
-            let Some((lo, hi)) = split.range(chunk) else { break };
+        let mut failure = shared.pieces(&split, body, 0);
+        // Every piece is taken: who has not begun has nothing to do.
+        for (mailbox, _) in others() {
             if mailbox.state.compare_exchange(WORK, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                let taken = Outcome::of(body, lo, hi, 0);
-                // SAFETY: this thread changed `WORK`, so the order is its own.
-                unsafe { (*mailbox.order.get()).outcome = taken };
-                self.shared.pending.count.fetch_sub(1, Ordering::AcqRel);
+                shared.pending.count.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        self.shared.wait_for_workers();
-        for ((mailbox, _), _) in others().take(split.chunks - 1) {
-            if outcome != Outcome::Status(0) {
-                break;
-            }
+        shared.wait_for_workers();
+        for (mailbox, _) in others() {
             // SAFETY: the workers are done and have handed their orders back.
-            outcome = unsafe { (*mailbox.order.get()).outcome };
+            let found = unsafe { (*mailbox.order.get()).failure };
+            failure = [failure, found].into_iter().flatten().min_by_key(|(first, _)| *first);
         }
-        outcome.into_result()
+        failure.map_or(Ok(()), |(_, outcome)| outcome.into_result())
     }
 }
 
@@ -363,6 +404,9 @@ impl std::fmt::Debug for Pool {
         write!(f, "Pool({} threads)", self.threads())
     }
 }
+
+/// Into how many pieces a thread's range is cut: what a thread cannot do in time is taken over by others in such parts.
+const PIECES: u64 = 8;
 
 /// The static partition of a grid.
 #[derive(Clone, Copy)]
@@ -398,6 +442,14 @@ impl Split {
         };
         Some((edge(chunk as u64), edge(chunk as u64 + 1)))
     }
+
+    /// The programs of a chunk's n-th piece; `None` beyond the last.
+    fn piece(&self, chunk: usize, n: u64) -> Option<(u64, u64)> {
+        let (lo, hi) = self.range(chunk)?;
+        let size = (hi - lo).div_ceil(self.grain).div_ceil(PIECES).saturating_mul(self.grain);
+        let lo = lo.checked_add(size.checked_mul(n)?).filter(|&lo| lo < hi)?;
+        Some((lo, lo.saturating_add(size).min(hi)))
+    }
 }
 
 #[cfg(test)]
@@ -405,7 +457,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::sync::Mutex;
-    use std::sync::atomic::AtomicU64;
 
     fn ranges(threads: usize, programs: u64, grain: u64) -> Vec<(u64, u64)> {
         let seen = Mutex::new(Vec::new());
@@ -425,10 +476,34 @@ mod tests {
     #[test]
     fn the_partition_is_static() {
         assert_eq!(ranges(1, 10, 1), [(0, 10)]);
-        assert_eq!(ranges(3, 10, 1), [(0, 4), (4, 7), (7, 10)]);
+        // Two ranges of 10 grains and 9, in pieces of two.
+        let pieces = [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 38];
+        let pieces: Vec<(u64, u64)> = pieces.windows(2).map(|p| (p[0], p[1])).collect();
+        assert_eq!(ranges(2, 38, 2), pieces);
         assert_eq!(ranges(4, 10, 4), [(0, 4), (4, 8), (8, 10)]);
         assert_eq!(ranges(4, 1, 0), [(0, 1)]);
         assert_eq!(ranges(4, 0, 1), []);
+    }
+
+    #[test]
+    fn what_a_thread_does_not_come_to_is_done_by_others() {
+        let mut pool = Pool::new(2).unwrap();
+        // The worker's first piece ends when all others have run, which it has no part in then.
+        let (left, late) = (AtomicU64::new(32), Mutex::new(Vec::new()));
+        let limit = Instant::now() + Duration::from_secs(20);
+        pool.run(32, 1, &|lo, hi, thread| {
+            if thread == 1 {
+                late.lock().unwrap().push(lo);
+                while left.load(Ordering::Relaxed) > hi - lo && Instant::now() < limit {
+                    thread::yield_now();
+                }
+            }
+            left.fetch_sub(hi - lo, Ordering::Relaxed);
+            0
+        })
+        .unwrap();
+        assert!(late.into_inner().unwrap().len() <= 1);
+        assert!(Instant::now() < limit);
     }
 
     proptest! {
@@ -445,6 +520,14 @@ mod tests {
                 prop_assert_eq!(lo, next);
                 prop_assert!(lo < hi);
                 prop_assert_eq!(lo % grain.max(1), 0);
+                let mut at = lo;
+                for (from, to) in (0..=PIECES).map_while(|n| split.piece(chunk, n)) {
+                    prop_assert_eq!(from, at);
+                    prop_assert!(from < to);
+                    prop_assert_eq!(from % grain.max(1), 0);
+                    at = to;
+                }
+                prop_assert_eq!(at, hi);
                 next = hi;
             }
             prop_assert_eq!(next, programs);
