@@ -11,6 +11,10 @@ use kiln_ir::vector::{Carried, For, Op, Stmt, ValueId, VectorType};
 use kiln_ir::{Class, DType};
 use std::collections::HashMap;
 
+/// How many values later a fold loads a number that fills all lanes again rather than keeping it: windows that overlap, as a convolution's of few
+/// channels do, would else keep more of them than there are registers beside the sums, and a load is less than a spill.
+const SPLAT_KEPT: usize = 48;
+
 /// The statements of a region under construction.
 #[derive(Default)]
 struct Region {
@@ -28,12 +32,21 @@ pub(super) struct Builder {
     written: Vec<bool>,
     /// Whether there is [`Op::Scale`].
     scales: bool,
+    /// Whether the innermost region is the loop of a fold, whose sums take most registers.
+    pub(super) folds: bool,
 }
 
 impl Builder {
     /// With the outermost region open.
     pub(super) fn new(written: Vec<bool>, scales: bool) -> Builder {
-        Builder { values: Arena::default(), depths: Vec::new(), regions: vec![Region::default()], written, scales }
+        Builder {
+            values: Arena::default(),
+            depths: Vec::new(),
+            regions: vec![Region::default()],
+            written,
+            scales,
+            folds: false,
+        }
     }
 
     /// The finished program's values and body.
@@ -88,7 +101,11 @@ impl Builder {
             Op::Load(a) | Op::LoadWide(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) => !self.written[a.buffer],
             _ => true,
         };
-        if stable && let Some(&known) = self.regions[..=depth].iter().find_map(|r| r.known.get(&(op.clone(), ty))) {
+        // What leaves a loop is loaded once.
+        let short = self.folds && matches!(op, Op::LoadSplat(_)) && depth == self.depth();
+        let kept = |&&known: &&ValueId| !short || self.values.len() - known.index() <= SPLAT_KEPT;
+        let known = self.regions[..=depth].iter().find_map(|r| r.known.get(&(op.clone(), ty)));
+        if stable && let Some(&known) = known.filter(kept) {
             return known;
         }
         let id = self.fresh(depth, ty);

@@ -164,6 +164,7 @@ impl<'a> Lowering<'a> {
                 let carried = f.carried.iter().map(|c| self.ty(c.inside).shape.iter().product()).max();
                 let around = std::mem::replace(&mut self.folding, carried.map(|elements| (f.var.clone(), elements)));
                 self.builder.open();
+                let folds = std::mem::replace(&mut self.builder.folds, !f.carried.is_empty());
                 let var = self.builder.fresh(depth + 1, I64);
                 self.symbols.insert(f.var.clone(), var);
                 let mut carried = Vec::new();
@@ -184,6 +185,7 @@ impl<'a> Lowering<'a> {
                 }
                 self.symbols.remove(&f.var);
                 self.folding = around;
+                self.builder.folds = folds;
                 let body = self.builder.close();
                 self.builder.push(depth, vector::Stmt::For(vector::For { var, lo, hi, step: f.step, carried, body }));
             }
