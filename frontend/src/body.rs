@@ -100,9 +100,14 @@ impl Body {
 
     /// The number of 4 bits in a byte's half, as i32: the low one of a byte that is shifted by 0, the high one by 4.
     pub(crate) fn half_of_byte(&mut self, byte: S, shift: S) -> S {
+        self.part_of_byte(byte, shift, 4)
+    }
+
+    /// The number of so many bits in a byte that is shifted for it, as i32.
+    pub(crate) fn part_of_byte(&mut self, byte: S, shift: S, bits: i64) -> S {
         let wide = self.cast(DType::I32, byte);
         let shifted = self.binary(BinaryOp::Shr, wide, shift);
-        let mask = self.int(shifted, 15);
+        let mask = self.int(shifted, (1 << bits) - 1);
         self.binary(BinaryOp::And, shifted, mask)
     }
 

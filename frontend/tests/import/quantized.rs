@@ -29,7 +29,7 @@ fn with(mut draft: Draft, tensors: Vec<TensorProto>) -> Draft {
 fn blocks_of_few_bits_mean_what_their_numbers_say() {
     let small = [(DataType::Int4, 4, -8), (DataType::Uint4, 4, 0), (DataType::Int2, 2, -2), (DataType::Uint2, 2, 0)];
     let kinds = small.into_iter().chain([(DataType::Int8, 8, -128), (DataType::Uint8, 8, 0)]);
-    // Of blocks of a multiple of 8 two numbers are stored in a byte, and what blocks do not divide is filled up; a block of 0 is a scale for
+    // Of blocks of a multiple of 8 two numbers of 4 bits or four of 2 are stored in a byte, and what blocks do not divide is filled up; a block of 0 is a scale for
     // each row or column.
     let sizes = [
         (8usize, 12usize, 4usize),
@@ -94,8 +94,8 @@ fn blocks_of_few_bits_mean_what_their_numbers_say() {
                 (8, 0) => rows * columns,
                 _ => rows * columns / along * along.next_multiple_of(each),
             };
-            let halves = if block == 4 || bits == 8 { 1 } else { 2 };
-            assert_eq!(stored, Some(whole / halves), "{data_type:?} along {axis} by {block}");
+            let each = if block == 4 { 1 } else { 8 / bits };
+            assert_eq!(stored, Some(whole / each as usize), "{data_type:?} along {axis} by {block}");
             let run = interp::eval_graph(&graph, &[f32s(&[1, rows], &x)], &interp::Options::default());
             let made = run.expect("a graph that runs");
             assert_eq!(made[1].to_f32().unwrap(), want, "{data_type:?} along {axis}");

@@ -173,7 +173,7 @@ fn gather_block_quantized(cx: &mut Context) -> Result<Outputs, Failure> {
     if together { Ok(pick(cx, result)?.into()) } else { Ok(result.into()) }
 }
 
-/// Rows of a table that is stored two numbers a byte: the bytes are picked, as what else reads the table reads them. Nothing where it is no
+/// Rows of a table that is stored several numbers a byte: the bytes are picked, as what else reads the table reads them. Nothing where it is no
 /// such table.
 fn rows_of_few_bits(
     cx: &mut Context,
@@ -192,16 +192,14 @@ fn rows_of_few_bits(
         return Ok(None);
     }
     let numbers = unpacked(table.bytes(), (rows, columns), stride, bits);
-    if !few_bits::fits(&numbers, block) {
-        return Ok(None);
-    }
+    let Some(each) = few_bits::fits(&numbers, block) else { return Ok(None) };
     let dtype = cx.dtype(scales);
-    let bytes = few_bits::packed(&numbers, [rows, blocks, block])?;
+    let bytes = few_bits::packed(&numbers, each, [rows, blocks, block])?;
     let bytes = cx.constant(bytes);
     let scales = few_bits::narrowed(cx, scales)?;
     let pick = |cx: &mut Context, v: ValueId| cx.add(Gather { axis: 0 }, &[v, indices]);
     let (bytes, scales) = (pick(cx, bytes)?, pick(cx, scales)?);
-    let numbers = few_bits::unpacked(cx, bytes)?;
+    let numbers = few_bits::unpacked(cx, bytes, each)?;
     let mut dims = cx.dims(scales);
     dims.resize(cx.rank(numbers), Expr::from(1i64));
     let scales = cx.reshape(scales, dims)?;
