@@ -1,11 +1,13 @@
 //! Canonical forms: views that do nothing go, views of views become one, transposes go into contractions, what is picked from a
-//! table of weights is picked before it is computed with, and products sum over the blocks of such a table ([`super::blocks`]).
+//! table of weights is picked before it is computed with ([`super::picked`]), products sum over the blocks of such a table
+//! ([`super::blocks`]), and scales of its rows leave it ([`super::places`]).
 
 use super::blocks::{sum_over_blocks, whole_rows};
-use super::{Operand, Patch, rewrite};
-use kiln_ir::expr::Expr;
+use super::picked::{gather_first, gather_through_view};
+use super::places::scales_of_places;
+use super::{Patch, rewrite};
 use kiln_ir::graph::{Graph, GraphError, Node, NodeId, ValueId};
-use kiln_ir::ops::{Gather, Op, Reshape, Transpose};
+use kiln_ir::ops::{Op, Reshape, Transpose};
 use kiln_ir::scalar::Scalar;
 
 /// Applies all rules of this file until none applies.
@@ -15,7 +17,17 @@ use kiln_ir::scalar::Scalar;
 pub fn canonicalise(graph: &Graph) -> Result<Graph, GraphError> {
     rewrite(
         graph,
-        &[drop_identity, join_views, transpose_operand, transpose_result, gather_first, whole_rows, sum_over_blocks],
+        &[
+            drop_identity,
+            join_views,
+            transpose_operand,
+            transpose_result,
+            gather_first,
+            gather_through_view,
+            whole_rows,
+            sum_over_blocks,
+            scales_of_places,
+        ],
     )
 }
 
@@ -128,52 +140,3 @@ pub(super) const TABLE: usize = 1 << 12;
 
 /// How many maps of maps are looked through.
 pub(super) const MOST_MAPS: usize = 8;
-
-/// Whether a value is a large constant or maps of constants alone, one of them large.
-fn is_table(graph: &Graph, v: ValueId, depth: usize) -> bool {
-    let known = |v: ValueId| graph.constant(v).is_some();
-    if let Some(tensor) = graph.constant(v) {
-        return tensor.len() >= TABLE;
-    }
-    match producer(graph, v) {
-        Some((_, Node { op: Op::Map(_), inputs, .. })) if depth > 0 => {
-            let table = |&v: &ValueId| is_table(graph, v, depth - 1);
-            inputs.iter().any(table) && inputs.iter().all(|v| known(*v) || table(v))
-        }
-        _ => false,
-    }
-}
-
-/// `gather(map(x, ..))` of a table of weights picks from each operand, so that only what is picked is computed.
-fn gather_first(graph: &Graph, id: NodeId) -> Option<Patch> {
-    let node = graph.node(id);
-    let (Op::Gather(gather), &[data, indices]) = (&node.op, node.inputs.as_slice()) else { return None };
-    let (inner, Node { op: Op::Map(map), inputs, .. }) = producer(graph, data)? else { return None };
-    if !is_table(graph, data, MOST_MAPS) {
-        return None;
-    }
-    let (rank, extent) = (graph.ty(data).rank(), &graph.ty(data).dims[gather.axis]);
-    let new_axes = graph.ty(indices).rank();
-    let mut nodes: Vec<(Op, Vec<Operand>)> = Vec::new();
-    let mut operands = Vec::new();
-    for &input in inputs {
-        let dims = &graph.ty(input).dims;
-        // Operands are aligned at the last axis; what has no such axis is the same for all that is picked.
-        let axis = gather.axis.checked_sub(rank - dims.len()).filter(|&a| a < dims.len());
-        let mut operand = Operand::Value(input);
-        if let Some(axis) = axis {
-            if dims[axis] == *extent {
-                nodes.push((Gather { axis }.into(), vec![operand, Operand::Value(indices)]));
-                operand = Operand::New(nodes.len() - 1);
-            } else if new_axes != 1 {
-                let mut dims = dims.clone();
-                dims.splice(axis..=axis, std::iter::repeat_n(Expr::from(1i64), new_axes));
-                nodes.push((Reshape { dims }.into(), vec![operand]));
-                operand = Operand::New(nodes.len() - 1);
-            }
-        }
-        operands.push(operand);
-    }
-    nodes.push((map.clone().into(), operands));
-    Some(Patch { nodes, replaces: *node.outputs.first()?, with: None, also: vec![inner] })
-}

@@ -17,6 +17,8 @@ mod in_halves;
 mod integers;
 mod joined;
 mod pairs;
+mod picked;
+mod places;
 mod quantized;
 mod recognise;
 mod rows;
