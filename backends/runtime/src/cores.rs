@@ -14,7 +14,7 @@ pub(crate) fn current() -> Option<usize> {
 pub(crate) fn leave(core: usize) {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let Ok(own) = sched_getaffinity(None) else { return };
-    let mut others = own.clone();
+    let mut others = own;
     if core >= CpuSet::MAX_CPU {
         return;
     }
