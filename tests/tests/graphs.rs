@@ -260,17 +260,26 @@ fn scatters_are_kernels() {
 
 /// A graph over inputs alone, in every way.
 fn in_every_way(text: &str) {
+    in_every_way_at(text, &[&[]]);
+}
+
+/// The same with free dims, of which it gets values.
+fn in_every_way_at(text: &str, sizes: &[&[(&str, i64)]]) {
     let graph = Graph::parse(&format!("graph \"fixed\" {{\n{text}\n}}"), &[]).unwrap_or_else(|e| panic!("{e}"));
-    let input = |(n, &v): (usize, &_)| {
-        let ty = graph.ty(v);
-        let shape: Vec<usize> = ty.dims.iter().map(|d| d.as_size().unwrap()).collect();
-        let mut random = Random::new(n as u64);
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.unit() as f32 - 0.5).collect();
-        Tensor::from_f32(&shape, &values).unwrap()
+    let inputs = |sizes: &&[(&str, i64)]| -> Vec<Tensor> {
+        let value = |s: &Symbol| sizes.iter().find(|(name, _)| *name == s.name()).map(|&(_, value)| value);
+        let input = |(n, &v): (usize, &_)| {
+            let dims = graph.ty(v).dims.iter();
+            let shape: Vec<usize> = dims.map(|d| d.eval(&value).unwrap().try_into().unwrap()).collect();
+            let mut random = Random::new(n as u64);
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.unit() as f32 - 0.5).collect();
+            Tensor::from_f32(&shape, &values).unwrap()
+        };
+        graph.inputs.iter().enumerate().map(input).collect()
     };
-    let inputs: Vec<Tensor> = graph.inputs.iter().enumerate().map(input).collect();
+    let sets: Vec<Vec<Tensor>> = sizes.iter().map(inputs).collect();
     let ways = [Way::Tiles, Way::Levels, Way::Cuts, Way::File];
-    cross::check(&graph, &[inputs], &ways, &cross::within_tolerance).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    cross::check(&graph, &sets, &ways, &cross::within_tolerance).unwrap_or_else(|e| panic!("{e}\n{graph}"));
 }
 
 #[test]
@@ -293,4 +302,32 @@ fn attention_in_one_kernel_and_rows_moved_apart() {
          %4 = map(%3) body = { max(a0, 0.0f32) } : f32[15, 1024]
          %5 = contract(%4, %2) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[15, 40]\n output %5 \"y\"",
     );
+}
+
+#[test]
+fn attention_over_a_free_number_of_keys() {
+    // A mask that is added, and the same where shares that are no numbers are 0, over keys whose scores are hidden or not.
+    let attention = |last: &str| {
+        format!(
+            "symbol b in 1..3\n symbol m in 1..4000\n symbol n in 1..4000
+             input %0 : f32[b, 2, m, 24]\n input %1 : f32[b, 2, n, 24]\n input %2 : f32[b, 2, n, 24]\n input %3 : f32[b, 1, m, n]
+             %4 = contract(%0, %1) lhs = \"bhmd\", rhs = \"bhnd\", out = \"bhmn\" : f32[b, 2, m, n]
+             %5 = map(%4, %3) body = {{ add(mul(a0, 9.0f32), log(max(add(a1, 0.2f32), 0.0f32))) }} : f32[b, 2, m, n]
+             %6 = softmax(%5) axis = 3, log = false : f32[b, 2, m, n]
+             {last}
+             %9 = contract(%7, %2) lhs = \"bhmn\", rhs = \"bhnd\", out = \"bmhd\" : f32[b, m, 2, 24]\n output %9 \"y\""
+        )
+    };
+    let sizes: &[&[(&str, i64)]] = &[
+        &[("b", 2), ("m", 1), ("n", 1)],
+        &[("b", 1), ("m", 2), ("n", 5)],
+        &[("b", 1), ("m", 15), ("n", 127)],
+        &[("b", 2), ("m", 1), ("n", 129)],
+        &[("b", 1), ("m", 29), ("n", 128)],
+        &[("b", 1), ("m", 14), ("n", 1000)],
+        &[("b", 1), ("m", 2), ("n", 1024)],
+    ];
+    in_every_way_at(&attention("%7 = map(%6) body = { a0 } : f32[b, 2, m, n]"), sizes);
+    let or_zero = "%7 = map(%6) body = { select(ne(a0, a0), 0.0f32, a0) } : f32[b, 2, m, n]";
+    in_every_way_at(&attention(or_zero), sizes);
 }

@@ -62,6 +62,8 @@ pub(super) struct Attention<'f> {
     pub scale: Option<Constant>,
     /// What follows the product of queries and keys, without the scale.
     pub finish: Code,
+    /// Whether a share that is no number is 0, as exporters write it for rows that see no key.
+    pub nan_is_zero: bool,
 }
 
 /// `exp(x - bound)`.
@@ -79,6 +81,29 @@ fn below_stage(code: &Code, id: Id<Scalar>) -> Option<&[Coord]> {
         Scalar::Load(Source::Stage(1), coords) => Some(coords),
         _ => None,
     }
+}
+
+/// The second code with the value of the first one as its argument.
+fn composed_with(first: &Code, second: &Code) -> Option<Code> {
+    let mut code = first.clone();
+    let value = code.result();
+    let result = code.inline(second, &mut |_, node, _| Ok(matches!(node, Scalar::Arg(_)).then_some(value)));
+    code.set_result(result.ok()?);
+    Some(code)
+}
+
+/// The value that the code gives but where that is no number, and whether it gives 0 there. As one share of a row is no number all of them
+/// are, for their sum is none.
+fn without_nan(code: &Code) -> (Id<Scalar>, bool) {
+    let result = code.result();
+    let number = match code.node(result) {
+        Scalar::Select(is_nan, zero, x) => match (code.node(*is_nan), code.node(*zero)) {
+            (Scalar::Binary(BinaryOp::Ne, a, b), Scalar::Const(c)) if a == x && b == x && c.bits == 0 => Some(*x),
+            _ => None,
+        },
+        _ => None,
+    };
+    (number.unwrap_or(result), number.is_some())
 }
 
 /// The code without a product of its argument with a constant at its beginning, and the constant.
@@ -125,14 +150,16 @@ impl<'f> Attention<'f> {
             pairs.map(|(a, c)| Some((a.symbol.clone(), composed(c.expr()?, at)))).collect()
         };
         let share_at = named(&share.axes, coords, &At::new())?;
+        let code = composed_with(&share.body, &share.finish)?;
+        let (quotient, nan_is_zero) = without_nan(&code);
         // exp(x - greatest) * (1 / sum)
-        let Scalar::Binary(BinaryOp::Mul, e, inverse) = share.body.node(share.body.result()) else { return None };
-        let Scalar::Unary(UnaryOp::Recip, s) = share.body.node(*inverse) else { return None };
-        let greatest = below_stage(&share.body, *e)?;
+        let Scalar::Binary(BinaryOp::Mul, e, inverse) = code.node(quotient) else { return None };
+        let Scalar::Unary(UnaryOp::Recip, s) = code.node(*inverse) else { return None };
+        let greatest = below_stage(&code, *e)?;
         let summed = below_stage(&sum.body, sum.body.result())?;
-        let plain = [&seen.finish, &sum.finish, &share.finish].into_iter().all(is_identity);
+        let plain = [&seen.finish, &sum.finish].into_iter().all(is_identity);
         let folds = (seen.combine, sum.combine) == (BinaryOp::Max, BinaryOp::Add);
-        let divided = matches!(share.body.node(*s), Scalar::Load(Source::Stage(2), coords) if coords == greatest);
+        let divided = matches!(code.node(*s), Scalar::Load(Source::Stage(2), coords) if coords == greatest);
         if !plain || !folds || !divided || summed.len() != greatest.len() || !is_product_sum(scores) {
             return None;
         }
@@ -169,7 +196,20 @@ impl<'f> Attention<'f> {
             Some((finish, scale)) => (finish, Some(scale)),
             None => (scores.finish.clone(), None),
         };
-        Some(Attention { key, scores, scores_at, seen, seen_at, query, keys, scale, finish, operands, out })
+        Some(Attention {
+            key,
+            scores,
+            scores_at,
+            seen,
+            seen_at,
+            query,
+            keys,
+            scale,
+            finish,
+            nan_is_zero,
+            operands,
+            out,
+        })
     }
 }
 
@@ -242,7 +282,7 @@ struct Spot {
 impl Builder<'_> {
     /// See the module.
     pub(super) fn gpu_attention(&mut self, flats: &[FlatNest], constants: &Constants<'_>) -> Option<()> {
-        let a = Attention::of(flats)?;
+        let a = Attention::of(flats).filter(|a| !a.nan_is_zero)?;
         let rounded = self.machine.gpu.and_then(|g| g.operands);
         let t = Tiles::of(&a, &self.machine.gpu?)?;
         let rows = by_memory(&a.operands.rows, &[&a.out.store]);

@@ -17,11 +17,13 @@ pub(super) struct Segment {
     pub count: Expr,
     /// How many blocks a panel has.
     pub parts: i64,
+    /// Where the last block begins at most: it takes elements again that others have, so that none lies beyond the end.
+    pub last: Option<Expr>,
 }
 
 impl Segment {
     pub fn new(lo: impl Into<Expr>, block: i64, count: impl Into<Expr>) -> Segment {
-        Segment { lo: lo.into(), block, count: count.into(), parts: 1 }
+        Segment { lo: lo.into(), block, count: count.into(), parts: 1, last: None }
     }
 
     /// The first element of a block, over the variables of [`block_variables`].
@@ -33,7 +35,7 @@ impl Segment {
         if self.parts > 1 {
             e = e.add(&Expr::symbol(&format!("{axis}_part")).scale(self.block));
         }
-        e
+        self.last.as_ref().map_or(e.clone(), |last| e.least(last))
     }
 
     /// Whether there is surely one block: no loop or grid variable is needed.
@@ -89,6 +91,37 @@ fn free_segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Se
             1
         };
     }
+    cut.retain(|s| s.count.as_const() != Some(0));
+    cut
+}
+
+/// Cuts an axis of which elements may be made twice: whole blocks, then vectors for what is left, the last of which begins before they do so
+/// that it ends where the axis does. Less than a vector is cut so into the shortest ones, and less than those into single elements.
+pub(super) fn overlapping(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {
+    let (mut lo, mut rest) = (Expr::default(), extent.clone());
+    let mut cut = Vec::new();
+    let mut wide = vec![block / lanes * lanes, block.min(2 * lanes) / lanes * lanes];
+    wide.dedup();
+    for block in wide.into_iter().filter(|&block| block > lanes) {
+        let size = Expr::from(block);
+        let count = rest.floor_div(&size).simplify(dims);
+        cut.push(Segment::new(lo.clone(), block, count.clone()));
+        lo = lo.add(&count.scale(block));
+        rest = rest.modulo(&size).simplify(dims);
+    }
+    let one = Expr::from(1i64);
+    let mut vectors = vec![lanes, lanes.min(SHORT)];
+    vectors.dedup();
+    // 1 where the axis is shorter than any vector so far, else 0.
+    let mut shorter = one.clone();
+    for lanes in vectors {
+        let size = Expr::from(lanes);
+        let fits = extent.floor_div(&size).least(&one);
+        let count = rest.ceil_div(&size).mul(&fits).mul(&shorter).simplify(dims);
+        cut.push(Segment { last: Some(extent.sub(&size)), ..Segment::new(lo.clone(), lanes, count) });
+        shorter = one.sub(&fits);
+    }
+    cut.push(Segment::new(0, 1, extent.mul(&shorter).simplify(dims)));
     cut.retain(|s| s.count.as_const() != Some(0));
     cut
 }

@@ -19,6 +19,7 @@ mod gpu;
 mod groups;
 mod matrix;
 mod narrow;
+mod online;
 pub(crate) mod parts;
 mod rows;
 pub mod scatter;

@@ -145,7 +145,7 @@ impl Machine {
     }
 
     /// How many columns a register tile of a product of two or three rows has.
-    fn wide_columns(&self, rows: i64, columns: usize) -> usize {
+    pub(super) fn wide_columns(&self, rows: i64, columns: usize) -> usize {
         let vectors = (self.registers * 3 / 4 / rows.max(1) as usize).max(1);
         let most = (1 << vectors.ilog2()) * self.lanes;
         if columns >= most { most } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
