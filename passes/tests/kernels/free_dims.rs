@@ -1,6 +1,6 @@
 //! Dims that are free until a run.
 
-use crate::check_free;
+use crate::{check, check_free};
 
 /// Small, ragged and large values of two dims.
 const SIZES: &[&[(&str, i64)]] = &[
@@ -100,4 +100,21 @@ fn free_dims_rows_folds_and_moves() {
          output %2 \"a\"\n output %3 \"b\"\n output %4 \"c\"\n output %6 \"d\"\n output %9 \"e\"",
         SIZES,
     );
+}
+
+#[test]
+fn exponentials_of_long_rows_are_kept() {
+    let rows = |dims: &str, range: &str| {
+        format!(
+            "{range} input %0 : f32[3, {dims}]\n %1 = map(%0) body = {{ mul(a0, 5.0f32) }} : f32[3, {dims}]
+             %2 = softmax(%1) axis = 1, log = false : f32[3, {dims}]\n output %2 \"y\""
+        )
+    };
+    let kept = |c: &kiln_passes::pipeline::Compiled| c.kernels[0][0].buffers.iter().any(|b| b.name == "kept");
+    for (extent, keeps) in [(40, false), (300, true), (1029, true), (5000, false)] {
+        assert_eq!(kept(&check(&rows(&extent.to_string(), ""))), keeps, "{extent}");
+    }
+    let sizes: &[&[(&str, i64)]] = &[&[("n", 1)], &[("n", 15)], &[("n", 77)], &[("n", 400)]];
+    assert!(kept(&check_free(&rows("n", "symbol n in 1..400\n"), sizes)));
+    assert!(!kept(&check_free(&rows("n", "symbol n in 1..9000\n"), sizes)));
 }
