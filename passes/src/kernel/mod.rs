@@ -238,6 +238,23 @@ const LANE: usize = 2;
 /// The most boxes into which conditions cut a nest.
 const MOST_BOXES: usize = 40;
 
+/// Rows that are written in turn where they are read across.
+const TURNED_ROWS: i64 = 16;
+
+/// Of fewer lines the first cache has all until their other elements are read.
+const LEAST_TURNED: i64 = 128;
+
+/// The axis along which a load has neighbours that lies across the axis of the store, where there is one: of a transposition.
+fn turned(nest: &FlatNest, column: &Axis) -> Option<Symbol> {
+    let along = forms::strides(nest, &column.symbol);
+    let across = |a: &&Axis| {
+        let steps = forms::strides(nest, &a.symbol);
+        let turns = |(c, r): (&Stride, &Stride)| !matches!(c, Stride::Known(0 | 1)) && *r == Stride::Known(1);
+        !a.is_single() && a.symbol != column.symbol && along.iter().zip(&steps).any(turns)
+    };
+    nest.axes.iter().find(across).map(|a| a.symbol.clone())
+}
+
 /// The shape of a tile of one element.
 fn single() -> Vec<usize> {
     vec![1; 3]
@@ -290,10 +307,23 @@ impl Builder<'_> {
         let width = lanes * self.machine.pointwise_vectors(nest);
         let mut outer = nest.axes.clone();
         let Some(column) = column.map(|c| outer.remove(c)) else {
-            return self.chunk(nest, &outer, None, width);
+            return self.chunk(nest, &outer, None, None, width);
+        };
+        // Where a load goes down what the store goes along, some of the rows that it goes along are written in turn: each line of memory
+        // that one element is read of is read for all of them while it is in the first cache.
+        let pays = width > lanes && column.known().is_none_or(|extent| extent >= LEAST_TURNED);
+        let row = turned(nest, &column).filter(|_| pays).and_then(|row| outer.iter().position(|a| a.symbol == row));
+        let row = row.map(|r| outer.remove(r));
+        let width = if row.is_some() { lanes } else { width };
+        let rows = match &row {
+            None => vec![None],
+            Some(row) => {
+                let cut = segments(&row.extent, TURNED_ROWS, 1, &nest.dims);
+                cut.into_iter().map(|s| Some((row.symbol.clone(), s))).collect()
+            }
         };
         let chunk = (self.machine.chunk / width * width).max(width);
-        let programs = outer.iter().map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
+        let programs = outer.iter().chain(&row).map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
         let one = |lo: Expr, block: Expr| (lo, block, Expr::from(1i64));
         let extent = &column.extent;
         let runs: Vec<(Expr, Expr, Expr)> = match extent.as_const() {
@@ -315,7 +345,10 @@ impl Builder<'_> {
         };
         for (lo, block, count) in runs {
             if count.as_const() != Some(0) && block.as_const() != Some(0) {
-                self.chunk(nest, &outer, Some((&column, lo, block, count)), width)?;
+                for row in &rows {
+                    let column = (&column, lo.clone(), block.clone(), count.clone());
+                    self.chunk(nest, &outer, row.as_ref(), Some(column), width)?;
+                }
             }
         }
         Some(())
@@ -327,11 +360,12 @@ impl Builder<'_> {
     }
 
     /// A part whose programs each cover one block of the column axis: where the run begins, the size of a block, and how
-    /// many there are.
+    /// many there are; and of some of the rows, where there are such.
     fn chunk(
         &mut self,
         nest: &FlatNest,
         outer: &[Axis],
+        row: Option<&(Symbol, Segment)>,
         column: Option<(&Axis, Expr, Expr, Expr)>,
         width: i64,
     ) -> Option<()> {
@@ -342,9 +376,17 @@ impl Builder<'_> {
             grid.push((a.symbol.clone(), a.extent.clone()));
         }
         let mut body = Vec::new();
+        place.shape = single();
+        if let Some((symbol, segment)) = row {
+            let blocks = block_variables(&row.cloned());
+            blocks.iter().for_each(|(symbol, extent)| place.enter(symbol, extent));
+            grid.extend(blocks);
+            place.shape[ROW] = segment.block as usize;
+            place.ranges.insert(tile_axis(ROW), (0, segment.block - 1));
+            place.at.insert(symbol.clone(), segment.first(symbol).add(&Expr::from(tile_axis(ROW))));
+        }
         match column {
             None => {
-                place.shape = single();
                 self.point(&mut body, nest, &place, &[])?;
             }
             Some((column, lo, block, count)) => {
@@ -362,7 +404,7 @@ impl Builder<'_> {
         Some(())
     }
 
-    /// Walks along an axis from `base` for `extent` elements, `width` at a time.
+    /// Walks along an axis from `base` for `extent` elements, `width` at a time, in as many rows as the place has.
     #[allow(clippy::too_many_arguments)] // All of them say where and how far.
     fn walk(
         &mut self,
@@ -378,7 +420,7 @@ impl Builder<'_> {
         for s in segments(extent, width, self.machine.lanes as i64, &nest.dims) {
             let mut place = place.clone();
             let lo = base.add(&s.lo);
-            place.shape = single();
+            place.shape.resize(single().len(), 1);
             place.shape[COLUMN] = s.block as usize;
             place.ranges.insert(tile_axis(COLUMN), (0, s.block - 1));
             let element = Expr::from(tile_axis(COLUMN));

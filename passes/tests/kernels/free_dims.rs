@@ -103,6 +103,22 @@ fn free_dims_rows_folds_and_moves() {
 }
 
 #[test]
+fn rows_that_are_read_down_are_written_some_at_a_time() {
+    let c = check_free(
+        "symbol n in 1..600
+         input %0 : f32[2, n, 21]\n input %1 : f32[131, 18]\n input %2 : i8[130, 3, 17]
+         %3 = transpose(%0) perm = [0, 2, 1] : f32[2, 21, n]
+         %4 = transpose(%1) perm = [1, 0] : f32[18, 131]
+         %5 = map(%4) body = { mul(a0, 3.0f32) } : f32[18, 131]
+         %6 = transpose(%2) perm = [2, 1, 0] : i8[17, 3, 130]
+         output %3 \"x\"\n output %5 \"y\"\n output %6 \"z\"",
+        &[&[("n", 1)], &[("n", 5)], &[("n", 140)]],
+    );
+    let tiles = c.kernels[0].iter().filter(|k| k.to_string().contains("[16,16,1]")).count();
+    assert!(tiles >= 2, "{}", c.kernels[0].iter().map(ToString::to_string).collect::<String>());
+}
+
+#[test]
 fn exponentials_of_long_rows_are_kept() {
     let rows = |dims: &str, range: &str| {
         format!(
