@@ -30,18 +30,27 @@ const WIDE: i64 = 8;
 
 /// The code of attention with loops of its own for a program: stages have the same names for theirs.
 struct Nests {
+    /// The queries of a block.
     row: Axis,
+    /// The elements of a value.
     column: Axis,
+    /// The keys of a stretch, counted from its first one.
     key: Axis,
+    /// The elements of a query.
     depth: Vec<Axis>,
     /// What a program has one of each.
     batch: Vec<Axis>,
+    /// What is summed to a score.
     products: Code,
+    /// What becomes of that sum before the softmax.
     softened: Code,
+    /// What is summed to a product with the values, and what becomes of it.
     of_values: Code,
     of_result: Code,
+    /// As [`Attention::nan_is_zero`] has it.
     nan_is_zero: bool,
     in_stretches: bool,
+    /// Address of a result.
     store: Expr,
     dims: Ranges,
 }

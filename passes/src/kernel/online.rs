@@ -39,7 +39,7 @@ pub(super) struct Keys {
     pub width: Expr,
     /// From one row of scores to the next.
     pub stride: i64,
-    /// Vectors of a run.
+    /// Numbers of a run.
     pub run: i64,
 }
 
@@ -94,7 +94,7 @@ pub(super) struct Local {
 impl Local {
     /// How many numbers it holds for each row.
     pub fn of_row(stride: i64, columns: i64, in_stretches: bool) -> i64 {
-        stride + if in_stretches { Kind::ALL + columns } else { 1 }
+        stride.saturating_add(if in_stretches { columns.saturating_add(Kind::ALL) } else { 1 })
     }
 
     /// The number of a kind that belongs to a row.

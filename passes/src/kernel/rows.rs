@@ -26,7 +26,7 @@ struct Kept {
     /// The local memory as code reads it, and as statements store to it.
     input: usize,
     buffer: usize,
-    /// The row, as the last stage walks along it, and its last stage with what is kept.
+    /// The last stage, which reads what is kept.
     last: FlatNest,
 }
 
