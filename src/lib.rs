@@ -209,7 +209,16 @@ fn compile_with(
             pipeline::Target { machine, lowers, chosen }
         })
         .collect();
-    let pipeline::Compiled { plan, weights, kernels, host_reasons, scheduled } = schedule(&graph, &mut targets)?;
+    let tiled = match options.precision {
+        // Weights in parts are for all products alike.
+        Precision::F32 | Precision::F32Fast if terms.is_none() => {
+            let tiled = kiln_passes::rewrite::convolutions_by_tiles(&graph);
+            Some(tiled.map_err(|error| kiln_passes::pipeline::PassError::Graph { pass: "tiles", error })?)
+        }
+        Precision::F32 | Precision::F32Fast | Precision::Strict | Precision::Bf16 => None,
+    };
+    let pipeline::Compiled { plan, weights, kernels, host_reasons, scheduled } =
+        schedule(tiled.as_ref().unwrap_or(&graph), &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
 
     observer.stage("emit");

@@ -6,8 +6,8 @@
 
 use crate::boundary::Wishes;
 use crate::fusion::{Attempt, Refusal, Way};
-use crate::kernel::reads_parts;
 use crate::kernel::scatter::Scatter;
+use crate::kernel::{multiplies_tiles, reads_parts};
 use crate::late::constants_late;
 use crate::layers::scales_of_layers;
 use crate::spread;
@@ -182,6 +182,12 @@ impl Group {
             let body = if reads_parts(&s.body) { 2 } else { body };
             let points = product(&s.dims);
             let folded = points.mul(&product(&s.folds)).mul(&number(body));
+            // Four results share the products of their tile.
+            let folded = if multiplies_tiles(&s.body) {
+                points.mul(&product(&s.folds)).floor_div(&Expr::from(2i64))
+            } else {
+                folded
+            };
             sum.add(&folded).add(&points.mul(&number(finish)))
         })
     }
@@ -253,7 +259,10 @@ pub fn group(
             nodes: vec![id],
         };
         let mut note = |value, verdict| tried.push(Attempt { value, reader: id, verdict });
-        absorb_producers(graph, &mut group, &groups, &users, &mut note);
+        // Each element is read up to 64 times there.
+        if !matches!(node.op, Op::WindowTiles(_)) {
+            absorb_producers(graph, &mut group, &groups, &users, &mut note);
+        }
         write_out_constants(graph, &mut group, &weights);
         merge_into_fold(graph, &mut group, &groups, &users, &mut note);
         groups.insert(output, group);

@@ -77,12 +77,12 @@ fn is_integer(graph: &Graph, v: ValueId) -> bool {
 fn why(graph: &Graph, id: NodeId, read: ValueId) -> Why {
     let node = graph.node(id);
     match &node.op {
-        Op::Contract(_) | Op::Conv(_) | Op::BlockProduct(_) => {
+        Op::Contract(_) | Op::Conv(_) | Op::TileProduct(_) | Op::BlockProduct(_) => {
             let constant = node.inputs.iter().any(|&v| v != read && graph.constant(v).is_some());
             if constant { Why::Weights } else { Why::Factor }
         }
         Op::Softmax(_) | Op::Norm(_) | Op::Map(_) | Op::Pack(_) | Op::Iota(_) => Why::Floats,
-        Op::Reduce(_) | Op::Pool(_) => Why::Floats,
+        Op::Reduce(_) | Op::Pool(_) | Op::WindowTiles(_) => Why::Floats,
         Op::Concat(_) => Why::Scales,
         Op::Pad(_) => Why::Border,
         Op::Reshape(_)

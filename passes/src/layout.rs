@@ -37,7 +37,9 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
                 node.inputs.iter().any(from)
             }
             Op::Reshape(_) => rank > 2 && moved_pixels(graph, node.inputs[0]).is_some_and(|v| from(&v)),
-            Op::Reduce(_)
+            Op::WindowTiles(_)
+            | Op::TileProduct(_)
+            | Op::Reduce(_)
             | Op::Contract(_)
             | Op::BlockProduct(_)
             | Op::Softmax(_)

@@ -298,6 +298,9 @@ impl Export<'_> {
             Op::Conv(_) | Op::Pack(_) | Op::BlockProduct(_) => {
                 return Err(self.refused(id, &format!("{} of packed elements", node.op.name())));
             }
+            Op::WindowTiles(_) | Op::TileProduct(_) => {
+                return Err(self.refused(id, "a convolution by tiles"));
+            }
             Op::GatherNd(_) | Op::Host(_) => return Err(self.refused(id, node.op.what())),
         };
         self.names.insert(output, name);

@@ -51,6 +51,8 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
             Conv { strides: vec![1], dilations: vec![1], groups: 2, elements: Elements::Bytes }.into(),
             vec![TensorType::of(DType::U8, &[1, 2, 8]), TensorType::of(DType::I32, &[2, 1, 3])],
         ),
+        (WindowTiles {}.into(), vec![f32s(&[1, 3, 6, 8])]),
+        (TileProduct { extents: vec![3, 6] }.into(), vec![f32s(&[1, 16, 2, 3, 5]), f32s(&[16, 7, 5])]),
         (Pack { axis: 1 }.into(), vec![TensorType::of(DType::I8, &[2, 7])]),
         (
             Conv { strides: vec![2, 1], dilations: vec![1, 2], groups: 2, elements: Elements::Numbers }.into(),

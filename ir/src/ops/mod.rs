@@ -23,6 +23,7 @@ mod reduce;
 mod reshape;
 mod slice;
 mod softmax;
+pub mod tiles;
 mod transpose;
 
 pub use attribute::{Attribute, Attributes};
@@ -45,6 +46,7 @@ pub use reduce::Reduce;
 pub use reshape::Reshape;
 pub use slice::Slice;
 pub use softmax::Softmax;
+pub use tiles::{TileProduct, WindowTiles};
 pub use transpose::Transpose;
 
 use crate::dtype::{Class, DType};
@@ -141,6 +143,8 @@ core_ops! {
     Contract = "contract",
     BlockProduct = "block_product",
     Conv = "conv",
+    WindowTiles = "window_tiles",
+    TileProduct = "tile_product",
     Pool = "pool",
     Softmax = "softmax",
     Norm = "norm",

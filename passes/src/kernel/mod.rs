@@ -25,6 +25,7 @@ mod rows;
 pub mod scatter;
 mod schedule;
 mod split;
+mod tiles;
 
 use crate::group::Group;
 use cuts::{Segment, block_variables, panel_of, panel_segments, row_segments, segments};
@@ -38,6 +39,7 @@ use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
+use kiln_ir::ops::Op;
 use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
 use kiln_ir::tile::{Buffer, For, Part, Stmt, TileId, TileProgram};
 use matrix::Unit;
@@ -50,6 +52,7 @@ pub(crate) use narrow::MOST_ROWS;
 pub use parts::Terms;
 pub(crate) use parts::reads_parts;
 pub use schedule::{Gpu, Machine, Schedule};
+pub(crate) use tiles::multiplies_tiles;
 
 /// No tile program could be made of a group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -198,6 +201,9 @@ pub fn tile_program(
         group.stages.iter().enumerate().map(|(n, s)| FlatNest::new(s, &types, stored(n), &graph.symbols)).collect();
     let flats = flats.ok_or_else(|| fail("the code is not well typed"))?;
     let done = match (flats.as_slice(), machine.gpu.is_some()) {
+        ([only], false) if makes_tiles(graph, group) => {
+            builder.or_as_nest(|b| b.window_tiles(only), |b| b.single(only.clone()))
+        }
         ([only], false) => builder.single(only.clone()),
         (_, false) if group.is_attention() => builder.row_blocks_of_attention(&flats),
         (_, false) => builder.rows(group, &flats),
@@ -213,6 +219,11 @@ pub fn tile_program(
     };
     done.ok_or_else(|| fail("the code has a form that kernels do not have"))?;
     Ok(builder.program)
+}
+
+/// Whether a group makes the tiles of windows and nothing else.
+fn makes_tiles(graph: &Graph, group: &Group) -> bool {
+    matches!(group.nodes.as_slice(), [only] if matches!(graph.node(*only).op, Op::WindowTiles(_)))
 }
 
 /// Most elements of a constant that kernels have as constants of their own, where it is known which element is read.
@@ -282,10 +293,28 @@ impl Builder<'_> {
         Emitter { program: &mut self.program, buffers: &self.buffers, known: &self.known, stages, status: 1 }
     }
 
+    /// What a form of its own makes of a nest, or, where the nest does not have it, what the nest says.
+    fn or_as_nest(
+        &mut self,
+        own: impl FnOnce(&mut Self) -> Option<()>,
+        nest: impl FnOnce(&mut Self) -> Option<()>,
+    ) -> Option<()> {
+        let before = self.program.parts.len();
+        own(self).or_else(|| {
+            self.program.parts.truncate(before);
+            nest(self)
+        })
+    }
+
     /// One nest: boxes, each with its own schedule.
     fn single(&mut self, nest: FlatNest) -> Option<()> {
         for nest in nest.boxes(MOST_BOXES) {
-            let nest = nest.without_unread_fold().collapse();
+            let nest = nest.without_unread_fold();
+            if multiplies_tiles(&nest.body) {
+                self.or_as_nest(|b| b.tile_product(&nest), |b| b.fold(&nest.clone().collapse()))?;
+                continue;
+            }
+            let nest = nest.collapse();
             if nest.axes.iter().any(|a| a.known() == Some(0)) {
                 continue;
             }

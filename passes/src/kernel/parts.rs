@@ -214,21 +214,21 @@ impl Block<'_> {
     }
 }
 
-fn loaded(buffer: usize, address: Expr, dtype: DType) -> TileOp {
+pub(super) fn loaded(buffer: usize, address: Expr, dtype: DType) -> TileOp {
     TileOp::Load { buffer, address, gathered: vec![], mask: vec![], other: Constant::int(dtype, 0) }
 }
 
-fn stored(buffer: usize, address: Expr, value: TileId) -> Stmt {
+pub(super) fn stored(buffer: usize, address: Expr, value: TileId) -> Stmt {
     Stmt::Store { buffer, address, gathered: vec![], mask: vec![], value }
 }
 
-fn counted(var: Symbol, count: i64, step: i64, body: Vec<Stmt>) -> Stmt {
+pub(super) fn counted(var: Symbol, count: i64, step: i64, body: Vec<Stmt>) -> Stmt {
     Stmt::For(For { var, lo: Expr::default(), hi: Expr::from(count), step, carried: vec![], body })
 }
 
 impl Builder<'_> {
     /// Local memory of a name.
-    fn named(&mut self, name: &str, dtype: DType, elements: i64) -> usize {
+    pub(super) fn named(&mut self, name: &str, dtype: DType, elements: i64) -> usize {
         let elements = usize::try_from(elements).unwrap_or(usize::MAX);
         let buffers = &mut self.program.buffers;
         if let Some(n) = buffers.iter().position(|b| b.local && b.name == name) {

@@ -54,6 +54,8 @@ fn drop_identity(graph: &Graph, id: NodeId) -> Option<Patch> {
         Op::Contract(_)
         | Op::BlockProduct(_)
         | Op::Conv(_)
+        | Op::WindowTiles(_)
+        | Op::TileProduct(_)
         | Op::Pack(_)
         | Op::Pool(_)
         | Op::Softmax(_)

@@ -41,6 +41,8 @@ fn picks(op: &Op) -> bool {
         | Op::Contract(_)
         | Op::BlockProduct(_)
         | Op::Conv(_)
+        | Op::WindowTiles(_)
+        | Op::TileProduct(_)
         | Op::Softmax(_)
         | Op::Norm(_)
         | Op::Concat(_)

@@ -24,6 +24,7 @@ mod recognise;
 mod rows;
 pub(crate) mod sparse;
 mod strings;
+mod tiles;
 
 pub use activations::activations_in_bytes;
 pub use bytes::{has_block_products, products_of_bytes};
@@ -41,6 +42,7 @@ pub use recognise::recognise;
 pub use rows::copied_rows;
 pub use sparse::without_zeros;
 pub use strings::strings_from_steps;
+pub use tiles::convolutions_by_tiles;
 
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
 use kiln_ir::ops::{Elements, Op};

@@ -10,6 +10,7 @@ mod pairs;
 mod parts;
 mod spread;
 mod steps;
+mod tiles;
 
 use kiln_ir::graph::Graph;
 use kiln_ir::interp::{Bindings, Options, eval_graph};
