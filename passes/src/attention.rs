@@ -202,10 +202,10 @@ fn scored(softmax: &Group) -> Option<usize> {
 }
 
 /// What a load becomes.
-type Moved<'f> = dyn FnMut(Source, &[Coord]) -> Option<(Source, Vec<Coord>)> + 'f;
+pub(crate) type Moved<'f> = dyn FnMut(Source, &[Coord]) -> Option<(Source, Vec<Coord>)> + 'f;
 
 /// The code with every load changed; nothing where `f` gives nothing.
-fn loads(code: &Code, f: &mut Moved<'_>) -> Option<Code> {
+pub(crate) fn loads(code: &Code, f: &mut Moved<'_>) -> Option<Code> {
     let mut out = Code::new();
     let result = out.inline(code, &mut |out, node, dtype| match node {
         Scalar::Load(source, coords) => {

@@ -25,5 +25,6 @@ pub mod region;
 pub mod rewrite;
 mod spread;
 mod stored_halves;
+mod tiles;
 mod views;
 pub mod warp;

@@ -18,6 +18,7 @@ use crate::region::{Region, regions};
 use crate::rewrite;
 use crate::spread::{close_rows, spread_rows};
 use crate::stored_halves::keep_halves;
+use crate::tiles::join_tiles;
 use crate::views::absorb_views;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
@@ -195,7 +196,7 @@ pub struct Scheduled {
     pub asked: BTreeSet<String>,
     /// What was asked for.
     pub wishes: Wishes,
-    /// Results of what would be attention and can be no single kernel.
+    /// Results of what would be attention, or a convolution with its tiles, and can be no single kernel.
     apart: HashSet<ValueId>,
 }
 
@@ -247,7 +248,7 @@ fn joined_for_cpus(
 ) -> Vec<Work> {
     let work = join_borders(graph, work, wishes, attempts);
     spread_rows(graph, &work);
-    join_attention(graph, work, apart)
+    join_tiles(graph, join_attention(graph, work, apart), apart)
 }
 
 /// Keeps constants in parts, where products are to be sums of such; the graph before that.
@@ -452,7 +453,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
                 let plain = target.machine.matrices.then(|| Machine { matrices: false, ..target.machine.clone() });
                 match made(&target.machine).or_else(|e| plain.as_ref().map_or(Err(e), &mut made)) {
                     Ok(program) => kernels.push(program),
-                    Err(_) if g.is_attention() => {
+                    Err(_) if g.is_attention() || g.is_tiled() => {
                         refused = true;
                         apart.insert(g.output);
                         break;

@@ -9,7 +9,7 @@ use clap::Args as ClapArgs;
 use kiln::fit::Footprint;
 use kiln::gpu::{self, Architecture, Precision, stored};
 use kiln::ir::graph::Origin;
-use kiln::ir::ops::Op;
+use kiln::ir::ops::{Op, TileProduct};
 use kiln::ir::plan::{Plan, Step, nominal};
 use kiln::lm::CacheFacts;
 use kiln::notes::Notes;
@@ -214,6 +214,12 @@ impl Contents {
         Terms::ALL.into_iter().map(move |terms| (terms, kernels(terms))).filter(|(_, kernels)| *kernels > 0)
     }
 
+    /// How many kernels are convolutions by tiles.
+    fn tiled(&self) -> usize {
+        let product = Op::from(TileProduct { extents: vec![] });
+        self.plan.kernels.iter().filter(|k| k.what.split('+').any(|what| what == product.name())).count()
+    }
+
     fn json(&self, graph: bool, plan: bool) -> Value {
         let names = |origin: &Origin| origin.names().map(str::to_string).collect::<Vec<_>>();
         let kernel = |(n, k): (usize, &kiln::ir::plan::Kernel)| {
@@ -260,6 +266,9 @@ impl Contents {
         let in_parts: Vec<Value> = in_parts.collect();
         if !in_parts.is_empty() {
             report["in_parts"] = in_parts.into();
+        }
+        if self.tiled() > 0 {
+            report["tiled"] = json!({ "kernels": self.tiled(), "products": 16, "direct_products": 36 });
         }
         if graph {
             report["graph"] = json!(self.graph);
@@ -341,6 +350,13 @@ impl Contents {
             let _ = writeln!(
                 text,
                 "  {kernels} kernels multiply f32 as {n} products of bf16: {left_out:.1e} of a product is left out at most"
+            );
+        }
+        if self.tiled() > 0 {
+            let _ = writeln!(
+                text,
+                "  {} convolutions of 3x3 windows by tiles: 16 products for 36, and 16 weights are stored for 9",
+                self.tiled()
             );
         }
         text.push_str(&self.by_kind());

@@ -52,7 +52,7 @@ pub(crate) use narrow::MOST_ROWS;
 pub use parts::Terms;
 pub(crate) use parts::reads_parts;
 pub use schedule::{Gpu, Machine, Schedule};
-pub(crate) use tiles::multiplies_tiles;
+pub(crate) use tiles::{may_make_tiles, multiplies_tiles};
 
 /// No tile program could be made of a group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +89,7 @@ pub(crate) fn computes(on_gpus: bool, dtype: DType) -> bool {
 /// The right operand of a product is cut into panels as wide as the register tile and laid out in the order in which the loops
 /// read it.
 pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice: &Choice) -> Vec<(ValueId, Layout)> {
-    let [stage] = group.stages.as_slice() else { return vec![] };
+    let Some(stage) = packing_stage(group) else { return vec![] };
     let Some(width) = panel_width(graph, group, machine) else { return vec![] };
     // Panels of parts are as wide as the registers that they are read into.
     let free = !reads_parts(&stage.body);
@@ -129,9 +129,18 @@ pub fn preferred_layouts(graph: &Graph, group: &Group, machine: &Machine, choice
     wishes
 }
 
+/// The nest for which a group's constant operand is laid out: its only one, or the product of the tiles that the first one makes.
+fn packing_stage(group: &Group) -> Option<&nest::Nest> {
+    match group.stages.as_slice() {
+        [only] => Some(only),
+        [_, product] if group.is_tiled() => Some(product),
+        _ => None,
+    }
+}
+
 /// How wide the panels are into which the cost model cuts a group's constant operand; nothing where the group is no single fold.
 fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize> {
-    let [stage] = group.stages.as_slice() else { return None };
+    let stage = packing_stage(group)?;
     if stage.folds.is_empty() {
         return None;
     }
@@ -206,6 +215,7 @@ pub fn tile_program(
         }
         ([only], false) => builder.single(only.clone()),
         (_, false) if group.is_attention() => builder.row_blocks_of_attention(&flats),
+        ([windows, product], false) if group.is_tiled() => builder.tiled_convolution(windows, product),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),
         (_, true) if group.is_attention() => {

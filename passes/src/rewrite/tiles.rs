@@ -3,6 +3,7 @@
 //! Invariant: only convolutions of f32 with constant weights whose picture and result are channels-last are taken; the direct weights go
 //! unless something else reads them. Results differ by rounding, and where numbers are not finite or close to the largest ones.
 
+use crate::kernel::may_make_tiles;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
 use kiln_ir::layout::Layout;
@@ -11,8 +12,8 @@ use kiln_ir::ops::{Conv, Elements, Op, Pad, TileProduct, WindowTiles};
 use kiln_ir::scalar::Constant;
 use kiln_ir::tensor::Tensor;
 
-/// With fewer channels or fewer results of a pixel, transforming tiles takes what the fewer products save.
-const LEAST_CHANNELS: i64 = 32;
+/// With fewer channels or fewer results of a pixel, transforming tiles takes what the fewer products save: 16 of both still gain a fifth.
+const LEAST_CHANNELS: i64 = 16;
 
 /// With fewer tiles it is the weights that take the time, and there are 16 of them for 9.
 const LEAST_TILES: i64 = 12;
@@ -63,7 +64,9 @@ impl Tiled {
         let tiles = n * height.div_ceil(2) * width.div_ceil(2);
         let [few, tiles, numbers] = [outputs.min(channels), tiles, tiles.checked_mul(16 * channels)?]
             .map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        if few < LEAST_CHANNELS || tiles < LEAST_TILES || numbers > MOST_NUMBERS {
+        let [own_channels, own_outputs] = [channels, outputs].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        let far = numbers > MOST_NUMBERS && !may_make_tiles(own_channels, own_outputs);
+        if few < LEAST_CHANNELS || tiles < LEAST_TILES || far {
             return None;
         }
         let weights = of_products(weights)?;
