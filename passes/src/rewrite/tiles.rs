@@ -61,12 +61,12 @@ impl Tiled {
             return None;
         }
         let [n, _, height, width] = to.shape()?.try_into().ok()?;
-        let tiles = n * height.div_ceil(2) * width.div_ceil(2);
-        let [few, tiles, numbers] = [outputs.min(channels), tiles, tiles.checked_mul(16 * channels)?]
-            .map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let [own_channels, own_outputs] = [channels, outputs].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let far = numbers > MOST_NUMBERS && !may_make_tiles(own_channels, own_outputs);
-        if few < LEAST_CHANNELS || tiles < LEAST_TILES || far {
+        let product =
+            |all: &[usize]| all.iter().try_fold(1i64, |product, &n| product.checked_mul(i64::try_from(n).ok()?));
+        let tiles = product(&[n, height.div_ceil(2), width.div_ceil(2)])?;
+        let (channels, outputs) = (product(&[channels])?, product(&[outputs])?);
+        let far = tiles.checked_mul(channels)? > MOST_NUMBERS / 16 && !may_make_tiles(channels, outputs);
+        if channels.min(outputs) < LEAST_CHANNELS || tiles < LEAST_TILES || far {
             return None;
         }
         let weights = of_products(weights)?;
