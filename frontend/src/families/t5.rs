@@ -159,7 +159,8 @@ pub fn decoder(config: &Config, parameters: &dyn Parameters, form: &SequenceForm
     let stack = scope.enter("decoder");
     let bias = bias(config, &stack, false, form.target.capacity)?;
     let positions = decoding.positions();
-    let biases = [bias.apply(positions, decoding.past_positions()?)?, bias.apply(positions, positions)?];
+    let keys = decoding.key_positions()?;
+    let biases = keys.into_iter().map(|keys| bias.apply(positions, keys)).collect::<Result<Vec<_>>>()?;
     let embedding = Embedding::new(&scope.enter("shared"), config.vocabulary, config.model)?;
     let heads = config.heads;
     let mut hidden = embedding.apply(tokens)?;
@@ -169,7 +170,7 @@ pub fn decoder(config: &Config, parameters: &dyn Parameters, form: &SequenceForm
         let own = attention(config, &block.enter("0.SelfAttention"))?;
         let x = norm(config, &block, "0.layer_norm")?.apply(hidden)?;
         let mut segments = decoding.segments(n, past, own.keys_and_values(x)?, None)?;
-        segments.iter_mut().zip(biases).for_each(|(segment, bias)| segment.bias = Some(bias));
+        segments.iter_mut().zip(&biases).for_each(|(segment, bias)| segment.bias = Some(*bias));
         hidden = hidden.add(own.apply(x, &segments)?.output)?;
         let cross = attention(config, &block.enter("1.EncDecAttention"))?;
         let segment = source_segment(&g, n, source.clone(), heads, mask)?;

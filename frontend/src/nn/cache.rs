@@ -147,6 +147,16 @@ impl<'g> LayerCache<'g> {
         [self.keys, self.values].into_iter().chain(self.scales.into_iter().flatten()).collect()
     }
 
+    /// These positions and those that follow them.
+    fn and(&self, next: &LayerCache<'g>) -> Result<LayerCache<'g>> {
+        let join = |a: Value<'g>, b: Value<'g>| a.builder().concat(&[a, b], 0);
+        let scales = match (self.scales, next.scales) {
+            (Some([a, b]), Some([c, d])) => Some([join(a, c)?, join(b, d)?]),
+            _ => None,
+        };
+        Ok(LayerCache { keys: join(self.keys, next.keys)?, values: join(self.values, next.values)?, scales })
+    }
+
     /// What is attended to.
     fn segment(&self, mask: Option<Mask<'g>>) -> Result<Segment<'g>> {
         let numbers = |x: Value<'g>| if x.ty().dtype == DType::F32 { Ok(x) } else { x.cast(DType::F32) };
@@ -262,10 +272,7 @@ impl<'g> Decoding<'g> {
     }
 
     /// The positions of the past's inputs, i64 `[past]`.
-    ///
-    /// # Errors
-    /// Never for a graph that could be begun.
-    pub fn past_positions(&self) -> Result<Value<'g>> {
+    fn past_positions(&self) -> Result<Value<'g>> {
         match self.packed {
             Some(packed) => Ok(packed.past_position),
             None => self.builder.iota([self.past.clone()], 0),
@@ -292,8 +299,28 @@ impl<'g> Decoding<'g> {
         Ok(LayerCache { keys, values, scales })
     }
 
+    /// Whether past and new positions are one segment. A single token's scores are joined instead, so that its past is not copied; many tokens
+    /// read it so often that a copy is nothing beside, and attention over one segment is one kernel. Texts beside one another are mostly
+    /// of one token each, and a capacity is mostly empty.
+    fn is_joined(&self) -> bool {
+        let prefix = self.past_length.is_none() && self.packed.is_none();
+        prefix && self.tokens.as_const() != Some(1)
+    }
+
+    /// The positions of the keys of each of [`Decoding::segments`], i64 `[S]`.
+    ///
+    /// # Errors
+    /// Never for a graph that could be begun.
+    pub fn key_positions(&self) -> Result<Vec<Value<'g>>> {
+        if self.is_joined() {
+            return Ok(vec![self.builder.iota([self.past.add(&self.tokens)], 0)?]);
+        }
+        Ok(vec![self.past_positions()?, self.positions])
+    }
+
     /// The segments of a layer: its past, and the new keys and values (f32 `[B, T, Hkv, D]`), which become the outputs `new_k.N`,
-    /// `new_v.N` and so on, as the past has them. With a window a query sees itself and the `window - 1` positions before it (Beltagy et al. 2020).
+    /// `new_v.N` and so on, as the past has them; or one of both together. With a window a query sees itself and the `window - 1` positions before it
+    /// (Beltagy et al. 2020).
     ///
     /// # Errors
     /// The shapes do not fit.
@@ -303,15 +330,29 @@ impl<'g> Decoding<'g> {
         past: LayerCache<'g>,
         (keys, values): (Value<'g>, Value<'g>),
         window: Option<usize>,
-    ) -> Result<[Segment<'g>; 2]> {
+    ) -> Result<Vec<Segment<'g>>> {
         let new = LayerCache::of(self.position_first(keys)?, self.position_first(values)?, self.element)?;
         for (kind, tensor) in self.element.parts().iter().zip(new.tensors()) {
             self.builder.output(&format!("new_{kind}.{layer}"), tensor)?;
         }
         let mask = |visible| Mask { visible, fill: f64::NEG_INFINITY };
+        if self.is_joined() {
+            let visible = self.all_visible(window)?;
+            return Ok(vec![past.and(&new)?.segment(Some(mask(visible)))?]);
+        }
         let past_mask = self.past_visible(window)?.map(mask);
         let new_mask = self.new_visible(window)?.map(mask);
-        Ok([past.segment(past_mask)?, new.segment(new_mask)?])
+        Ok(vec![past.segment(past_mask)?, new.segment(new_mask)?])
+    }
+
+    /// `[T, past + T]`, of a past that is a prefix.
+    fn all_visible(&self, window: Option<usize>) -> Result<Value<'g>> {
+        let at = self.builder.iota([self.past.add(&self.tokens)], 0)?;
+        let causal = at.at_most(self.positions.unsqueeze(1)?)?;
+        match window {
+            Some(window) => causal.both(self.near(self.positions, at, window)?),
+            None => Ok(causal),
+        }
     }
 
     /// `[B, T, H, D]` as `[T, B, H, D]`.
