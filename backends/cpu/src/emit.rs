@@ -263,6 +263,7 @@ impl<'a> Emitter<'a, '_> {
                 let scalars: Vec<Value> = scalars.iter().map(|s| self.value(*s)).collect();
                 Ok(self.pack(result, ty, &scalars))
             }
+            Op::Column(vectors, lane) => self.column(ty, vectors, *lane),
             Op::Extract(a, lane) => Ok(self.extract(self.ty(*a), self.value(*a), *lane)),
             Op::Unary(op, a) => {
                 let a = self.value(*a);

@@ -87,6 +87,27 @@ impl Emitter<'_, '_> {
         Ok(self.pack(to, ty, &scalars))
     }
 
+    /// One lane of each of four vectors. The shuffles that the lanes share are made once: equal instructions become one.
+    pub fn column(&mut self, ty: Type, vectors: &[ValueId], lane: u32) -> Result<Value, Error> {
+        let &[a, b, c, d] = vectors else {
+            return Err(self.unsupported("vectors of other than four lanes transposed"));
+        };
+        let [a, b, c, d] = [a, b, c, d].map(|v| {
+            let v = self.value(v);
+            self.bitcast(types::I8X16, v)
+        });
+        // Lanes of the first vector are 0 to 3, of the second 4 to 7.
+        let mut shuffled = |a: Value, b: Value, lanes: [u8; 4]| {
+            let bytes: Vec<u8> = lanes.iter().flat_map(|lane| (0..4).map(move |byte| 4 * lane + byte)).collect();
+            let mask = self.builder.func.dfg.immediates.push(bytes.into());
+            self.builder.ins().shuffle(a, b, mask)
+        };
+        let half = if lane < 2 { [0, 4, 1, 5] } else { [2, 6, 3, 7] };
+        let (low, high) = (shuffled(a, b, half), shuffled(c, d, half));
+        let whole = shuffled(low, high, if lane % 2 == 0 { [0, 1, 4, 5] } else { [2, 3, 6, 7] });
+        Ok(self.bitcast(ty, whole))
+    }
+
     /// Folds lanes `i` and `i + n/2` until one is left.
     pub fn fold(&mut self, op: BinaryOp, from: VectorType, id: ValueId) -> Result<Value, Error> {
         let mut vector = self.value(id);

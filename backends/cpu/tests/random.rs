@@ -141,7 +141,10 @@ impl Generator {
             }
             1 => {
                 let scalar = VectorType::scalar(ty.dtype);
-                let op = if self.random.chance(50) {
+                let op = if ty.dtype.size() == 4 && ty.lanes == 4 && self.random.chance(30) {
+                    let vectors = (0..ty.lanes).map(|_| self.operand(body, ty, true)).collect();
+                    Op::Column(vectors, self.random.below(ty.lanes as usize) as u32)
+                } else if self.random.chance(50) {
                     Op::Splat(self.operand(body, scalar, true))
                 } else {
                     Op::Pack((0..ty.lanes).map(|_| self.operand(body, scalar, true)).collect())

@@ -372,6 +372,11 @@ impl Frame<'_> {
                     self.lanes[to + lane] = self.scalar(*v);
                 }
             }
+            Op::Column(values, lane) => {
+                for (n, v) in values.iter().enumerate() {
+                    self.lanes[to + n] = self.lanes[self.at(*v) + *lane as usize];
+                }
+            }
             Op::Extract(a, lane) => self.lanes[to] = self.lanes[self.at(*a) + *lane as usize],
             Op::Unary(op, a) => {
                 let a = self.at(*a);

@@ -209,6 +209,8 @@ pub enum Op {
     Pack(Vec<ValueId>),
     /// One lane as a scalar.
     Extract(ValueId, u32),
+    /// The same lane of each of some vectors of 4-byte elements, as many as they have lanes, 4 or more: all of these are the vectors transposed.
+    Column(Vec<ValueId>, u32),
     /// Lanewise operation on one value. Only: neg abs not floor ceil round trunc sqrt (floats); neg abs not (integers);
     /// not (bool).
     Unary(UnaryOp, ValueId),
@@ -261,7 +263,7 @@ impl Op {
                 f(*b);
                 f(*c);
             }
-            Op::Pack(values) => values.iter().copied().for_each(f),
+            Op::Pack(values) | Op::Column(values, _) => values.iter().copied().for_each(f),
         }
     }
 }

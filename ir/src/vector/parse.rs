@@ -339,6 +339,8 @@ impl Parser<'_> {
                     Op::Binary(op, a, b)
                 } else if let Some(op) = named("fold_").and_then(BinaryOp::from_name) {
                     Op::Fold(op, self.operands::<1>()?[0])
+                } else if let Some(lane) = named("column_").and_then(|n| n.parse().ok()) {
+                    Op::Column(self.values()?, lane)
                 } else if let Some(to) = named("to_").and_then(DType::from_name) {
                     Op::Cast(to, self.operands::<1>()?[0])
                 } else if let Some(to) = named("bits_").and_then(DType::from_name) {

@@ -40,6 +40,7 @@ impl Display for Op {
             Op::LoadStrided(a, stride) => write!(f, "load_strided {a} by {stride}"),
             Op::Splat(a) => write!(f, "splat({a})"),
             Op::Pack(values) => write!(f, "pack({})", Commas(values)),
+            Op::Column(values, lane) => write!(f, "column_{lane}({})", Commas(values)),
             Op::Extract(a, lane) => write!(f, "extract({a}, {lane})"),
             Op::Unary(op, a) => write!(f, "{}({a})", op.name()),
             Op::Binary(op, a, b) => write!(f, "{}({a}, {b})", op.name()),

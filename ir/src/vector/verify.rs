@@ -362,6 +362,17 @@ impl Verifier<'_> {
                 self.want(stmt, *a, scalar);
                 None
             }
+            Op::Column(values, lane) => {
+                let lanes = result.lanes;
+                let fits = u32::try_from(values.len()) == Ok(lanes) && *lane < lanes && lanes >= 4;
+                if !fits || result.dtype.size() != 4 {
+                    self.report(Some(stmt), format!("lane {lane} of {} vectors is no {result}", values.len()));
+                }
+                for v in values {
+                    self.want(stmt, *v, result);
+                }
+                None
+            }
             Op::Pack(values) => {
                 if u32::try_from(values.len()) != Ok(result.lanes) {
                     self.report(Some(stmt), format!("{} scalars for {} lanes", values.len(), result.lanes));

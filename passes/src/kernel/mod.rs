@@ -259,11 +259,12 @@ const LANE: usize = 2;
 /// The most boxes into which conditions cut a nest.
 const MOST_BOXES: usize = 40;
 
-/// Rows that are written in turn where they are read across.
+/// Rows that are written in turn where they are read across: as many as the widest vectors have lanes, so that vectors are loaded along the
+/// rows and transposed in registers.
 const TURNED_ROWS: i64 = 16;
 
-/// Of fewer lines the first cache has all until their other elements are read.
-const LEAST_TURNED: i64 = 128;
+/// With fewer columns there are hardly blocks to transpose.
+const LEAST_TURNED: i64 = 32;
 
 /// The axis along which a load has neighbours that lies across the axis of the store, where there is one: of a transposition.
 fn turned(nest: &FlatNest, column: &Axis) -> Option<Symbol> {

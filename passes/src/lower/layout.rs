@@ -148,7 +148,7 @@ impl Walk<'_> {
                 }
                 Stmt::Store { address, gathered, mask, value, .. } => {
                     if !joining {
-                        self.access(*value, address, gathered, mask, weight * 1.1);
+                        self.access(*value, address, gathered, mask, (weight * 1.1, false));
                     }
                 }
             }
@@ -231,16 +231,29 @@ impl Walk<'_> {
         }
     }
 
+    /// How far elements lie apart along an axis of a tile.
+    fn stride(&self, id: TileId, address: &Expr, axis: usize) -> Option<i64> {
+        let at = tile::axis(axis);
+        // Divisions that the first vector decides count as decided.
+        let ranges = Ranges::from([(at.clone(), (0, self.lanes(id) as i64 - 1))]);
+        let zero = |s: &Symbol| (s != &at && tile::is_reserved(s)).then(Expr::default);
+        address.substitute(&zero).simplify(&ranges).coefficient(&at)
+    }
+
+    /// Whether vectors along an axis before this one can be loaded and transposed.
+    fn is_transposed(&self, id: TileId, address: &Expr, axis: usize) -> bool {
+        let whole = |axis| self.fills_lanes(id, axis);
+        let beside = |before: usize| whole(before) && self.stride(id, address, before) == Some(1);
+        self.widths[id.index()] == 4 && whole(axis) && (0..axis).any(beside)
+    }
+
     /// A load or store: what it gains along each axis depends on the stride.
-    fn access(&mut self, id: TileId, address: &Expr, gathered: &[TileId], mask: &[Less], weight: f64) {
+    fn access(&mut self, id: TileId, address: &Expr, gathered: &[TileId], mask: &[Less], (weight, loads): (f64, bool)) {
         let shape = self.program.tiles[id].shape.clone();
         let (n, lanes) = (self.program.tiles[id].elements() as f64 * weight, self.lanes(id));
         for axis in 0..shape.len() {
             let at = tile::axis(axis);
-            // Divisions that the first vector decides count as decided.
-            let ranges = Ranges::from([(at.clone(), (0, lanes as i64 - 1))]);
-            let zero = |s: &Symbol| (s != &at && tile::is_reserved(s)).then(Expr::default);
-            let stride = address.substitute(&zero).simplify(&ranges).coefficient(&at);
+            let stride = self.stride(id, address, axis);
             let masked = mask.iter().any(|l| l.left.mentions(&at) || l.right.mentions(&at));
             let by_lane = gathered.iter().any(|g| self.program.tiles[*g].shape[axis] > 1);
             let gain = match stride {
@@ -249,6 +262,8 @@ impl Walk<'_> {
                 Some(0 | 1) if masked => n * (0.7 - 1.0 / lanes),
                 _ if masked => -0.5 * n,
                 Some(0 | 1) => n * (1.0 - 1.0 / lanes),
+                // A shuffle for each doubling of the rows that come together.
+                _ if loads && self.is_transposed(id, address, axis) => n * (1.0 - (1.0 + lanes.log2()) / lanes),
                 _ => -0.25 * n,
             };
             self.gain(id, axis, gain);
@@ -262,7 +277,7 @@ impl Walk<'_> {
         match op {
             TileOp::Const(_) | TileOp::Index(_) | TileOp::CheckIndex { .. } | TileOp::Transpose(..) => return,
             TileOp::Load { address, gathered, mask, .. } => {
-                return self.access(id, address, gathered, mask, weight);
+                return self.access(id, address, gathered, mask, (weight, true));
             }
             TileOp::Dot(_, a, _, _) => {
                 let depth = self.program.tiles[*a].shape.get(1).copied().unwrap_or(1) as f64;

@@ -102,6 +102,12 @@ impl<'a> Lowering<'a> {
         }
         let values = gathered.iter().map(|&g| self.value(g, at, None)).collect::<Result<Vec<_>, _>>()?;
         let e = self.placed(address, at, along, &values);
+        let apart = !matches!(e.coefficient(&lane()), Some(0 | 1)) && mask.is_empty() && gathered.is_empty();
+        if let Some(home) = home.filter(|_| apart && ty.dtype == narrow)
+            && let Some(column) = self.column_of_rows(id, (*buffer, address), at, home)?
+        {
+            return Ok(Some(column));
+        }
         let pattern = match (home, e.coefficient(&lane())) {
             (None, _) => Pattern::One,
             (Some(_), Some(1)) if ty.dtype != DType::Bool => Pattern::Consecutive,
@@ -157,6 +163,44 @@ impl<'a> Lowering<'a> {
             return Ok(Some(self.builder.emit(depth, ty, Op::Select(holds, loaded, other))));
         }
         Ok(Some(self.load_if(depth, ty, holds, other, make(address))))
+    }
+
+    /// Lanes that lie apart where those of another axis lie side by side: vectors along that axis are loaded and transposed. Nothing where the tile
+    /// has no whole blocks of them.
+    fn column_of_rows(
+        &mut self,
+        id: TileId,
+        (buffer, address): (usize, &Expr),
+        at: &[usize],
+        home: Home,
+    ) -> Result<Option<ValueId>, LowerError> {
+        let ty = self.register_type(id);
+        let lanes = ty.lanes as usize;
+        if self.program.buffers[buffer].written || ty.dtype.size() != 4 || lanes < 4 {
+            return Ok(None);
+        }
+        for axis in 0..at.len() {
+            if axis == home.axis || !self.ty(id).shape[axis].is_multiple_of(lanes) {
+                continue;
+            }
+            let along = Some((axis, ty.lanes));
+            let mut first = at.to_vec();
+            first[axis] -= at[axis] % lanes;
+            if self.placed(address, &first, along, &[]).coefficient(&lane()) != Some(1) {
+                continue;
+            }
+            let mut rows = Vec::with_capacity(lanes);
+            for n in 0..lanes {
+                let mut at = first.clone();
+                at[home.axis] += n;
+                let e = self.placed(address, &at, along, &[]).replace(&lane(), &Expr::default());
+                let address = self.address(buffer, &e)?;
+                rows.push(self.builder.emit(self.depths[id.index()], ty, Op::Load(address)));
+            }
+            let column = Op::Column(rows, (at[axis] % lanes) as u32);
+            return Ok(Some(self.builder.emit(self.depths[id.index()], ty, column)));
+        }
+        Ok(None)
     }
 
     /// Asks ahead for what a fold reads from a large buffer in one stream, such as a panel of weights and after it the next one:

@@ -134,3 +134,28 @@ fn exponentials_of_long_rows_are_kept() {
     assert!(kept(&check_free(&rows("n", "symbol n in 1..400\n"), sizes)));
     assert!(!kept(&check_free(&rows("n", "symbol n in 1..9000\n"), sizes)));
 }
+
+#[test]
+fn what_lies_across_is_read_in_blocks() {
+    let wide =
+        &[&[("rows", 1), ("columns", 1)][..], &[("rows", 16), ("columns", 33)], &[("rows", 37), ("columns", 50)]];
+    let c = check_free(
+        "symbol rows in 1..64\n symbol columns in 1..64
+         input %0 : f32[rows, columns]\n input %1 : f32[columns, rows]\n input %2 : f32[rows]
+         %3 = transpose(%0) perm = [1, 0] : f32[columns, rows]
+         %4 = map(%3, %1, %2) body = { mul(add(a0, a1), a2) } : f32[columns, rows]
+         output %4 \"y\"",
+        wide,
+    );
+    assert_eq!(c.kernels[0].len(), 1);
+    let blocks = |target: usize, block: &str| c.kernels[target][0].to_string().contains(block);
+    assert!(blocks(0, "f32[16,16,1] = load in0") && blocks(1, "f32[16,8,1] = load in0"), "{}", c.kernels[0][0]);
+    for (rows, columns) in [(1, 100), (15, 16), (16, 15), (40, 21), (64, 48)] {
+        check(&format!(
+            "input %0 : f32[3, {rows}, {columns}]\n input %1 : i32[{rows}, {columns}]
+             %2 = transpose(%0) perm = [0, 2, 1] : f32[3, {columns}, {rows}]
+             %3 = transpose(%1) perm = [1, 0] : i32[{columns}, {rows}]
+             output %2 \"y\"\n output %3 \"z\""
+        ));
+    }
+}

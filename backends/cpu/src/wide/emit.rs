@@ -52,6 +52,8 @@ pub(super) struct Emitter<'a> {
     pending: Vec<ValueId>,
     /// The even and the odd bytes of vectors as 16-bit lanes, with whether they are signed; of this block.
     pub halves: HashMap<(ValueId, bool), [VReg; 2]>,
+    /// The lanes of vectors that are transposed; of this block.
+    pub columns: HashMap<&'a [ValueId], Vec<VReg>>,
     /// AVX2: bytes of the lanes of each mask.
     pub mask_bytes: Vec<u32>,
     /// Of buffers, then of local memory.
@@ -85,6 +87,7 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         packed: HashSet::new(),
         pending: Vec::new(),
         halves: HashMap::new(),
+        columns: HashMap::new(),
         mask_bytes: vec![0; program.values.len()],
         bases: Vec::new(),
         strides: HashMap::new(),
@@ -227,6 +230,7 @@ impl<'a> Emitter<'a> {
         self.order.push(block);
         self.current = block;
         self.halves.clear();
+        self.columns.clear();
         self.strides.clear();
     }
 
@@ -726,7 +730,7 @@ impl<'a> Emitter<'a> {
 
     // Operations.
 
-    fn assign(&mut self, id: ValueId, op: &Op) -> Result<(), Error> {
+    fn assign(&mut self, id: ValueId, op: &'a Op) -> Result<(), Error> {
         let ty = self.ty(id);
         let floats = ty.dtype.is_float();
         let in_vector = floats || !ty.is_scalar();
@@ -756,6 +760,7 @@ impl<'a> Emitter<'a> {
             Op::LoadStrided(a, stride) => self.load_strided(ty, a, *stride)?,
             Op::Splat(a) => self.splat(id, ty, *a)?,
             Op::Pack(values) => self.pack_values(id, ty, values)?,
+            Op::Column(vectors, lane) => self.column(ty, vectors, *lane)?,
             Op::Extract(a, lane) => self.extract_value(*a, *lane)?,
             Op::Unary(UnaryOp::Round, a)
                 if !ty.is_scalar() && self.uses[id.index()] == 1 && self.to_integers.contains(&id) =>

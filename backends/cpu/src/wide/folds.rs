@@ -109,6 +109,57 @@ impl Emitter<'_> {
     }
 }
 
+impl<'a> Emitter<'a> {
+    /// One lane of each of as many vectors as they have lanes. All lanes are made together, where the first one of a block is.
+    pub fn column(&mut self, ty: VectorType, vectors: &'a [ValueId], lane: u32) -> Result<VReg, Error> {
+        if !self.columns.contains_key(vectors) {
+            let own = vectors.iter().map(|&v| self.vector_of(v)).collect::<Result<Vec<_>, _>>()?;
+            let made = self.transposed(ty, &own)?;
+            self.columns.insert(vectors, made);
+        }
+        let made = self.columns.get(vectors).and_then(|made| made.get(lane as usize));
+        made.copied().ok_or_else(|| self.unsupported(format!("lane {lane} of {ty}")))
+    }
+
+    /// Vectors of 4-byte lanes transposed: first within 16 bytes, four vectors at a time, then the 16 bytes of them.
+    fn transposed(&mut self, ty: VectorType, vectors: &[VReg]) -> Result<Vec<VReg>, Error> {
+        let width = self.width(ty)?;
+        let mut groups: Vec<[VReg; CHUNK]> = Vec::new();
+        for group in vectors.chunks(CHUNK) {
+            let &[a, b, c, d] = group else { return Err(self.unsupported(format!("{ty} transposed"))) };
+            let mut pair = |row, a, b| self.binary(row, width, a, Arg::Use(b, width));
+            let [ab, cd] = [pair(codes::VUNPCKLPS, a, b)?, pair(codes::VUNPCKLPS, c, d)?];
+            let [ef, gh] = [pair(codes::VUNPCKHPS, a, b)?, pair(codes::VUNPCKHPS, c, d)?];
+            let mut half = |a, b, upper| self.halves_of_parts(ty, (a, b), CHUNK, upper);
+            groups.push([half(ab, cd, false)?, half(ab, cd, true)?, half(ef, gh, false)?, half(ef, gh, true)?]);
+        }
+        // Of each group of four vectors: lane `n` of each 16 bytes. The 16 bytes of all groups come together.
+        let mut lanes = vec![None; vectors.len()];
+        for n in 0..CHUNK {
+            let chunks: Vec<VReg> = groups.iter().map(|group| group[n]).collect();
+            let made = match *chunks {
+                [one] => vec![one],
+                [a, b] => vec![self.halves_of_parts(ty, (a, b), 8, false)?, self.halves_of_parts(ty, (a, b), 8, true)?],
+                [a, b, c, d] => {
+                    let mut half = |a, b, upper| self.halves_of_parts(ty, (a, b), 8, upper);
+                    let (even, odd) =
+                        ([half(a, b, false)?, half(c, d, false)?], [half(a, b, true)?, half(c, d, true)?]);
+                    let [first, third] = [half(even[0], even[1], false)?, half(even[0], even[1], true)?];
+                    let [second, fourth] = [half(odd[0], odd[1], false)?, half(odd[0], odd[1], true)?];
+                    vec![first, second, third, fourth]
+                }
+                _ => vec![],
+            };
+            for (at, vector) in made.into_iter().enumerate() {
+                if let Some(lane) = lanes.get_mut(CHUNK * at + n) {
+                    *lane = Some(vector);
+                }
+            }
+        }
+        lanes.into_iter().collect::<Option<_>>().ok_or_else(|| self.unsupported(format!("{ty} transposed")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::order;

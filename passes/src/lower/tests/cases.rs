@@ -84,6 +84,17 @@ fn a_transpose() {
 }
 
 #[test]
+fn lanes_that_lie_apart_are_transposed() {
+    let lowered = golden("transpose_blocks", &[("n", 9)], 0.0);
+    let mut loops = Vec::new();
+    innermost(&lowered.body, &mut loops);
+    let count = |f: &dyn Fn(&Op) -> bool| loops[0].iter().filter(|s| matches!(s, Stmt::Let(_, op) if f(op))).count();
+    // Each vector is loaded once, though each lane is of all of them.
+    assert_eq!(count(&|op| matches!(op, Op::Load(a) if a.buffer == 0)), 8);
+    assert_eq!(count(&|op| matches!(op, Op::Column(..))), 8);
+}
+
+#[test]
 fn bytes_to_floats() {
     golden("quantized", &[], 0.0);
 }
