@@ -298,6 +298,9 @@ fn plain(
     })
 }
 
+/// Where in local memory a product's number is, of a tile and a channel.
+type NumberAt<'f> = dyn Fn(&Expr, &Expr, &Symbol) -> Expr + 'f;
+
 impl Builder<'_> {
     /// The 16 numbers of each window's products.
     pub(super) fn window_tiles(&mut self, nest: &FlatNest) -> Option<()> {
@@ -474,7 +477,7 @@ impl Builder<'_> {
         place: &Place,
         product: &Product<'_>,
         block: &Block<'_>,
-        (local, number): (usize, &dyn Fn(&Expr, &Expr, &Symbol) -> Expr),
+        (local, number): (usize, &NumberAt<'_>),
     ) -> Option<()> {
         let [picture, _, row, column, _] = windows.nest.axes.as_slice() else { return None };
         let (r, c) = (self.symbol("t"), self.symbol("t"));
