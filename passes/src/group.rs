@@ -259,7 +259,7 @@ pub fn group(
             nodes: vec![id],
         };
         let mut note = |value, verdict| tried.push(Attempt { value, reader: id, verdict });
-        // Each element is read up to 64 times there.
+        // Each element is read 16 times there, and 4 times by the kernel.
         if !matches!(node.op, Op::WindowTiles(_)) {
             absorb_producers(graph, &mut group, &groups, &users, &mut note);
         }

@@ -453,9 +453,9 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
                 let plain = target.machine.matrices.then(|| Machine { matrices: false, ..target.machine.clone() });
                 match made(&target.machine).or_else(|e| plain.as_ref().map_or(Err(e), &mut made)) {
                     Ok(program) => kernels.push(program),
-                    Err(_) if g.is_attention() || g.is_tiled() => {
+                    // What is refused apart, too, goes the way of all others.
+                    Err(_) if (g.is_attention() || g.is_tiled()) && apart.insert(g.output) => {
                         refused = true;
-                        apart.insert(g.output);
                         break;
                     }
                     Err(reason) => {

@@ -1,6 +1,7 @@
 //! Which core a thread runs on, and how it goes to another one.
 //!
-//! Invariant: a thread may run on the same cores afterwards as before; where the system does not say or refuses, nothing happens.
+//! Invariant: the cores that a thread may run on are put back, where the system lets it. They are the thread's own from then on: it does not follow a
+//! set of cores that is widened later.
 
 /// The core that the calling thread runs on, where the system says.
 #[cfg(target_os = "linux")]
@@ -41,10 +42,15 @@ mod tests {
     #[test]
     fn a_thread_goes_to_another_core_and_keeps_its_choice() {
         let before = sched_getaffinity(None).unwrap();
-        let here = current().unwrap();
-        leave(here);
-        let after = sched_getaffinity(None).unwrap();
-        assert!(before == after);
+        let mut left = before.count() < 2;
+        // It may be moved back before it looks.
+        for _ in 0..1000 {
+            let here = current().unwrap();
+            leave(here);
+            left |= current() != Some(here);
+            assert!(sched_getaffinity(None).unwrap() == before);
+        }
+        assert!(left);
         leave(usize::MAX);
         assert!(sched_getaffinity(None).unwrap() == before);
     }

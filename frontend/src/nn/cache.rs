@@ -300,7 +300,7 @@ impl<'g> Decoding<'g> {
     }
 
     /// Whether past and new positions are one segment. A single token's scores are joined instead, so that its past is not copied; many tokens
-    /// read it so often that a copy is nothing beside, and attention over one segment is one kernel. Texts beside one another are mostly
+    /// read it so often that the copy matters little (a few, that were guessed, pay for it), and attention over one segment is one kernel. Texts beside one another are mostly
     /// of one token each, and a capacity is mostly empty.
     fn is_joined(&self) -> bool {
         let prefix = self.past_length.is_none() && self.packed.is_none();

@@ -1,6 +1,7 @@
 //! How axes are cut into tiles.
 //!
-//! Invariant: the segments of an axis cover it exactly once, whatever its extent is, so no tile overhangs.
+//! Invariant: the segments of an axis cover it exactly once, whatever its extent is, but for those of [`overlapping`], whose elements may be
+//! made twice; no tile overhangs.
 
 use super::flat::{Axis, FlatNest};
 use kiln_ir::expr::{Expr, Ranges, Symbol};

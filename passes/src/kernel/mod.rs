@@ -321,7 +321,7 @@ impl Builder<'_> {
     fn single(&mut self, nest: FlatNest) -> Option<()> {
         for nest in nest.boxes(MOST_BOXES) {
             let nest = nest.without_unread_fold();
-            if multiplies_tiles(&nest.body) {
+            if !nest.folds.is_empty() && multiplies_tiles(&nest.body) {
                 self.or_as_nest(|b| b.tile_product(&nest), |b| b.fold(&nest.clone().collapse()))?;
                 continue;
             }

@@ -74,8 +74,13 @@ impl Operands {
             },
             _ => None,
         };
-        let Scalar::Select(_, _, product) = code.node(product) else { return None };
+        let Scalar::Select(nothing, none, product) = code.node(product) else { return None };
         let Scalar::Binary(BinaryOp::Mul, sign, product) = code.node(*product) else { return None };
+        let zero = |id: &Id<Scalar>| matches!(code.node(*id), Scalar::Const(c) if c.bits == 0);
+        let counts_nothing = matches!(code.node(*nothing), Scalar::Binary(BinaryOp::Eq, a, b) if a == sign && zero(b));
+        if !counts_nothing || !zero(none) {
+            return None;
+        }
         let Scalar::Cast(DType::F32, sign) = code.node(*sign) else { return None };
         let (Scalar::Index(counts), Scalar::Binary(BinaryOp::Mul, tiles, weights)) =
             (code.node(*sign), code.node(*product))
@@ -197,7 +202,8 @@ impl<'a> Product<'a> {
             return None;
         };
         let still = |e: &Expr, axes: &[&Axis]| axes.iter().all(|a| !e.mentions(&a.symbol));
-        let fits = counts_as_defined(&operands.counts, [&y.symbol, &x.symbol, &product.symbol])
+        let fits = nest.combine == BinaryOp::Add
+            && counts_as_defined(&operands.counts, [&y.symbol, &x.symbol, &product.symbol])
             && still(&operands.weights.1, &[picture, y, x])
             && stride(&nest.store, &column.symbol) == Stride::Known(1)
             && [y, x, channel, column].iter().all(|a| a.known().is_some());

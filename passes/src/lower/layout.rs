@@ -148,7 +148,7 @@ impl Walk<'_> {
                 }
                 Stmt::Store { address, gathered, mask, value, .. } => {
                     if !joining {
-                        self.access(*value, address, gathered, mask, (weight * 1.1, false));
+                        self.access(*value, address, gathered, mask, (weight * 1.1, None));
                     }
                 }
             }
@@ -240,15 +240,26 @@ impl Walk<'_> {
         address.substitute(&zero).simplify(&ranges).coefficient(&at)
     }
 
-    /// Whether vectors along an axis before this one can be loaded and transposed.
-    fn is_transposed(&self, id: TileId, address: &Expr, axis: usize) -> bool {
+    /// Whether vectors along an axis before this one can be loaded from a buffer and transposed.
+    fn is_transposed(&self, id: TileId, (buffer, address): (usize, &Expr), axis: usize) -> bool {
+        let of = &self.program.buffers[buffer];
+        if of.written || of.dtype != self.program.tiles[id].dtype {
+            return false;
+        }
         let whole = |axis| self.fills_lanes(id, axis);
         let beside = |before: usize| whole(before) && self.stride(id, address, before) == Some(1);
         self.widths[id.index()] == 4 && whole(axis) && (0..axis).any(beside)
     }
 
     /// A load or store: what it gains along each axis depends on the stride.
-    fn access(&mut self, id: TileId, address: &Expr, gathered: &[TileId], mask: &[Less], (weight, loads): (f64, bool)) {
+    fn access(
+        &mut self,
+        id: TileId,
+        address: &Expr,
+        gathered: &[TileId],
+        mask: &[Less],
+        (weight, loaded): (f64, Option<usize>),
+    ) {
         let shape = self.program.tiles[id].shape.clone();
         let (n, lanes) = (self.program.tiles[id].elements() as f64 * weight, self.lanes(id));
         for axis in 0..shape.len() {
@@ -263,7 +274,12 @@ impl Walk<'_> {
                 _ if masked => -0.5 * n,
                 Some(0 | 1) => n * (1.0 - 1.0 / lanes),
                 // A shuffle for each doubling of the rows that come together.
-                _ if loads && self.is_transposed(id, address, axis) => n * (1.0 - (1.0 + lanes.log2()) / lanes),
+                _ if mask.is_empty()
+                    && gathered.is_empty()
+                    && loaded.is_some_and(|buffer| self.is_transposed(id, (buffer, address), axis)) =>
+                {
+                    n * (1.0 - (1.0 + lanes.log2()) / lanes)
+                }
                 _ => -0.25 * n,
             };
             self.gain(id, axis, gain);
@@ -276,8 +292,8 @@ impl Walk<'_> {
         let mut cost = 1.0;
         match op {
             TileOp::Const(_) | TileOp::Index(_) | TileOp::CheckIndex { .. } | TileOp::Transpose(..) => return,
-            TileOp::Load { address, gathered, mask, .. } => {
-                return self.access(id, address, gathered, mask, (weight, true));
+            TileOp::Load { buffer, address, gathered, mask, .. } => {
+                return self.access(id, address, gathered, mask, (weight, Some(*buffer)));
             }
             TileOp::Dot(_, a, _, _) => {
                 let depth = self.program.tiles[*a].shape.get(1).copied().unwrap_or(1) as f64;

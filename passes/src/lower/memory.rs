@@ -186,15 +186,18 @@ impl<'a> Lowering<'a> {
             let along = Some((axis, ty.lanes));
             let mut first = at.to_vec();
             first[axis] -= at[axis] % lanes;
-            if self.placed(address, &first, along, &[]).coefficient(&lane()) != Some(1) {
-                continue;
-            }
-            let mut rows = Vec::with_capacity(lanes);
+            let mut addresses = Vec::with_capacity(lanes);
             for n in 0..lanes {
                 let mut at = first.clone();
                 at[home.axis] += n;
-                let e = self.placed(address, &at, along, &[]).replace(&lane(), &Expr::default());
-                let address = self.address(buffer, &e)?;
+                addresses.push(self.placed(address, &at, along, &[]));
+            }
+            if addresses.iter().any(|e| e.coefficient(&lane()) != Some(1)) {
+                continue;
+            }
+            let mut rows = Vec::with_capacity(lanes);
+            for e in addresses {
+                let address = self.address(buffer, &e.replace(&lane(), &Expr::default()))?;
                 rows.push(self.builder.emit(self.depths[id.index()], ty, Op::Load(address)));
             }
             let column = Op::Column(rows, (at[axis] % lanes) as u32);

@@ -9,7 +9,7 @@ use kiln_ir::graph::{Graph, Node, NodeId, ValueId};
 use kiln_ir::ops::{Gather, Op, Reshape, Slice, Transpose};
 
 /// Whether a value is a large constant, or what maps and views make of constants alone, one of them large.
-fn is_table(graph: &Graph, v: ValueId, depth: usize) -> bool {
+pub(super) fn is_table(graph: &Graph, v: ValueId, depth: usize) -> bool {
     let known = |v: ValueId| graph.constant(v).is_some();
     if let Some(tensor) = graph.constant(v) {
         return tensor.len() >= TABLE;

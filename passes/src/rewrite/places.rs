@@ -1,8 +1,10 @@
 //! Scales of a weight's rows, where rows are summed over: they go to the other factor.
 //!
-//! Invariant: the product stays what it is, up to the rounding of floats; what is multiplied twice neither overflows nor vanishes for it.
+//! Invariant: the product stays what it is, up to the rounding of floats: nothing overflows that did not before, and the other factor loses bits
+//! only below 2^-86.
 
-use super::canonicalise::{TABLE, producer};
+use super::canonicalise::{MOST_MAPS, producer};
+use super::picked::is_table;
 use super::{Operand, Patch};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
@@ -51,9 +53,8 @@ fn scaled(graph: &Graph, weight: ValueId) -> Option<Scaled> {
     };
     let (map, Node { op: Op::Map(Map { body }), inputs, .. }) = producer(graph, inner)? else { return None };
     let dims = &graph.ty(inner).dims;
-    let large = |v: &ValueId| graph.ty(*v).elements().as_const().is_some_and(|n| n >= TABLE as i64);
     let Scalar::Binary(BinaryOp::Mul, a, b) = body.node(body.result()) else { return None };
-    if body.result_type() != DType::F32 || !inputs.iter().any(large) {
+    if body.result_type() != DType::F32 || !is_table(graph, inner, MOST_MAPS) {
         return None;
     }
     for (factor, rest) in [(*a, *b), (*b, *a)] {
@@ -184,5 +185,19 @@ mod tests {
         assert!(!moved(blocks, &[96, 2, 1], 0.5));
         assert!(!moved(blocks, &[1, 2, 1], 0.5));
         assert!(!moved(plain, &[96, 1], 2.0));
+    }
+
+    #[test]
+    fn scales_of_activations_stay_theirs() {
+        // What is scaled has as many elements as a table, but is no weight.
+        let text = "graph \"g\" {\n input %0 : f32[64, 96]\n const %1 : f32[96] = data 0\n const %2 : u8[96, 64] = data 1
+             %3 = map(%0, %1) body = { mul(a0, a1) } : f32[64, 96]\n %8 = map(%2) body = { mul(to_f32(a0), 0.5f32) } : f32[96, 64]
+             %9 = contract(%3, %8) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[64, 64]\n output %9 \"y\"\n}";
+        let data = [Tensor::from_f32(&[96], &[0.5; 96]), Tensor::new(DType::U8, vec![96, 64], vec![3; 96 * 64])];
+        let graph = Graph::parse(text, &data.map(Result::unwrap)).unwrap();
+        let made = canonicalise(&graph).unwrap();
+        let product = made.nodes().find(|(_, n)| matches!(n.op, Op::Contract(_))).unwrap().1;
+        let weight = made.nodes().find(|(_, n)| n.outputs.contains(&product.inputs[1])).unwrap().1;
+        assert!(weight.inputs.iter().all(|v| made.ty(*v).dtype != DType::F32), "{made}");
     }
 }

@@ -11,6 +11,7 @@ use kiln_ir::ops::tiles::weights_of_products;
 use kiln_ir::ops::{Conv, Elements, Op, Pad, TileProduct, WindowTiles};
 use kiln_ir::scalar::Constant;
 use kiln_ir::tensor::Tensor;
+use std::collections::HashMap;
 
 /// With fewer channels or fewer results of a pixel, transforming tiles takes what the fewer products save: 16 of both still gain a fifth.
 const LEAST_CHANNELS: i64 = 16;
@@ -27,8 +28,9 @@ const MOST_NUMBERS: i64 = 2 << 20;
 /// The graph has a cycle, or a bug of ours made what does not type-check.
 pub fn convolutions_by_tiles(graph: &Graph) -> Result<Graph, GraphError> {
     let mut graph = graph.compact()?;
+    let mut made = HashMap::new();
     for id in graph.live_order()? {
-        if let Some(tiled) = Tiled::of(&graph, id) {
+        if let Some(tiled) = Tiled::of(&mut graph, id, &mut made) {
             tiled.replace(&mut graph, id)?;
         }
     }
@@ -41,12 +43,14 @@ struct Tiled {
     x: ValueId,
     /// The border, the one that makes the height and the width even with it.
     pad: Option<Pad>,
-    weights: Tensor,
+    /// Those of the products.
+    weights: ValueId,
     extents: Vec<usize>,
 }
 
 impl Tiled {
-    fn of(graph: &Graph, id: NodeId) -> Option<Tiled> {
+    /// `made` are the products' weights of direct ones, which several convolutions may have; nothing for those that have none.
+    fn of(graph: &mut Graph, id: NodeId, made: &mut HashMap<ValueId, Option<ValueId>>) -> Option<Tiled> {
         let node = graph.node(id);
         let Op::Conv(Conv { strides, dilations, groups: 1, elements: Elements::Numbers }) = &node.op else {
             return None;
@@ -69,7 +73,14 @@ impl Tiled {
         if channels.min(outputs) < LEAST_CHANNELS || tiles < LEAST_TILES || far {
             return None;
         }
-        let weights = of_products(weights)?;
+        let weights = match made.get(&w) {
+            Some(known) => *known,
+            None => {
+                let new = of_products(weights).map(|tensor| graph.add_constant(tensor));
+                made.insert(w, new);
+                new
+            }
+        }?;
         let more = [height % 2, width % 2];
         let none =
             Pad { low: vec![0; 4], high: vec![0; 4], interior: vec![0; 4], value: Constant::float(DType::F32, 0.0) };
@@ -102,9 +113,8 @@ impl Tiled {
             }
         };
         let tiles = graph.add(WindowTiles {}.into(), &[x], &origin).map_err(fail)?;
-        let weights = graph.add_constant(self.weights);
         let product = TileProduct { extents: self.extents };
-        let product = graph.add(product.into(), &[tiles, weights], &origin).map_err(fail)?;
+        let product = graph.add(product.into(), &[tiles, self.weights], &origin).map_err(fail)?;
         graph.set_layout(product, graph.ty(out).layout.clone());
         graph.replace(out, product);
         Ok(())

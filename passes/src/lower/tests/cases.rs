@@ -95,6 +95,21 @@ fn lanes_that_lie_apart_are_transposed() {
 }
 
 #[test]
+fn rows_of_which_one_is_broken_are_not_transposed() {
+    // The row that begins at 60 goes on at 100.
+    let text = "kernel @broken(x: f32[400], y: f32[16] written) { part grid() {
+        %0: f32[4,4,1] = load x[100*floordiv(20*a1 + a0, 62) + mod(20*a1 + a0, 62)] store y[a0 + 4*a1] = %0 } }";
+    let program = TileProgram::parse(text).expect("a program");
+    let mut random = Random(7);
+    let buffers = vec![random.elements(DType::F32, 400, -4, 4), random.elements(DType::F32, 16, -4, 4)];
+    agree(&program, &Setting { buffers, dims: vec![] }, &Ranges::new(), 0.0);
+    let across = text.replace("a0 + 4*a1", "4*a0 + a1");
+    let program = TileProgram::parse(&across).expect("a program");
+    let buffers = vec![random.elements(DType::F32, 400, -4, 4), random.elements(DType::F32, 16, -4, 4)];
+    agree(&program, &Setting { buffers, dims: vec![] }, &Ranges::new(), 0.0);
+}
+
+#[test]
 fn bytes_to_floats() {
     golden("quantized", &[], 0.0);
 }
