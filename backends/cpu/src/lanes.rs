@@ -104,7 +104,7 @@ impl Emitter<'_, '_> {
         };
         let half = if lane < 2 { [0, 4, 1, 5] } else { [2, 6, 3, 7] };
         let (low, high) = (shuffled(a, b, half), shuffled(c, d, half));
-        let whole = shuffled(low, high, if lane % 2 == 0 { [0, 1, 4, 5] } else { [2, 3, 6, 7] });
+        let whole = shuffled(low, high, if lane.is_multiple_of(2) { [0, 1, 4, 5] } else { [2, 3, 6, 7] });
         Ok(self.bitcast(ty, whole))
     }
 
