@@ -87,6 +87,12 @@ impl Emitter<'_, '_> {
         Ok(self.pack(to, ty, &scalars))
     }
 
+    /// Bytes of two vectors of 16, those of the second from 16 on.
+    fn shuffled(&mut self, a: Value, b: Value, bytes: Vec<u8>) -> Value {
+        let mask = self.builder.func.dfg.immediates.push(bytes.into());
+        self.builder.ins().shuffle(a, b, mask)
+    }
+
     /// One lane of each of four vectors. The shuffles that the lanes share are made once: equal instructions become one.
     pub fn column(&mut self, ty: Type, vectors: &[ValueId], lane: u32) -> Result<Value, Error> {
         let &[a, b, c, d] = vectors else {
@@ -98,9 +104,7 @@ impl Emitter<'_, '_> {
         });
         // Lanes of the first vector are 0 to 3, of the second 4 to 7.
         let mut shuffled = |a: Value, b: Value, lanes: [u8; 4]| {
-            let bytes: Vec<u8> = lanes.iter().flat_map(|lane| (0..4).map(move |byte| 4 * lane + byte)).collect();
-            let mask = self.builder.func.dfg.immediates.push(bytes.into());
-            self.builder.ins().shuffle(a, b, mask)
+            self.shuffled(a, b, lanes.iter().flat_map(|lane| (0..4).map(move |byte| 4 * lane + byte)).collect())
         };
         let half = if lane < 2 { [0, 4, 1, 5] } else { [2, 6, 3, 7] };
         let (low, high) = (shuffled(a, b, half), shuffled(c, d, half));
@@ -125,10 +129,8 @@ impl Emitter<'_, '_> {
         let mut half = from.lanes as usize / 2;
         while half > 0 {
             // The upper lanes of the result are garbage that no later step reads.
-            let bytes: Vec<u8> = (0..16).map(|i| ((i + half * size) % 16) as u8).collect();
-            let mask = self.builder.func.dfg.immediates.push(bytes.into());
             let whole = self.bitcast(types::I8X16, vector);
-            let moved = self.builder.ins().shuffle(whole, whole, mask);
+            let moved = self.shuffled(whole, whole, (0..16).map(|i| ((i + half * size) % 16) as u8).collect());
             let moved = self.bitcast(ty, moved);
             vector = match from.dtype.class() {
                 Class::Float | Class::Double => self.float_values(op, from, vector, moved)?,

@@ -409,18 +409,12 @@ impl Builder<'_> {
         column: Option<(&Axis, Expr, Expr, Expr)>,
         width: i64,
     ) -> Option<()> {
-        let mut place = self.outermost(nest);
-        let mut grid = Vec::new();
-        for a in outer {
-            place.enter(&a.symbol, &a.extent);
-            grid.push((a.symbol.clone(), a.extent.clone()));
-        }
+        let mut grid: Vec<(Symbol, Expr)> = outer.iter().map(|a| (a.symbol.clone(), a.extent.clone())).collect();
+        grid.extend(block_variables(&row.cloned()));
+        let mut place = self.within(nest, &grid);
         let mut body = Vec::new();
         place.shape = single();
         if let Some((symbol, segment)) = row {
-            let blocks = block_variables(&row.cloned());
-            blocks.iter().for_each(|(symbol, extent)| place.enter(symbol, extent));
-            grid.extend(blocks);
             place.shape[ROW] = segment.block as usize;
             place.ranges.insert(tile_axis(ROW), (0, segment.block - 1));
             place.at.insert(symbol.clone(), segment.first(symbol).add(&Expr::from(tile_axis(ROW))));

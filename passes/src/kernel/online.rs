@@ -7,13 +7,14 @@ use super::attention::{Attention, exponential};
 use super::emit::Place;
 use super::flat::{Axis, FlatNest};
 use super::fold::Tiling;
+use super::parts::{counted, loaded, stored};
 use super::schedule::{Machine, Schedule};
 use super::{Builder, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
-use kiln_ir::tile::{For, Stmt, TileId, TileOp};
+use kiln_ir::tile::{Stmt, TileId, TileOp};
 
 /// Most keys whose scores are in local memory all at once. Of more it has room for few queries at a time.
 const MOST_AT_ONCE: i64 = 2000;
@@ -145,13 +146,13 @@ impl Builder<'_> {
         rows: i64,
         of_row: impl FnOnce(&mut Self, &mut Vec<Stmt>, &Place, &Expr) -> Option<()>,
     ) -> Option<()> {
-        let (var, hi) = (self.symbol("r"), Expr::from(rows));
+        let var = self.symbol("r");
         let mut place = place.clone();
-        place.enter(&var, &hi);
+        place.enter(&var, &Expr::from(rows));
         place.shape = single();
         let mut inner = Vec::new();
         of_row(self, &mut inner, &place, &Expr::from(&var))?;
-        body.push(Stmt::For(For { var, lo: Expr::default(), hi, step: 1, carried: vec![], body: inner }));
+        body.push(counted(var, rows, 1, inner));
         Some(())
     }
 
@@ -191,14 +192,12 @@ impl Builder<'_> {
 
     /// A row's number.
     pub(super) fn number(&mut self, body: &mut Vec<Stmt>, local: &Local, kind: Kind, row: &Expr) -> TileId {
-        let (address, other) = (local.number(kind, row), Constant::float(DType::F32, 0.0));
-        let load = TileOp::Load { buffer: local.buffer, address, gathered: vec![], mask: vec![], other };
+        let load = loaded(local.buffer, local.number(kind, row), DType::F32);
         self.emitter(&[]).define(body, DType::F32, single(), load)
     }
 
     fn set_number(&mut self, body: &mut Vec<Stmt>, local: &Local, kind: Kind, row: &Expr, value: TileId) {
-        let address = local.number(kind, row);
-        body.push(Stmt::Store { buffer: local.buffer, address, gathered: vec![], mask: vec![], value });
+        body.push(stored(local.buffer, local.number(kind, row), value));
     }
 
     /// Keeps the inverse of a row's sum: no number where that is none, or 0, as where all that a row sees is minus infinity.
