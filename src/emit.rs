@@ -18,6 +18,8 @@ use kiln_passes::plan::{grain, program_count};
 use kiln_runtime::artifact::{KernelEntry, KernelTable};
 use kiln_runtime::cpu::CpuLevel;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Machine code of all kernels for one level.
@@ -75,7 +77,7 @@ pub fn default_levels() -> Vec<CpuLevel> {
 /// A distinct kernel of a level.
 #[derive(Debug)]
 struct Program {
-    tile: TileProgram,
+    tile: Arc<TileProgram>,
     vector: VectorProgram,
     /// Whether `vector` has the wide emitter's vectors.
     wide: bool,
@@ -89,7 +91,8 @@ pub struct Emitter {
     emitters: Emitters,
     pairs: bool,
     terms: Option<Terms>,
-    numbers: HashMap<String, Result<usize, String>>,
+    /// What became of programs, by the hashes of what they do.
+    numbers: HashMap<u64, Vec<(Arc<TileProgram>, Result<usize, String>)>>,
     programs: Vec<Program>,
 }
 
@@ -136,12 +139,12 @@ impl Emitter {
     /// # Errors
     /// Why it cannot be vector code.
     pub fn number(&mut self, program: &TileProgram, dims: &Ranges) -> Result<usize, String> {
-        let mut nameless = program.clone();
-        nameless.name = "k".into();
-        let key = nameless.to_string();
-        if let Some(known) = self.numbers.get(&key) {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(program.code());
+        let alike = self.numbers.entry(hash).or_default();
+        if let Some((_, known)) = alike.iter().find(|(other, _)| other.code() == program.code()) {
             return known.clone();
         }
+        let nameless = Arc::new(TileProgram { name: "k".into(), ..program.clone() });
         let wide = self.emitters.wide.and_then(|w| {
             // Beside products of parts nothing but these is rounded to bf16.
             let own = nameless.multiplies() && !rounds(&nameless);
@@ -154,10 +157,10 @@ impl Emitter {
             if let Some(level) = self.emitters.wide.filter(|_| nameless.multiplies()) {
                 wide::compile(&vector, level).map_err(|e| e.to_string())?;
             }
-            self.programs.push(Program { tile: nameless, vector, wide: is_wide });
+            self.programs.push(Program { tile: nameless.clone(), vector, wide: is_wide });
             Ok(self.programs.len() - 1)
         });
-        self.numbers.insert(key, made.clone());
+        alike.push((nameless, made.clone()));
         made
     }
 

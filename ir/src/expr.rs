@@ -4,10 +4,15 @@
 //! compare equal. Arithmetic saturates at the limits of i64: a dim that overflows stays absurdly large and is refused
 //! wherever sizes are checked; it never wraps to a small number.
 
+mod terms;
+#[cfg(test)]
+mod tests;
+
 use crate::text::{Lexer, ParseError, Token};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use terms::{Product, Terms};
 
 /// How many terms a product in a text form may have.
 const MAX_TERMS: usize = 1024;
@@ -62,7 +67,7 @@ pub enum Atom {
 /// A canonical integer expression. See the module documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Expr {
-    terms: BTreeMap<Vec<Atom>, i64>,
+    terms: Terms,
     constant: i64,
 }
 
@@ -87,7 +92,7 @@ pub(crate) fn floor_mod(a: i64, b: i64) -> i64 {
 
 impl From<i64> for Expr {
     fn from(constant: i64) -> Expr {
-        Expr { terms: BTreeMap::new(), constant }
+        Expr { terms: Terms::default(), constant }
     }
 }
 impl From<i32> for Expr {
@@ -112,7 +117,7 @@ impl From<&Symbol> for Expr {
 }
 impl From<Atom> for Expr {
     fn from(atom: Atom) -> Expr {
-        Expr { terms: BTreeMap::from([(vec![atom], 1)]), constant: 0 }
+        Expr::from_product(Arc::from([atom]), 1)
     }
 }
 
@@ -134,16 +139,15 @@ impl Expr {
 
     /// The symbol, where the expression is just one.
     pub fn as_symbol(&self) -> Option<&Symbol> {
-        let (atoms, &coefficient) = self.terms.first_key_value()?;
-        match atoms.as_slice() {
-            [Atom::Symbol(s)] if coefficient == 1 && self.terms.len() == 1 && self.constant == 0 => Some(s),
+        match self.terms.only()? {
+            ([Atom::Symbol(s)], 1) if self.constant == 0 => Some(s),
             _ => None,
         }
     }
 
     /// The products with their coefficients, without the constant.
     pub fn terms(&self) -> impl Iterator<Item = (&[Atom], i64)> {
-        self.terms.iter().map(|(a, c)| (a.as_slice(), *c))
+        self.terms.iter().map(|(product, c)| (&**product, c))
     }
 
     /// The constant of the sum.
@@ -154,15 +158,18 @@ impl Expr {
     /// The sum.
     pub fn add(&self, other: &Expr) -> Expr {
         let mut sum = self.clone();
-        sum.constant = sum.constant.saturating_add(other.constant);
-        for (atoms, c) in &other.terms {
-            let slot = sum.terms.entry(atoms.clone()).or_insert(0);
-            *slot = slot.saturating_add(*c);
-            if *slot == 0 {
-                sum.terms.remove(atoms);
-            }
-        }
+        sum.add_here(other);
         sum
+    }
+
+    fn add_here(&mut self, other: &Expr) {
+        self.constant = self.constant.saturating_add(other.constant);
+        other.terms.iter().for_each(|(product, c)| self.terms.add(product, c));
+    }
+
+    /// A product with a coefficient, which is not 0.
+    fn from_product(product: Product, coefficient: i64) -> Expr {
+        Expr { terms: Terms::one(product, coefficient), constant: 0 }
     }
 
     /// The product with a constant.
@@ -170,10 +177,7 @@ impl Expr {
         if factor == 0 {
             return Expr::default();
         }
-        Expr {
-            terms: self.terms.iter().map(|(a, c)| (a.clone(), c.saturating_mul(factor))).collect(),
-            constant: self.constant.saturating_mul(factor),
-        }
+        Expr { terms: self.terms.scale(factor), constant: self.constant.saturating_mul(factor) }
     }
 
     /// The difference.
@@ -191,12 +195,11 @@ impl Expr {
         }
         let mut product =
             other.scale(self.constant).add(&Expr { terms: self.scale(other.constant).terms, constant: 0 });
-        for (a, ca) in &self.terms {
-            for (b, cb) in &other.terms {
-                let mut atoms = a.clone();
-                atoms.extend_from_slice(b);
+        for (a, ca) in self.terms.iter() {
+            for (b, cb) in other.terms.iter() {
+                let mut atoms = [&**a, &**b].concat();
                 atoms.sort();
-                product = product.add(&Expr { terms: BTreeMap::from([(atoms, ca.saturating_mul(*cb))]), constant: 0 });
+                product.terms.add(&atoms.into(), ca.saturating_mul(cb));
             }
         }
         product
@@ -235,11 +238,8 @@ impl Expr {
 
     /// The expression as `floordiv(x, c)`, where it is just that.
     fn single_floor_div(&self) -> Option<(&Expr, i64)> {
-        let (atoms, &coefficient) = self.terms.first_key_value()?;
-        match atoms.as_slice() {
-            [Atom::FloorDiv(x, by)] if coefficient == 1 && self.terms.len() == 1 && self.constant == 0 => {
-                by.as_const().map(|by| (&**x, by))
-            }
+        match self.terms.only()? {
+            ([Atom::FloorDiv(x, by)], 1) if self.constant == 0 => by.as_const().map(|by| (&**x, by)),
             _ => None,
         }
     }
@@ -251,18 +251,10 @@ impl Expr {
             // |d| is no i64; nothing is split off.
             return (Expr::default(), self.clone());
         }
-        let (mut quotient, mut rest) = (Expr::default(), Expr::default());
-        for (atoms, &c) in &self.terms {
-            if c.wrapping_rem(d) == 0 {
-                quotient.terms.insert(atoms.clone(), c.saturating_div(d));
-            } else {
-                rest.terms.insert(atoms.clone(), c);
-            }
-        }
         let r = self.constant.wrapping_rem(d).wrapping_add(d.saturating_abs()).wrapping_rem(d);
-        rest.constant = r;
-        quotient.constant = self.constant.saturating_sub(r).saturating_div(d);
-        (quotient, rest)
+        let (quotient, rest) = self.terms.split(d);
+        let constant = self.constant.saturating_sub(r).saturating_div(d);
+        (Expr { terms: quotient, constant }, Expr { terms: rest, constant: r })
     }
 
     /// The quotient rounded towards plus infinity.
@@ -322,9 +314,13 @@ impl Expr {
     /// and every other atom rebuilt by the arithmetic above.
     pub fn substitute(&self, f: &dyn Fn(&Symbol) -> Option<Expr>) -> Expr {
         let mut sum = Expr::from(self.constant);
-        for (atoms, &c) in &self.terms {
+        for (atoms, c) in self.terms.iter() {
+            if atoms.iter().all(|a| matches!(a, Atom::Symbol(s) if f(s).is_none())) {
+                sum.terms.add(atoms, c);
+                continue;
+            }
             let mut product = Expr::from(c);
-            for atom in atoms {
+            for atom in atoms.iter() {
                 product = product.mul(&match atom {
                     Atom::Symbol(s) => f(s).unwrap_or_else(|| Expr::from(s)),
                     Atom::FloorDiv(a, b) => a.substitute(f).floor_div(&b.substitute(f)),
@@ -333,7 +329,7 @@ impl Expr {
                     Atom::Max(a, b) => a.substitute(f).greatest(&b.substitute(f)),
                 });
             }
-            sum = sum.add(&product);
+            sum.add_here(&product);
         }
         sum
     }
@@ -349,9 +345,9 @@ impl Expr {
     /// The value under an assignment; nothing where a symbol has none.
     pub fn eval(&self, f: &dyn Fn(&Symbol) -> Option<i64>) -> Option<i64> {
         let mut sum = self.constant;
-        for (atoms, &c) in &self.terms {
+        for (atoms, c) in self.terms.iter() {
             let mut product = c;
-            for atom in atoms {
+            for atom in atoms.iter() {
                 product = product.saturating_mul(match atom {
                     Atom::Symbol(s) => f(s)?,
                     Atom::FloorDiv(a, b) => floor_div(a.eval(f)?, b.eval(f)?),
@@ -367,7 +363,7 @@ impl Expr {
 
     /// Calls `f` with every symbol in the expression, repeatedly where it occurs more than once.
     pub fn for_each_symbol(&self, f: &mut dyn FnMut(&Symbol)) {
-        for atom in self.terms.keys().flatten() {
+        for atom in self.terms.atoms() {
             match atom {
                 Atom::Symbol(s) => f(s),
                 Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => {
@@ -380,10 +376,7 @@ impl Expr {
 
     /// Calls `f` with the symbol, where the expression is linear in just one: a value of the expression gives one of it.
     pub fn for_each_plain_symbol<'a>(&'a self, f: &mut dyn FnMut(&'a Symbol)) {
-        let mut terms = self.terms.keys();
-        if let (Some(atoms), None) = (terms.next(), terms.next())
-            && let [Atom::Symbol(s)] = atoms.as_slice()
-        {
+        if let Some(([Atom::Symbol(s)], _)) = self.terms.only() {
             f(s);
         }
     }
@@ -399,15 +392,11 @@ impl Expr {
     /// without it; nothing where the symbol occurs in any other way.
     pub fn coefficient(&self, symbol: &Symbol) -> Option<i64> {
         let mut found = 0;
-        for (atoms, &c) in &self.terms {
-            match atoms.as_slice() {
+        for (atoms, c) in self.terms.iter() {
+            match &**atoms {
                 [Atom::Symbol(s)] if s == symbol => found = c,
-                _ => {
-                    let term = Expr { terms: BTreeMap::from([(atoms.clone(), 1)]), constant: 0 };
-                    if term.mentions(symbol) {
-                        return None;
-                    }
-                }
+                _ if Expr::from_product(atoms.clone(), 1).mentions(symbol) => return None,
+                _ => {}
             }
         }
         Some(found)
@@ -416,9 +405,9 @@ impl Expr {
     /// Inclusive bounds under bounds of the symbols; `i64::MIN`/`MAX` stand for none.
     pub fn bounds(&self, ranges: &Ranges) -> (i64, i64) {
         let (mut lo, mut hi) = (self.constant, self.constant);
-        for (atoms, &c) in &self.terms {
+        for (atoms, c) in self.terms.iter() {
             let (mut tl, mut th) = (1i64, 1i64);
-            for atom in atoms {
+            for atom in atoms.iter() {
                 let (al, ah) = atom.bounds(ranges);
                 let corners = [mul_bound(tl, al), mul_bound(tl, ah), mul_bound(th, al), mul_bound(th, ah)];
                 tl = corners.into_iter().fold(i64::MAX, i64::min);
@@ -434,7 +423,7 @@ impl Expr {
     /// `self = g * steps + left` with `left` surely in `0..g`, for a `g` that divides `d`: then `left` does not matter to a
     /// quotient by `d`, and passes through a remainder.
     fn in_steps(&self, d: i64, ranges: &Ranges) -> Option<(Expr, Expr, i64)> {
-        self.terms.values().find_map(|&c| {
+        self.terms.iter().find_map(|(_, c)| {
             let g = greatest_common_divisor(c.checked_abs()?, d);
             let (steps, left) = self.split(g);
             let (lo, hi) = left.bounds(ranges);
@@ -444,16 +433,20 @@ impl Expr {
 
     /// Simplifies divisions, remainders, minima and maxima that the bounds decide.
     pub fn simplify(&self, ranges: &Ranges) -> Expr {
-        if self.terms.keys().flatten().all(|a| matches!(a, Atom::Symbol(_))) {
+        if self.terms.atoms().all(|a| matches!(a, Atom::Symbol(_))) {
             return self.clone();
         }
         let mut sum = Expr::from(self.constant);
-        for (atoms, &c) in &self.terms {
+        for (atoms, c) in self.terms.iter() {
+            if atoms.iter().all(|a| matches!(a, Atom::Symbol(_))) {
+                sum.terms.add(atoms, c);
+                continue;
+            }
             let mut product = Expr::from(c);
-            for atom in atoms {
+            for atom in atoms.iter() {
                 product = product.mul(&atom.simplify(ranges));
             }
-            sum = sum.add(&product);
+            sum.add_here(&product);
         }
         sum
     }
@@ -645,7 +638,7 @@ impl fmt::Display for Expr {
         if self.terms.is_empty() {
             return write!(f, "{}", self.constant);
         }
-        for (i, (atoms, &c)) in self.terms.iter().enumerate() {
+        for (i, (atoms, c)) in self.terms.iter().enumerate() {
             // The least integer has no positive counterpart that could follow a minus.
             let (minus, magnitude) = match (i, c) {
                 (1.., c) if c < 0 && c > i64::MIN => (" - ", c.saturating_neg()),
@@ -688,159 +681,6 @@ impl std::str::FromStr for Expr {
         match lexer.peek() {
             Token::End => Ok(e),
             other => Err(lexer.error(format!("unexpected {other} after the expression"))),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn e(s: &str) -> Expr {
-        s.parse().unwrap()
-    }
-
-    #[test]
-    fn sums_of_products_are_canonical_and_print_back() {
-        for (text, expected) in [
-            ("b + a + 1 + a", "2*a + b + 1"),
-            ("(a + 1) * (b - 2)", "-2*a + a*b + b - 2"),
-            ("floordiv(4*i + 6, 4)", "i + 1"),
-            ("floordiv(floordiv(x, 2), 3)", "floordiv(x, 6)"),
-            ("mod(8*j + 9, 8)", "1"),
-            ("ceildiv(h, 2)", "floordiv(h + 1, 2)"),
-            ("max(a, a + 1)", "a + 1"),
-            ("h - 1", "h - 1"),
-            ("h -1", "h - 1"),
-        ] {
-            let got = e(text).to_string();
-            assert_eq!(got, expected, "{text}");
-            assert_eq!(e(&got), e(text));
-        }
-    }
-
-    #[test]
-    fn bounds_decide_divisions() {
-        let ranges = Ranges::from([(Symbol::new("a1"), (0, 7)), (Symbol::new("j"), (0, 9))]);
-        assert_eq!(e("floordiv(8*j + a1, 8)").simplify(&ranges), e("j"));
-        assert_eq!(e("mod(8*j + a1, 8)").simplify(&ranges), e("a1"));
-        assert_eq!(e("mod(8*j + a1 + 8, 8)").simplify(&ranges), e("a1"));
-        assert_eq!(e("floordiv(8*j + a1, 32)").simplify(&ranges), e("floordiv(j, 4)"));
-        assert_eq!(e("mod(8*j + a1, 32)").simplify(&ranges), e("8*mod(j, 4) + a1"));
-        assert_eq!(e("floordiv(16*j + a1 + 8, 32)").simplify(&ranges), e("floordiv(j, 2)"));
-        assert_eq!(e("min(a1, 9)").simplify(&ranges), e("a1"));
-        assert_eq!(e("floordiv(8*j + a1 + 1, 8)").simplify(&ranges), e("j + floordiv(a1 + 1, 8)"));
-    }
-
-    #[test]
-    fn divisors_below_zero_and_limits_are_exact() {
-        for (text, expected) in [
-            ("floordiv(7, -4)", "-2"),
-            ("mod(7, -4)", "-1"),
-            ("mod(-7, -4)", "-3"),
-            ("floordiv(4*a + 6, -4)", "-1*a - 2"),
-            ("mod(4*a + 6, -4)", "-2"),
-            ("floordiv(a, 0)", "0"),
-            ("mod(a, 0)", "0"),
-            ("ceildiv(7, 2)", "4"),
-            ("ceildiv(-7, 2)", "-3"),
-            ("floordiv(-9223372036854775808, -1)", "9223372036854775807"),
-            ("floordiv(-1, -9223372036854775808)", "0"),
-            ("mod(-1, -9223372036854775808)", "-1"),
-            ("9223372036854775807 + 1", "9223372036854775807"),
-            ("a - 9223372036854775807 - 1", "a + -9223372036854775808"),
-            ("b + -9223372036854775808*a", "-9223372036854775808*a + b"),
-        ] {
-            assert_eq!(e(text).to_string(), expected, "{text}");
-            assert_eq!(e(expected), e(text));
-        }
-    }
-
-    #[test]
-    fn missing_bounds_stay_missing() {
-        let ranges = Ranges::from([(Symbol::new("a"), (0, i64::MAX)), (Symbol::new("b"), (2, 5))]);
-        for (text, bounds) in [
-            ("5 - a", (i64::MIN, 5)),
-            ("a*b + 1", (1, i64::MAX)),
-            ("x", (i64::MIN, i64::MAX)),
-            ("-1*x + b", (i64::MIN, i64::MAX)),
-            ("mod(x, b)", (0, 4)),
-            ("mod(x, a + 1)", (0, i64::MAX)),
-            ("floordiv(a, 2)", (0, i64::MAX)),
-            ("min(a, 7)", (0, 7)),
-            ("max(x, 7)", (7, i64::MAX)),
-        ] {
-            assert_eq!(e(text).bounds(&ranges), bounds, "{text}");
-        }
-    }
-
-    #[test]
-    fn products_that_would_explode_are_refused() {
-        let sum: Vec<String> = (0..20).map(|n| format!("x{n}")).collect();
-        let text = vec![format!("({})", sum.join(" + ")); 8].join(" * ");
-        assert!(text.parse::<Expr>().unwrap_err().message.contains("too many terms"));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn arithmetic_agrees_with_integers(a in -50i64..50, b in -50i64..50, c in 1i64..9, k in -9i64..9) {
-            let value = |s: &Symbol| match s.name() { "a" => Some(a), "b" => Some(b), _ => None };
-            let x = Expr::symbol("a").scale(k).add(&Expr::symbol("b")).add(&Expr::from(3i64));
-            let y = Expr::symbol("a").sub(&Expr::from(2i64));
-            let d = Expr::from(c);
-            let (vx, vy) = (k * a + b + 3, a - 2);
-            proptest::prop_assert_eq!(x.mul(&y).eval(&value), Some(vx * vy));
-            proptest::prop_assert_eq!(x.floor_div(&d).eval(&value), Some(vx.div_euclid(c)));
-            proptest::prop_assert_eq!(x.modulo(&d).eval(&value), Some(vx.rem_euclid(c)));
-            proptest::prop_assert_eq!(x.least(&y).eval(&value), Some(vx.min(vy)));
-            let ranges = Ranges::from([(Symbol::new("a"), (-50, 50)), (Symbol::new("b"), (-50, 50))]);
-            for e in [x.floor_div(&d), x.modulo(&d), x.greatest(&y), x.mul(&y)] {
-                let v = e.eval(&value).unwrap();
-                let (lo, hi) = e.bounds(&ranges);
-                proptest::prop_assert!(lo <= v && v <= hi, "{} = {} outside {}..={}", e, v, lo, hi);
-                proptest::prop_assert_eq!(e.simplify(&ranges).eval(&value), Some(v));
-                proptest::prop_assert_eq!(e.to_string().parse::<Expr>().unwrap(), e);
-            }
-        }
-
-        #[test]
-        fn random_expressions_agree_with_integers(
-            steps in proptest::collection::vec((0u8..7, 0usize..64, 0usize..64), 1..8),
-            a in -20i64..20, b in -20i64..20, k in -9i64..9,
-        ) {
-            let value = |s: &Symbol| match s.name() { "a" => Some(a), "b" => Some(b), _ => None };
-            let mut known: Vec<(Expr, i64)> =
-                vec![(Expr::symbol("a"), a), (Expr::symbol("b"), b), (Expr::from(k), k), (Expr::from(3i64), 3)];
-            for (op, x, y) in steps {
-                let ((x, vx), (y, vy)) = (&known[x % known.len()], &known[y % known.len()]);
-                // A divisor that equals the dividend is taken not to be 0.
-                if (op == 3 || op == 4) && *vy == 0 {
-                    continue;
-                }
-                let (e, v) = match op {
-                    0 => (x.add(y), vx + vy),
-                    1 => (x.sub(y), vx - vy),
-                    2 => (x.mul(y), vx.saturating_mul(*vy)),
-                    3 => (x.floor_div(y), floor_div(*vx, *vy)),
-                    4 => (x.modulo(y), floor_mod(*vx, *vy)),
-                    5 => (x.least(y), *vx.min(vy)),
-                    _ => (x.greatest(y), *vx.max(vy)),
-                };
-                // Beyond this, sums saturate in an order that depends on their form.
-                if v.abs() < 1 << 40 && e.terms().count() < 40 {
-                    known.push((e, v));
-                }
-            }
-            let ranges = Ranges::from([(Symbol::new("a"), (-20, 20)), (Symbol::new("b"), (-20, 20))]);
-            for (e, v) in known {
-                proptest::prop_assert_eq!(e.eval(&value), Some(v), "{}", e);
-                let (lo, hi) = e.bounds(&ranges);
-                proptest::prop_assert!(lo <= v && v <= hi, "{} = {} outside {}..={}", e, v, lo, hi);
-                let bound = e.substitute(&|s| value(s).map(Expr::from));
-                proptest::prop_assert_eq!(bound.as_const(), Some(v), "{}", e);
-                proptest::prop_assert_eq!(e.simplify(&ranges).eval(&value), Some(v), "{}", e);
-                proptest::prop_assert_eq!(e.to_string().parse::<Expr>().unwrap(), e);
-            }
         }
     }
 }

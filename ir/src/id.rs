@@ -65,7 +65,7 @@ impl<T> fmt::Display for Id<T> {
 }
 
 /// Entries of one kind, addressed by [`Id<T>`] in the order in which they were pushed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Arena<T> {
     entries: Vec<T>,
 }

@@ -145,9 +145,9 @@ fn least_live(plan: &Plan) -> Option<Vec<usize>> {
     Some(order)
 }
 
-/// A region under construction: its size, the nominal size, and the lives of its slots.
+/// A region under construction: the different sizes of its slots, its nominal size, and the lives of its slots.
 struct Region {
-    bytes: Expr,
+    sizes: Vec<Expr>,
     nominal: i64,
     lives: Vec<(usize, usize)>,
 }
@@ -168,22 +168,25 @@ fn plan_regions(plan: &mut Plan, mut slots: Vec<(SlotId, Expr, usize, usize)>) {
             .iter_mut()
             .enumerate()
             .filter(|(_, r)| apart(r) && near(r))
-            .min_by_key(|(n, r)| (r.bytes != bytes, r.nominal.abs_diff(size), *n));
+            .min_by_key(|(n, r)| (!r.sizes.contains(&bytes), r.nominal.abs_diff(size), *n));
         let n = match best {
             Some((n, region)) => {
-                region.bytes = region.bytes.greatest(&bytes).simplify(&ranges);
+                if !region.sizes.contains(&bytes) {
+                    region.sizes.push(bytes);
+                }
                 region.nominal = region.nominal.max(size);
                 region.lives.push((first, last));
                 n
             }
             None => {
-                regions.push(Region { bytes, nominal: size, lives: vec![(first, last)] });
+                regions.push(Region { sizes: vec![bytes], nominal: size, lives: vec![(first, last)] });
                 regions.len() - 1
             }
         };
         plan.slots[id].place = Place::Region(n);
     }
-    plan.regions = regions.into_iter().map(|r| r.bytes).collect();
+    let greater = |a: Expr, b: Expr| a.greatest(&b).simplify(&ranges);
+    plan.regions = regions.into_iter().map(|r| r.sizes.into_iter().reduce(greater).unwrap_or_default()).collect();
 }
 
 /// The largest sum of bytes over the steps.
@@ -232,6 +235,41 @@ mod tests {
         assert_eq!(plan.verify(), vec![]);
         assert!(plan.arena_bytes < before / 3, "{} of {before}", plan.arena_bytes);
         assert!(!reorder(&mut plan), "it is as good as it gets");
+    }
+
+    #[test]
+    fn a_region_names_each_size_once() {
+        let n = Symbol::new("n");
+        let mut plan = Plan { symbols: vec![(n.clone(), (0, 1000))], ..Plan::default() };
+        // Layers: values of two sizes, of which neither is always the larger, come after one another.
+        let sizes = [Expr::from(&n).scale(64), Expr::from(&n).add(&Expr::from(40i64)).scale(48)];
+        let mut slot = |bytes: &Expr, place| {
+            plan.slots.push(Slot { name: None, ty: TensorType::new(DType::U8, vec![bytes.clone()]), place })
+        };
+        let x = slot(&sizes[0], Place::Input(0));
+        let between: Vec<_> = (0..20).map(|k| slot(&sizes[k % 2], Place::Arena(0))).collect();
+        let y = slot(&sizes[0], Place::Output(0));
+        plan.inputs.push(("x".into(), x));
+        plan.outputs.push(("y".into(), y));
+        let (name, what, origin) = ("k0".into(), String::new(), Default::default());
+        plan.kernels.push(kiln_ir::plan::Kernel { name, origin, what, operations: 0, bytes: 0 });
+        let chain: Vec<_> = [x].into_iter().chain(between).chain([y]).collect();
+        for pair in chain.windows(2) {
+            plan.steps.push(Step::Launch { kernel: 0, arguments: pair.to_vec(), written: 1 });
+        }
+        plan_memory(&mut plan);
+        assert_eq!(plan.verify(), vec![]);
+        // One value is read while the next is written.
+        assert_eq!(plan.regions, sizes);
+        // Where only one lives at a time, they share a region.
+        plan.slots.ids().for_each(|s| {
+            if matches!(plan.slots[s].place, Place::Region(_)) {
+                plan.slots[s].place = Place::Arena(0);
+            }
+        });
+        plan.steps = chain[1..21].iter().map(|&s| Step::Launch { kernel: 0, arguments: vec![s], written: 1 }).collect();
+        plan_memory(&mut plan);
+        assert_eq!(plan.regions, [sizes[0].greatest(&sizes[1])]);
     }
 
     proptest::proptest! {

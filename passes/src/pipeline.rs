@@ -9,7 +9,7 @@ use crate::fusion::Attempt;
 use crate::group::{Group, Work, group};
 use crate::hoist::hoist_constants;
 use crate::kernel::scatter::Scatter;
-use crate::kernel::{Choice, Machine, Terms, computes, key, preferred_layouts, tile_program};
+use crate::kernel::{Alike, Choice, Machine, Terms, computes, key, preferred_layouts, tile_program};
 use crate::layout::assign_layouts;
 use crate::nibbles::keep_nibbles;
 use crate::parts::keep_parts;
@@ -392,6 +392,7 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
     }
     let mut apart: HashSet<ValueId> = HashSet::new();
     let (mut wishes, mut asked) = (Wishes::default(), BTreeSet::new());
+    let mut known: HashMap<Alike, Vec<TileProgram>> = HashMap::new();
     // Each round moves at least one refused group to the host or cuts one up, so there are at most as many as nodes.
     loop {
         let mut graph = graph.clone();
@@ -442,28 +443,28 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
         }
         let mut kernels: Vec<Vec<TileProgram>> = targets.iter().map(|_| Vec::new()).collect();
         let mut refused = false;
-        for (n, (g, choices)) in groups.iter().zip(&choices).enumerate() {
-            for ((target, kernels), choice) in targets.iter_mut().zip(&mut kernels).zip(choices) {
-                let name = format!("k{n}");
-                let mut made = |machine: &Machine| {
-                    let made = tile_program(&graph, g, &name, machine, choice).map_err(|e| e.to_string());
-                    made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p))
-                };
-                // What cannot be finished beside the unit for matrices still can be without it.
-                let plain = target.machine.matrices.then(|| Machine { matrices: false, ..target.machine.clone() });
-                match made(&target.machine).or_else(|e| plain.as_ref().map_or(Err(e), &mut made)) {
-                    Ok(program) => kernels.push(program),
-                    // What is refused apart, too, goes the way of all others.
-                    Err(_) if (g.is_attention() || g.is_tiled()) && apart.insert(g.output) => {
-                        refused = true;
-                        break;
+        for (g, choices) in groups.iter().zip(&choices) {
+            let alike = Alike::of(&graph, g, on_gpus, choices);
+            let same = alike.as_ref().and_then(|a| known.get(a));
+            debug_assert!(
+                same.is_none_or(|same| programs_of(&graph, g, targets, choices).as_ref() == Ok(same)),
+                "{}: alike, but not the same kernel",
+                g.origin
+            );
+            let made = same.map_or_else(|| programs_of(&graph, g, targets, choices), |same| Ok(same.clone()));
+            match made {
+                Ok(made) => {
+                    if let Some(alike) = alike.filter(|a| !known.contains_key(a)) {
+                        known.insert(alike, made.clone());
                     }
-                    Err(reason) => {
-                        refused = true;
-                        host.extend(g.nodes.iter().copied());
-                        host_reasons.push((g.origin.clone(), reason));
-                        break;
-                    }
+                    kernels.iter_mut().zip(made).for_each(|(all, program)| all.push(program));
+                }
+                // What is refused apart, too, goes the way of all others.
+                Err(_) if (g.is_attention() || g.is_tiled()) && apart.insert(g.output) => refused = true,
+                Err(reason) => {
+                    refused = true;
+                    host.extend(g.nodes.iter().copied());
+                    host_reasons.push((g.origin.clone(), reason));
                 }
             }
         }
@@ -494,6 +495,28 @@ pub(crate) fn cut(graph: &Graph, targets: &mut [Target<'_>]) -> Result<Cut, Pass
             host_reasons,
         });
     }
+}
+
+/// The tile programs of a group, for each target one.
+///
+/// # Errors
+/// Why one of the targets has none.
+fn programs_of(
+    graph: &Graph,
+    group: &Group,
+    targets: &mut [Target<'_>],
+    choices: &[Choice],
+) -> Result<Vec<TileProgram>, String> {
+    let of = |(target, choice): (&mut Target<'_>, &Choice)| {
+        let mut made = |machine: &Machine| {
+            let made = tile_program(graph, group, "k", machine, choice).map_err(|e| e.to_string());
+            made.and_then(|p| (target.lowers)(&p, &graph.symbols).map(|()| p))
+        };
+        // What cannot be finished beside the unit for matrices still can be without it.
+        let plain = target.machine.matrices.then(|| Machine { matrices: false, ..target.machine.clone() });
+        made(&target.machine).or_else(|e| plain.as_ref().map_or(Err(e), &mut made))
+    };
+    targets.iter_mut().zip(choices).map(of).collect()
 }
 
 /// Takes what was measured of the places; whether anything is to be otherwise than it was. Of two places with a kernel in common one is

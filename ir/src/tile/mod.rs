@@ -52,7 +52,7 @@ use crate::scalar::{BinaryOp, Constant, Less, UnaryOp};
 use crate::vector::Product;
 
 /// A tile program. See the module documentation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TileProgram {
     /// Name, such as `k3`.
     pub name: String,
@@ -68,6 +68,11 @@ pub struct TileProgram {
 pub type TileId = Id<TileType>;
 
 impl TileProgram {
+    /// What it does: everything but its name.
+    pub fn code(&self) -> impl PartialEq + std::hash::Hash {
+        (&self.buffers, &self.parts, &self.tiles)
+    }
+
     /// The kernel's arguments: all buffers that are not local.
     pub fn arguments(&self) -> impl DoubleEndedIterator<Item = &Buffer> {
         self.buffers.iter().filter(|b| !b.local)
@@ -126,7 +131,7 @@ pub fn stores_to(tile: DType, buffer: DType) -> bool {
 }
 
 /// A tile's type.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TileType {
     /// Element type.
     pub dtype: DType,
@@ -142,7 +147,7 @@ impl TileType {
 }
 
 /// A kernel argument in memory.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Buffer {
     /// Name for people.
     pub name: String,
@@ -158,7 +163,7 @@ pub struct Buffer {
 }
 
 /// Programs with the same body.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
     /// Grid variables with their extents, outermost first; the last one runs fastest.
     pub grid: Vec<(Symbol, Expr)>,
@@ -167,7 +172,7 @@ pub struct Part {
 }
 
 /// A statement of a tile program.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Stmt {
     /// Defines a tile.
     Let(TileId, TileOp),
@@ -195,7 +200,7 @@ pub enum Stmt {
 }
 
 /// `if condition { then } else { otherwise }`. What either defines is not visible after it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct If {
     /// A bool tile of one element.
     pub condition: TileId,
@@ -206,7 +211,7 @@ pub struct If {
 }
 
 /// `for var in lo..hi step step`: `hi - lo` is a multiple of `step` by construction.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct For {
     /// Loop variable.
     pub var: Symbol,
@@ -223,7 +228,7 @@ pub struct For {
 }
 
 /// A tile carried by a loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Carried {
     /// The value before the first iteration.
     pub init: TileId,
@@ -237,7 +242,7 @@ pub struct Carried {
 
 /// How a tile is computed. All operands of elementwise operations have the result's rank and shape, except that an
 /// extent of 1 broadcasts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TileOp {
     /// Every element is the constant.
     Const(Constant),

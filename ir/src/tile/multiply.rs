@@ -9,7 +9,7 @@ use crate::vector::Product;
 /// Sets local memory, `[rows][columns]`, to sums of products: over all rounds and their folds and, within a step of the innermost
 /// one, over all factors and `depth` elements of both of them. In which order floats are added is open, but for rounds, of which one is
 /// added after the other.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Multiply {
     /// The local buffer; its first `rows * columns` elements are set.
     pub out: usize,
@@ -28,7 +28,7 @@ pub struct Multiply {
 }
 
 /// Two operands of a product.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Factors {
     /// Buffer and address of the left operand's element in row `a0` at step `a1`.
     pub left: (usize, Expr),

@@ -3,6 +3,7 @@
 //! Invariant: the parts of a tile program cover every element of the group's result exactly once, with tiles whose extents
 //! fit without masks; a schedule changes speed, never results other than by the order of float additions in a fold.
 
+mod alike;
 mod attention;
 mod attention_rows;
 mod causal;
@@ -45,6 +46,7 @@ use kiln_ir::tile::{Buffer, For, Part, Stmt, TileId, TileProgram};
 use matrix::Unit;
 use parts::Parts;
 
+pub(crate) use alike::Alike;
 pub use choice::{Arrangement, Boundary, Choice, ChoiceError, Order, Space, VERSION as SCHEDULE_VERSION, key};
 pub(crate) use forms::has_few_bits;
 pub(crate) use gpu::{LEAST_TILE, operands, symbols};
