@@ -272,13 +272,18 @@ pub fn group(
 
 /// Whether a node only moves elements, as a group of its own would.
 pub(crate) fn only_moves(graph: &Graph, id: NodeId) -> bool {
+    of_node(graph, id).is_some_and(|group| group.is_view())
+}
+
+/// A node as a group of its own, where its op has nests; what is said of it to people is missing.
+pub(crate) fn of_node(graph: &Graph, id: NodeId) -> Option<Group> {
     let node = graph.node(id);
     let types: Vec<_> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
     let (Ok(Meaning::Nests(stages)), Some(&output)) = (node.op.meaning(&types), node.outputs.first()) else {
-        return false;
+        return None;
     };
     let (inputs, origin, what) = (node.inputs.clone(), node.origin.clone(), String::new());
-    Group { stages, inputs, output, origin, what, nodes: vec![id] }.is_view()
+    Some(Group { stages, inputs, output, origin, what, nodes: vec![id] })
 }
 
 fn is_host(graph: &Graph, node: NodeId, on_host: &dyn Fn(NodeId) -> bool) -> bool {

@@ -4,10 +4,11 @@
 //! multiplies with the values; rows are divided by their sums at the end. Where local memory holds the scores of all keys, a row's are
 //! all there at once. Else the program goes along the keys in stretches (Milakov and Gimelshein 2018, online softmax): it keeps the greatest
 //! score of each row so far, the sum of the exponentials below it and their product with the values, and scales sum and product down
-//! where a greater score comes. Fully masked rows are what the definition makes of them in both.
+//! where a greater score comes. Fully masked rows are what the definition makes of them in both. Keys that no row of the block sees are not visited.
 
 use super::Builder;
 use super::attention::{At, Attention};
+use super::causal::Seen;
 use super::cuts::{Segment, block_variables, overlapping, row_segments, segments};
 use super::emit::Place;
 use super::flat::{Axis, FlatNest, map_exprs};
@@ -53,6 +54,8 @@ struct Nests {
     /// Address of a result.
     store: Expr,
     dims: Ranges,
+    /// What axes of the group are here.
+    names: At,
 }
 
 fn is_argument(node: &Scalar) -> bool {
@@ -79,7 +82,7 @@ impl Nests {
         let old = of_batch.into_iter().chain([of_rows, of_columns]);
         let new = batch.iter().chain([&row, &column]);
         let mut names: At = old.zip(new).map(|(o, n)| (o.symbol.clone(), Expr::from(&n.symbol))).collect();
-        names.insert(a.key.symbol.clone(), keys.first().add(&Expr::from(&key.symbol)));
+        names.insert(a.key.symbol.clone(), keys.first.add(&Expr::from(&key.symbol)));
         let folds: At =
             a.scores.folds.iter().zip(&depth).map(|(o, n)| (o.symbol.clone(), Expr::from(&n.symbol))).collect();
         let renamed = |e: &Expr| e.substitute(&|s| names.get(s).cloned());
@@ -103,16 +106,22 @@ impl Nests {
         let score = softened.inline(&finish, &mut |_, node, _| Ok(is_argument(node).then_some(argument))).ok()?;
         let score = softened.inline(&seen, &mut |_, node, _| Ok(is_score(node).then_some(score))).ok()?;
         softened.set_result(score);
-        let mut dims = a.out.dims.clone();
-        if let Some((stretch, count)) = &keys.stretch {
-            let most = count.bounds(&dims).1;
-            dims.insert(stretch.clone(), (0, if most == i64::MAX { most } else { most - 1 }));
-        }
         let (of_values, of_result) = (of_out(&a.out.body)?, of_out(&a.out.finish)?);
+        let dims = a.out.dims.clone();
         let (nan_is_zero, in_stretches, store) = (a.nan_is_zero, keys.stretch.is_some(), renamed(&a.out.store));
         #[rustfmt::skip]
-        let nests = Nests { row, column, key, depth, batch, products, softened, of_values, of_result, nan_is_zero, in_stretches, store, dims };
+        let nests = Nests { row, column, key, depth, batch, products, softened, of_values, of_result, nan_is_zero, in_stretches, store, dims, names };
         Some(nests)
+    }
+
+    /// With the keys of a block, where there is what the place knows.
+    fn at_keys(&mut self, keys: &Keys, place: &Place) {
+        self.key.extent = keys.count.clone();
+        self.dims.extend(place.ranges.clone());
+        if let Some((stretch, count)) = &keys.stretch {
+            let most = count.bounds(&self.dims).1;
+            self.dims.insert(stretch.clone(), (0, if most == i64::MAX { most } else { (most - 1).max(0) }));
+        }
     }
 
     fn nest(&self, axes: &[&Axis], folds: &[Axis], body: Code, finish: Code, store: Expr) -> FlatNest {
@@ -177,11 +186,14 @@ impl Nests {
 }
 
 impl Builder<'_> {
-    /// See the module. Nothing where keys are few, or of a number that may be 0, and for forms that [`Nests`] has not.
-    pub(super) fn row_blocks_of_attention(&mut self, flats: &[FlatNest]) -> Option<()> {
+    /// See the module. Nothing where keys are few, or of a number that may be 0, and for forms that [`Nests`] has not. Keys that are not `seen` are
+    /// not visited.
+    pub(super) fn row_blocks_of_attention(&mut self, flats: &[FlatNest], seen: Option<&Seen>) -> Option<()> {
         let a = Attention::of(flats)?;
-        let keys = Keys::of(&a, self.machine, || self.symbol("s"))?;
-        let nests = Nests::of(&a, &keys, &mut || self.symbol("x"))?;
+        let seen = seen.filter(|seen| a.operands.rows.iter().any(|row| row.symbol == seen.token));
+        let ends = seen.map(|_| [self.symbol("f"), self.symbol("e")]);
+        let keys = Keys::of(&a, self.machine, ends.as_ref(), || self.symbol("s"))?;
+        let mut nests = Nests::of(&a, &keys, &mut || self.symbol("x"))?;
         let columns = nests.column.known()?;
         let (buffer, input) = (self.program.buffers.len(), self.buffers.len());
         let mut local = Local { input, buffer, rows: 0, stride: keys.stride, columns };
@@ -224,6 +236,25 @@ impl Builder<'_> {
             // Local memory begins with the first row of the block.
             let first = segment.first(&nests.row.symbol);
             let inside = here.sub(&first);
+            let mut keys = keys.clone();
+            if let (Some(seen), Some(ends)) = (seen, &ends) {
+                let token = nests.names.get(&seen.token)?;
+                let one = Expr::from(1i64);
+                let (least, most) = if *token == here {
+                    (first.clone(), first.add(&Expr::from(segment.block - 1)))
+                } else {
+                    (token.clone(), token.clone())
+                };
+                let lanes = self.machine.lanes as i64;
+                let begin = seen.first.as_ref().map_or(Expr::default(), |first| {
+                    least.add(first).greatest(&Expr::default()).floor_div(&Expr::from(lanes)).scale(lanes)
+                });
+                let end = most.add(&seen.last).add(&one).least(&a.key.extent);
+                let known = ends.iter().cloned().zip([begin, end].map(|e| e.simplify(&place.ranges)));
+                place.at.extend(known);
+                keys = keys.between(&place.at, &place.ranges);
+            }
+            nests.at_keys(&keys, &place);
             let wide = |s: &Schedule, extent: i64| {
                 let few = segment.block <= LEAST_ROWS;
                 let most = WIDE * self.machine.lanes as i64;

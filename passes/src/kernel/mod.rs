@@ -18,6 +18,7 @@ mod fold;
 mod forms;
 mod gpu;
 mod groups;
+mod looked;
 mod matrix;
 mod narrow;
 mod online;
@@ -216,15 +217,14 @@ pub fn tile_program(
             builder.or_as_nest(|b| b.window_tiles(only), |b| b.single(only.clone()))
         }
         ([only], false) => builder.single(only.clone()),
-        (_, false) if group.is_attention() => builder.row_blocks_of_attention(&flats),
+        (_, false) if group.is_attention() => {
+            builder.row_blocks_of_attention(&flats, looked::seen_keys(graph, group).as_ref())
+        }
         ([windows, product], false) if group.is_tiled() => builder.tiled_convolution(windows, product),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),
         (_, true) if group.is_attention() => {
-            let constant = |n: usize| {
-                let value = *group.inputs.get(n)?;
-                graph.constant(value).filter(|_| graph.ty(value).layout.is_row_major())
-            };
+            let constant = |n: usize| looked::row_major_constant(graph, *group.inputs.get(n)?);
             builder.gpu_attention(&flats, &constant)
         }
         (_, true) => builder.gpu_rows(group, &flats),

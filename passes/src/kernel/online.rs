@@ -3,7 +3,7 @@
 //! Invariant: local memory has a row of scores for each row of a block, of which the exponentials take the place, and behind them numbers
 //! of each row. The exponentials of a stretch are those below the greatest score so far, which only rises.
 
-use super::attention::{Attention, exponential};
+use super::attention::{At, Attention, exponential};
 use super::emit::Place;
 use super::flat::{Axis, FlatNest};
 use super::fold::Tiling;
@@ -11,7 +11,7 @@ use super::parts::{counted, loaded, stored};
 use super::schedule::{Machine, Schedule};
 use super::{Builder, single};
 use kiln_ir::dtype::DType;
-use kiln_ir::expr::{Expr, Symbol};
+use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::id::Id;
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
 use kiln_ir::tile::{Stmt, TileId, TileOp};
@@ -29,7 +29,10 @@ const STRETCH: i64 = 256;
 const LINE: i64 = 16;
 
 /// How a program goes along the keys.
+#[derive(Clone)]
 pub(super) struct Keys {
+    /// The number of the first key of the stretch that the program is at.
+    pub first: Expr,
     /// The stretch, with how many there are; nothing where all keys are one.
     pub stretch: Option<(Symbol, Expr)>,
     /// The keys of the stretch that the program is at.
@@ -45,17 +48,27 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// All keys at once where they are few and known, else in stretches.
-    pub fn of(a: &Attention<'_>, machine: &Machine, symbol: impl FnOnce() -> Symbol) -> Option<Keys> {
+    /// All keys at once where they are few and known, else in stretches. Where not all of them are seen `ends` are the symbols of the first one and of
+    /// what follows the last one, of which there are some; [`Keys::between`] says what they are.
+    pub fn of(
+        a: &Attention<'_>,
+        machine: &Machine,
+        ends: Option<&[Symbol; 2]>,
+        symbol: impl FnOnce() -> Symbol,
+    ) -> Option<Keys> {
         let run = 4 * machine.lanes as i64;
         let whole = |keys: &Expr| keys.ceil_div(&Expr::from(run)).scale(run);
         let extent = &a.key.extent;
-        if let Some(most) = a.key.known().filter(|&keys| keys <= MOST_AT_ONCE) {
-            let width = whole(extent);
-            let rows = width.as_const()?;
+        let [first, end] = ends.map_or([Expr::default(), extent.clone()], |ends| ends.each_ref().map(Expr::from));
+        // Sums of a number that is not known are not cut but by stretches.
+        let at_once = if ends.is_some() { STRETCH } else { MOST_AT_ONCE };
+        if let Some(most) = a.key.known().filter(|&keys| keys <= at_once) {
+            // A run behind the last key is minus infinity where it is not known which one is the last.
+            let rows = whole(extent).as_const()? + if ends.is_some() { run } else { 0 };
             // Rows at a distance that 4,096 bytes divide would lie in one set of the cache.
             let stride = if rows % 1024 == 0 { rows + LINE } else { rows };
-            let all = Keys { stretch: None, count: extent.clone(), most, width, stride, run };
+            let count = end.sub(&first);
+            let all = Keys { first, stretch: None, width: whole(&count), count, most, stride, run };
             return (most >= LEAST_KEYS).then_some(all);
         }
         // Of no keys the sum is 0, which nothing can be divided by.
@@ -63,17 +76,25 @@ impl Keys {
             return None;
         }
         let stretch = symbol();
-        let done = Expr::from(&stretch).scale(STRETCH);
-        let count = extent.sub(&done).least(&Expr::from(STRETCH));
+        let stretches = end.sub(&first).ceil_div(&Expr::from(STRETCH)).simplify(&a.out.dims);
+        let first = first.add(&Expr::from(&stretch).scale(STRETCH));
+        let count = end.sub(&first).least(&Expr::from(STRETCH));
         let width = whole(&count);
-        let stretches = extent.ceil_div(&Expr::from(STRETCH)).simplify(&a.out.dims);
         let stretch = Some((stretch, stretches));
-        Some(Keys { stretch, count, most: STRETCH, width, stride: STRETCH + run, run })
+        Some(Keys { first, stretch, count, most: STRETCH, width, stride: STRETCH + run, run })
     }
 
-    /// The number of the first key.
-    pub fn first(&self) -> Expr {
-        self.stretch.as_ref().map_or(Expr::default(), |(s, _)| Expr::from(s).scale(self.most))
+    /// The keys between ends that are known now.
+    #[must_use]
+    pub fn between(&self, ends: &At, ranges: &Ranges) -> Keys {
+        let known = |e: &Expr| e.substitute(&|s| ends.get(s).cloned()).simplify(ranges);
+        Keys {
+            first: known(&self.first),
+            stretch: self.stretch.as_ref().map(|(s, many)| (s.clone(), known(many))),
+            count: known(&self.count),
+            width: known(&self.width),
+            ..*self
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 use super::elementwise::body;
 use super::{Build, Facts, Grown, Kind, No};
 use kiln_ir::graph::ValueId;
-use kiln_ir::ops::{BlockProduct, Concat, Contract, Gather, Pack, Slice, Softmax, Transpose};
-use kiln_ir::{BinaryOp, DType, Expr, UnaryOp};
+use kiln_ir::ops::{BlockProduct, Concat, Contract, Gather, Iota, Pack, Slice, Softmax, Transpose};
+use kiln_ir::{BinaryOp, Constant, DType, Expr, UnaryOp};
 
 impl Build {
     pub(super) fn pattern(&mut self) -> Result<(), No> {
@@ -112,18 +112,45 @@ impl Build {
         })?;
         let (mut scores, mut f) = self.add(scale, &[scores], Facts { bound: f.bound / 4.0, ..f })?;
         if self.random.chance(50) {
-            let (mask, _) = self.leaf_of(DType::Bool, &[queries.clone(), keys.clone()], Kind::Small);
+            let by_numbers = self.random.chance(50);
+            let (mask, hidden) = if by_numbers {
+                (self.later_keys(&queries, &keys)?, -1e9)
+            } else {
+                (self.leaf_of(DType::Bool, &[queries.clone(), keys.clone()], Kind::Small).0, -1e4)
+            };
             let map = body(&[DType::Bool, DType::F32], |c, a| {
-                let out = c.float(DType::F32, -1e4);
+                let out = c.float(DType::F32, hidden);
                 c.select(a[0], a[1], out)
             })?;
-            (scores, f) = self.add(map, &[mask, scores], Facts { bound: 1e4, ..f })?;
+            (scores, f) = self.add(map, &[mask, scores], Facts { bound: -hidden, ..f })?;
         }
         let weights = Facts::float(DType::F32, 1.0, 3.0 * f.error, None);
         let (weights, f) = self.add(Softmax { axis: 2, log: false }, &[scores], weights)?;
         let most = self.most(&keys).max(1) as f64;
         let facts = Facts::float(DType::F32, fv.bound, fv.bound * f.error * most, None);
         self.add(Contract::new("hqk", "hkd", "hqd"), &[weights, v], facts)
+    }
+
+    /// Which keys queries see by their numbers, `[queries, keys]`: none that is later by more than a number, nor perhaps those before a window.
+    fn later_keys(&mut self, queries: &Expr, keys: &Expr) -> Result<ValueId, No> {
+        let int = Facts::exact(self.most(queries).max(self.most(keys)) as f64, 0);
+        let truth = Facts::exact(1.0, 0);
+        let one = Expr::from(1i64);
+        let (row, _) = self.add(Iota { dims: vec![queries.clone(), one], axis: 0 }, &[], int)?;
+        let (key, _) = self.add(Iota { dims: vec![keys.clone()], axis: 0 }, &[], int)?;
+        let past = *self.random.pick(&[0i64, 0, 1, 7, 200]);
+        let window = self.random.chance(30).then(|| *self.random.pick(&[1i64, 5, 40]));
+        let sees = body(&[DType::I64, DType::I64], |c, a| {
+            let past = c.constant(Constant::int(DType::I64, past));
+            let place = c.binary(BinaryOp::Add, a[0], past)?;
+            let sees = c.binary(BinaryOp::Le, a[1], place)?;
+            let Some(window) = window else { return Ok(sees) };
+            let window = c.constant(Constant::int(DType::I64, window));
+            let before = c.binary(BinaryOp::Sub, place, a[1])?;
+            let near = c.binary(BinaryOp::Lt, before, window)?;
+            c.binary(BinaryOp::And, near, sees)
+        })?;
+        Ok(self.add(sees, &[row, key], truth)?.0)
     }
 
     fn scaled_norm(&mut self) -> Grown {
