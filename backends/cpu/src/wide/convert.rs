@@ -79,6 +79,9 @@ impl Emitter<'_> {
         };
         let v = self.vector_of(a)?;
         if self.is_below_integers(a) {
+            if self.is_number(a) {
+                return self.unary(row, width, Arg::Use(v, width));
+            }
             let number = self.compare_lanes(from, BinaryOp::Eq, v, Arg::Use(v, width))?;
             if !self.wide() {
                 let raw = self.unary(row, width, Arg::Use(v, width))?;

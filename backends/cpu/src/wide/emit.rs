@@ -7,6 +7,7 @@
 use super::WideLevel;
 use super::codes::{self, Row};
 use super::machine::{Arg, Base, Draft, Inst, Kind, Machine, Place, Width, gpr};
+use super::saturate::{Clipped, Late};
 use crate::Error;
 use iced_x86::{Code, OpKind};
 use kiln_ir::vector::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType};
@@ -41,11 +42,19 @@ pub(super) struct Emitter<'a> {
     registers: usize,
     values: Vec<Option<Value>>,
     /// How often each value is read.
-    uses: Vec<u32>,
+    pub uses: Vec<u32>,
     /// How each value is computed, where it is.
-    made: Vec<Option<&'a Op>>,
+    pub made: Vec<Option<&'a Op>>,
     /// Values that a conversion from f32 to i32 reads.
     to_integers: HashSet<ValueId>,
+    /// Comparisons that raise floats to a bound.
+    bounded: HashSet<ValueId>,
+    /// Values that are stored as bytes with saturation.
+    pub clips: HashMap<ValueId, Clipped>,
+    /// Values that are not computed for the sake of that.
+    pub through: HashSet<ValueId>,
+    /// Stores that come later, together.
+    pub late: Vec<Late>,
     /// Values that become lanes of a vector.
     packed: HashSet<ValueId>,
     /// Values that may still be [`Value::Load`], [`Value::Strided`] or [`Value::Dot`].
@@ -84,6 +93,10 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         uses: vec![0; program.values.len()],
         made: vec![None; program.values.len()],
         to_integers: HashSet::new(),
+        bounded: HashSet::new(),
+        clips: HashMap::new(),
+        through: HashSet::new(),
+        late: Vec::new(),
         packed: HashSet::new(),
         pending: Vec::new(),
         halves: HashMap::new(),
@@ -100,6 +113,7 @@ pub(super) fn function(program: &VectorProgram, level: WideLevel) -> Result<(Mac
         stmt: None,
     };
     emitter.count(&program.body);
+    emitter.settle_clips();
     let entry = emitter.block();
     emitter.start(entry);
     let parameters = [(); 4].map(|()| emitter.general());
@@ -158,6 +172,11 @@ impl<'a> Emitter<'a> {
                 if let Op::Pack(values) = op {
                     self.packed.extend(values);
                 }
+                if let Op::Select(above, a, b) = op
+                    && self.is_greatest(*above, *a, *b)
+                {
+                    self.bounded.insert(*above);
+                }
             }
             let mut used = |id: ValueId| self.uses[id.index()] += 1;
             match stmt {
@@ -165,6 +184,9 @@ impl<'a> Emitter<'a> {
                 Stmt::Store(address, value) => {
                     address.index.iter().for_each(|&i| used(i));
                     used(*value);
+                    if let Some(clipped) = self.clipped(self.program.element(address.buffer), *value) {
+                        self.clips.insert(*value, clipped);
+                    }
                 }
                 Stmt::Prefetch(address) => address.index.iter().for_each(|&i| used(i)),
                 Stmt::Matrix(matrix) => {
@@ -282,7 +304,7 @@ impl<'a> Emitter<'a> {
             self.stmt = Some(stmt);
             self.stmt(stmt)?;
         }
-        Ok(())
+        self.store_late()
     }
 
     /// Loads what has been put off, before memory may change or control goes elsewhere.
@@ -307,6 +329,13 @@ impl<'a> Emitter<'a> {
     }
 
     fn stmt(&mut self, stmt: &'a Stmt) -> Result<(), Error> {
+        match stmt {
+            Stmt::Let(..) | Stmt::Prefetch(_) => {}
+            Stmt::Store(address, value) if self.put_off(address, *value)? => return Ok(()),
+            Stmt::Store(..) | Stmt::Matrix(_) | Stmt::Fail { .. } | Stmt::If { .. } | Stmt::For(_) => {
+                self.store_late()?
+            }
+        }
         match stmt {
             Stmt::Let(id, op) => self.assign(*id, op),
             Stmt::Store(address, value) => {
@@ -608,6 +637,39 @@ impl<'a> Emitter<'a> {
         alike.then(|| (op, folds.into_iter().map(|(_, a)| a).collect()))
     }
 
+    /// Whether both are one value, or equal constants.
+    fn same(&self, a: ValueId, b: ValueId) -> bool {
+        let constant = |id: ValueId| match self.made[id.index()] {
+            Some(Op::Const(c)) => Some(*c),
+            _ => None,
+        };
+        a == b || constant(a).is_some() && constant(a) == constant(b)
+    }
+
+    /// Whether the choice of vectors by the condition is that of `a` where it is greater than `b`.
+    pub fn is_greatest(&self, condition: ValueId, a: ValueId, b: ValueId) -> bool {
+        let ty = self.ty(a);
+        let Some(Op::Binary(BinaryOp::Lt, low, high)) = self.made[condition.index()] else { return false };
+        ty.dtype == DType::F32 && !ty.is_scalar() && self.same(*low, b) && self.same(*high, a)
+    }
+
+    /// Whether the condition is only there for such a choice, which is one instruction.
+    pub fn is_bounded(&self, condition: ValueId) -> bool {
+        self.bounded.contains(&condition) && self.uses[condition.index()] == 1
+    }
+
+    /// Whether a float is surely no NaN: what a choice raised to a bound, and what becomes of that.
+    pub fn is_number(&self, id: ValueId) -> bool {
+        let bound = |id: ValueId| matches!(self.made[id.index()], Some(Op::Const(c)) if !c.as_f64().is_nan());
+        match self.made[id.index()] {
+            Some(Op::Select(above, a, b)) => self.is_greatest(*above, *a, *b) && bound(*b),
+            Some(Op::Binary(BinaryOp::Min | BinaryOp::Max, a, b)) => {
+                bound(*a) && self.is_number(*b) || bound(*b) && self.is_number(*a)
+            }
+            Some(_) | None => false,
+        }
+    }
+
     /// Whether a float is surely below 2^31, or a NaN: clamped to a constant.
     pub fn is_below_integers(&self, id: ValueId) -> bool {
         let small = |id: ValueId| self.constant_of(id).is_some_and(|c| c.as_f64() < 2_147_483_648.0);
@@ -731,6 +793,12 @@ impl<'a> Emitter<'a> {
     // Operations.
 
     fn assign(&mut self, id: ValueId, op: &'a Op) -> Result<(), Error> {
+        if self.through.contains(&id) {
+            return Ok(());
+        }
+        if let Op::Load(a) | Op::LoadWide(a) | Op::LoadSplat(a) | Op::LoadStrided(a, _) = op {
+            self.before_load(a.buffer)?;
+        }
         let ty = self.ty(id);
         let floats = ty.dtype.is_float();
         let in_vector = floats || !ty.is_scalar();
@@ -776,10 +844,17 @@ impl<'a> Emitter<'a> {
             }
             Op::Binary(BinaryOp::Dot4, a, b) if in_vector => self.dot_of_halves(*a, *b)?,
             Op::Binary(BinaryOp::Pair, a, b) => self.pair(self.ty(*a), *a, *b)?,
+            Op::Binary(BinaryOp::Lt, ..) if self.is_bounded(id) => return Ok(()),
             Op::Binary(op, a, b) => self.op_binary(id, *op, *a, *b)?,
             Op::Fma(a, b, c) if self.ty(*a).dtype == DType::I32 => self.dot_of_pairs(ty, *a, *b, *c)?,
             Op::Fma(a, b, c) => self.fma(ty, *a, *b, *c)?,
             Op::Scale(a, n) => self.scale(ty, *a, *n)?,
+            Op::Select(c, a, b) if self.is_bounded(*c) => {
+                let first = self.vector_of(*a)?;
+                let bound = self.operand(*b, codes::VMAXPS)?;
+                // The second operand where either is a NaN, and of zeros.
+                self.binary(codes::VMAXPS, self.width(ty)?, first, bound)?
+            }
             Op::Select(c, a, b) => self.select(id, ty, *c, *a, *b)?,
             Op::Cast(_, a) => self.cast(id, ty, *a)?,
             Op::RoundHalf(a) => self.round_half(ty, *a)?,

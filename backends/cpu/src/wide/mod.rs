@@ -2,11 +2,12 @@
 //!
 //! Invariant: as that of the crate: the result is a leaf function without relocations that computes what
 //! [`kiln_ir::vector::run`] computes with fused multiply-add. Operations keep the order of the program, but for
-//! loads, which happen at their first use if nothing is stored and no loop begins in between.
+//! loads, which happen at their first use if nothing is stored and no loop begins in between, and for stores of bytes that go to memory
+//! together.
 //!
 //! - [`emit`] walks the program: control flow, constants, operands;
 //! - [`scalar`] integers in general registers, [`lanes`] floats and vectors, [`bytes`] dot products of bytes, [`pairs`] those of bf16, [`convert`] casts,
-//!   [`shuffle`] what moves lanes, [`memory`] loads and stores, [`matrix`] the matrix registers;
+//!   [`saturate`] floats that are stored as bytes, [`shuffle`] what moves lanes, [`memory`] loads and stores, [`matrix`] the matrix registers;
 //! - [`machine`] is what they make: instructions with virtual registers; [`encode`] gives them registers and bytes.
 
 mod bytes;
@@ -21,6 +22,7 @@ mod machine;
 mod matrix;
 mod memory;
 mod pairs;
+mod saturate;
 mod scalar;
 mod shuffle;
 
