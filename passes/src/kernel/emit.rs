@@ -3,6 +3,7 @@
 //! Invariant: a tile has extent 1 along every tile axis that its value does not depend on, so that what is computed once for a
 //! row or a column stays so.
 
+use super::whole;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::id::Id;
@@ -253,6 +254,9 @@ impl Emitter<'_> {
         if ty.shape == shape {
             return value;
         }
+        if let Some(c) = constant(body, value) {
+            return self.define(body, ty.dtype, shape.to_vec(), TileOp::Const(c));
+        }
         let other = self.define(body, ty.dtype, shape.to_vec(), TileOp::Const(Constant::int(ty.dtype, 0)));
         let yes = self.constant(body, Constant { dtype: DType::Bool, bits: 1 }, shape.len());
         self.define(body, ty.dtype, shape.to_vec(), TileOp::Select(yes, value, other))
@@ -341,6 +345,17 @@ impl Emitter<'_> {
             }
             Scalar::Load(Source::Stage(n), _) => *self.stages.get(*n)?,
             Scalar::Load(Source::Input(_), _) => self.load(body, code, id, dtype, place, argument, mask, done)?,
+            Scalar::Cast(DType::F32, a) if whole::float_of(code, *a).is_some() => {
+                let (float, add) = whole::float_of(code, *a)?;
+                let float = operand(self, body, float, mask)?;
+                match add {
+                    None => float,
+                    Some(add) => {
+                        let add = self.constant(body, Constant::int(DType::F32, add), rank);
+                        self.binary(body, BinaryOp::Add, float, add)
+                    }
+                }
+            }
             // Tiles of narrow integers would have other lanes than those of the rest.
             Scalar::Cast(to @ (DType::F32 | DType::I32), a) if can_widen(code, *a) => {
                 let wide = self.wide(body, code, *a, place, argument, mask, done)?;
@@ -509,6 +524,9 @@ impl Emitter<'_> {
                 } else {
                     self.wide(body, code, *a, place, argument, mask, done)?
                 };
+                if whole::fits(code, *a, dtype) {
+                    return Some(x);
+                }
                 // The low bits, as the type takes them.
                 let left = i64::from(32 - dtype.bits());
                 if dtype.class() == kiln_ir::Class::Unsigned {

@@ -11,7 +11,8 @@ use super::forms::unpacks;
 use super::{Builder, LANE};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
-use kiln_ir::scalar::{BinaryOp, Constant};
+use kiln_ir::id::Id;
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, Source};
 use kiln_ir::tile::{Buffer, Carried, For, Stmt, TileId, TileOp};
 
 /// Most steps of a stretch. Of 128, 192 and 256 the first has the least error; the second has at most a tenth more and fewer additions.
@@ -32,12 +33,62 @@ pub(super) struct Tiling<'a> {
     pub unroll: i64,
     /// The body as terms whose coefficients leave the innermost loop.
     pub factors: Option<Factors>,
+    /// What the sum begins with, where that is not 0.
+    pub start: Option<TileId>,
+}
+
+impl FlatNest {
+    /// What is added to a sum of integers before all else, and what is done to the sum then. Such a sum may as well begin with it: integers
+    /// wrap, so the order is free.
+    fn begins_with(&self) -> Option<(Id<Scalar>, Code)> {
+        if self.combine != BinaryOp::Add || self.body.result_type() != DType::I32 {
+            return None;
+        }
+        let code = &self.finish;
+        let live = code.live();
+        let sum = |id: Id<Scalar>| matches!(code.node(id), Scalar::Arg(0));
+        let mut users = code.nodes().filter(|(id, n)| live[id.index()] && n.operands().into_iter().any(sum));
+        let (Some((first, Scalar::Binary(BinaryOp::Add, a, b))), None) = (users.next(), users.next()) else {
+            return None;
+        };
+        let added = if sum(*a) { *b } else { *a };
+        let known = matches!(code.node(added), Scalar::Load(Source::Input(_), coords) if coords.len() == 1);
+        if !known || code.dtype(first) != DType::I32 {
+            return None;
+        }
+        // The addition's result is the argument then, so only one of them goes.
+        let (mut rest, mut gone) = (Code::new(), false);
+        let result = rest.inline(code, &mut |rest, node, dtype| {
+            let of_sum = |id: &Id<Scalar>| matches!(rest.node(*id), Scalar::Arg(0));
+            let is_first = matches!(node, Scalar::Binary(BinaryOp::Add, a, b) if of_sum(a) || of_sum(b)) && !gone;
+            gone |= is_first;
+            Ok(is_first.then(|| rest.arg(0, dtype)))
+        });
+        rest.set_result(result.ok()?);
+        Some((added, rest))
+    }
 }
 
 /// Most steps of an innermost fold that are written one after the other.
 pub(super) const MOST_STEPS: i64 = 64;
 
 impl Builder<'_> {
+    /// What the sums of a register tile begin with, where that is added to them afterwards, and the nest without that.
+    pub(super) fn start_of_sum(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        nest: &FlatNest,
+        place: &Place,
+    ) -> Option<(TileId, FlatNest)> {
+        let (added, finish) = nest.begins_with()?;
+        let mut e = self.emitter(&[]);
+        let added = e.part(body, &nest.finish, added, place)?;
+        let zero = Constant::int(DType::I32, 0);
+        let zero = e.define(body, DType::I32, place.shape.clone(), TileOp::Const(zero));
+        let start = e.binary(body, BinaryOp::Add, zero, added);
+        Some((start, FlatNest { finish, ..nest.clone() }))
+    }
+
     /// The folded value of a register tile, of the place's shape.
     pub(super) fn folded(&mut self, body: &mut Vec<Stmt>, tiling: &Tiling<'_>, place: &Place) -> Option<TileId> {
         let (nest, stages) = (tiling.nest, tiling.stages);
@@ -47,7 +98,10 @@ impl Builder<'_> {
         let mut folds = nest.folds.clone();
         let Some((symbol, lanes)) = &tiling.lanes else {
             let shape = place.shape.clone();
-            let init = self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral));
+            let init = match tiling.start {
+                Some(start) => start,
+                None => self.emitter(stages).define(body, dtype, shape, TileOp::Const(neutral)),
+            };
             let total = self.summed(body, tiling, place, &folds, init)?;
             return Some(self.emitter(stages).cast(body, nest.body.result_type(), total));
         };

@@ -191,7 +191,16 @@ impl Builder<'_> {
         let value = if nest.folds.is_empty() {
             self.emitter(&[]).code(&mut body, &nest.body, &place, None)?
         } else {
-            let tiling = Tiling { nest, stages: &[], row: None, column: None, lanes: None, unroll: 4, factors: None };
+            let tiling = Tiling {
+                nest,
+                stages: &[],
+                row: None,
+                column: None,
+                lanes: None,
+                unroll: 4,
+                factors: None,
+                start: None,
+            };
             self.folded(&mut body, &tiling, &place)?
         };
         let value = self.emitter(&[]).code(&mut body, &nest.finish, &place, Some(value))?;

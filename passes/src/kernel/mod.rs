@@ -28,6 +28,7 @@ pub mod scatter;
 mod schedule;
 mod split;
 mod tiles;
+mod whole;
 
 use crate::group::Group;
 use cuts::{Segment, block_variables, panel_of, panel_segments, row_segments, segments};
@@ -684,7 +685,8 @@ impl Builder<'_> {
             }
             _ => None,
         };
-        let tiling = Tiling { nest, stages: &[], row, column, lanes, unroll: schedule.unroll, factors };
+        let mut tiling =
+            Tiling { nest, stages: &[], row, column, lanes, unroll: schedule.unroll, factors, start: None };
         let mut place = place.clone();
         place.shape = single();
         for (n, axis) in [(ROW, &tiling.row), (COLUMN, &tiling.column)] {
@@ -693,8 +695,11 @@ impl Builder<'_> {
             place.ranges.insert(tile_axis(n), (0, s.block - 1));
             place.at.insert(symbol.clone(), s.first(symbol).add(&Expr::from(tile_axis(n))));
         }
+        let vectors = tiling.lanes.is_none() && tiling.factors.is_none() && self.machine.gpu.is_none();
+        let begun = if vectors { self.start_of_sum(body, nest, &place) } else { None };
+        tiling.start = begun.as_ref().map(|(start, _)| *start);
         let value = self.folded(body, &tiling, &place)?;
-        let value = self.finished(body, nest, &place, value, &[])?;
+        let value = self.finished(body, begun.as_ref().map_or(nest, |(_, rest)| rest), &place, value, &[])?;
         self.store(body, nest, &place, value);
         Some(())
     }

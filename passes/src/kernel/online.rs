@@ -272,7 +272,8 @@ impl Builder<'_> {
                 let free = keys.stretch.is_some();
                 let lanes = if free { Some((key.symbol.clone(), keys.run)) } else { chosen.lanes };
                 let unroll = if free { 1 } else { chosen.unroll };
-                let tiling = Tiling { nest, stages: &[], row: None, column: None, lanes, unroll, factors: None };
+                let tiling =
+                    Tiling { nest, stages: &[], row: None, column: None, lanes, unroll, factors: None, start: None };
                 this.folded(inner, &tiling, place)
             };
             let mut greatest = folded(this, inner, &nest(true, BinaryOp::Max, loaded.clone()))?;

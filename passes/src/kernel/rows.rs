@@ -162,6 +162,7 @@ impl Builder<'_> {
                 lanes: schedule.lanes,
                 unroll: schedule.unroll,
                 factors: None,
+                start: None,
             };
             let value = self.folded(&mut body, &tiling, &place)?;
             let mut e = self.emitter(&stages);

@@ -381,12 +381,15 @@ impl<'a> Lowering<'a> {
     /// How a constant, which has no lanes of its own, is stored in vectors: along an axis whose elements lie side by side.
     fn repeated(&self, target: &Target<'_>, value: TileId) -> Option<Home> {
         let ty = self.ty(value);
-        self.constant_of(value)
-            .filter(|c| c.dtype.size() == 4 && self.program.buffers[target.buffer].dtype == c.dtype)?;
-        let most = self.bytes as usize / 4;
-        let even = |axis: &usize| ty.shape[*axis].is_multiple_of(most);
+        let c = self.constant_of(value).filter(|c| self.program.buffers[target.buffer].dtype == c.dtype)?;
         let beside = |axis: &usize| target.address.coefficient(&kiln_ir::tile::axis(*axis)) == Some(1);
-        (0..ty.shape.len()).find(|axis| even(axis) && beside(axis)).map(|axis| Home { axis, lanes: most as u32 })
+        let axis = (0..ty.shape.len()).find(|axis| ty.shape[*axis] > 1 && beside(axis))?;
+        // Of bytes there may be a rest that is half or a quarter of a vector.
+        let size = [DType::Bool, DType::F64].iter().all(|t| *t != c.dtype).then_some(c.dtype.size())?;
+        let mut widths = std::iter::successors(Some(self.bytes as usize), |n| Some(n / 2)).take_while(|n| *n >= 16);
+        let bytes =
+            widths.find(|n| ty.shape[axis].is_multiple_of(n / size) && (*n == self.bytes as usize || size == 1))?;
+        Some(Home { axis, lanes: (bytes / size) as u32 })
     }
 
     /// Stores all lanes at once; false where they must be stored one by one.

@@ -175,3 +175,43 @@ fn quantized_attention_stays_in_bytes() {
     let floats = c.scheduled.groups().filter(|g| c.scheduled.graph.ty(g.output).dtype == DType::F32).count();
     assert_eq!(floats, 1, "{}", c.plan);
 }
+
+#[test]
+fn sums_begin_with_one_of_the_numbers_that_are_added() {
+    for (m, n) in [(1, 20), (6, 64), (40, 33)] {
+        check(&format!(
+            "input %0 : i32[{m}, 32]
+             const %1 : i32[32, {n}] = data 3
+             input %2 : i32[{n}]
+             input %3 : i32[{n}]
+             %4 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : i32[{m}, {n}]
+             %5 = map(%4, %2) body = {{ add(a0, a1) }} : i32[{m}, {n}]
+             %6 = map(%5, %3) body = {{ add(mul(add(a0, a1), 3i32), a1) }} : i32[{m}, {n}]
+             output %6 \"y\""
+        ));
+    }
+}
+
+#[test]
+fn rounded_floats_that_were_bytes_have_no_negative_zero() {
+    // 1 / -0 is below 0.
+    let c = check(
+        "input %0 : f32[3, 40]
+         %1 = map(%0) body = { to_i8(to_i32(round(min(select(lt(-128.0f32, a0), a0, -128.0f32), 127.0f32)))) } : i8[3, 40]
+         %2 = map(%1) body = { select(lt(div(1.0f32, to_f32(a0)), 0.0f32), -1.0f32, 1.0f32) } : f32[3, 40]
+         output %2 \"y\"",
+    );
+    assert_eq!(c.kernels[0].len(), 1, "{}", c.plan);
+    assert!(!c.kernels[0][0].to_string().contains("to_i32"), "{}", c.kernels[0][0]);
+    // Nothing is below 0; and what is too large for the byte wraps.
+    check(
+        "input %0 : f32[3, 40]
+         %1 = map(%0) body = { to_u8(to_i32(round(min(select(lt(0.0f32, a0), a0, 0.0f32), 255.0f32)))) } : u8[3, 40]
+         %2 = map(%1) body = { select(lt(div(1.0f32, to_f32(a0)), 0.0f32), -1.0f32, 1.0f32) } : f32[3, 40]
+         %3 = map(%0) body = { to_u8(to_i32(round(min(select(lt(-300.0f32, mul(a0, 300.0f32)), mul(a0, 300.0f32), -300.0f32), 300.0f32)))) }
+            : u8[3, 40]
+         %4 = map(%3) body = { add(to_f32(a0), 0.5f32) } : f32[3, 40]
+         output %2 \"y\"
+         output %4 \"z\"",
+    );
+}
