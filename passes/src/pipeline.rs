@@ -122,6 +122,8 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "integers", only: None, run: rewrite::regions_of_integers },
     // Before weights are folded into floats.
     Pass { name: "bytes", only: None, run: rewrite::products_of_bytes },
+    // After what looks for quantization as models write it.
+    Pass { name: "functions", only: None, run: rewrite::functions_of_bytes },
     Pass { name: "fold", only: None, run: rewrite::fold_constants },
     Pass { name: "canonicalise", only: None, run: rewrite::canonicalise },
     Pass { name: "recognise", only: None, run: rewrite::recognise },

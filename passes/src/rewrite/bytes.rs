@@ -9,7 +9,7 @@
 //! taken off the weights, which are constant.
 
 use super::byte_activations::{Building, pack_first, product_of_activations, sums_of_four};
-use super::quantized::{Quantization, argument, is_scalar, quantization, quantized, scalar};
+use super::quantized::{Quantization, argument, is_scalar, quantization, quantized, raised_to, scalar};
 use super::{Operand, Patch, elements, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
@@ -541,7 +541,8 @@ fn scaled_sum(
         false => (share.with(&Factors::one(0.0), |s, _| -s)?, Some(bias.with(&Factors::one(step), |b, s| b / s)?)),
     };
     let factor = factor.with(&Factors::one(step), |f, s| f / s)?;
-    if !factor.values.iter().all(|f| f.is_finite() && (*f as f32).is_finite()) {
+    let finite = |f: &Factors| f.values.iter().all(|v| v.is_finite() && (*v as f32).is_finite());
+    if !finite(&factor) || !bias.as_ref().is_none_or(finite) {
         return None;
     }
     let mut body = Code::new();
@@ -566,10 +567,9 @@ fn scaled_sum(
         operands.push(Operand::Constant(floats(&bias)?));
         value = body.binary(BinaryOp::Add, value, b).ok()?;
     }
-    // The greater of a number and -0 is one instruction; of a number and 0 it is more, for the sake of -0.
-    let low = if low == 0.0 { -0.0 } else { low };
+    // An integer times what is finite, and a finite bias, is no NaN.
     let (low, high) = (body.float(DType::F32, low), body.float(DType::F32, high));
-    value = body.binary(BinaryOp::Max, value, low).ok()?;
+    value = raised_to(&mut body, value, low).ok()?;
     value = body.binary(BinaryOp::Min, value, high).ok()?;
     value = body.unary(UnaryOp::Round, value).ok()?;
     value = body.cast(DType::I32, value).ok()?;

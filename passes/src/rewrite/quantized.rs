@@ -9,7 +9,7 @@ use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, NodeId, ValueId};
 use kiln_ir::interp::eval_op;
 use kiln_ir::ops::{Map, Op};
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, UnaryOp};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, TypeError, UnaryOp};
 use kiln_ir::tensor::Tensor;
 
 /// `(x - zero) * scale`, or `x - zero` as an i32.
@@ -129,6 +129,12 @@ pub(super) fn quantization(graph: &Graph, id: NodeId) -> Option<Quantization> {
     let scale = scalar(graph, s)?.as_f64();
     let same = graph.ty(y).dims == graph.ty(*node.outputs.first()?).dims && graph.ty(y).dtype == DType::F32;
     (same && scale > 0.0 && scale.is_finite()).then_some(Quantization { y, scale, zero, to: *to })
+}
+
+/// The greater of a float and a bound, the bound for a NaN: unlike `max` one instruction on every level, whose result is surely a number.
+pub(super) fn raised_to(code: &mut Code, x: Id<Scalar>, bound: Id<Scalar>) -> Result<Id<Scalar>, TypeError> {
+    let above = code.binary(BinaryOp::Lt, bound, x)?;
+    code.select(above, x, bound)
 }
 
 /// Activations that a map dequantizes with one scale and one zero point, both constant: the map's function of the integers is known.
