@@ -181,7 +181,7 @@ fn sums_begin_with_one_of_the_numbers_that_are_added() {
     for (m, n) in [(1, 20), (6, 64), (40, 33)] {
         check(&format!(
             "input %0 : i32[{m}, 32]
-             const %1 : i32[32, {n}] = data 3
+             input %1 : i32[32, {n}]
              input %2 : i32[{n}]
              input %3 : i32[{n}]
              %4 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : i32[{m}, {n}]
