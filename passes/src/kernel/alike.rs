@@ -3,7 +3,7 @@
 //! Invariant: whatever [`tile_program`](super::tile_program) looks at is part of what is compared, so that the layers of a model, which
 //! differ in their weights alone, are scheduled once.
 
-use super::{Choice, makes_tiles, small_constant};
+use super::{Choice, looked, makes_tiles, small_constant};
 use crate::group::Group;
 use kiln_ir::graph::{Graph, TensorType};
 use kiln_ir::scalar::Constant;
@@ -18,6 +18,8 @@ pub(crate) struct Alike {
     /// The elements of the inputs that the code may have as constants.
     known: Vec<Vec<Constant>>,
     makes_tiles: bool,
+    /// What masks leave of an attention's keys, which other kernels may say.
+    seen: Option<String>,
     /// What was chosen for each machine.
     choices: Vec<Choice>,
 }
@@ -28,11 +30,13 @@ impl Alike {
         if group.stages.is_empty() || on_gpus && group.is_attention() {
             return None;
         }
+        let seen = group.is_attention().then(|| looked::seen_keys(graph, group)).flatten();
         Some(Alike {
             stages: group.stages.iter().map(ToString::to_string).collect(),
             operands: group.inputs.iter().chain([&group.output]).map(|&v| graph.ty(v).clone()).collect(),
             known: group.inputs.iter().map(|&v| small_constant(graph, v)).collect(),
             makes_tiles: makes_tiles(graph, group),
+            seen: seen.map(|seen| seen.to_string()),
             choices: choices.to_vec(),
         })
     }

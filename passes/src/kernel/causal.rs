@@ -14,6 +14,7 @@ use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
 use kiln_ir::loops::linear;
 use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source, UnaryOp};
+use std::fmt;
 
 /// Numbers up to which one hides a key that is added to its score, or is it: scores would have to differ by as much to make up for it, and
 /// f32 of that size are 64 apart.
@@ -35,6 +36,16 @@ pub(super) struct Seen {
     /// What follows the product of queries and keys, and what becomes of it before the softmax, without the mask.
     pub finish: Code,
     pub body: Code,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Seen { token, last, first, whole, finish, body } = self;
+        write!(f, "{token} + {last}")?;
+        first.iter().try_for_each(|first| write!(f, " from {first}"))?;
+        whole.iter().try_for_each(|whole| write!(f, " whole {whole}"))?;
+        write!(f, "; {finish}; {body}")
+    }
 }
 
 /// A mask in code.
