@@ -19,7 +19,7 @@ use kiln_ir::vector::{Address, Carried, For, Op, Stmt, ValueId, VectorType};
 const PREFETCH_AHEAD: i64 = 8192;
 
 /// Smaller buffers stay in cache, bytes.
-const PREFETCH_FROM: i64 = 1 << 18;
+pub(super) const PREFETCH_FROM: i64 = 1 << 18;
 
 /// Two iterations of a fold that are farther apart are no stream, elements.
 const STREAM_STRIDE: i64 = 512;

@@ -10,11 +10,13 @@
 //! - [`layout`] decides which axis of each tile becomes the lanes of vectors;
 //! - [`tiles`] computes tiles, one register at a time, on demand; [`memory`] their loads and stores;
 //! - [`address`] turns index expressions into i64 code, each part in the outermost loop where it is known;
+//! - [`ahead`] asks for what is read behind a fold;
 //! - [`half`] is how f16 and bf16, which are f32 in registers, are in memory;
 //! - [`multiply`] are products by a unit for matrices;
 //! - [`ops`] are the elementwise operations, [`math`] the functions that no target has as an instruction.
 
 mod address;
+mod ahead;
 mod build;
 mod half;
 mod layout;

@@ -88,8 +88,12 @@ impl<'a> Lowering<'a> {
     }
 
     fn region(&mut self, body: &'a [Stmt]) -> Result<(), LowerError> {
-        for stmt in body {
+        let first = body.iter().position(|stmt| matches!(stmt, Stmt::For(_)));
+        for (n, stmt) in body.iter().enumerate() {
             self.reshape(Wanted::by(stmt));
+            if first == Some(n) {
+                self.ask_ahead(&body[n + 1..])?;
+            }
             match stmt {
                 Stmt::Let(id, op) => self.define(*id, op)?,
                 Stmt::Store { buffer, address, gathered, mask, value } => {
