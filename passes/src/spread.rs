@@ -40,8 +40,9 @@ pub(crate) fn spread_rows(graph: &mut Graph, work: &[Work]) {
         group.inputs.iter().enumerate().for_each(|(k, &v)| products.entry(v).or_default().push((group, k)));
     }
     for names in memories(graph, work) {
-        let mut readers = names.iter().filter_map(|v| products.get(v)).flatten();
-        let rows = readers.find_map(|&(group, k)| meeting_rows(graph, group, k));
+        // A gap behind the innermost rows moves the outer ones apart, too.
+        let readers = names.iter().filter_map(|v| products.get(v)).flatten();
+        let rows = readers.filter_map(|&(group, k)| meeting_rows(graph, group, k)).min();
         let gap = |v: ValueId| Some((axis_of_rows(graph.ty(v), rows?)?, LINE / graph.ty(v).dtype.size()));
         let gaps: Option<Vec<_>> = names.iter().map(|&v| Some((v, gap(v)?))).collect();
         spread.extend(gaps.unwrap_or_default());
@@ -130,9 +131,13 @@ fn meeting_rows(graph: &Graph, group: &Group, k: usize) -> Option<i64> {
         let (true, Some(index)) = (source == Source::Input(k), index) else { return };
         let summed = |a: usize| (0..stage.folds.len()).any(|f| index[a].mentions(&nest::fold_axis(f)));
         let walked = |a: usize| (0..stage.dims.len()).any(|d| index[a].mentions(&nest::axis(d)));
+        // A window that moves on by two pixels reads every other row.
+        let step =
+            |a: usize| (0..stage.dims.len()).find_map(|d| index[a].coefficient(&nest::axis(d)).filter(|&c| c > 0));
         let meets = |&&(axis, distance): &&(usize, i64)| {
             let many = about(graph, &ty.dims[axis]);
-            let left = summed(*innermost) && walked(axis) && many >= LEAST_ROWS && distance % PERIOD == 0;
+            let apart = distance.saturating_mul(step(axis).unwrap_or(1));
+            let left = summed(*innermost) && walked(axis) && many >= LEAST_ROWS && apart % PERIOD == 0;
             let right = walked(*innermost) && summed(axis) && many >= LEAST_STEPS && distance % SHORT_PERIOD == 0;
             left || right
         };

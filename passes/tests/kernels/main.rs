@@ -93,6 +93,8 @@ fn parsed(text: &str) -> Graph {
         (DType::F32, vec![1024, 256]),
         (DType::F32, vec![16, 1024, 1, 1]),
         (DType::F32, vec![1024, 2, 1, 1]),
+        (DType::F32, vec![512, 2, 1, 1]),
+        (DType::F32, vec![16, 512, 1, 1]),
     ]
     .iter()
     .enumerate()

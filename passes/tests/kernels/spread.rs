@@ -94,3 +94,18 @@ fn pixels_of_many_channels_are_moved_apart() {
     );
     assert!(c.plan.to_string().contains("order [0, 2, 3, 1]+3:16"), "{}", c.plan);
 }
+
+#[test]
+fn every_other_pixel_counts_as_a_row() {
+    let layers = |strides: &str| {
+        format!(
+            "input %0 : f32[1, 2, 3, 13]\n const %1 : f32[512, 2, 1, 1] = data 22\n const %2 : f32[16, 512, 1, 1] = data 23
+             %3 = conv(%0, %1) strides = [1, 1], dilations = [1, 1], groups = 1 : f32[1, 512, 3, 13]
+             %4 = conv(%3, %2) {strides}\n output %4 \"y\""
+        )
+    };
+    let c = check(&layers("strides = [2, 2], dilations = [1, 1], groups = 1 : f32[1, 16, 2, 7]"));
+    assert!(c.plan.to_string().contains("order [0, 2, 3, 1]+3:16"), "{}", c.plan);
+    let c = check(&layers("strides = [1, 1], dilations = [1, 1], groups = 1 : f32[1, 16, 3, 13]"));
+    assert_eq!(gaps(&c), 0, "{}", c.plan);
+}
