@@ -28,11 +28,13 @@ pub enum Order {
     Outer,
     /// Other axes, rows, columns; each tile is a program. The rows' operand stays in cache while weights stream by.
     Rows,
+    /// Other axes, rows; a program walks along the columns. The result is written line after line of memory.
+    Across,
 }
 
 impl Order {
     /// All orders.
-    pub const ALL: [Order; 4] = [Order::Columns, Order::Tiles, Order::Outer, Order::Rows];
+    pub const ALL: [Order; 5] = [Order::Columns, Order::Tiles, Order::Outer, Order::Rows, Order::Across];
 
     fn name(self) -> &'static str {
         match self {
@@ -40,6 +42,7 @@ impl Order {
             Order::Tiles => "tiles",
             Order::Outer => "outer",
             Order::Rows => "rows",
+            Order::Across => "across",
         }
     }
 }
@@ -283,13 +286,12 @@ impl Space {
         let panel = packs.then(|| panel_width(graph, group, machine)).flatten().map(|w| w as i64);
         let outer = all / (rows * columns).max(1);
         let programs = outer.saturating_mul(columns.div_euclid(schedule.columns.max(1)).max(1));
-        let order = if programs >= machine.enough_programs { Order::Columns } else { Order::Tiles };
         let default = Choice {
             rows: schedule.row.is_some().then_some(schedule.rows),
             columns: schedule.column.is_some().then_some(schedule.columns),
             panel: panel.filter(|&w| w > 1),
             unroll: Some(schedule.unroll),
-            order: Some(order),
+            order: Some(schedule.order(&nest, machine, programs)),
             boundary: None,
         };
         Some(Space {

@@ -357,7 +357,7 @@ impl Builder<'_> {
         let pays = width > lanes && column.known().is_none_or(|extent| extent >= LEAST_TURNED);
         let row = turned(nest, &column).filter(|_| pays).and_then(|row| outer.iter().position(|a| a.symbol == row));
         let row = row.map(|r| outer.remove(r));
-        let width = if row.is_some() { lanes } else { width };
+        let width = if row.is_some() { self.machine.transposed(nest.finish.result_type()) } else { width };
         let rows = match &row {
             None => vec![None],
             Some(row) => {
@@ -578,8 +578,7 @@ impl Builder<'_> {
                 nest.guess(&Axis { symbol: symbol.clone(), extent: extent.clone() })
             };
             let programs = across.iter().chain(&others).map(guess).fold(1i64, i64::saturating_mul);
-            let many = programs >= self.machine.enough_programs;
-            let order = self.choice.order.unwrap_or(if many { Order::Columns } else { Order::Tiles });
+            let order = self.choice.order.unwrap_or_else(|| schedule.order(nest, self.machine, programs));
             let rows = cut(&row, &|a| match panel_of(nest, &a.symbol) {
                 Some(_) => panels(a, schedule.rows, 1),
                 // Registers that are not full take as long.
@@ -590,7 +589,7 @@ impl Builder<'_> {
                 let grid = match order {
                     // Their panel of weights stays in cache while rows stream by.
                     Order::Columns | Order::Tiles => [across, others].concat(),
-                    Order::Outer | Order::Rows => [others, across].concat(),
+                    Order::Outer | Order::Rows | Order::Across => [others, across].concat(),
                 };
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
@@ -607,10 +606,14 @@ impl Builder<'_> {
                 let grid = match order {
                     Order::Columns | Order::Tiles => [across.clone(), others.clone(), down].concat(),
                     Order::Outer | Order::Rows => [others.clone(), down, across.clone()].concat(),
+                    Order::Across => [others.clone(), down].concat(),
                 };
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
-                self.block_of(&mut body, nest, (&schedule, unit), &place, row, column.clone())?;
+                let blocks = if order == Order::Across { &column } else { &None };
+                self.for_blocks(&mut body, blocks, &place, |this, inner, place| {
+                    this.block_of(inner, nest, (&schedule, unit), place, row, column.clone())
+                })?;
                 self.program.parts.push(Part { grid, body });
             }
         }

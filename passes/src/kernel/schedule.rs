@@ -2,6 +2,8 @@
 //!
 //! Invariant: a schedule is data; whatever it says, the tile program made from it computes the same function.
 
+use super::TURNED_ROWS;
+use super::choice::Order;
 use super::cuts::panel_of;
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
@@ -10,6 +12,12 @@ use crate::warp::Floats;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{Scalar, Source};
+
+/// Most bytes of weights that stay near while a program walks along all of them for each tile's rows.
+const NEAR_WEIGHTS: i64 = 64 << 10;
+
+/// Bytes of a result that the second cache does not hold beside what it is made of.
+const FAR_RESULTS: i64 = 1 << 20;
 
 /// What kernels for a GPU are like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +181,12 @@ impl Machine {
         (1..=self.registers as i64 / 2).contains(&vectors).then_some(vectors * self.lanes as i64)
     }
 
+    /// How many elements of a type are written side by side where as many rows, or a multiple of them, are read across: as many vectors of
+    /// them are transposed at once.
+    pub(super) fn transposed(&self, dtype: DType) -> i64 {
+        (self.lanes * 4 / dtype.size().max(1)).clamp(1, TURNED_ROWS as usize) as i64
+    }
+
     /// How many vectors an elementwise loop computes at a time: few where the code is long.
     pub(super) fn pointwise_vectors(&self, nest: &FlatNest) -> i64 {
         let heavy = |n: &Scalar| matches!(n, Scalar::Unary(..) | Scalar::Select(..));
@@ -289,6 +303,9 @@ impl Schedule {
                 few.map_or_else(|| machine.columns(all.max(1) as usize, extent), |n| machine.wide_columns(n, extent))
             }
         } as i64;
+        // Columns that no vector has are cut into short ones and what is left, but for those of panels, which others go by.
+        let whole = columns % 4 == 0 || columns >= machine.lanes as i64 || panel_of(nest, &column.symbol).is_some();
+        let columns = if whole || columns < 4 { columns } else { 1 << columns.ilog2() };
         let each = match () {
             // What is unpacked, its scale and its offset.
             () if unpacks(&nest.body) => 3,
@@ -339,6 +356,33 @@ impl Schedule {
             unroll: 2,
             halves: false,
         }
+    }
+
+    /// In which order tiles are computed, where so many programs would walk along the rows.
+    pub(super) fn order(&self, nest: &FlatNest, machine: &Machine, programs: i64) -> Order {
+        if self.writes_lines(nest, machine) {
+            return Order::Across;
+        }
+        if programs >= machine.enough_programs { Order::Columns } else { Order::Tiles }
+    }
+
+    /// Whether a product has few weights and a result that no near cache holds: panel after panel, each line of it would be written, and what
+    /// is added to it read, in pieces at other times. With more weights than the first cache holds it gains nothing.
+    fn writes_lines(&self, nest: &FlatNest, machine: &Machine) -> bool {
+        let all = |axes: &[Axis]| axes.iter().try_fold(1i64, |all, a| Some(all.saturating_mul(a.known()?)));
+        let column = nest.axes.iter().find(|a| Some(&a.symbol) == self.column.as_ref()).and_then(Axis::known);
+        let (Some(columns), Some(results), Some(steps)) = (column, all(&nest.axes), all(&nest.folds)) else {
+            return false;
+        };
+        let plain = machine.gpu.is_none() && self.lanes.is_none() && self.row.is_some() && is_product_sum(nest);
+        let widens = columns > self.columns.max(steps);
+        let bytes = |numbers: i64| numbers.saturating_mul(4);
+        let programs = results / (columns * self.rows).max(1);
+        plain
+            && widens
+            && bytes(steps.saturating_mul(columns)) <= NEAR_WEIGHTS
+            && bytes(results) >= FAR_RESULTS
+            && programs >= machine.enough_programs
     }
 
     /// The schedule of a fold that makes one value of a row.
