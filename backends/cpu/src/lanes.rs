@@ -93,23 +93,30 @@ impl Emitter<'_, '_> {
         self.builder.ins().shuffle(a, b, mask)
     }
 
-    /// One lane of each of four vectors. The shuffles that the lanes share are made once: equal instructions become one.
+    /// One lane of each of as many vectors as they have lanes. The shuffles that the lanes share are made once: equal instructions become one.
     pub fn column(&mut self, ty: Type, vectors: &[ValueId], lane: u32) -> Result<Value, Error> {
-        let &[a, b, c, d] = vectors else {
-            return Err(self.unsupported("vectors of other than four lanes transposed"));
-        };
-        let [a, b, c, d] = [a, b, c, d].map(|v| {
-            let v = self.value(v);
-            self.bitcast(types::I8X16, v)
+        let lanes = vectors.len();
+        if !lanes.is_power_of_two() || lanes < 2 || ty.bytes() != 16 || ty.lane_count() as usize != lanes {
+            return Err(self.unsupported("vectors of other than 16 bytes transposed"));
+        }
+        let vectors: Vec<Value> = vectors.iter().map(|v| self.value(*v)).collect();
+        let vectors: Vec<Value> = vectors.into_iter().map(|v| self.bitcast(types::I8X16, v)).collect();
+        let column = self.interleaved(&vectors, lanes.ilog2(), lane as usize);
+        Ok(self.bitcast(ty, column))
+    }
+
+    /// The n-th of what so many rounds make of vectors of 16 bytes: the lower and the upper halves of a vector and of that half of them further,
+    /// lane by lane.
+    fn interleaved(&mut self, vectors: &[Value], rounds: u32, n: usize) -> Value {
+        let Some(rounds) = rounds.checked_sub(1) else { return vectors[n] };
+        let (lanes, size) = (vectors.len(), 16 / vectors.len());
+        let [a, b] = [0, lanes / 2].map(|from| self.interleaved(vectors, rounds, n / 2 + from));
+        let first = n % 2 * lanes / 2;
+        let bytes = (first..first + lanes / 2).flat_map(|lane| {
+            let of = move |from: usize| (0..size).map(move |byte| (from + lane * size + byte) as u8);
+            of(0).chain(of(16))
         });
-        // Lanes of the first vector are 0 to 3, of the second 4 to 7.
-        let mut shuffled = |a: Value, b: Value, lanes: [u8; 4]| {
-            self.shuffled(a, b, lanes.iter().flat_map(|lane| (0..4).map(move |byte| 4 * lane + byte)).collect())
-        };
-        let half = if lane < 2 { [0, 4, 1, 5] } else { [2, 6, 3, 7] };
-        let (low, high) = (shuffled(a, b, half), shuffled(c, d, half));
-        let whole = shuffled(low, high, if lane.is_multiple_of(2) { [0, 1, 4, 5] } else { [2, 3, 6, 7] });
-        Ok(self.bitcast(ty, whole))
+        self.shuffled(a, b, bytes.collect())
     }
 
     /// Folds lanes `i` and `i + n/2` until one is left.

@@ -141,7 +141,7 @@ impl Generator {
             }
             1 => {
                 let scalar = VectorType::scalar(ty.dtype);
-                let op = if ty.dtype.size() == 4 && ty.lanes == 4 && self.random.chance(30) {
+                let op = if ty.lanes >= 2 && ty.dtype != DType::Bool && self.random.chance(30) {
                     let vectors = (0..ty.lanes).map(|_| self.operand(body, ty, true)).collect();
                     Op::Column(vectors, self.random.below(ty.lanes as usize) as u32)
                 } else if self.random.chance(50) {

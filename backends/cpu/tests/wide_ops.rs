@@ -289,6 +289,7 @@ fn folds_and_lanes() {
                     format!("    %9: i64 = 3i64\n    %3: {ty} = load_strided b1[%9 - 2] by 3"),
                     format!("    %3: {ty} = load_strided b1[7] by 0"),
                     format!("    %3: {ty} = load_strided b1[7] by 1"),
+                    format!("    %3: {ty} = load_strided b1[7] by 2"),
                 ] {
                     run.op([ty; 3], ty, &code);
                 }

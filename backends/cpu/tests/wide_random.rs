@@ -129,7 +129,7 @@ impl Generator {
                 let value = self.operand(body, scalar, true);
                 self.assign(body, ty, Op::Splat(value), true);
             }
-            1 if ty.dtype.size() == 4 && ty.lanes >= 4 && !bool && self.random.below(2) == 0 => {
+            1 if ty.lanes >= 2 && !bool && self.random.below(2) == 0 => {
                 let vectors: Vec<ValueId> = (0..ty.lanes).map(|_| self.operand(body, ty, true)).collect();
                 for lane in [self.random.below(ty.lanes as usize), self.random.below(ty.lanes as usize)] {
                     self.assign(body, ty, Op::Column(vectors.clone(), lane as u32), true);

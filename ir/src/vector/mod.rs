@@ -209,7 +209,7 @@ pub enum Op {
     Pack(Vec<ValueId>),
     /// One lane as a scalar.
     Extract(ValueId, u32),
-    /// The same lane of each of some vectors of 4-byte elements, as many as they have lanes, 4 or more: all of these are the vectors transposed.
+    /// The same lane of each of some vectors, as many as they have lanes, 2 or more; no masks. All of these are the vectors transposed.
     Column(Vec<ValueId>, u32),
     /// Lanewise operation on one value. Only: neg abs not floor ceil round trunc sqrt (floats); neg abs not (integers);
     /// not (bool).

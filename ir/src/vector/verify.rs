@@ -364,8 +364,8 @@ impl Verifier<'_> {
             }
             Op::Column(values, lane) => {
                 let lanes = result.lanes;
-                let fits = u32::try_from(values.len()) == Ok(lanes) && *lane < lanes && lanes >= 4;
-                if !fits || result.dtype.size() != 4 {
+                let fits = u32::try_from(values.len()) == Ok(lanes) && *lane < lanes && lanes >= 2;
+                if !fits || result.dtype == DType::Bool {
                     self.report(Some(stmt), format!("lane {lane} of {} vectors is no {result}", values.len()));
                 }
                 for v in values {

@@ -4,6 +4,7 @@
 //! in one operation with the same axis at work agree on it, so that no operation between them moves lanes. Tiles
 //! whose elements differ in width meet only where lanes are taken apart.
 
+use super::memory::MOST_TRANSPOSED;
 use kiln_ir::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::scalar::{BinaryOp, Less, UnaryOp};
@@ -243,12 +244,15 @@ impl Walk<'_> {
     /// Whether vectors along an axis before this one can be loaded from a buffer and transposed.
     fn is_transposed(&self, id: TileId, (buffer, address): (usize, &Expr), axis: usize) -> bool {
         let of = &self.program.buffers[buffer];
-        if of.written || of.dtype != self.program.tiles[id].dtype {
+        let (width, shape) = (self.widths[id.index()], &self.program.tiles[id].shape);
+        // What is converted on the way comes element by element.
+        if of.written || of.dtype != self.program.tiles[id].dtype || of.dtype.computed() != of.dtype || width == 0 {
             return false;
         }
-        let whole = |axis| self.fills_lanes(id, axis);
+        let lanes = (self.bytes / width).min(MOST_TRANSPOSED);
+        let whole = |axis: usize| shape[axis] > 1 && shape[axis].is_multiple_of(lanes);
         let beside = |before: usize| whole(before) && self.stride(id, address, before) == Some(1);
-        self.widths[id.index()] == 4 && whole(axis) && (0..axis).any(beside)
+        lanes > 1 && whole(axis) && (0..axis).any(beside)
     }
 
     /// A load or store: what it gains along each axis depends on the stride.
@@ -279,6 +283,10 @@ impl Walk<'_> {
                     && loaded.is_some_and(|buffer| self.is_transposed(id, (buffer, address), axis)) =>
                 {
                     n * (1.0 - (1.0 + lanes.log2()) / lanes)
+                }
+                // Two loads and a shuffle, or two.
+                Some(2) if loaded.is_some() && self.bytes >= 32 && self.widths[id.index()] == 4 => {
+                    n * (1.0 - 4.0 / lanes)
                 }
                 _ => -0.25 * n,
             };

@@ -24,6 +24,9 @@ pub(super) const PREFETCH_FROM: i64 = 1 << 18;
 /// Two iterations of a fold that are farther apart are no stream, elements.
 const STREAM_STRIDE: i64 = 512;
 
+/// Most lanes of vectors that are transposed: as many vectors are in registers at once.
+pub(super) const MOST_TRANSPOSED: usize = 16;
+
 /// How the lanes of a vector lie in memory.
 #[derive(Clone, Copy)]
 enum Pattern {
@@ -176,7 +179,7 @@ impl<'a> Lowering<'a> {
     ) -> Result<Option<ValueId>, LowerError> {
         let ty = self.register_type(id);
         let lanes = ty.lanes as usize;
-        if self.program.buffers[buffer].written || ty.dtype.size() != 4 || lanes < 4 {
+        if self.program.buffers[buffer].written || ty.dtype == DType::Bool || !(2..=MOST_TRANSPOSED).contains(&lanes) {
             return Ok(None);
         }
         for axis in 0..at.len() {

@@ -8,8 +8,8 @@ use super::codes;
 use super::emit::{Emitter, imm8};
 use super::machine::{Arg, Width};
 use crate::Error;
-use kiln_ir::BinaryOp;
 use kiln_ir::vector::{ValueId, VectorType};
+use kiln_ir::{BinaryOp, DType};
 use regalloc2::VReg;
 
 /// Lanes of the 16 bytes within which instructions move single lanes.
@@ -121,27 +121,46 @@ impl<'a> Emitter<'a> {
         made.copied().ok_or_else(|| self.unsupported(format!("lane {lane} of {ty}")))
     }
 
-    /// Vectors of 4-byte lanes transposed: first within 16 bytes, four vectors at a time, then the 16 bytes of them.
+    /// Vectors transposed: first within 16 bytes, as many vectors at a time as these have lanes, then the 16 bytes of them.
     fn transposed(&mut self, ty: VectorType, vectors: &[VReg]) -> Result<Vec<VReg>, Error> {
-        let width = self.width(ty)?;
-        let mut groups: Vec<[VReg; CHUNK]> = Vec::new();
-        for group in vectors.chunks(CHUNK) {
-            let &[a, b, c, d] = group else { return Err(self.unsupported(format!("{ty} transposed"))) };
-            let mut pair = |row, a, b| self.binary(row, width, a, Arg::Use(b, width));
-            let [ab, cd] = [pair(codes::VUNPCKLPS, a, b)?, pair(codes::VUNPCKLPS, c, d)?];
-            let [ef, gh] = [pair(codes::VUNPCKHPS, a, b)?, pair(codes::VUNPCKHPS, c, d)?];
-            let mut half = |a, b, upper| self.halves_of_parts(ty, (a, b), CHUNK, upper);
-            groups.push([half(ab, cd, false)?, half(ab, cd, true)?, half(ef, gh, false)?, half(ef, gh, true)?]);
+        let (width, size) = (self.width(ty)?, ty.dtype.size());
+        let (low, high) = match size {
+            1 => (codes::VPUNPCKLBW, codes::VPUNPCKHBW),
+            2 => (codes::VPUNPCKLWD, codes::VPUNPCKHWD),
+            4 => (codes::VUNPCKLPS, codes::VUNPCKHPS),
+            8 => (codes::VUNPCKLPD, codes::VUNPCKHPD),
+            _ => return Err(self.unsupported(format!("{ty} transposed"))),
+        };
+        let within = 16 / size;
+        let mut groups: Vec<Vec<VReg>> = Vec::new();
+        for group in vectors.chunks(within) {
+            // Each round brings the lanes of a vector and of that half of them further together, until those of all are.
+            let mut group = group.to_vec();
+            for _ in 0..within.ilog2() {
+                let (first, second) = group.split_at(group.len() / 2);
+                let mut next = Vec::new();
+                for (&a, &b) in first.iter().zip(second) {
+                    next.push(self.binary(low, width, a, Arg::Use(b, width))?);
+                    next.push(self.binary(high, width, a, Arg::Use(b, width))?);
+                }
+                group = next;
+            }
+            groups.push(group);
         }
-        // Of each group of four vectors: lane `n` of each 16 bytes. The 16 bytes of all groups come together.
+        // Whatever the lanes are, 16 bytes are moved whole.
+        let words = VectorType { dtype: DType::F32, lanes: (size * ty.lanes as usize / 4) as u32 };
+        // Of each group of vectors: lane `n` of each 16 bytes. The 16 bytes of all groups come together.
         let mut lanes = vec![None; vectors.len()];
-        for n in 0..CHUNK {
-            let chunks: Vec<VReg> = groups.iter().map(|group| group[n]).collect();
+        for n in 0..within {
+            let chunks: Vec<VReg> = groups.iter().filter_map(|group| group.get(n).copied()).collect();
             let made = match *chunks {
                 [one] => vec![one],
-                [a, b] => vec![self.halves_of_parts(ty, (a, b), 8, false)?, self.halves_of_parts(ty, (a, b), 8, true)?],
+                [a, b] => [false, true]
+                    .map(|upper| self.halves_of_parts(words, (a, b), 8, upper))
+                    .into_iter()
+                    .collect::<Result<_, _>>()?,
                 [a, b, c, d] => {
-                    let mut half = |a, b, upper| self.halves_of_parts(ty, (a, b), 8, upper);
+                    let mut half = |a, b, upper| self.halves_of_parts(words, (a, b), 8, upper);
                     let (even, odd) =
                         ([half(a, b, false)?, half(c, d, false)?], [half(a, b, true)?, half(c, d, true)?]);
                     let [first, third] = [half(even[0], even[1], false)?, half(even[0], even[1], true)?];
@@ -151,7 +170,7 @@ impl<'a> Emitter<'a> {
                 _ => vec![],
             };
             for (at, vector) in made.into_iter().enumerate() {
-                if let Some(lane) = lanes.get_mut(CHUNK * at + n) {
+                if let Some(lane) = lanes.get_mut(within * at + n) {
                     *lane = Some(vector);
                 }
             }

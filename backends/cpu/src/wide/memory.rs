@@ -123,6 +123,9 @@ impl Emitter<'_> {
             return self.load(ty, address, false);
         }
         let size = ty.dtype.size();
+        if stride == 2 && size == 4 && ty.lanes >= 4 {
+            return self.load_every_other(ty, address);
+        }
         let chunk = (16 / size).min(ty.lanes as usize);
         let mut chunks = Vec::new();
         for first in (0..ty.lanes as usize).step_by(chunk) {
@@ -143,6 +146,30 @@ impl Emitter<'_> {
             chunks.extend(vector);
         }
         self.join(&chunks, width_bytes(self.width(ty)?))
+    }
+
+    /// Every other element of 4 bytes: the even lanes of a vector and the odd ones of the next, which begins one element before the first one's
+    /// end so that nothing behind the last element is read.
+    fn load_every_other(&mut self, ty: VectorType, address: &Address) -> Result<VReg, Error> {
+        let (width, lanes) = (self.width(ty)?, ty.lanes);
+        let [low, high] = [0, i128::from(lanes) - 1].map(|distance| self.place(address, distance));
+        let low = self.unary(codes::VMOVUPS, width, Arg::Memory(low?))?;
+        let high = Arg::Memory(high?);
+        if self.wide() && width != Width::X {
+            let lane = |n: u32| 2 * n + u32::from(n >= lanes / 2);
+            let order: Vec<u8> = (0..lanes).flat_map(|n| lane(n).to_le_bytes()).collect();
+            let order = Place { base: self.pooled(&order), index: None, displacement: 0, repeated: false };
+            let order = self.unary(codes::VMOVUPS, width, Arg::Memory(order))?;
+            let (code, def) = (self.code(codes::VPERMT2PS, width)?, self.vector());
+            self.ins(code, &[Arg::Tied { def, from: low, width }, Arg::Use(order, width), high]);
+            return Ok(def);
+        }
+        let both = self.binary_with(codes::VSHUFPS, width, low, high, 0xd8)?;
+        if width == Width::X {
+            return Ok(both);
+        }
+        // Of each 16 bytes the lower half is the first vector's.
+        self.unary_with(codes::VPERMPD, width, Arg::Use(both, width), 0xd8)
     }
 
     /// Replaces a lane of 16 bytes by an element in memory or a general register.

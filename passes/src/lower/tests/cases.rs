@@ -110,6 +110,58 @@ fn rows_of_which_one_is_broken_are_not_transposed() {
 }
 
 #[test]
+fn elements_of_other_sizes_are_transposed() {
+    for (dtype, bytes, lanes) in [
+        (DType::U8, 16, 16),
+        (DType::I8, 64, 16),
+        (DType::I16, 16, 8),
+        (DType::U16, 32, 16),
+        (DType::I16, 64, 16),
+        (DType::I64, 16, 2),
+        (DType::F64, 32, 4),
+        (DType::I64, 64, 8),
+    ] {
+        let text = format!(
+            "kernel @turned(x: {dtype}[400], y: {dtype}[256] written) {{ part grid() {{
+             %0: {dtype}[16,{lanes},1] = load x[20*a1 + a0 + 3] store y[{lanes}*a0 + a1] = %0 }} }}"
+        );
+        let program = TileProgram::parse(&text).expect("a program");
+        let mut random = Random(bytes.into());
+        let buffers = vec![random.elements(dtype, 400, -100, 100), random.elements(dtype, 256, -4, 4)];
+        let target = VectorTarget { bytes, ..TARGET };
+        let lowered = agree_for(target, &program, &Setting { buffers, dims: vec![] }, &Ranges::new(), 0.0);
+        let columns = lowered.to_string().matches("column_").count();
+        assert_eq!(columns, 16, "{dtype} in {bytes} bytes\n{lowered}");
+    }
+}
+
+#[test]
+fn what_is_read_after_a_fold_is_asked_for_before_it() {
+    let text = |of_sums: &str| {
+        format!(
+            "kernel @residual(x: f32[8192], w: f32[1024], r: f32[{of_sums}], y: f32[{of_sums}] written) {{ part grid(p = 2) {{
+             %0: f32[4,16,1] = const 0.0f32
+             for k in 0..64 step 1 carry(%1: f32[4,16,1] = %0) {{
+               %2: f32[4,1,1] = load x[64*a0 + 256*p + k] %3: f32[1,16,1] = load w[a1 + 16*k]
+               %4: f32[4,16,1] = fma %2, %3, %1
+             }} next(%4) as(%5)
+             %6: f32[4,16,1] = load r[16*a0 + a1 + 64*p] %7: f32[4,16,1] = add %5, %6
+             store y[16*a0 + a1 + 64*p] = %7 }} }}"
+        )
+    };
+    // Small buffers are near, and Cranelift cannot ask.
+    for (elements, bytes, asked) in [(65536, 64, 4), (65536, 32, 4), (65536, 16, 0), (1024, 64, 0)] {
+        let program = TileProgram::parse(&text(&elements.to_string())).expect("a program");
+        let mut random = Random(11);
+        let mut of = |n: usize| random.elements(DType::F32, n, -4, 4);
+        let buffers = vec![of(8192), of(1024), of(elements), of(elements)];
+        let target = VectorTarget { bytes, ..TARGET };
+        let lowered = agree_for(target, &program, &Setting { buffers, dims: vec![] }, &Ranges::new(), 1e-6);
+        assert_eq!(lowered.to_string().matches("prefetch b2").count(), asked, "{lowered}");
+    }
+}
+
+#[test]
 fn bytes_to_floats() {
     golden("quantized", &[], 0.0);
 }
