@@ -83,6 +83,9 @@ struct Program {
     wide: bool,
 }
 
+/// The number of a program, or why it has none.
+type Number = Result<usize, String>;
+
 /// Lowers the tile programs of one level, each distinct one once, and compiles them.
 #[derive(Debug)]
 pub struct Emitter {
@@ -92,7 +95,7 @@ pub struct Emitter {
     pairs: bool,
     terms: Option<Terms>,
     /// What became of programs, by the hashes of what they do.
-    numbers: HashMap<u64, Vec<(Arc<TileProgram>, Result<usize, String>)>>,
+    numbers: HashMap<u64, Vec<(Arc<TileProgram>, Number)>>,
     programs: Vec<Program>,
 }
 
@@ -138,7 +141,7 @@ impl Emitter {
     ///
     /// # Errors
     /// Why it cannot be vector code.
-    pub fn number(&mut self, program: &TileProgram, dims: &Ranges) -> Result<usize, String> {
+    pub fn number(&mut self, program: &TileProgram, dims: &Ranges) -> Number {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(program.code());
         let alike = self.numbers.entry(hash).or_default();
         if let Some((_, known)) = alike.iter().find(|(other, _)| other.code() == program.code()) {
