@@ -40,7 +40,7 @@ pub(crate) fn spread_rows(graph: &mut Graph, work: &[Work]) {
         group.inputs.iter().enumerate().for_each(|(k, &v)| products.entry(v).or_default().push((group, k)));
     }
     for names in memories(graph, work) {
-        // A gap behind the innermost rows moves the outer ones apart, too.
+        // A gap behind the innermost rows moves the outer ones apart, too, where their number is no multiple of 64.
         let readers = names.iter().filter_map(|v| products.get(v)).flatten();
         let rows = readers.filter_map(|&(group, k)| meeting_rows(graph, group, k)).min();
         let gap = |v: ValueId| Some((axis_of_rows(graph.ty(v), rows?)?, LINE / graph.ty(v).dtype.size()));

@@ -331,3 +331,15 @@ fn attention_over_a_free_number_of_keys() {
     let or_zero = "%7 = map(%6) body = { select(ne(a0, a0), 0.0f32, a0) } : f32[b, 2, m, n]";
     in_every_way_at(&attention(or_zero), sizes);
 }
+
+#[test]
+fn borders_of_every_type_of_float() {
+    for dtype in ["f16", "bf16", "f32", "f64"] {
+        in_every_way(&format!(
+            "input %0 : f32[1, 5, 6, 64]
+             %1 = map(%0) body = {{ to_{dtype}(a0) }} : {dtype}[1, 5, 6, 64]
+             %2 = pad(%1) low = [0, 0, 2, 0], high = [0, 0, 3, 0], interior = [0, 0, 0, 0], value = 0.5{dtype} : {dtype}[1, 5, 11, 64]
+             %3 = map(%2) body = {{ to_f32(a0) }} : f32[1, 5, 11, 64]\n output %2 \"y\"\n output %3 \"z\""
+        ));
+    }
+}

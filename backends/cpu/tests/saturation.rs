@@ -114,7 +114,8 @@ fn run(level: WideLevel, lanes: u32, to: &str, (add, low, high): (i64, f32, f32)
 fn bytes_saturate_as_they_are_clipped() {
     for (level, bytes) in SIZES {
         for (to, least, most) in [("u8", 0, 255), ("i8", -128, 127)] {
-            for add in [0i64, 3, 128, 255, -7, -128] {
+            // The last ones are more than 16 bits hold beside the byte.
+            for add in [0i64, 3, 128, 255, -7, -128, 32_700, -32_700] {
                 let (low, high) = ((least - add) as f32, (most - add) as f32);
                 // To the whole range, and to parts of it.
                 for clip in [(low, high), (low + 3.0, high), (low, high - 100.5), (low + 0.5, high - 3.0)] {

@@ -283,6 +283,14 @@ fn folds_and_lanes() {
                 let lanes: Vec<_> = (0..ty.lanes).map(|l| if l % 3 == 1 { "%1" } else { "%0" }).collect();
                 run.op([scalar; 3], ty, &format!("    %3: {ty} = pack({})", lanes.join(", ")));
                 run.op([scalar; 3], ty, &format!("    %3: {ty} = splat(%0)"));
+                // As many different vectors as there are lanes, transposed: lane `n` of each.
+                for n in 0..if ty.lanes <= 16 { ty.lanes } else { 0 } {
+                    let next =
+                        |v: u32| format!("    %{}: {ty} = sub(%{}, %1)\n", 20 + v, if v == 0 { 0 } else { 19 + v });
+                    let vectors: String = (0..ty.lanes).map(next).collect();
+                    let names: Vec<String> = (0..ty.lanes).map(|v| format!("%{}", 20 + v)).collect();
+                    run.op([ty; 3], ty, &format!("{vectors}    %3: {ty} = column_{n}({})", names.join(", ")));
+                }
                 for code in [
                     format!("    %3: {ty} = load_splat b1[%12]"),
                     format!("    %9: i64 = 140i64\n    %3: {ty} = load_strided b1[%9] by -2"),

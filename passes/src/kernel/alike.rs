@@ -5,14 +5,34 @@
 
 use super::{Choice, looked, makes_tiles, small_constant};
 use crate::group::Group;
+use kiln_ir::dtype::DType;
+use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, TensorType};
-use kiln_ir::scalar::Constant;
+use kiln_ir::id::Id;
+use kiln_ir::nest::Nest;
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar};
+
+/// A nest, node by node: code that means the same in another order may become another program.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Stage {
+    dims: Vec<Expr>,
+    folds: Vec<Expr>,
+    combine: BinaryOp,
+    codes: [(Vec<(Scalar, DType)>, Id<Scalar>); 2],
+}
+
+impl Stage {
+    fn of(nest: &Nest) -> Stage {
+        let nodes = |code: &Code| code.nodes().map(|(id, node)| (node.clone(), code.dtype(id))).collect();
+        let codes = [&nest.body, &nest.finish].map(|code| (nodes(code), code.result()));
+        Stage { dims: nest.dims.clone(), folds: nest.folds.clone(), combine: nest.combine, codes }
+    }
+}
 
 /// What the tile programs of a group depend on, beside the machines that they are for and the ranges of the graph's symbols.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Alike {
-    /// The nests as text: code is equal where its text and the types of its arguments are, which are those of `operands`.
-    stages: Vec<String>,
+    stages: Vec<Stage>,
     /// Types of the inputs and of the result, last, with their layouts.
     operands: Vec<TensorType>,
     /// The elements of the inputs that the code may have as constants.
@@ -32,7 +52,7 @@ impl Alike {
         }
         let seen = group.is_attention().then(|| looked::seen_keys(graph, group)).flatten();
         Some(Alike {
-            stages: group.stages.iter().map(ToString::to_string).collect(),
+            stages: group.stages.iter().map(Stage::of).collect(),
             operands: group.inputs.iter().chain([&group.output]).map(|&v| graph.ty(v).clone()).collect(),
             known: group.inputs.iter().map(|&v| small_constant(graph, v)).collect(),
             makes_tiles: makes_tiles(graph, group),

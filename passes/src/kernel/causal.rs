@@ -164,7 +164,7 @@ impl Finder<'_, '_> {
     /// after.
     fn mask(&self, code: &Code, id: Id<Scalar>, at: &At, plain: bool, added: bool) -> Option<Mask> {
         // Whether numbers that are not infinite hide here: nothing else may be of their size, and no row may be hidden whole.
-        let finite = |x: Id<Scalar>| plain && !added && !loads(code, x);
+        let finite = |x: Id<Scalar>| plain && !added && !depends_on_more(code, x);
         let found = |kept: usize, limits: Limits| Some(Mask { node: id, kept, limits });
         match code.node(id) {
             Scalar::Binary(BinaryOp::Add, x, y) => {
@@ -353,7 +353,12 @@ impl Finder<'_, '_> {
         let (key, rest) = linear(&address, &self.a.key.symbol)?;
         let row = self.a.operands.rows.iter().find(|r| rest.mentions(&r.symbol))?;
         let (down, rest) = linear(&rest, &row.symbol)?;
-        let (key, down, first) = (key.as_const()?, down.as_const()?, rest.as_const()?);
+        // One element for all keys hides none by its number, and would be looked at for each of them.
+        let (key, down, first) = (key.as_const().filter(|&k| k != 0)?, down.as_const()?, rest.as_const()?);
+        let pairs = row.known()?.checked_mul(self.a.key.known()?)?;
+        if usize::try_from(pairs).ok()? > tensor.len() {
+            return None;
+        }
         let (mut least, mut most, mut every, mut all_infinite) = (i64::MAX, i64::MIN, i64::MAX, true);
         for i in 0..row.known()? {
             let (mut ends, mut whole) = (None, None);
@@ -378,10 +383,11 @@ impl Finder<'_, '_> {
     }
 }
 
-/// Whether the node reads anything but scores.
-fn loads(code: &Code, id: Id<Scalar>) -> bool {
+/// Whether the node depends on anything but scores: what else hides keys may, together with a mask, hide a row whole.
+fn depends_on_more(code: &Code, id: Id<Scalar>) -> bool {
     match code.node(id) {
         Scalar::Load(source, _) => matches!(source, Source::Input(_)),
-        node => node.operands().into_iter().any(|o| loads(code, o)),
+        Scalar::Index(_) | Scalar::Guard(..) => true,
+        node => node.operands().into_iter().any(|o| depends_on_more(code, o)),
     }
 }

@@ -316,8 +316,11 @@ impl Space {
         } else {
             let vectors = [1, 2, 3, 4, 5, 6, 8, 12, 16].into_iter().map(|v| v * self.lanes);
             let mut all: Vec<i64> = vectors.filter(within(self.columns)).collect();
-            // Fewer columns than a vector has lanes are one tile.
-            all.extend((all.is_empty()).then_some(self.default.columns).flatten());
+            // Fewer columns than a vector has lanes: as the cost model cuts them, or one tile.
+            if all.is_empty() {
+                all.extend(self.default.columns.into_iter().chain([self.columns]));
+                all.dedup();
+            }
             all
         };
         let panels = if self.packs && !self.along_fold { vec![1, 2, 4] } else { vec![1] };

@@ -46,6 +46,10 @@ impl FlatNest {
         }
         let code = &self.finish;
         let live = code.live();
+        // What is loaded under a condition may be loaded under no other.
+        if code.nodes().any(|(id, n)| live[id.index()] && matches!(n, Scalar::Guard(..))) {
+            return None;
+        }
         let sum = |id: Id<Scalar>| matches!(code.node(id), Scalar::Arg(0));
         let mut users = code.nodes().filter(|(id, n)| live[id.index()] && n.operands().into_iter().any(sum));
         let (Some((first, Scalar::Binary(BinaryOp::Add, a, b))), None) = (users.next(), users.next()) else {
@@ -137,7 +141,7 @@ impl Builder<'_> {
         Some(self.emitter(stages).cast(body, nest.body.result_type(), total))
     }
 
-    /// The fold of all loops into `init`, which is neutral: a long sum of f32 in stretches.
+    /// The fold of all loops into `init`: a long sum of f32, whose `init` is neutral, in stretches.
     fn summed(
         &mut self,
         body: &mut Vec<Stmt>,

@@ -1,6 +1,6 @@
 //! Masks that other kernels make, looked at as if attention made them itself.
 //!
-//! Invariant: only what is known of a mask is taken from here; it is read as the group says. So code may be as long as it likes.
+//! Invariant: only what is known of a mask is taken from here; it is read as the group says. So code may be longer here than fusion would make it.
 
 use super::attention::Attention;
 use super::causal::Seen;

@@ -262,7 +262,7 @@ const LANE: usize = 2;
 /// The most boxes into which conditions cut a nest.
 const MOST_BOXES: usize = 40;
 
-/// Rows that are written in turn where they are read across: as many as the widest vectors have lanes, so that vectors are loaded along the
+/// Rows that are written in turn where they are read across: as many as the widest vectors have lanes of 4 bytes, and as are transposed at once, so that vectors are loaded along the
 /// rows and transposed in registers.
 const TURNED_ROWS: i64 = 16;
 

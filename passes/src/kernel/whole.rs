@@ -19,6 +19,8 @@ fn range(code: &Code, id: Id<Scalar>, left: usize) -> Option<(f64, f64)> {
     let of = |id: Id<Scalar>| range(code, id, left);
     let dtype = code.dtype(id);
     let whole = dtype.int_range().map(|(low, high)| (low as f64, high as f64));
+    // Which zero the least or the greatest of two is, is open: -0 is taken.
+    let lesser = |x: f64, y: f64| if x.total_cmp(&y).is_lt() { x } else { y };
     let found = match code.node(id) {
         Scalar::Const(c) => Some(c.as_f64()).filter(|v| !v.is_nan()).map(|v| (v, v)),
         // A NaN is not above the bound.
@@ -31,8 +33,11 @@ fn range(code: &Code, id: Id<Scalar>, left: usize) -> Option<(f64, f64)> {
             _ => None,
         },
         Scalar::Unary(UnaryOp::Round, a) => of(*a).map(|(low, high)| (low.round_ties_even(), high.round_ties_even())),
-        Scalar::Binary(BinaryOp::Max, a, b) => of(*a).zip(of(*b)).map(|(a, b)| (a.0.max(b.0), a.1.max(b.1))),
-        Scalar::Binary(BinaryOp::Min, a, b) => of(*a).zip(of(*b)).map(|(a, b)| (a.0.min(b.0), a.1.min(b.1))),
+        Scalar::Binary(BinaryOp::Max, a, b) => {
+            let greater = |x: f64, y: f64| if x == y { lesser(x, y) } else { x.max(y) };
+            of(*a).zip(of(*b)).map(|(a, b)| (greater(a.0, b.0), greater(a.1, b.1)))
+        }
+        Scalar::Binary(BinaryOp::Min, a, b) => of(*a).zip(of(*b)).map(|(a, b)| (lesser(a.0, b.0), lesser(a.1, b.1))),
         Scalar::Binary(BinaryOp::Add, a, b) if dtype.is_int() => {
             of(*a).zip(of(*b)).map(|(a, b)| (a.0 + b.0, a.1 + b.1))
         }
@@ -83,7 +88,9 @@ pub(super) fn float_of(code: &Code, id: Id<Scalar>) -> Option<(Id<Scalar>, Optio
             let sum = (whole.0 + by as f64, whole.1 + by as f64);
             let type_range = code.dtype(id).int_range().map(|(low, high)| (low as f64, high as f64))?;
             let (float, before) = float_of(code, *a)?;
-            (type_range.0 <= sum.0 && sum.1 <= type_range.1).then_some((float, Some(before.unwrap_or(0) + by)))
+            let by = before.unwrap_or(0).checked_add(by)?;
+            let exact = type_range.0 <= sum.0 && sum.1 <= type_range.1 && by.unsigned_abs() <= EXACT as u64;
+            exact.then_some((float, Some(by)))
         }
         _ => None,
     }

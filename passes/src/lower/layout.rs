@@ -241,12 +241,18 @@ impl Walk<'_> {
         address.substitute(&zero).simplify(&ranges).coefficient(&at)
     }
 
+    /// Whether the elements of a buffer are those of the tile that is loaded from it, as registers hold them.
+    fn is_plain(&self, id: TileId, buffer: usize) -> bool {
+        let of = self.program.buffers[buffer].dtype;
+        of == self.program.tiles[id].dtype && of.computed() == of
+    }
+
     /// Whether vectors along an axis before this one can be loaded from a buffer and transposed.
     fn is_transposed(&self, id: TileId, (buffer, address): (usize, &Expr), axis: usize) -> bool {
         let of = &self.program.buffers[buffer];
         let (width, shape) = (self.widths[id.index()], &self.program.tiles[id].shape);
         // What is converted on the way comes element by element.
-        if of.written || of.dtype != self.program.tiles[id].dtype || of.dtype.computed() != of.dtype || width == 0 {
+        if of.written || !self.is_plain(id, buffer) || width == 0 {
             return false;
         }
         let lanes = (self.bytes / width).min(MOST_TRANSPOSED);
@@ -266,6 +272,7 @@ impl Walk<'_> {
     ) {
         let shape = self.program.tiles[id].shape.clone();
         let (n, lanes) = (self.program.tiles[id].elements() as f64 * weight, self.lanes(id));
+        let plain = loaded.is_some_and(|buffer| self.is_plain(id, buffer));
         for axis in 0..shape.len() {
             let at = tile::axis(axis);
             let stride = self.stride(id, address, axis);
@@ -284,10 +291,8 @@ impl Walk<'_> {
                 {
                     n * (1.0 - (1.0 + lanes.log2()) / lanes)
                 }
-                // Two loads and a shuffle, or two.
-                Some(2) if loaded.is_some() && self.bytes >= 32 && self.widths[id.index()] == 4 => {
-                    n * (1.0 - 4.0 / lanes)
-                }
+                // Two loads and a shuffle, or two; what is converted on the way comes element by element.
+                Some(2) if self.bytes >= 32 && self.widths[id.index()] == 4 && plain => n * (1.0 - 4.0 / lanes),
                 _ => -0.25 * n,
             };
             self.gain(id, axis, gain);

@@ -388,7 +388,9 @@ impl<'a> Lowering<'a> {
         let beside = |axis: &usize| target.address.coefficient(&kiln_ir::tile::axis(*axis)) == Some(1);
         let axis = (0..ty.shape.len()).find(|axis| ty.shape[*axis] > 1 && beside(axis))?;
         // Of bytes there may be a rest that is half or a quarter of a vector.
-        let size = [DType::Bool, DType::F64].iter().all(|t| *t != c.dtype).then_some(c.dtype.size())?;
+        // Registers hold halves as other types.
+        let plain = c.dtype == c.dtype.computed() && !matches!(c.dtype, DType::Bool | DType::F64);
+        let size = plain.then_some(c.dtype.size())?;
         let mut widths = std::iter::successors(Some(self.bytes as usize), |n| Some(n / 2)).take_while(|n| *n >= 16);
         let bytes =
             widths.find(|n| ty.shape[axis].is_multiple_of(n / size) && (*n == self.bytes as usize || size == 1))?;

@@ -88,11 +88,13 @@ impl<'a> Lowering<'a> {
     }
 
     fn region(&mut self, body: &'a [Stmt]) -> Result<(), LowerError> {
-        let first = body.iter().position(|stmt| matches!(stmt, Stmt::For(_)));
         for (n, stmt) in body.iter().enumerate() {
             self.reshape(Wanted::by(stmt));
-            if first == Some(n) {
-                self.ask_ahead(&body[n + 1..])?;
+            // A loop that carries nothing is no fold.
+            if matches!(stmt, Stmt::For(f) if !f.carried.is_empty()) {
+                let behind = &body[n + 1..];
+                let end = behind.iter().position(|s| matches!(s, Stmt::For(_))).unwrap_or(behind.len());
+                self.ask_ahead(&behind[..end])?;
             }
             match stmt {
                 Stmt::Let(id, op) => self.define(*id, op)?,

@@ -6,7 +6,7 @@
 //! such an instruction.
 
 use super::quantized::{all_integers, raised_to, range};
-use super::{Operand, Patch, rewrite};
+use super::{Operand, Patch, apply};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
@@ -28,12 +28,38 @@ const MOST_TRIES: usize = 256;
 /// How near to the middle between two steps a value must be for a try to be checked there first.
 const NEAR: f64 = 1e-3;
 
+/// Different functions of a graph that are tried: each is evaluated at all of its operands a few times.
+const MOST_FUNCTIONS: usize = 1000;
+
 /// Replaces quantized functions of one or two bytes by cheaper ones with the same results.
 ///
 /// # Errors
-/// See [`rewrite`].
+/// A patch does not fit, or the graph has a cycle.
 pub fn functions_of_bytes(graph: &Graph) -> Result<Graph, GraphError> {
-    rewrite(graph, &[function_of_bytes])
+    let mut graph = graph.compact()?;
+    // A result of bytes ends each function, so none becomes part of another: one sweep is enough.
+    let mut known: HashMap<(String, Vec<DType>, DType), Option<Code>> = HashMap::new();
+    for id in graph.live_order()? {
+        let Some(found) = Function::of(&graph, id) else { continue };
+        let result = found.result;
+        let types: Vec<DType> = found.operands.iter().map(|&v| graph.ty(v).dtype).collect();
+        let key = (found.code.to_string(), types, graph.ty(result).dtype);
+        let body = match known.get(&key) {
+            Some(body) => body.clone(),
+            None if known.len() < MOST_FUNCTIONS => {
+                let body = cheaper(&found.code, &key.1, key.2);
+                known.insert(key, body.clone());
+                body
+            }
+            None => None,
+        };
+        if let Some(body) = body {
+            let operands = found.operands.iter().map(|&v| Operand::Value(v)).collect();
+            let nodes = vec![(Map { body }.into(), operands)];
+            apply(&mut graph, id, Patch { nodes, replaces: result, with: None, also: found.nodes })?;
+        }
+    }
+    graph.compact()
 }
 
 /// A function of one or two bytes, argument n being the n-th.
@@ -44,17 +70,22 @@ struct Function {
     nodes: Vec<NodeId>,
     /// The values that are in the code.
     known: HashMap<ValueId, Id<Scalar>>,
+    /// What it makes.
+    result: ValueId,
 }
 
 impl Function {
     /// What the map of a node computes, with the maps before it, if that is such a function.
     fn of(graph: &Graph, id: NodeId) -> Option<Function> {
-        let mut found = Function { code: Code::new(), operands: vec![], nodes: vec![], known: HashMap::new() };
+        let made = *graph.node(id).outputs.first()?;
+        range(graph.ty(made).dtype)?;
+        let (operands, nodes, known) = (vec![], vec![], HashMap::new());
+        let mut found = Function { code: Code::new(), operands, nodes, known, result: made };
         let result = found.add(graph, id, MOST_MAPS)?;
         found.code.set_result(result);
-        let dims = &graph.ty(*graph.node(id).outputs.first()?).dims;
-        let whole = found.operands.iter().all(|&v| graph.ty(v).dims == *dims);
-        (whole && !found.operands.is_empty()).then_some(found)
+        let whole = found.operands.iter().all(|&v| graph.ty(v).dims == graph.ty(made).dims);
+        let rounds = found.code.nodes().any(|(_, node)| matches!(node, Scalar::Unary(UnaryOp::Round, _)));
+        (whole && rounds && !found.operands.is_empty()).then_some(found)
     }
 
     /// Adds the code of a map and of the maps that it reads.
@@ -99,16 +130,16 @@ impl Function {
         });
         inlined.ok()
     }
+}
 
-    /// All values of the operands, so that they broadcast to all combinations.
-    fn everything(&self, graph: &Graph) -> Option<Vec<Tensor>> {
-        let last = self.operands.len().checked_sub(1)?;
-        let of = |(n, &v): (usize, &ValueId)| {
-            let all = all_integers(graph.ty(v).dtype)?;
-            if n == last { Some(all) } else { all.reshaped(&[256, 1]).ok() }
-        };
-        self.operands.iter().enumerate().map(of).collect()
-    }
+/// All values of operands of these types, so that they broadcast to all combinations.
+fn everything(types: &[DType]) -> Option<Vec<Tensor>> {
+    let last = types.len().checked_sub(1)?;
+    let of = |(n, &dtype): (usize, &DType)| {
+        let all = all_integers(dtype)?;
+        if n == last { Some(all) } else { all.reshaped(&[256, 1]).ok() }
+    };
+    types.iter().enumerate().map(of).collect()
 }
 
 /// The results of code at all values of its operands.
@@ -298,7 +329,9 @@ fn multiply_adds(code: &Code, types: &[DType], wanted: &[i64]) -> Option<Steps> 
         })
         .collect();
     // With the zero point in the sum an odd one turns halves the other way.
-    for shift in [0, zero] {
+    // Where the last try that was wrong was wrong the next ones mostly are.
+    let mut wrong = 0;
+    for shift in [0, zero].into_iter().take(if zero == 0 { 1 } else { 2 }) {
         let add = (line.add + (zero - shift) as f64) as f32;
         for [a, b, c] in distances() {
             let by = [a, b];
@@ -310,9 +343,11 @@ fn multiply_adds(code: &Code, types: &[DType], wanted: &[i64]) -> Option<Steps> 
                 high: (most - shift) as f32,
                 shift,
             };
-            let right = |&n: &usize| [true, false].iter().all(|&fused| steps.at(at(n), fused) == wanted[n]);
-            if near.iter().all(right) && (0..wanted.len()).all(|n| right(&n)) {
-                return Some(steps);
+            let right = |n: usize| [true, false].iter().all(|&fused| steps.at(at(n), fused) == wanted[n]);
+            let all = || [wrong].into_iter().chain(near.iter().copied()).chain(0..wanted.len());
+            match all().find(|&n| !right(n)) {
+                Some(n) => wrong = n,
+                None => return Some(steps),
             }
         }
     }
@@ -355,9 +390,9 @@ fn quantized_sum(code: &Code) -> Option<(i64, Id<Scalar>)> {
     None
 }
 
-/// The code with its divisions by constants as products with numbers near their inverses.
+/// The code with its divisions by constants as products with numbers near their inverses, where it has any.
 fn with_products(code: &Code, away: i32) -> Option<Code> {
-    let mut made = Code::new();
+    let (mut made, mut any) = (Code::new(), false);
     let inlined = made.inline(code, &mut |made, node, dtype| {
         let Scalar::Binary(BinaryOp::Div, a, b) = node else { return Ok(None) };
         let Scalar::Const(by) = made.node(*b) else { return Ok(None) };
@@ -366,39 +401,34 @@ fn with_products(code: &Code, away: i32) -> Option<Code> {
         }
         let inverse = neighbour((1.0 / by.as_f64()) as f32, away);
         let inverse = made.float(DType::F32, f64::from(inverse));
+        any = true;
         made.binary(BinaryOp::Mul, *a, inverse).map(Some)
     });
     made.set_result(inlined.ok()?);
-    Some(made)
+    any.then_some(made)
 }
 
-fn function_of_bytes(graph: &Graph, id: NodeId) -> Option<Patch> {
-    let result = *graph.node(id).outputs.first()?;
-    let to = graph.ty(result).dtype;
-    range(to)?;
-    let found = Function::of(graph, id)?;
-    let rounds = found.code.nodes().any(|(_, node)| matches!(node, Scalar::Unary(UnaryOp::Round, _)));
-    rounds.then_some(())?;
-    let all = found.everything(graph)?;
-    let cost_before = cost(&found.code);
-    let types: Vec<DType> = found.operands.iter().map(|&v| graph.ty(v).dtype).collect();
+/// Cheaper code with the results of a function of operands of these types.
+fn cheaper(code: &Code, types: &[DType], to: DType) -> Option<Code> {
+    let all = everything(types)?;
+    let cost_before = cost(code);
     // Six operations that quantize a sum, and two for each operand.
     if cost_before <= 6 + 2 * types.len() {
         return None;
     }
-    let wanted = results(&found.code, &all)?;
+    let wanted = results(code, &all)?;
     let same = |code: &Code| results(code, &all).is_some_and(|made| made == wanted);
     let sum = || {
-        let steps = multiply_adds(&found.code, &types, &wanted)?;
-        let [once, twice] = [true, false].map(|fused| steps.code(&types, to, fused).ok());
+        let steps = multiply_adds(code, types, &wanted)?;
+        let [once, twice] = [true, false].map(|fused| steps.code(types, to, fused).ok());
         once.filter(|once| same(once) && twice.is_some_and(|twice| same(&twice)))
     };
-    let product =
-        || (0..8).filter_map(|n| with_products(&found.code, if n % 2 == 0 { n / 2 } else { -(n + 1) / 2 })).find(same);
-    let body =
-        sum().filter(|code| cost(code) < cost_before).or_else(product).filter(|code| cost(code) < cost_before)?;
-    let operands = found.operands.iter().map(|&v| Operand::Value(v)).collect();
-    Some(Patch { nodes: vec![(Map { body }.into(), operands)], replaces: result, with: None, also: found.nodes })
+    let product = || {
+        let away = (0..8).map(|n| if n % 2 == 0 { n / 2 } else { -(n + 1) / 2 });
+        away.map_while(|n| with_products(code, n)).find(same)
+    };
+    let cheap = |made: &Code| cost(made) < cost_before;
+    sum().filter(cheap).or_else(product).filter(cheap)
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ pub(super) fn quantization(graph: &Graph, id: NodeId) -> Option<Quantization> {
     (same && scale > 0.0 && scale.is_finite()).then_some(Quantization { y, scale, zero, to: *to })
 }
 
-/// The greater of a float and a bound, the bound for a NaN: unlike `max` one instruction on every level, whose result is surely a number.
+/// The greater of a float and a bound, the bound for a NaN: unlike `max` one instruction in wide code, whose result is surely a number.
 pub(super) fn raised_to(code: &mut Code, x: Id<Scalar>, bound: Id<Scalar>) -> Result<Id<Scalar>, TypeError> {
     let above = code.binary(BinaryOp::Lt, bound, x)?;
     code.select(above, x, bound)

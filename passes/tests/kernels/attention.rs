@@ -186,10 +186,21 @@ fn keys_that_no_row_sees_are_not_visited() {
         ("a window", window, "minus_inf_f32", (35, 275), 0.34),
         ("a window of low numbers", window, "-1e9f32", (35, 275), 0.34),
         ("all are seen", all, "minus_inf_f32", (30, 130), 1.0),
+        // Rows 0 to 2 see nothing, though each of the two masks leaves them keys.
+        ("two low numbers", causal, "-1e9f32 within", (130, 130), 1.0),
     ];
     for (name, condition, hidden, (queries, keys), most) in cases {
-        let of = |condition: &str| by_numbers("1", &queries.to_string(), &keys.to_string(), condition, hidden);
-        let c = check(&of(condition));
+        let (number, within) = hidden.split_once(' ').map_or((hidden, false), |(number, _)| (number, true));
+        let mut text = by_numbers("1", &queries.to_string(), &keys.to_string(), condition, number);
+        if within {
+            let (score, dims) = ("mul(a0, 0.5f32)", format!("[{queries}, {keys}]"));
+            text = text.replacen(score, &format!("select(a2, {score}, {number})"), 1);
+            text = text.replacen("map(%5, %22)", "map(%5, %22, %23)", 1);
+            let other =
+                format!("%23 = map(%20, %21) body = {{ ge(a1, add(mul(a0, 0i64), 3i64)) }} : bool{dims}\n %6 =");
+            text = text.replacen("%6 =", &other, 1);
+        }
+        let c = check(&text);
         assert_eq!(fused(&c), 1, "{name}: {}", c.plan);
         let share = products(&c, &[]) as f64 / (2 * 2 * 20 * queries * keys) as f64;
         assert!(if most < 1.0 { share <= most } else { share >= 1.0 }, "{name}: {share}");
@@ -284,4 +295,15 @@ fn masks_that_other_kernels_make_are_looked_through() {
         let share = products(&c, &[]) as f64 / (2 * 2 * 20 * 24 * 140) as f64;
         assert!(if most < 1.0 { share <= most } else { share >= 1.0 }, "{mask}, {hide}: {share}");
     }
+    // Two layers that are the same but for what other kernels hide from them.
+    let later = "%26 = map(%20, %21) body = { le(a1, add(a0, 100i64)) } : bool[24, 140]
+                  %27 = reshape(%26) dims = [1, 1, 24, 140] : bool[1, 1, 24, 140]\n output %27 \"later\"";
+    let hide = "select(a1, a0, minus_inf_f32)";
+    let text = layers(&format!("{reshaped}\n {later}"), hide).replace("map(%91, %24)", "map(%91, %27)");
+    let c = check(&text);
+    assert_eq!(fused(&c), 2, "{}", c.plan);
+    let attention = c.kernels[0].iter().zip(&c.plan.kernels).filter(|(_, k)| k.what.contains("softmax"));
+    let programs: Vec<String> =
+        attention.map(|(p, _)| TileProgram { name: "k".into(), ..p.clone() }.to_string()).collect();
+    assert!(programs.len() == 2 && programs[0] != programs[1], "{}", programs.join("\n"));
 }

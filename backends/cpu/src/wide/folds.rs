@@ -132,6 +132,9 @@ impl<'a> Emitter<'a> {
             _ => return Err(self.unsupported(format!("{ty} transposed"))),
         };
         let within = 16 / size;
+        if vectors.len() < within {
+            return Err(self.unsupported(format!("{ty} transposed")));
+        }
         let mut groups: Vec<Vec<VReg>> = Vec::new();
         for group in vectors.chunks(within) {
             // Each round brings the lanes of a vector and of that half of them further together, until those of all are.

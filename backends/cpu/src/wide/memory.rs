@@ -1,6 +1,7 @@
 //! Loads and stores.
 //!
-//! Invariant: every access is one that the program makes, with the sizes of its elements; stores keep their order.
+//! Invariant: every access lies within what the program accesses, with the sizes of its elements; a load of every other element reads those
+//! between too, and drops them; stores keep their order.
 
 use super::codes;
 use super::emit::{Emitter, imm8, width_bytes};

@@ -71,6 +71,10 @@ impl Emitter<'_> {
         through.dedup();
         let (low, high) = (constant(low)?.as_f64(), constant(high)?.as_f64());
         let (least, most) = ((least - add) as f64, (most - add) as f64);
+        // The sums are 16 bits wide before and after the addition.
+        if least < f64::from(i16::MIN) || most > f64::from(i16::MAX) {
+            return None;
+        }
         // In the type's range, so that the low bits that a store takes are all there is.
         if !(least <= low && low <= high && high <= most) {
             return None;
