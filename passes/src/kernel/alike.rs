@@ -18,14 +18,20 @@ struct Stage {
     dims: Vec<Expr>,
     folds: Vec<Expr>,
     combine: BinaryOp,
-    codes: [(Vec<(Scalar, DType)>, Id<Scalar>); 2],
+    body: Nodes,
+    finish: Nodes,
 }
+
+/// The nodes of code with their types, and which of them is the result.
+type Nodes = (Vec<(Scalar, DType)>, Id<Scalar>);
 
 impl Stage {
     fn of(nest: &Nest) -> Stage {
-        let nodes = |code: &Code| code.nodes().map(|(id, node)| (node.clone(), code.dtype(id))).collect();
-        let codes = [&nest.body, &nest.finish].map(|code| (nodes(code), code.result()));
-        Stage { dims: nest.dims.clone(), folds: nest.folds.clone(), combine: nest.combine, codes }
+        let nodes = |code: &Code| -> Nodes {
+            (code.nodes().map(|(id, node)| (node.clone(), code.dtype(id))).collect(), code.result())
+        };
+        let (body, finish) = (nodes(&nest.body), nodes(&nest.finish));
+        Stage { dims: nest.dims.clone(), folds: nest.folds.clone(), combine: nest.combine, body, finish }
     }
 }
 
