@@ -5,6 +5,7 @@
 //! a group of its own without stages: where it stores is computed.
 
 use crate::boundary::Wishes;
+use crate::cost;
 use crate::fusion::{Attempt, Refusal, Way};
 use crate::kernel::scatter::Scatter;
 use crate::kernel::{multiplies_tiles, reads_parts};
@@ -17,7 +18,7 @@ use kiln_ir::graph::{Graph, NodeId, Origin, ValueId};
 use kiln_ir::nest::{self, Nest};
 use kiln_ir::ops::{Meaning, Op, Pack};
 use kiln_ir::plan::nominal;
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Scalar, Source, UnaryOp};
+use kiln_ir::scalar::{Code, Constant, Coord, Scalar, Source};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One kernel's worth of the graph.
@@ -133,26 +134,7 @@ impl Group {
 
     /// A measure of the work for one element of a pointwise group.
     fn element_cost(&self) -> u64 {
-        let cost = |node: &Scalar| match node {
-            Scalar::Unary(
-                UnaryOp::Neg
-                | UnaryOp::Abs
-                | UnaryOp::Not
-                | UnaryOp::Floor
-                | UnaryOp::Ceil
-                | UnaryOp::Round
-                | UnaryOp::Trunc,
-                _,
-            ) => 1,
-            Scalar::Unary(UnaryOp::Sqrt | UnaryOp::Recip | UnaryOp::Sign, _) => 4,
-            Scalar::Unary(..) => 20,
-            Scalar::Binary(BinaryOp::Div, ..) => 4,
-            Scalar::Binary(BinaryOp::Pow | BinaryOp::Rem | BinaryOp::Mod, ..) => 40,
-            Scalar::Binary(..) | Scalar::Fma(..) | Scalar::Select(..) | Scalar::Cast(..) => 1,
-            Scalar::Guard(..) => 8,
-            Scalar::Arg(_) | Scalar::Const(_) | Scalar::Index(_) | Scalar::Load(..) => 0,
-        };
-        self.stages.iter().flat_map(|s| [&s.body, &s.finish]).flat_map(|c| c.nodes()).map(|(_, n)| cost(n)).sum()
+        self.stages.iter().flat_map(|s| [&s.body, &s.finish]).map(cost::of_code).sum()
     }
 
     fn has_guard(&self) -> bool {

@@ -6,6 +6,7 @@
 mod attention;
 mod borders;
 pub mod boundary;
+mod cost;
 pub mod fusion;
 pub mod group;
 mod hoist;

@@ -16,6 +16,9 @@ use kiln_ir::scalar::{Scalar, Source};
 /// Most bytes of weights that stay near while a program walks along all of them for each tile's rows.
 const NEAR_WEIGHTS: i64 = 64 << 10;
 
+/// Vectors of a row of weights from which on adding up its lanes in the end costs little beside reading it.
+const LONG_ROW: i64 = 32;
+
 /// Bytes of a result that the second cache does not hold beside what it is made of.
 const FAR_RESULTS: i64 = 1 << 20;
 
@@ -164,6 +167,18 @@ impl Machine {
     fn folded_columns(&self, rows: i64) -> i64 {
         let most = (self.registers as i64 * 3 / 4 / rows.max(1)).clamp(2, (self.lanes as i64 / 2).max(4));
         1 << most.ilog2()
+    }
+
+    /// How many vectors of a long row of weights are added up beside one another, where a single row of activations meets one row of weights
+    /// after the other: memory answers a few streams at the speed of one (Zen 5: 28 GB/s), and eight rows that lie side by side, 3 KiB
+    /// each, at two thirds of it. In cache both take as long.
+    fn dot_vectors(&self, nest: &FlatNest, fold: &Axis) -> Option<i64> {
+        let lanes = self.lanes as i64;
+        let extent = fold.known().filter(|&n| n >= LONG_ROW * lanes)?;
+        let floats = is_product_sum(nest) && nest.body.result_type() == DType::F32 && !unpacks(&nest.body);
+        // No more single elements at the end than vectors leave in any case.
+        let fits = |vectors: &i64| extent % (vectors * lanes) == extent % lanes;
+        (self.gpu.is_none() && floats).then(|| [4, 3, 2].into_iter().find(fits)).flatten()
     }
 
     /// Whether the dot products that a nest sums are one instruction.
@@ -344,6 +359,17 @@ impl Schedule {
         };
         let widest = |first: bool| nest.axes.iter().filter(|a| only(first, a)).max_by_key(|a| nest.guess(a));
         let (row, column) = (widest(true), widest(false));
+        if let (None, Some(_), Some(vectors)) = (row, column, machine.dot_vectors(nest, fold)) {
+            return Schedule {
+                row: None,
+                rows: 1,
+                column: column.map(|a| a.symbol.clone()),
+                columns: 1,
+                lanes: Some((fold.symbol.clone(), vectors * machine.lanes as i64)),
+                unroll: 2,
+                halves: false,
+            };
+        }
         let most = |a: &Axis, most: i64| a.known().map_or(most, |known| known.min(most));
         let rows = row.map_or(1, |a| most(a, 4));
         let columns = column.map_or(1, |a| most(a, machine.folded_columns(rows)));

@@ -7,6 +7,7 @@
 
 use super::quantized::{all_integers, raised_to, range};
 use super::{Operand, Patch, apply};
+use crate::cost;
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
@@ -146,28 +147,6 @@ fn everything(types: &[DType]) -> Option<Vec<Tensor>> {
 fn results(code: &Code, all: &[Tensor]) -> Option<Vec<i64>> {
     let made = eval_op(&Map { body: code.clone() }.into(), all).ok()?;
     made.first()?.to_i64()
-}
-
-/// What code costs: about the cycles that vectors of it take.
-fn cost(code: &Code) -> usize {
-    let live = code.live();
-    let of = |node: &Scalar| match node {
-        Scalar::Arg(_) | Scalar::Const(_) | Scalar::Index(_) | Scalar::Load(..) => 0,
-        Scalar::Binary(BinaryOp::Div | BinaryOp::Rem | BinaryOp::Mod | BinaryOp::Pow, ..) => 8,
-        Scalar::Unary(
-            UnaryOp::Neg
-            | UnaryOp::Abs
-            | UnaryOp::Not
-            | UnaryOp::Floor
-            | UnaryOp::Ceil
-            | UnaryOp::Round
-            | UnaryOp::Trunc,
-            _,
-        ) => 1,
-        Scalar::Unary(..) => 8,
-        Scalar::Binary(..) | Scalar::Fma(..) | Scalar::Select(..) | Scalar::Cast(..) | Scalar::Guard(..) => 1,
-    };
-    code.nodes().filter(|(id, _)| live[id.index()]).map(|(_, node)| of(node)).sum()
 }
 
 /// A sum of multiples of the operands and a number.
@@ -411,9 +390,10 @@ fn with_products(code: &Code, away: i32) -> Option<Code> {
 /// Cheaper code with the results of a function of operands of these types.
 fn cheaper(code: &Code, types: &[DType], to: DType) -> Option<Code> {
     let all = everything(types)?;
-    let cost_before = cost(code);
+    let cost_before = cost::of_code(code);
     // Six operations that quantize a sum, and two for each operand.
-    if cost_before <= 6 + 2 * types.len() {
+    let divides = code.nodes().any(|(_, node)| matches!(node, Scalar::Binary(BinaryOp::Div, ..)));
+    if !divides && cost_before <= 6 + 2 * types.len() as u64 {
         return None;
     }
     let wanted = results(code, &all)?;
@@ -427,7 +407,7 @@ fn cheaper(code: &Code, types: &[DType], to: DType) -> Option<Code> {
         let away = (0..8).map(|n| if n % 2 == 0 { n / 2 } else { -(n + 1) / 2 });
         away.map_while(|n| with_products(code, n)).find(same)
     };
-    let cheap = |made: &Code| cost(made) < cost_before;
+    let cheap = |made: &Code| cost::of_code(made) < cost_before;
     sum().filter(cheap).or_else(product).filter(cheap)
 }
 

@@ -165,6 +165,20 @@ fn check_graph(precision: Precision, graph: Graph, bindings: &[&[(&str, i64)]]) 
     compiled
 }
 
+/// Rows of weights that lie as the caller has them, longer and shorter than what is read one row after the other, and such that vectors leave
+/// some elements.
+#[test]
+fn a_row_meets_long_rows_one_after_the_other() {
+    for (k, tile) in [(1030, "f32[1,1,64]"), (528, "f32[1,1,48]"), (560, "f32[1,7,16]"), (496, "f32[1,7,16]")] {
+        let c = check(&format!(
+            "input %0 : f32[1, {k}]\n input %1 : f32[7, {k}]
+             %2 = contract(%0, %1) lhs = \"mk\", rhs = \"nk\", out = \"mn\" : f32[1, 7]\n output %2 \"y\""
+        ));
+        let kernel = c.kernels[0].last().unwrap().to_string();
+        assert!(kernel.contains(&format!("{tile} = fma")), "{k}: {kernel}");
+    }
+}
+
 #[test]
 fn elementwise_chains_become_one_kernel() {
     let c = check(
