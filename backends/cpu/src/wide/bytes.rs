@@ -1,7 +1,7 @@
 //! Dot products of four bytes, and lanes stored as their low bytes.
 //!
 //! Invariant: sums are exact. Where the processor has no instruction for the whole, bytes become 16-bit lanes and pairs of their
-//! products are added in 32 bits; the instruction that multiplies bytes (`vpmaddubsw`) saturates and is not used.
+//! products are added in 32 bits; the instruction that multiplies bytes (`vpmaddubsw`) saturates and multiplies with 0 and 1 alone.
 
 use super::codes;
 use super::emit::{Emitter, imm8};
@@ -48,8 +48,15 @@ impl Emitter<'_> {
     fn halved(&mut self, width: Width, whole: VReg, signed: bool) -> Result<[VReg; 2], Error> {
         let row = if signed { codes::VPSRAW } else { codes::VPSRLW };
         let odd = self.unary_with(row, width, Arg::Use(whole, width), 8)?;
-        let moved = self.unary_with(codes::VPSLLW, width, Arg::Use(whole, width), 8)?;
-        let even = self.unary_with(row, width, Arg::Use(moved, width), 8)?;
+        let even = if signed {
+            // Each even byte once and each odd one not at all.
+            let once = self.filled(&[1, 0, 1, 0], width)?;
+            self.binary(codes::VPMADDUBSW, width, once, Arg::Use(whole, width))?
+        } else {
+            let mask = self.repeated(&[0xff, 0, 0xff, 0], width, 32);
+            let and = if self.wide() { codes::VPANDD } else { codes::VPAND };
+            self.binary(and, width, whole, mask)?
+        };
         Ok([even, odd])
     }
 
