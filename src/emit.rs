@@ -52,6 +52,9 @@ impl Emitters {
             }
             CpuLevel::Portable => Some(Emitters { wide: None, narrow: Target::X86_64 }),
             CpuLevel::X86_64V3 if x86 => Some(Emitters { wide: Some(WideLevel::Avx2), narrow: Target::X86_64V3 }),
+            CpuLevel::X86_64V3Vnni if x86 => {
+                Some(Emitters { wide: Some(WideLevel::Avx2Vnni), narrow: Target::X86_64V3 })
+            }
             CpuLevel::X86_64V4 if x86 => Some(Emitters { wide: Some(WideLevel::Avx512), narrow: Target::X86_64V3 }),
             CpuLevel::X86_64V4Vnni if x86 => {
                 Some(Emitters { wide: Some(WideLevel::Avx512Vnni), narrow: Target::X86_64V3 })
@@ -61,6 +64,7 @@ impl Emitters {
             }
             CpuLevel::X86_64V4Amx if x86 => Some(Emitters { wide: Some(WideLevel::Amx), narrow: Target::X86_64V3 }),
             CpuLevel::X86_64V3
+            | CpuLevel::X86_64V3Vnni
             | CpuLevel::X86_64V4
             | CpuLevel::X86_64V4Vnni
             | CpuLevel::X86_64V4Bf16
@@ -130,6 +134,7 @@ impl Emitter {
         match self.emitters.wide {
             None => Machine::narrow(),
             Some(WideLevel::Avx2) => Machine::avx2(),
+            Some(WideLevel::Avx2Vnni) => Machine::avx2_vnni(),
             Some(WideLevel::Avx512) => Machine::avx512(),
             Some(WideLevel::Avx512Vnni) => Machine::avx512_vnni(),
             Some(WideLevel::Avx512Bf16) => Machine::avx512_bf16(),

@@ -191,6 +191,7 @@ fn compile_with(
         (pairs || bytes || terms.is_some(), CpuLevel::X86_64V4Amx, CpuLevel::X86_64V4Bf16),
         (pairs, CpuLevel::X86_64V4Bf16, CpuLevel::X86_64V4Vnni),
         (bytes, CpuLevel::X86_64V4Vnni, CpuLevel::X86_64V4),
+        (bytes, CpuLevel::X86_64V3Vnni, CpuLevel::X86_64V3),
     ];
     for (_, level, below) in same.into_iter().filter(|(differs, ..)| !differs) {
         levels.iter_mut().filter(|l| **l == level).for_each(|l| *l = below);

@@ -89,7 +89,7 @@ pub fn measure(level: CpuLevel, threads: usize, budget: &Budget) -> Result<Peaks
         Emitters::of(level).ok_or_else(|| Error::Unsupported(format!("this build makes no code for {level}")))?;
     let (lanes, sums) = match emitters.wide {
         None => (4, 12),
-        Some(WideLevel::Avx2) => (8, 12),
+        Some(WideLevel::Avx2 | WideLevel::Avx2Vnni) => (8, 12),
         Some(WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx) => (16, 24),
     };
     let mut programs = vec![multiply_adds(lanes, sums)];

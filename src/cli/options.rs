@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// Options of everything that compiles or runs.
 #[derive(Clone, Debug, Args)]
 pub struct Machinery {
-    /// CPU levels: portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16, x86-64-v4-amx
+    /// CPU levels: portable, x86-64-v3, x86-64-v3-vnni, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16, x86-64-v4-amx
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     pub cpu: Vec<CpuLevel>,
     /// How precisely products with weights are computed: f32 (on AMX alone as six products of bf16), f32-fast (three of them), strict

@@ -35,7 +35,7 @@ pub(super) fn text(compiled: &Compiled, weights: &blake3::Hash, embedded: bool) 
         ends.iter().map(one).collect()
     };
     let dims = plan.symbols.iter().map(|(s, (lo, hi))| json!({ "name": s.name(), "least": lo, "greatest": hi }));
-    let levels = compiled.code.iter().map(|code| {
+    let levels = super::code_of(compiled).map(|code| {
         let emitters = |name: &str| code.table.0.iter().filter(|k| k.emitter == name).count();
         json!({
             "level": code.level.name(), "code_bytes": code.bytes.len(),

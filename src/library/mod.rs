@@ -6,7 +6,7 @@
 mod files;
 mod metadata;
 
-use crate::{Compiled, Error};
+use crate::{Compiled, Error, LevelCode};
 use kiln_cpu::library::{self as image, Image, Kernel, LibraryError, Needs, elf};
 use kiln_runtime::artifact;
 use kiln_runtime::cpu::CpuLevel;
@@ -56,6 +56,9 @@ fn needs(level: CpuLevel) -> Result<Needs, Error> {
     match level {
         CpuLevel::Portable if cfg!(target_arch = "x86_64") => Ok(Needs::Baseline),
         CpuLevel::X86_64V3 => Ok(Needs::Avx2),
+        CpuLevel::X86_64V3Vnni => {
+            Err(Error::Unsupported(format!("libraries have no code for {level}, but for x86-64-v3")))
+        }
         CpuLevel::X86_64V4 => Ok(Needs::Avx512),
         CpuLevel::X86_64V4Vnni => Ok(Needs::Avx512Vnni),
         CpuLevel::X86_64V4Bf16 => Ok(Needs::Avx512Bf16),
@@ -64,6 +67,12 @@ fn needs(level: CpuLevel) -> Result<Needs, Error> {
             Err(Error::Unsupported(format!("libraries are made for x86-64 up to v4, not for {level} of this machine")))
         }
     }
+}
+
+/// The code that goes into a library: its functions number the levels so that each builds on all below, which one does not.
+fn code_of(compiled: &Compiled) -> impl Iterator<Item = &LevelCode> {
+    let alone = compiled.code.len() == 1;
+    compiled.code.iter().filter(move |code| alone || code.level != CpuLevel::X86_64V3Vnni)
 }
 
 fn failed(error: LibraryError) -> Error {
@@ -95,7 +104,7 @@ impl Compiled {
         let embedded = options.weights.is_none();
         let metadata = metadata::text(self, &hash, embedded)?;
         let mut levels = Vec::new();
-        for code in &self.code {
+        for code in code_of(self) {
             let kernels = code.table.0.iter().map(|entry| {
                 let (offset, grain, programs) = (entry.offset, entry.grain, entry.programs.clone());
                 Kernel { offset, grain, programs }
@@ -131,7 +140,7 @@ impl Compiled {
             out.write_all(&file.tail)
         })?;
         written.insert(0, (path.to_path_buf(), file.bytes()));
-        let code = self.code.iter().map(|code| (code.level, code.bytes.len() as u64)).collect();
+        let code = code_of(self).map(|code| (code.level, code.bytes.len() as u64)).collect();
         let host_steps = metadata::host_steps(&self.plan).map(|(op, nodes)| (op.what().to_string(), nodes.to_string()));
         let host_steps = host_steps.collect();
         Ok(Written { files: written, prefix: names.prefix, code, driver, host_steps })

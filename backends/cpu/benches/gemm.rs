@@ -93,7 +93,7 @@ impl Level {
             Emitter::Cranelift(Target::X86_64V3) | Emitter::Wide(WideLevel::Avx2) => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("bmi2")
             }
-            Emitter::Wide(WideLevel::Amx) => false,
+            Emitter::Wide(WideLevel::Amx | WideLevel::Avx2Vnni) => false,
             Emitter::Wide(level @ (WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16)) => {
                 (level == WideLevel::Avx512 || is_x86_feature_detected!("avx512vnni"))
                     && (level != WideLevel::Avx512Bf16 || is_x86_feature_detected!("avx512bf16"))

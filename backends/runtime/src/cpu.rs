@@ -2,7 +2,8 @@
 //!
 //! Invariant: a level is reported as supported only if the CPU has all of its instructions *and*
 //! the operating system lets this process use them, so code of a supported level never raises an
-//! illegal-instruction signal. Levels are ordered: a machine that supports one supports all below.
+//! illegal-instruction signal. Levels are ordered by how fast their code is; a machine that supports one supports those that it builds
+//! on, which are all below but for [`CpuLevel::X86_64V3Vnni`]: processors with AVX-512 have its dot products in another form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +16,8 @@ pub enum CpuLevel {
     Portable,
     /// 256-bit vectors: AVX2, FMA, F16C, BMI1, BMI2, LZCNT, MOVBE.
     X86_64V3,
+    /// [`CpuLevel::X86_64V3`] and AVX-VNNI: dot products of bytes. Most processors of PCs since 2021, which have no AVX-512.
+    X86_64V3Vnni,
     /// 512-bit vectors: AVX-512 F, BW, CD, DQ, VL.
     X86_64V4,
     /// [`CpuLevel::X86_64V4`] and AVX-512 VNNI: dot products of bytes.
@@ -28,20 +31,40 @@ pub enum CpuLevel {
 /// A name that is no CPU level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16 and x86-64-v4-amx"
+    "unknown CPU level `{0}`; the levels are portable, x86-64-v3, x86-64-v3-vnni, x86-64-v4, x86-64-v4-vnni, x86-64-v4-bf16 and x86-64-v4-amx"
 )]
 pub struct UnknownLevel(pub String);
 
 impl CpuLevel {
     /// All levels in ascending order.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::X86_64V3, Self::X86_64V4, Self::X86_64V4Vnni, Self::X86_64V4Bf16, Self::X86_64V4Amx];
+    pub const ALL: [Self; 7] = [
+        Self::Portable,
+        Self::X86_64V3,
+        Self::X86_64V3Vnni,
+        Self::X86_64V4,
+        Self::X86_64V4Vnni,
+        Self::X86_64V4Bf16,
+        Self::X86_64V4Amx,
+    ];
+
+    /// The level whose instructions it adds its own to.
+    fn base(self) -> Option<Self> {
+        match self {
+            Self::Portable => None,
+            Self::X86_64V3 => Some(Self::Portable),
+            Self::X86_64V3Vnni | Self::X86_64V4 => Some(Self::X86_64V3),
+            Self::X86_64V4Vnni => Some(Self::X86_64V4),
+            Self::X86_64V4Bf16 => Some(Self::X86_64V4Vnni),
+            Self::X86_64V4Amx => Some(Self::X86_64V4Bf16),
+        }
+    }
 
     /// The name used on the command line and in artifacts.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::X86_64V3 => "x86-64-v3",
+            Self::X86_64V3Vnni => "x86-64-v3-vnni",
             Self::X86_64V4 => "x86-64-v4",
             Self::X86_64V4Vnni => "x86-64-v4-vnni",
             Self::X86_64V4Bf16 => "x86-64-v4-bf16",
@@ -64,35 +87,43 @@ impl FromStr for CpuLevel {
     }
 }
 
-/// The levels a machine runs: all up to a highest one, or none.
+/// The levels a machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
-    highest: Option<CpuLevel>,
+    /// By [`CpuLevel::ALL`].
+    has: [bool; CpuLevel::ALL.len()],
 }
 
 impl Machine {
     /// Asks this machine. Where the CPU has AMX, this also asks the kernel for permission to use
     /// the tile registers, which holds for the whole process from then on.
     pub fn detect() -> Self {
-        // The levels are nested, so the first one that is missing ends the list.
-        let highest = CpuLevel::ALL.into_iter().take_while(|level| detect::has(*level)).last();
-        Self { highest }
+        Self::with(detect::has)
+    }
+
+    /// A machine of which it is known what it has beside a level's base.
+    fn with(adds: impl Fn(CpuLevel) -> bool) -> Self {
+        let mut machine = Self { has: [false; CpuLevel::ALL.len()] };
+        for level in CpuLevel::ALL {
+            machine.has[level as usize] = level.base().is_none_or(|base| machine.supports(base)) && adds(level);
+        }
+        machine
     }
 
     /// This machine as if it had nothing above `ceiling`: how tests and `--cpu` choose less than
     /// the best.
     pub fn capped(self, ceiling: CpuLevel) -> Self {
-        Self { highest: self.highest.map(|highest| highest.min(ceiling)) }
+        Self::with(|level| level <= ceiling && self.supports(level))
     }
 
     /// The highest level, if the machine runs any.
     pub fn highest(self) -> Option<CpuLevel> {
-        self.highest
+        self.levels().last()
     }
 
     /// Whether code of `level` runs here.
     pub fn supports(self, level: CpuLevel) -> bool {
-        self.highest.is_some_and(|highest| level <= highest)
+        self.has[level as usize]
     }
 
     /// The supported levels in ascending order.
@@ -111,7 +142,7 @@ mod detect {
     use super::CpuLevel;
     use std::arch::is_x86_feature_detected as has_feature;
 
-    /// Whether this machine has what `level` adds to the level below it.
+    /// Whether this machine has what `level` adds to its base.
     pub fn has(level: CpuLevel) -> bool {
         match level {
             CpuLevel::Portable => has_feature!("ssse3") && has_feature!("sse4.1") && has_feature!("sse4.2"),
@@ -126,6 +157,7 @@ mod detect {
                     && has_feature!("lzcnt")
                     && has_feature!("movbe")
             }
+            CpuLevel::X86_64V3Vnni => has_feature!("avxvnni"),
             CpuLevel::X86_64V4 => {
                 has_feature!("avx512f")
                     && has_feature!("avx512bw")
@@ -199,15 +231,30 @@ mod tests {
 
     #[test]
     fn a_cap_lowers_the_choice_and_never_raises_it() {
-        let machine = Machine { highest: Some(CpuLevel::X86_64V4) };
-        assert_eq!(machine.levels().collect::<Vec<_>>(), &CpuLevel::ALL[..3], "ascending, up to the highest");
+        let with = |levels: &[CpuLevel]| Machine::with(|level| levels.contains(&level));
         let all = CpuLevel::ALL;
+        let machine = with(&[CpuLevel::Portable, CpuLevel::X86_64V3, CpuLevel::X86_64V4]);
+        let levels: Vec<CpuLevel> = machine.levels().collect();
+        assert_eq!(
+            levels,
+            [CpuLevel::Portable, CpuLevel::X86_64V3, CpuLevel::X86_64V4],
+            "ascending, up to the highest"
+        );
+        // Neither without its base, nor one without the other.
+        assert_eq!(
+            with(&[CpuLevel::Portable, CpuLevel::X86_64V3Vnni, CpuLevel::X86_64V4]).choose(all),
+            Some(CpuLevel::Portable)
+        );
+        let dots = with(&[CpuLevel::Portable, CpuLevel::X86_64V3, CpuLevel::X86_64V3Vnni]);
+        assert_eq!(dots.choose(all), Some(CpuLevel::X86_64V3Vnni));
+        assert_eq!(dots.choose([CpuLevel::X86_64V3, CpuLevel::X86_64V4]), Some(CpuLevel::X86_64V3));
+        assert_eq!(machine.capped(CpuLevel::X86_64V3Vnni).choose(all), Some(CpuLevel::X86_64V3));
         assert_eq!(machine.choose(all), Some(CpuLevel::X86_64V4));
         assert_eq!(machine.capped(CpuLevel::X86_64V4Amx), machine);
         let capped = machine.capped(CpuLevel::Portable);
         assert_eq!(capped.choose(all), Some(CpuLevel::Portable));
         assert_eq!(capped.choose([CpuLevel::X86_64V3]), None);
-        let none = Machine { highest: None };
+        let none = with(&[]);
         assert_eq!(none.capped(CpuLevel::X86_64V4Amx).choose(all), None);
     }
 

@@ -83,6 +83,11 @@ impl Machine {
         Machine { lanes: 8, ..Machine::narrow() }
     }
 
+    /// The same with dot products of bytes: x86-64-v3 with AVX-VNNI.
+    pub fn avx2_vnni() -> Machine {
+        Machine { dots: true, ..Machine::avx2() }
+    }
+
     /// 512-bit vectors in 32 registers: x86-64-v4.
     pub fn avx512() -> Machine {
         Machine { lanes: 16, registers: 32, ..Machine::narrow() }

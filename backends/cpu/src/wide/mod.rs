@@ -34,7 +34,9 @@ use kiln_ir::vector::VectorProgram;
 pub enum WideLevel {
     /// x86-64-v3: AVX2, FMA, BMI1 and BMI2; vectors up to 32 bytes, 16 registers.
     Avx2,
-    /// x86-64-v4: AVX-512 F, BW, VL and DQ besides; vectors up to 64 bytes, 32 registers, masks in their own.
+    /// AVX-VNNI besides: four products of bytes and their sum in one instruction.
+    Avx2Vnni,
+    /// x86-64-v4: [`WideLevel::Avx2`] and AVX-512 F, BW, VL and DQ; vectors up to 64 bytes, 32 registers, masks in their own.
     Avx512,
     /// AVX-512 VNNI besides: four products of bytes and their sum in one instruction.
     Avx512Vnni,
@@ -46,13 +48,19 @@ pub enum WideLevel {
 
 impl WideLevel {
     /// Every level.
-    pub const ALL: [WideLevel; 5] =
-        [WideLevel::Avx2, WideLevel::Avx512, WideLevel::Avx512Vnni, WideLevel::Avx512Bf16, WideLevel::Amx];
+    pub const ALL: [WideLevel; 6] = [
+        WideLevel::Avx2,
+        WideLevel::Avx2Vnni,
+        WideLevel::Avx512,
+        WideLevel::Avx512Vnni,
+        WideLevel::Avx512Bf16,
+        WideLevel::Amx,
+    ];
 
     /// Whether it has AVX-512: 32 vector registers and mask registers.
     pub(crate) fn has_masks(self) -> bool {
         match self {
-            WideLevel::Avx2 => false,
+            WideLevel::Avx2 | WideLevel::Avx2Vnni => false,
             WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx => true,
         }
     }
@@ -64,7 +72,7 @@ impl WideLevel {
 
     /// Whether a dot product of bytes is one instruction.
     pub(crate) fn has_dots(self) -> bool {
-        matches!(self, WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx)
+        matches!(self, WideLevel::Avx2Vnni | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx)
     }
 
     /// Whether pairs of bf16 are made and multiplied by one instruction; programs for other levels hold none.

@@ -1,14 +1,18 @@
-//! Matrix registers for a processor without them: its fault at each of their instructions is answered by doing what the instruction does.
+//! Matrix registers, and AVX-VNNI, for a processor without them: its fault at each of their instructions is answered by doing what the
+//! instruction does.
 //!
 //! Invariant: everything else that a kernel does, vectors too, is done by the processor itself, in the memory and on the stack that the kernel
 //! was given. What faults for another reason faults.
+
+#[path = "dots.rs"]
+mod dots;
 
 use super::tiles::{Around, Tiles};
 use iced_x86::{Decoder, DecoderOptions, Register};
 use std::cell::RefCell;
 use std::sync::Once;
 
-/// Longest instruction on the registers.
+/// Longest of these instructions.
 const LONGEST: usize = 12;
 
 thread_local! {
@@ -69,7 +73,8 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
     // SAFETY: the code goes on after the instruction, at least with what leaves the function.
     let code = unsafe { std::slice::from_raw_parts(ip as *const u8, LONGEST) };
     let instruction = Decoder::with_ip(64, code, ip, DecoderOptions::NONE).decode();
-    let done = TILES.with(|tiles| tiles.borrow_mut().run(&instruction, &mut Thread(context)));
+    let done = dots::run(&instruction, context)
+        || TILES.with(|tiles| tiles.borrow_mut().run(&instruction, &mut Thread(context)));
     if done {
         context.gregs[libc::REG_RIP as usize] = instruction.next_ip() as i64;
     } else {

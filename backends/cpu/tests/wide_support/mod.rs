@@ -25,8 +25,9 @@ pub use support::{DTYPES, Loaded, interesting};
 pub fn runs_here(level: WideLevel) -> bool {
     #[cfg(target_arch = "x86_64")]
     let has = match level {
-        WideLevel::Avx2 => {
+        WideLevel::Avx2 | WideLevel::Avx2Vnni => {
             is_x86_feature_detected!("avx2")
+                && (level == WideLevel::Avx2 || is_x86_feature_detected!("avxvnni") || answered())
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("bmi1")
                 && is_x86_feature_detected!("bmi2")
@@ -34,7 +35,7 @@ pub fn runs_here(level: WideLevel) -> bool {
         WideLevel::Avx512 | WideLevel::Avx512Vnni | WideLevel::Avx512Bf16 | WideLevel::Amx => {
             (level == WideLevel::Avx512 || is_x86_feature_detected!("avx512vnni"))
                 && (level < WideLevel::Avx512Bf16 || is_x86_feature_detected!("avx512bf16"))
-                && (level != WideLevel::Amx || allows_matrices() || answers_for_matrices())
+                && (level != WideLevel::Amx || allows_matrices() || answered())
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -60,9 +61,9 @@ fn allows_matrices() -> bool {
     has && unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
 }
 
-/// Has what the CPU lacks of AMX done for it.
+/// Has what the CPU lacks of AMX and AVX-VNNI done for it.
 #[cfg(target_arch = "x86_64")]
-fn answers_for_matrices() -> bool {
+fn answered() -> bool {
     trap::install();
     true
 }
@@ -155,9 +156,11 @@ pub fn check(
 
 /// The levels with the vector sizes that they have, but for [`WideLevel::Avx512Bf16`], whose code is that of the level below but for
 /// pairs of bf16.
-pub const SIZES: [(WideLevel, u32); 8] = [
+pub const SIZES: [(WideLevel, u32); 10] = [
     (WideLevel::Avx2, 16),
     (WideLevel::Avx2, 32),
+    (WideLevel::Avx2Vnni, 16),
+    (WideLevel::Avx2Vnni, 32),
     (WideLevel::Avx512, 16),
     (WideLevel::Avx512, 32),
     (WideLevel::Avx512, 64),
