@@ -175,7 +175,7 @@ impl Machine {
     }
 
     /// How many vectors of a long row of weights are added up beside one another, where a single row of activations meets one row of weights
-    /// after the other: memory answers a few streams at the speed of one (Zen 5: 28 GB/s), and eight rows that lie side by side, 3 KiB
+    /// after the other: memory answers a few streams at the speed of one (Zen 4: 28 GB/s), and eight rows that lie side by side, 3 KiB
     /// each, at two thirds of it. In cache both take as long.
     fn dot_vectors(&self, nest: &FlatNest, fold: &Axis) -> Option<i64> {
         let lanes = self.lanes as i64;

@@ -6,7 +6,7 @@ use super::{Context, Launch, Loan};
 
 /// Bytes of memory that was lent which a launch reads once in order before its kernel does, from and to: what a cache of tokens holds. Its kernels read
 /// a head of each token, and what the processor foresees by itself is what lies in order: of 256 tokens' keys of three heads 25 us in their
-/// kernel's order and 13 us so (Zen 5, from memory). What is less has little to gain, what is more does not stay near.
+/// kernel's order and 13 us so (Zen 4, from memory). What is less has little to gain, what is more does not stay near.
 const READ_AHEAD: std::ops::RangeInclusive<u64> = 4096..=768 * 1024;
 
 /// Memory that a launch reads in order beforehand.
