@@ -129,14 +129,41 @@ impl Builder<'_> {
         loops.push(var);
         let partial = self.summed(body, tiling, &wide, &loops, init)?;
         let mut e = self.emitter(stages);
-        let mut total = e.define(body, dtype, place.shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
+        let shape = place.shape.clone();
+        let mut total = e.define(body, dtype, shape.clone(), TileOp::Reduce(nest.combine, LANE, partial));
         let rest = vector.extent.modulo(&size).simplify(&nest.dims);
-        if rest.as_const() != Some(0) {
-            let mut place = place.clone();
-            let var = Axis { symbol: self.symbol("q"), extent: rest };
-            place.at.insert(vector.symbol.clone(), Expr::from(&var.symbol).add(&main));
+        // What is left is folded by itself, in shorter vectors as long as there are any: added to the total one after the other, its
+        // elements would be rounded as the total is.
+        let (mut at, mut left) = (main, rest.as_const().unwrap_or(0));
+        let mut runs: Vec<(i64, Expr)> = Vec::new();
+        let shorter = |&lanes: &i64| lanes < width && self.machine.gpu.is_none();
+        for lanes in [self.machine.lanes as i64, 8, 4].into_iter().filter(shorter) {
+            runs.push((lanes, Expr::from(left / lanes)));
+            left %= lanes;
+        }
+        runs.push((1, rest.as_const().map_or(rest, |_| Expr::from(left))));
+        for (lanes, count) in runs.into_iter().filter(|(_, count)| count.as_const() != Some(0)) {
+            let (mut place, mut folds) = (place.clone(), folds.clone());
+            let var = Axis { symbol: self.symbol("q"), extent: count.clone() };
+            let first = Expr::from(&var.symbol).scale(lanes).add(&at);
+            at = at.add(&count.scale(lanes));
             folds.push(var);
-            total = self.fold_loops(body, tiling, &place, &folds, total)?;
+            let mut wide = shape.clone();
+            if lanes > 1 {
+                wide[LANE] = lanes as usize;
+                place.shape[LANE] = lanes as usize;
+                place.ranges.insert(tile_axis(LANE), (0, lanes - 1));
+                place.at.insert(vector.symbol.clone(), element(first));
+            } else {
+                place.at.insert(vector.symbol.clone(), first);
+            }
+            let init = self.emitter(stages).define(body, dtype, wide, TileOp::Const(neutral));
+            let mut part = self.fold_loops(body, tiling, &place, &folds, init)?;
+            let mut e = self.emitter(stages);
+            if lanes > 1 {
+                part = e.define(body, dtype, shape.clone(), TileOp::Reduce(nest.combine, LANE, part));
+            }
+            total = e.binary(body, nest.combine, total, part);
         }
         Some(self.emitter(stages).cast(body, nest.body.result_type(), total))
     }
