@@ -14,16 +14,6 @@ use kiln_ir::scalar::{BinaryOp, Constant, Less};
 use kiln_ir::tile::{TileId, TileOp};
 use kiln_ir::vector::{Address, Carried, For, Op, Stmt, ValueId, VectorType};
 
-/// How many bytes before its use a stream is asked for: about the time that memory takes at the speed of a product. Of 2, 4 and 8 KiB
-/// the last was quickest (bert_base by 9 %, a product of 64 rows with 16 MB of weights by 21 %; Zen 5).
-const PREFETCH_AHEAD: i64 = 8192;
-
-/// Smaller buffers stay in cache, bytes.
-pub(super) const PREFETCH_FROM: i64 = 1 << 18;
-
-/// Two iterations of a fold that are farther apart are no stream, elements.
-const STREAM_STRIDE: i64 = 512;
-
 /// Most lanes of vectors that are transposed: as many vectors are in registers at once.
 pub(super) const MOST_TRANSPOSED: usize = 16;
 
@@ -135,7 +125,7 @@ impl<'a> Lowering<'a> {
         let first = e.replace(&lane(), &Expr::default());
         let address = self.address(*buffer, &first)?;
         if matches!(pattern, Pattern::Consecutive) && !wide && holds.is_none() && depth == self.builder.depth() {
-            self.prefetch(id, ty, *buffer, address, &first);
+            self.ask_for_stream(id, (*buffer, address), &first)?;
         }
         let make = |address: Address| match pattern {
             Pattern::One | Pattern::Consecutive if wide => Op::LoadWide(address),
@@ -207,25 +197,6 @@ impl<'a> Lowering<'a> {
             return Ok(Some(self.builder.emit(self.depths[id.index()], ty, column)));
         }
         Ok(None)
-    }
-
-    /// Asks ahead for what a fold reads from a large buffer in one stream, such as a panel of weights and after it the next one:
-    /// what the processor foresees by itself stops at the ends of pages. A single row uses each number once: it is bound by reading,
-    /// keeps enough of it on its way, and only loses to more instructions (products of one row with 34 MB of weights by a quarter).
-    fn prefetch(&mut self, id: TileId, ty: VectorType, buffer: usize, address: Address, first: &Expr) {
-        let Some((var, carried)) = &self.folding else { return };
-        if *carried <= self.ty(id).shape.iter().product() {
-            return;
-        }
-        let size = ty.dtype.size() as i64;
-        let bytes = self.program.buffers[buffer].len.as_const().map_or(0, |n| n.saturating_mul(size));
-        let step = first.coefficient(var).unwrap_or_default();
-        // Vectors of 16 bytes are for Cranelift, which cannot ask; of others one for each line of the cache.
-        let line = self.bytes >= 32 && size == 4 && address.offset % (64 / size) == 0;
-        if line && bytes >= PREFETCH_FROM && (1..=STREAM_STRIDE).contains(&step) {
-            let offset = address.offset.saturating_add(PREFETCH_AHEAD / size);
-            self.builder.push(self.builder.depth(), Stmt::Prefetch(Address { offset, ..address }));
-        }
     }
 
     /// Loads lanes of which a condition may hide some: all at once from an address that is moved into the buffer;

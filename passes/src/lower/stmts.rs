@@ -4,6 +4,7 @@
 //! once for each program, and what does not depend on a loop is outside it.
 
 use super::LowerError;
+use super::ahead::{Blocks, Folding};
 use super::memory::Target;
 use super::multiply::Wanted;
 use super::tiles::{Lowering, flat, positions};
@@ -42,6 +43,7 @@ impl<'a> Lowering<'a> {
         self.builder.open();
         let var = self.builder.fresh(self.builder.depth(), I64);
         self.decode(part, start, var)?;
+        self.blocks = Blocks::of(part);
         self.region(&part.body)?;
         for (variable, _) in &part.grid {
             self.symbols.remove(variable);
@@ -168,7 +170,9 @@ impl<'a> Lowering<'a> {
             _ => {
                 let (lo, hi) = (self.outer(&f.lo)?, self.outer(&f.hi)?);
                 let carried = f.carried.iter().map(|c| self.ty(c.inside).shape.iter().product()).max();
-                let around = std::mem::replace(&mut self.folding, carried.map(|elements| (f.var.clone(), elements)));
+                let fold = carried.map(|elements| Folding { var: f.var.clone(), step: f.step, elements });
+                let around = std::mem::replace(&mut self.folding, fold);
+                let blocks = self.blocks.enter(f);
                 self.builder.open();
                 let folds = std::mem::replace(&mut self.builder.folds, !f.carried.is_empty());
                 let var = self.builder.fresh(depth + 1, I64);
@@ -191,6 +195,7 @@ impl<'a> Lowering<'a> {
                 }
                 self.symbols.remove(&f.var);
                 self.folding = around;
+                self.blocks.leave(blocks);
                 self.builder.folds = folds;
                 let body = self.builder.close();
                 self.builder.push(depth, vector::Stmt::For(vector::For { var, lo, hi, step: f.step, carried, body }));

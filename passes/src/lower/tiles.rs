@@ -3,6 +3,7 @@
 //! Invariant: a register of a tile is computed at most once, in the region where the tile is defined, and only if
 //! it is needed. What is asked for in another layout is taken apart into scalars and packed again.
 
+use super::ahead::{Blocks, Folding};
 use super::build::Builder;
 use super::half;
 use super::layout::Home;
@@ -40,8 +41,10 @@ pub(super) struct Lowering<'a> {
     pub(super) builder: Builder,
     /// Loop and grid variables, and gathered values.
     pub(super) symbols: HashMap<Symbol, ValueId>,
-    /// The variable of the innermost loop, where that is a fold, and the elements of the largest tile that it carries.
-    pub(super) folding: Option<(Symbol, usize)>,
+    /// The innermost loop, where that is a fold.
+    pub(super) folding: Option<Folding>,
+    /// The blocks of each program.
+    pub(super) blocks: Blocks,
     /// Variables with only one value in their scope.
     pub(super) fixed: HashMap<Symbol, Expr>,
     /// How each tile is computed; nothing for those that loops define.
@@ -93,6 +96,7 @@ impl<'a> Lowering<'a> {
             builder: Builder::new(program.buffers.iter().map(|b| b.written).collect(), target.bytes == 64),
             symbols: HashMap::new(),
             folding: None,
+            blocks: Blocks::default(),
             fixed: HashMap::new(),
             ops: vec![None; program.tiles.len()],
             depths: vec![0; program.tiles.len()],

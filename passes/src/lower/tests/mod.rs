@@ -1,5 +1,6 @@
 //! Lowered programs against the interpreter of tile programs, and goldens.
 
+mod ahead;
 mod cases;
 mod random;
 
