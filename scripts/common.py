@@ -126,3 +126,12 @@ def enter_venv():
     python = venv_python()
     if Path(sys.prefix).resolve() != VENV.resolve():
         os.execv(python, [str(python), *sys.argv])
+
+
+def other_inputs(inputs, seed):
+    """Arrays like those given, of the environment's numpy: floats normal with their mean and deviation, whole numbers in another order."""
+    import numpy as np
+    random = np.random.default_rng(seed)
+    normal = lambda x: random.normal(x.mean(), x.std(), x.shape).astype(x.dtype)
+    other = lambda x: normal(x) if np.issubdtype(x.dtype, np.floating) else random.permutation(x.ravel()).reshape(x.shape)
+    return {n: other(x) if x.size else x for n, x in inputs.items()}

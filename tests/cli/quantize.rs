@@ -2,11 +2,14 @@
 
 use super::Place;
 use super::kiln;
-use super::models::{floats, graph, int, mlp, model, node, weight};
+use super::models::{floats, graph, int, ints, mlp, model, node, weight};
 use kiln::ir::{DType, Tensor};
-use kiln::onnx::proto::{DataType, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
+use kiln::onnx::proto::{
+    AttributeProto, AttributeType, DataType, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+};
 use kiln::runtime::memory::Budget;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -443,4 +446,60 @@ fn pruned_weights_of_one_row_take_fewer_bytes_and_mean_the_same() {
     // Against the interpreter, which reads the model as it is, and on each level.
     kiln!("verify", &pruned, "--random", "5").succeeds();
     kiln!("selftest", &artifact).succeeds();
+}
+
+/// Paddle's exporter stores all weights in `Constant` nodes, and its models are of versions in which softmax took all axes from one on for one.
+#[test]
+fn weights_that_nodes_give_are_quantized_and_nodes_of_old_versions_keep_their_axes() {
+    let place = Place::new();
+    let constant = |name: &str, dims: &[i64]| {
+        let mut made = node("", "Constant", &[], &[name]);
+        let r#type = AttributeType::Tensor as i32;
+        let t = Some(Box::new(weight("", dims)));
+        made.attribute.push(AttributeProto { name: "value".into(), r#type, t, ..Default::default() });
+        made
+    };
+    let mut last = node("last", "LogSoftmax", &["h"], &["z"]);
+    last.attribute.push(int("axis", 2));
+    // Its axes are an attribute before version 18, so in a model of 13 too.
+    let mut mean = node("mean", "ReduceMean", &["h"], &["m"]);
+    mean.attribute.push(ints("axes", &[1]));
+    let nodes = vec![
+        constant("w", &[4, 5]),
+        constant("b", &[5]),
+        node("product", "MatMul", &["x", "w"], &["p"]),
+        node("bias", "Add", &["p", "b"], &["h"]),
+        node("from_1", "Softmax", &["h"], &["y"]),
+        last,
+        mean,
+    ];
+    let outputs = vec![floats("y", &[2, 3, 5]), floats("z", &[2, 3, 5]), floats("m", &[2, 1, 5])];
+    let graph = graph(nodes, vec![floats("x", &[2, 3, 4])], outputs, vec![]);
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 11 }];
+    let model = ModelProto { ir_version: 6, opset_import, graph: Some(graph), ..Default::default() };
+    let model = place.write("m.onnx", &model.encode_to_vec());
+    let (data, output, results) = (place.path("x.npz"), place.path("q.onnx"), place.path("y.npz"));
+    let read = || {
+        let read = kiln::npz::read(&results, &kiln::runtime::memory::Budget::unlimited()).unwrap();
+        read.into_iter().map(|(name, t)| (name, t.to_f32().unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    kiln!("run", &model, "--random", "0", "--save-inputs", &data, "--output", &results).succeeds();
+    let before = read();
+    // A softmax over 15 values, not 5.
+    let sum: f32 = before["y"].iter().sum();
+    assert!((sum - 2.0).abs() < 1e-4 && before["z"].iter().all(|v| *v < 0.0), "{before:?}");
+    // Integers of version 13, blocks of version 21, and integer products.
+    for options in [["--activations", "u8"], ["--group", "2"], ["--activations", "dynamic"]] {
+        let mut words: Vec<&dyn super::Word> = vec![&"quantize", &model, &"-o", &output, &"--data", &data, &"--json"];
+        words.extend(options.iter().map(|word| word as &dyn super::Word));
+        let report = super::run(&words).succeeds().json();
+        assert_eq!(report["layers"].as_array().unwrap().len(), 1, "{options:?}: {report:#}");
+        kiln!("run", &output, "--inputs", &data, "--output", &results).succeeds();
+        let after = read();
+        assert!(after != before, "{options:?}: nothing was quantized");
+        for (name, before) in &before {
+            let near = before.iter().zip(&after[name]).all(|(a, b)| (a - b).abs() < 0.02);
+            assert!(near && before.len() == after[name].len(), "{options:?} {name}: {before:?} {:?}", after[name]);
+        }
+    }
 }

@@ -70,6 +70,20 @@ fn bad_attributes_name_node_operator_and_attribute() {
     }
 }
 
+/// Left out in silence, it would be a reduction over all axes.
+#[test]
+fn axes_that_are_an_input_before_their_version_are_invalid() {
+    for (op, opset) in [("ReduceMean", 13), ("ReduceMax", 17), ("ReduceSum", 12)] {
+        let draft = draft(opset)
+            .input("x", &[D::N(2), D::N(3)])
+            .input("axes", &[D::N(1)])
+            .node(op, &["x", "axes"], &["y"], vec![])
+            .output("y");
+        let errors = draft.errors();
+        assert!(errors.len() == 1 && errors[0].contains("has an input of axes, which came with version"), "{errors:?}");
+    }
+}
+
 #[test]
 fn operands_that_do_not_fit_are_invalid() {
     let sum = |b: &[D]| {

@@ -3,6 +3,7 @@
 //! Invariant: a changed model is again a model that can be compiled or written; only what a [`Recipe`] names is changed.
 
 mod calibrate;
+mod constants;
 mod equalise;
 mod layers;
 mod plain;

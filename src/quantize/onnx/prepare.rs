@@ -2,6 +2,7 @@
 //!
 //! Invariant: what depends on the data is found once; [`Prepared::quantized`] then makes the model of a mix without running anything.
 
+use super::constants::constants_to_initializers;
 use super::equalise::scaled;
 use super::{Activations, Calibration, Kind, Layer, Recipe, Runs, Sample, Seen, equalise, layers, rewrite, smooth};
 use super::{initializer, set_initializer};
@@ -111,6 +112,7 @@ impl Prepared {
         observer: &mut dyn Observer,
     ) -> Result<Prepared, Error> {
         let mut model = model.clone();
+        constants_to_initializers(&mut model);
         let static_ranges = matches!(settings.activations, Activations::Unsigned | Activations::Signed);
         let method = settings.weights.method;
         let wants = static_ranges || method.needs_data() || settings.smooth.is_some() || settings.bias_correction;
@@ -143,7 +145,11 @@ impl Prepared {
         let (layers, kept) = chosen(&model);
         if layers.is_empty() {
             let reasons: Vec<String> = kept.iter().take(5).map(|k| format!("{}: {}", k.name, k.reason)).collect();
-            let reasons = if reasons.is_empty() { "it has no MatMul, Gemm or Conv".into() } else { reasons.join("; ") };
+            let reasons = if reasons.is_empty() {
+                "its main graph has no MatMul, Gemm or Conv".into()
+            } else {
+                reasons.join("; ")
+            };
             return Err(Error::Usage(format!("nothing of the model can be quantized so: {reasons}")));
         }
         let mut moments = Calibration::new();

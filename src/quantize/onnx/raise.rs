@@ -4,6 +4,7 @@
 //! error; nothing is raised in silence. Source: the changes that ONNX's `Changelog.md` lists for each operator up to version 21.
 
 use super::Names;
+use super::layers::int;
 use crate::Error;
 use kiln_frontend::onnx::model::{AttributeValue, Graph, Initializer, Model, Node};
 use kiln_frontend::onnx::value::Value;
@@ -194,11 +195,12 @@ pub fn raise(model: &mut Model) -> Result<(), Error> {
 
 fn graph(graph: &mut Graph, own: i64, wanted: i64, names: &mut Names, refused: &mut Vec<String>) {
     let mut added = Vec::new();
-    for node in &mut graph.nodes {
+    for mut node in std::mem::take(&mut graph.nodes) {
         if !node.domain.is_empty() || node.opset > own {
+            graph.nodes.push(node);
             continue;
         }
-        if !raised(node, own, names, &mut added) {
+        if !raised(&mut node, (own, wanted), names, &mut added) {
             refused.push(format!("{} ({})", node.name, node.op_type));
         }
         node.opset = wanted;
@@ -208,6 +210,11 @@ fn graph(graph: &mut Graph, own: i64, wanted: i64, names: &mut Names, refused: &
                 AttributeValue::Graphs(all) => all.iter_mut().for_each(|g| self::graph(g, own, wanted, names, refused)),
                 _ => {}
             }
+        }
+        if own < 13 && over_flattened(&node) {
+            in_two_axes(node, wanted, names, &mut graph.nodes);
+        } else {
+            graph.nodes.push(node);
         }
     }
     graph.initializers.extend(added);
@@ -237,23 +244,43 @@ fn to_input(node: &mut Node, name: &str, at: usize, names: &mut Names, added: &m
     }
 }
 
-/// Whether a node of version `own` means the same now.
-fn raised(node: &mut Node, own: i64, names: &mut Names, added: &mut Vec<Initializer>) -> bool {
+/// Whether a node is of the operators that before version 13 took the axes from `axis` on (1 where nothing is said) for one; with the last
+/// axis that is what they do now.
+fn over_flattened(node: &Node) -> bool {
+    matches!(node.op_type.as_str(), "Softmax" | "LogSoftmax" | "Hardmax") && int(node, "axis", 1) != -1
+}
+
+/// Such a node as itself between `Flatten` and a `Reshape` to what the shape was, whatever the number of axes is.
+fn in_two_axes(mut node: Node, opset: i64, names: &mut Names, nodes: &mut Vec<Node>) {
+    let (Some(input), Some(output)) = (node.input(0).map(String::from), node.output(0).map(String::from)) else {
+        return nodes.push(node);
+    };
+    let axis = AttributeValue::Int(int(&node, "axis", 1));
+    take(&mut node, "axis");
+    let mut fresh = |word: &str| names.fresh(&format!("{}_{word}", node.name));
+    let [flat, shape, made] = ["flat", "shape", "made"].map(&mut fresh);
+    let [flatten, shape_of, reshape] = ["Flatten", "Shape", "Reshape"].map(&mut fresh);
+    nodes.push(Node::new(&flatten, "Flatten", opset, &[&input], &flat).with("axis", axis));
+    nodes.push(Node::new(&shape_of, "Shape", opset, &[&input], &shape));
+    (node.inputs, node.outputs) = (vec![Some(flat)], vec![Some(made.clone())]);
+    nodes.push(node.with("axis", AttributeValue::Int(-1)));
+    nodes.push(Node::new(&reshape, "Reshape", opset, &[&made, &shape], &output));
+}
+
+/// Whether a node of version `own` means the same in the version that is wanted, at least 13, now that it has that version's form.
+fn raised(node: &mut Node, (own, wanted): (i64, i64), names: &mut Names, added: &mut Vec<Initializer>) -> bool {
     let op = node.op_type.clone();
     match op.as_str() {
         "Squeeze" | "Unsqueeze" | "ReduceSum" if own < 13 => to_input(node, "axes", 1, names, added),
         "Split" if own < 18 => {
             let sized = own >= 13 || to_input(node, "split", 1, names, added);
-            if node.input(1).is_none() {
+            if node.input(1).is_none() && wanted >= 18 {
                 let count = i64::try_from(node.outputs.len()).unwrap_or(i64::MAX);
                 *node = node.clone().with("num_outputs", AttributeValue::Int(count));
             }
             sized
         }
-        "Softmax" | "LogSoftmax" | "Hardmax" if own < 13 => {
-            // Before, the axes from `axis` on were one; with the last axis that is the same.
-            matches!(node.attributes.iter().find(|a| a.name == "axis").map(|a| &a.value), Some(AttributeValue::Int(-1)))
-        }
+        "Softmax" | "LogSoftmax" | "Hardmax" if own < 13 => node.input(0).is_some() && node.output(0).is_some(),
         "Dropout" if own < 12 => {
             take(node, "ratio");
             node.outputs.len() == 1
@@ -273,7 +300,10 @@ fn raised(node: &mut Node, own: i64, names: &mut Names, added: &mut Vec<Initiali
             true
         }
         "BatchNormalization" => own >= 9 && node.outputs.iter().flatten().count() == 1,
-        _ if op.starts_with("Reduce") && op != "ReduceSum" && own < 18 => to_input(node, "axes", 1, names, added),
+        // Its axes became an input with version 18.
+        _ if op.starts_with("Reduce") && op != "ReduceSum" && own < 18 => {
+            wanted < 18 || to_input(node, "axes", 1, names, added)
+        }
         _ => SINCE.iter().any(|(since, ops)| own >= *since && ops.contains(&op.as_str())),
     }
 }

@@ -38,7 +38,11 @@ enum Kind {
 
 /// The axes are an input from version 18 on (13 for `ReduceSum`). No axes are all axes, or none where the node says so.
 fn axes(cx: &Context, kind: Kind, rank: usize) -> Result<Vec<usize>, Failure> {
-    let as_input = cx.opset() >= if kind == Kind::Sum { 13 } else { 18 };
+    let since = if kind == Kind::Sum { 13 } else { 18 };
+    let as_input = cx.opset() >= since;
+    if !as_input && cx.input_count() > 1 {
+        return Err(Failure::invalid(format!("has an input of axes, which came with version {since}, not {}", cx.opset())));
+    }
     let given = if as_input { cx.optional_ints(1, "axes")? } else { cx.node.ints_opt("axes")?.map(<[i64]>::to_vec) };
     match given {
         Some(axes) if !axes.is_empty() => cx.axes(&axes, rank),
