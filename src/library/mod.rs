@@ -69,10 +69,11 @@ fn needs(level: CpuLevel) -> Result<Needs, Error> {
     }
 }
 
-/// The code that goes into a library: its functions number the levels so that each builds on all below, which one does not.
+/// The code that goes into a library: its functions number the levels so that each builds on all below, which one does not. Where that is there
+/// without the level that it builds on, [`needs`] refuses it.
 fn code_of(compiled: &Compiled) -> impl Iterator<Item = &LevelCode> {
-    let alone = compiled.code.len() == 1;
-    compiled.code.iter().filter(move |code| alone || code.level != CpuLevel::X86_64V3Vnni)
+    let base = compiled.code.iter().any(|code| code.level == CpuLevel::X86_64V3);
+    compiled.code.iter().filter(move |code| !base || code.level != CpuLevel::X86_64V3Vnni)
 }
 
 fn failed(error: LibraryError) -> Error {

@@ -39,7 +39,9 @@ pub(super) struct Folding {
 pub(super) struct Blocks {
     /// The variable of the grid that differs from one program to the next.
     fastest: Option<Symbol>,
-    /// How many blocks a program has: the iterations of all its loops that are no folds and in no other loop.
+    /// The variables of its loops over blocks: those that are no folds, of a known number of iterations, and in nothing else.
+    loops: Vec<Symbol>,
+    /// How many blocks a program has, in all those loops.
     all: i64,
     /// How many of them are in loops that are done.
     before: i64,
@@ -49,15 +51,16 @@ pub(super) struct Blocks {
 
 impl Blocks {
     pub(super) fn of(part: &Part) -> Blocks {
-        let counts = part.body.iter().filter_map(|s| if let Stmt::For(f) = s { counted(f) } else { None });
-        let all = counts.fold(0, i64::saturating_add);
+        let counts = |s: &Stmt| if let Stmt::For(f) = s { Some((f.var.clone(), counted(f)?)) } else { None };
+        let (loops, counts): (Vec<_>, Vec<_>) = part.body.iter().filter_map(counts).unzip();
+        let all = counts.into_iter().fold(0, i64::saturating_add);
         let fastest = part.grid.iter().rfind(|(_, extent)| extent.as_const() != Some(1));
-        Blocks { fastest: fastest.map(|(var, _)| var.clone()), all, before: 0, var: None }
+        Blocks { fastest: fastest.map(|(var, _)| var.clone()), loops, all, before: 0, var: None }
     }
 
     /// Opens a loop; how many blocks it has, where it is one over blocks.
     pub(super) fn enter(&mut self, f: &For) -> Option<i64> {
-        let count = counted(f).filter(|_| self.var.is_none())?;
+        let count = counted(f).filter(|_| self.var.is_none() && self.loops.contains(&f.var))?;
         self.var = Some(f.var.clone());
         Some(count)
     }
@@ -123,7 +126,7 @@ impl<'a> Lowering<'a> {
     /// has too little time; so the last blocks ask for what the next program reads, each for an equal share of it. Where earlier ones asked, it left the
     /// second cache again.
     fn of_next_program(&self, first: &Expr, step: i64, line: i64) -> Asked {
-        let Blocks { fastest: Some(fastest), all, before, var: Some(block) } = &self.blocks else {
+        let Blocks { fastest: Some(fastest), all, before, var: Some(block), .. } = &self.blocks else {
             return Asked::Ahead;
         };
         let Some(fold) = &self.folding else { return Asked::Ahead };

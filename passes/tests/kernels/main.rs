@@ -179,6 +179,20 @@ fn a_row_meets_long_rows_one_after_the_other() {
     }
 }
 
+/// What vectors leave of a row is added up in shorter ones and apart from the rest, so that no element is rounded as the whole sum is.
+#[test]
+fn the_rest_of_a_row_is_folded_by_itself() {
+    let c = check(
+        "input %0 : f32[3, 79]
+         %1 = reduce(%0) combine = add, axes = [1], keep = false : f32[3]\n output %1 \"y\"",
+    );
+    let kernel = c.kernels[0].last().unwrap().to_string();
+    for tile in ["f32[1,1,64] = load", "f32[1,1,8] = load", "f32[1,1,4] = load"] {
+        assert!(kernel.contains(tile), "{tile}: {kernel}");
+    }
+    assert_eq!(kernel.matches("f32[1,1,1] = load").count(), 3, "{kernel}");
+}
+
 #[test]
 fn elementwise_chains_become_one_kernel() {
     let c = check(

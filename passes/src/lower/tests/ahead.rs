@@ -1,7 +1,9 @@
 //! Which lines of a stream are asked for, by whom.
 
 use super::{Random, Setting, TARGET, agree_for};
-use crate::lower::VectorTarget;
+use crate::kernel::Machine;
+use crate::lower::{VectorTarget, lower};
+use crate::pipeline::{Target, schedule};
 use kiln_ir::DType;
 use kiln_ir::expr::Ranges;
 use kiln_ir::scalar::Constant;
@@ -108,6 +110,27 @@ fn a_program_asks_for_all_that_the_next_one_streams() {
             }
         }
     }
+}
+
+/// Loops of a known number of iterations within one of a free number are no blocks: as sums of two folds that are cut into stretches have
+/// them.
+#[test]
+fn loops_within_a_free_loop_are_no_blocks() {
+    let text = "input %0 : f32[8, s, 256]\n input %1 : f32[8, 256, 512]
+        %2 = contract(%0, %1) lhs = \"hsd\", rhs = \"hdn\", out = \"sn\" : f32[s, 512]\n output %2 \"y\"";
+    let graph = kiln_ir::Graph::parse(&format!("graph \"free\" {{ symbol s in 1..512\n {text} }}"), &[]).unwrap();
+    let mut lowered = 0;
+    for machine in [Machine::avx512(), Machine::avx2()] {
+        let bytes = if machine.lanes == 16 { 64 } else { 32 };
+        let target = VectorTarget { bytes, ..TARGET };
+        let mut lowers = |program: &TileProgram, ranges: &Ranges| {
+            let order: Vec<_> = ranges.keys().cloned().collect();
+            lower(program, target, &order, ranges).map(|_| lowered += 1).map_err(|e| e.to_string())
+        };
+        let target = Target { machine, chosen: None, lowers: &mut lowers };
+        schedule(&graph, &mut [target]).unwrap();
+    }
+    assert!(lowered >= 2, "{lowered}");
 }
 
 #[test]
