@@ -178,14 +178,24 @@ fn compile_with(
     let graph = optimised(graph, options, observer)?;
 
     observer.stage("schedule");
+    let failed = |pass| move |error| kiln_passes::pipeline::PassError::Graph { pass, error };
+    // What kernels compute; reports and verifications are of what the model says.
+    let mut in_kernels = match options.precision {
+        // All levels share one form of the weights, and where a dot product of bytes is no single instruction this one gains nothing.
+        Precision::F32 | Precision::F32Fast | Precision::Bf16 if options.levels.iter().all(|l| l.has_dots()) => {
+            Some(kiln_passes::rewrite::products_in_digits(&graph).map_err(failed("digits"))?)
+        }
+        Precision::F32 | Precision::F32Fast | Precision::Bf16 | Precision::Strict => None,
+    };
     // The best level comes first: the weights are stored in the layout that it prefers.
     let mut levels = options.levels.clone();
     levels.sort_unstable_by(|a, b| b.cmp(a));
     levels.dedup();
     // Without products of pairs, or of bytes, it would be the code of the level below.
-    let (pairs, bytes) = (has_products_of(&graph, Elements::Pairs), has_products_of(&graph, Elements::Bytes));
+    let all = in_kernels.as_ref().unwrap_or(&graph);
+    let (pairs, bytes) = (has_products_of(all, Elements::Pairs), has_products_of(all, Elements::Bytes));
     // Weights in parts are for matrix registers alone, and are stored in one form for all levels.
-    let alone = levels == [CpuLevel::X86_64V4Amx] && has_products_of(&graph, Elements::Numbers);
+    let alone = levels == [CpuLevel::X86_64V4Amx] && has_products_of(all, Elements::Numbers);
     let terms = options.precision.terms().filter(|_| alone);
     let same = [
         (pairs || bytes || terms.is_some(), CpuLevel::X86_64V4Amx, CpuLevel::X86_64V4Bf16),
@@ -210,16 +220,13 @@ fn compile_with(
             pipeline::Target { machine, lowers, chosen }
         })
         .collect();
-    let tiled = match options.precision {
-        // Weights in parts are for all products alike.
-        Precision::F32 | Precision::F32Fast if terms.is_none() => {
-            let tiled = kiln_passes::rewrite::convolutions_by_tiles(&graph);
-            Some(tiled.map_err(|error| kiln_passes::pipeline::PassError::Graph { pass: "tiles", error })?)
-        }
-        Precision::F32 | Precision::F32Fast | Precision::Strict | Precision::Bf16 => None,
-    };
+    // Weights in parts are for all products alike.
+    if matches!(options.precision, Precision::F32 | Precision::F32Fast) && terms.is_none() {
+        let all = in_kernels.as_ref().unwrap_or(&graph);
+        in_kernels = Some(kiln_passes::rewrite::convolutions_by_tiles(all).map_err(failed("tiles"))?);
+    }
     let pipeline::Compiled { plan, weights, kernels, host_reasons, scheduled } =
-        schedule(tiled.as_ref().unwrap_or(&graph), &mut targets)?;
+        schedule(in_kernels.as_ref().unwrap_or(&graph), &mut targets)?;
     within(options, "weights and arena", plan.weight_bytes.saturating_add(plan.arena_bytes))?;
 
     observer.stage("emit");

@@ -47,6 +47,14 @@ impl CpuLevel {
         Self::X86_64V4Amx,
     ];
 
+    /// Whether a dot product of four bytes is one instruction.
+    pub fn has_dots(self) -> bool {
+        match self {
+            Self::Portable | Self::X86_64V3 | Self::X86_64V4 => false,
+            Self::X86_64V3Vnni | Self::X86_64V4Vnni | Self::X86_64V4Bf16 | Self::X86_64V4Amx => true,
+        }
+    }
+
     /// The level whose instructions it adds its own to.
     fn base(self) -> Option<Self> {
         match self {

@@ -63,7 +63,7 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
             vec![f32s(&[1, 1, 8])],
         ),
         (
-            BlockProduct { halves: true, zero: None }.into(),
+            BlockProduct { bytes: 1, halves: true, zero: None }.into(),
             [(DType::I32, &[2usize, 3, 8][..]), (DType::F32, &[2, 3]), (DType::F32, &[2, 3])]
                 .into_iter()
                 .chain([(DType::I32, &[5, 3, 4][..]), (DType::F16, &[5, 3]), (DType::F16, &[5, 3])])
@@ -71,12 +71,31 @@ fn samples() -> Vec<(Op, Vec<TensorType>)> {
                 .collect(),
         ),
         (
-            BlockProduct { halves: false, zero: Some(128) }.into(),
+            BlockProduct { bytes: 1, halves: false, zero: Some(128) }.into(),
             [(DType::I32, &[3usize, 8][..]), (DType::F32, &[3]), (DType::F32, &[3])]
                 .into_iter()
                 .chain([(DType::I32, &[5, 3, 8][..]), (DType::F32, &[5, 3])])
                 .map(|(dtype, dims)| TensorType::of(dtype, dims))
                 .collect(),
+        ),
+        (
+            BlockProduct { bytes: 3, halves: true, zero: Some(8) }.into(),
+            [(DType::I32, &[2usize, 3, 7, 8][..]), (DType::F32, &[2, 7]), (DType::F32, &[2, 7])]
+                .into_iter()
+                .chain([(DType::I32, &[5, 7, 4][..]), (DType::F16, &[5, 7])])
+                .map(|(dtype, dims)| TensorType::of(dtype, dims))
+                .collect(),
+        ),
+        (
+            BlockProduct { bytes: 0, halves: true, zero: None }.into(),
+            [
+                (DType::F32, &[2usize, 3, 32][..]),
+                (DType::I32, &[5, 3, 4]),
+                (DType::F16, &[5, 3]),
+                (DType::F16, &[5, 3]),
+            ]
+            .map(|(dtype, dims)| TensorType::of(dtype, dims))
+            .to_vec(),
         ),
         (Softmax { axis: 1, log: true }.into(), vec![f32s(&[2, 3])]),
         (Norm { kind: NormKind::Layer, axes: 1, epsilon: one }.into(), vec![f32s(&[2, 3])]),

@@ -27,7 +27,7 @@ pub mod tiles;
 mod transpose;
 
 pub use attribute::{Attribute, Attributes};
-pub use block_product::{BlockProduct, MOST_BLOCK};
+pub use block_product::{BlockProduct, MOST_BLOCK, MOST_DIGITS, RADIX};
 pub use broadcast::Broadcast;
 pub use concat::Concat;
 pub use contract::Contract;

@@ -289,12 +289,25 @@ impl Emitter<'_> {
         combine: BinaryOp,
         accumulator: TileId,
     ) -> Option<TileId> {
+        self.accumulate_given(body, code, place, combine, accumulator, &[])
+    }
+
+    /// The same where the values of some of the code's nodes are given.
+    pub fn accumulate_given(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        code: &Code,
+        place: &Place,
+        combine: BinaryOp,
+        accumulator: TileId,
+        given: &[(Id<Scalar>, TileId)],
+    ) -> Option<TileId> {
         let shape = self.shape(accumulator);
         let dtype = self.program.tiles[accumulator].dtype;
+        let mut done: Done = given.iter().map(|&(id, tile)| ((id, 0, false), tile)).collect();
         if let (Scalar::Binary(op @ (BinaryOp::Mul | BinaryOp::Dot2), a, b), BinaryOp::Add, true) =
             (code.node(code.result()), combine, matches!(dtype, DType::F32 | DType::F64))
         {
-            let mut done = HashMap::new();
             let a = self.node(body, code, *a, place, None, &[], &mut done)?;
             let b = self.node(body, code, *b, place, None, &[], &mut done)?;
             // Pairs stay pairs.
@@ -302,7 +315,7 @@ impl Emitter<'_> {
                 if *op == BinaryOp::Dot2 { (a, b) } else { (self.cast(body, dtype, a), self.cast(body, dtype, b)) };
             return Some(self.define(body, dtype, shape, TileOp::Fma(a, b, accumulator)));
         }
-        let value = self.code(body, code, place, None)?;
+        let value = self.node(body, code, code.result(), place, None, &[], &mut done)?;
         let value = self.cast(body, dtype, value);
         Some(self.define(body, dtype, shape, TileOp::Binary(combine, accumulator, value)))
     }

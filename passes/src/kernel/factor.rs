@@ -23,13 +23,33 @@ pub struct Term {
     pub inner: Code,
 }
 
+/// What is summed along the inner fold for each column.
+#[derive(Clone, Debug)]
+pub enum Own {
+    /// One term.
+    Term(Term),
+    /// Several dot products of bytes: their nodes in the code, which is linear in them, and each by itself. The code is then computed
+    /// once, of their sums.
+    Dots(Vec<(Id<Scalar>, Code)>),
+}
+
+impl Own {
+    /// The inner sums.
+    fn sums(&self) -> Vec<&Code> {
+        match self {
+            Own::Term(term) => vec![&term.inner],
+            Own::Dots(dots) => dots.iter().map(|(_, code)| code).collect(),
+        }
+    }
+}
+
 /// A fold's body as terms.
 #[derive(Clone, Debug)]
 pub struct Factors {
     /// The body's code with the nodes that coefficients need.
     pub code: Code,
-    /// The term whose inner sum differs from column to column.
-    pub own: Term,
+    /// What differs from column to column.
+    pub own: Own,
     /// The term whose inner sum all columns share.
     pub shared: Option<Term>,
     /// What is added once for all of the inner fold.
@@ -39,14 +59,13 @@ pub struct Factors {
 /// A product of a coefficient and something that changes along the inner fold; nothing for 1.
 type Product = (Option<Id<Scalar>>, Option<Id<Scalar>>);
 
-/// `guard(inner < 1, x, 0)`, and the rest of the sum that it is part of.
+/// `x` of `guard(inner < 1, x, 0)`, and the rest of the sum that it is part of.
 fn once(body: &Code, inner: &Symbol) -> Option<(Id<Scalar>, Id<Scalar>)> {
     let Scalar::Binary(BinaryOp::Add, rest, guarded) = body.node(body.result()) else { return None };
-    let Scalar::Guard(conditions, value, zero) = body.node(*guarded) else { return None };
-    let [Less { left, right }] = conditions.as_slice() else { return None };
-    let first = left.as_symbol() == Some(inner) && right.as_const() == Some(1);
+    let value = of_first(body.node(*guarded), inner)?;
+    let Scalar::Guard(_, _, zero) = body.node(*guarded) else { return None };
     let nothing = matches!(body.node(*zero), Scalar::Const(c) if c.bits == 0);
-    (first && nothing && !depends(body, inner)[value.index()]).then_some((*value, *rest))
+    (nothing && !depends(body, inner)[value.index()]).then_some((value, *rest))
 }
 
 impl Factors {
@@ -55,6 +74,9 @@ impl Factors {
         let body = &nest.body;
         if nest.combine != BinaryOp::Add || body.result_type() != DType::F32 {
             return None;
+        }
+        if let Some(factors) = Factors::of_dots(body, inner) {
+            return Some(factors);
         }
         let varies = depends(body, inner);
         let mut code = body.clone();
@@ -81,7 +103,56 @@ impl Factors {
         };
         // One scale for a whole weight may be a number of the code's; it is worth as much where integers are expanded.
         let worth = |id: Id<Scalar>| loads(id) || expands(&own.inner);
-        own.coefficient.is_some_and(worth).then_some(Factors { code, own, shared, once })
+        let all = own.coefficient.is_some_and(worth);
+        all.then_some(Factors { code, own: Own::Term(own), shared, once })
+    }
+
+    /// The same of a body that is linear in several dot products of bytes, whose sums are exact.
+    fn of_dots(body: &Code, inner: &Symbol) -> Option<Factors> {
+        if !is_linear(body, body.result(), inner, &depends(body, inner)) {
+            return None;
+        }
+        // What is added at the first step is added once.
+        let mut code = Code::new();
+        let result = code.inline(body, &mut |_, node, _| Ok(of_first(node, inner)));
+        code.set_result(result.ok()?);
+        let live = code.live();
+        let dot = |(id, node): (Id<Scalar>, &Scalar)| {
+            let dot = live[id.index()] && matches!(node, Scalar::Binary(BinaryOp::Dot4, ..));
+            dot.then(|| {
+                let mut summed = code.clone();
+                summed.set_result(id);
+                (id, summed)
+            })
+        };
+        let dots: Vec<_> = code.nodes().filter_map(dot).collect();
+        (dots.len() > 1).then(|| Factors { code: code.clone(), own: Own::Dots(dots), shared: None, once: None })
+    }
+}
+
+/// `x` of `guard(inner < 1, x, 0)`.
+fn of_first(node: &Scalar, inner: &Symbol) -> Option<Id<Scalar>> {
+    let Scalar::Guard(conditions, value, _) = node else { return None };
+    let [Less { left, right }] = conditions.as_slice() else { return None };
+    (left.as_symbol() == Some(inner) && right.as_const() == Some(1)).then_some(*value)
+}
+
+/// Whether the sum of a node's values along the inner fold is what the node makes of the sums of its dot products, where what is added
+/// at the first step counts once.
+fn is_linear(code: &Code, id: Id<Scalar>, inner: &Symbol, varies: &[bool]) -> bool {
+    let linear = |id: &Id<Scalar>| is_linear(code, *id, inner, varies);
+    let fixed = |id: &Id<Scalar>| !varies.get(id.index()).copied().unwrap_or(true);
+    let scaled = |a, b| fixed(a) && linear(b) || linear(a) && fixed(b);
+    match code.node(id) {
+        Scalar::Cast(DType::F32, a) => matches!(code.node(*a), Scalar::Binary(BinaryOp::Dot4, ..)),
+        Scalar::Binary(BinaryOp::Add, a, b) => linear(a) && linear(b),
+        Scalar::Binary(BinaryOp::Mul, a, b) => scaled(a, b),
+        Scalar::Fma(a, b, c) => scaled(a, b) && linear(c),
+        node @ Scalar::Guard(_, _, zero) => {
+            let nothing = matches!(code.node(*zero), Scalar::Const(c) if c.bits == 0);
+            nothing && of_first(node, inner).is_some_and(|value| fixed(&value))
+        }
+        _ => false,
     }
 }
 
@@ -188,14 +259,11 @@ impl Builder<'_> {
             one[ROW] = 1;
             one[COLUMN] = 1;
         }
-        let terms: Vec<(&Term, Vec<usize>)> = [(&factors.own, place.shape.clone())]
-            .into_iter()
-            .chain(factors.shared.as_ref().map(|s| (s, one)))
-            .collect();
-        let inits: Vec<TileId> = terms
-            .iter()
-            .map(|(term, shape)| {
-                let dtype = term.inner.result_type();
+        let own = factors.own.sums().into_iter().map(|code| (code, place.shape.clone()));
+        let inits: Vec<TileId> = own
+            .chain(factors.shared.as_ref().map(|s| (&s.inner, one)))
+            .map(|(code, shape)| {
+                let dtype = code.result_type();
                 self.emitter(stages).define(body, dtype, shape.clone(), TileOp::Const(Constant::int(dtype, 0)))
             })
             .collect();
@@ -216,7 +284,7 @@ impl Builder<'_> {
                 continue;
             }
             if count.as_const() == Some(1) {
-                sums = self.inner_sums(body, tiling, &terms, place, (fold, &lo, block), &sums)?;
+                sums = self.inner_sums(body, tiling, factors, place, (fold, &lo, block), &sums)?;
                 continue;
             }
             // The variable counts runs, so that what depends on the step within one is known to.
@@ -226,7 +294,7 @@ impl Builder<'_> {
             let inside: Vec<TileId> = types.iter().map(|ty| self.program.tiles.push(ty.clone())).collect();
             let mut inner = Vec::new();
             let at = Expr::from(&base).scale(block).add(&lo);
-            let next = self.inner_sums(&mut inner, tiling, &terms, &place, (fold, &at, block), &inside)?;
+            let next = self.inner_sums(&mut inner, tiling, factors, &place, (fold, &at, block), &inside)?;
             let after: Vec<TileId> = types.iter().map(|ty| self.program.tiles.push(ty.clone())).collect();
             let carried = sums.iter().zip(&inside).zip(next.iter().zip(&after));
             let carried =
@@ -235,15 +303,20 @@ impl Builder<'_> {
             sums = after;
         }
         let mut total = init;
-        for ((term, _), sum) in terms.iter().zip(sums) {
+        let mut sums = sums.into_iter();
+        let own = match &factors.own {
+            Own::Term(term) => Some(term),
+            Own::Dots(dots) => {
+                let given: Vec<_> = dots.iter().map(|(id, _)| *id).zip(&mut sums).collect();
+                let mut e = self.emitter(stages);
+                total = e.accumulate_given(body, &factors.code, place, BinaryOp::Add, total, &given)?;
+                None
+            }
+        };
+        for (term, sum) in own.into_iter().chain(&factors.shared).zip(sums) {
             let shape = self.program.tiles[total].shape.clone();
             let mut e = self.emitter(stages);
-            let sum = if term.inner.result_type() == DType::F32 {
-                sum
-            } else {
-                let shape = e.program.tiles[sum].shape.clone();
-                e.define(body, DType::F32, shape, TileOp::Cast(DType::F32, sum))
-            };
+            let sum = e.cast(body, DType::F32, sum);
             let op = match term.coefficient {
                 Some(c) => TileOp::Fma(e.part(body, &factors.code, c, place)?, sum, total),
                 None => TileOp::Binary(BinaryOp::Add, total, sum),
@@ -258,12 +331,13 @@ impl Builder<'_> {
         Some(total)
     }
 
-    /// Adds steps of an inner fold, from one on, to the sums of terms.
+    /// Adds steps of an inner fold, from one on, to the sums of terms: a step to all that differ from column to column, which share what they
+    /// read there, and then all steps to what the columns share.
     fn inner_sums(
         &mut self,
         body: &mut Vec<Stmt>,
         tiling: &Tiling<'_>,
-        terms: &[(&Term, Vec<usize>)],
+        factors: &Factors,
         place: &Place,
         (fold, base, count): (&Axis, &Expr, i64),
         sums: &[TileId],
@@ -271,24 +345,28 @@ impl Builder<'_> {
         let stages = tiling.stages;
         let mut next = sums.to_vec();
         let places: Vec<Place> = (0..count).map(|u| place.within(&fold.symbol, &base.add(&Expr::from(u)))).collect();
-        for (n, (term, _)) in terms.iter().enumerate() {
-            if n > 0 && tiling.lanes.is_none() && count > 1 {
-                // What all columns share is summed along lanes.
-                let mut wide = place.within(&fold.symbol, &base.add(&Expr::from(tile_axis(LANE))));
-                wide.shape = single();
-                wide.shape[LANE] = count as usize;
-                wide.ranges.insert(tile_axis(LANE), (0, count - 1));
-                let mut e = self.emitter(stages);
-                let values = e.code(body, &term.inner, &wide, None)?;
-                let values = e.full(body, values, &wide.shape);
-                let sum = e.define(body, DType::F32, single(), TileOp::Reduce(BinaryOp::Add, LANE, values));
-                next[n] = e.binary(body, BinaryOp::Add, next[n], sum);
-                continue;
+        let own = factors.own.sums();
+        for step in by_loads(own.first()?, &places) {
+            for (sum, code) in next.iter_mut().zip(&own) {
+                *sum = self.emitter(stages).accumulate(body, code, places.get(step)?, BinaryOp::Add, *sum)?;
             }
-            for step in by_loads(&term.inner, &places) {
-                let place = places.get(step)?;
-                next[n] = self.emitter(stages).accumulate(body, &term.inner, place, BinaryOp::Add, next[n])?;
-            }
+        }
+        let (Some(term), Some(sum)) = (&factors.shared, next.last_mut()) else { return Some(next) };
+        if tiling.lanes.is_none() && count > 1 {
+            // What all columns share is summed along lanes.
+            let mut wide = place.within(&fold.symbol, &base.add(&Expr::from(tile_axis(LANE))));
+            wide.shape = single();
+            wide.shape[LANE] = count as usize;
+            wide.ranges.insert(tile_axis(LANE), (0, count - 1));
+            let mut e = self.emitter(stages);
+            let values = e.code(body, &term.inner, &wide, None)?;
+            let values = e.full(body, values, &wide.shape);
+            let of_run = e.define(body, DType::F32, single(), TileOp::Reduce(BinaryOp::Add, LANE, values));
+            *sum = e.binary(body, BinaryOp::Add, *sum, of_run);
+            return Some(next);
+        }
+        for step in by_loads(&term.inner, &places) {
+            *sum = self.emitter(stages).accumulate(body, &term.inner, places.get(step)?, BinaryOp::Add, *sum)?;
         }
         Some(next)
     }

@@ -35,7 +35,8 @@ pub(super) fn kept(code: &Code, factor: Id<Scalar>) -> DType {
 
 /// Whether the fold is a sum of products, which a multiply-add unit computes.
 pub(super) fn is_product_sum(nest: &FlatNest) -> bool {
-    nest.combine == BinaryOp::Add && matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..))
+    let product = matches!(nest.body.node(nest.body.result()), Scalar::Binary(BinaryOp::Mul, ..));
+    nest.combine == BinaryOp::Add && product && !sums_blocks(&nest.body)
 }
 
 /// Whether the fold is a sum of dot products of bytes or of pairs of bf16.
@@ -61,10 +62,26 @@ pub(super) fn unpacks(code: &Code) -> bool {
     let narrow = |dtype: DType| dtype.is_int() && dtype.size() < 4 || dtype.is_ofp8();
     let reads = |(id, n): (Id<Scalar>, &Scalar)| {
         live[id.index()] && matches!(n, Scalar::Load(Source::Input(_), _)) && narrow(code.dtype(id))
+            || live[id.index()] && is_part_of_word(code, n)
     };
     code.result_type() == DType::F32
         && matches!(code.node(code.result()), Scalar::Binary(BinaryOp::Mul, ..))
         && code.nodes().any(reads)
+}
+
+/// Whether a node converts some bits of a word.
+fn is_part_of_word(code: &Code, node: &Scalar) -> bool {
+    let Scalar::Cast(DType::F32, part) = node else { return false };
+    matches!(code.node(*part), Scalar::Binary(BinaryOp::And, word, _) if code.dtype(*word) == DType::I32)
+}
+
+/// Whether a weight's words hold four bytes or eight halves for each column: those that are multiplied by one row in several bytes for each
+/// number, and the same for more rows.
+pub(super) fn has_words(code: &Code) -> bool {
+    let live = code.live();
+    let live = |(id, node): (Id<Scalar>, &'_ Scalar)| live[id.index()].then(|| node.clone());
+    let dots = code.nodes().filter_map(live).filter(|n| matches!(n, Scalar::Binary(BinaryOp::Dot4, ..))).count();
+    dots > 1 || unpacks(code) && code.nodes().any(|(_, node)| is_part_of_word(code, node))
 }
 
 /// Whether the code scales dot products of bytes.

@@ -36,7 +36,7 @@ use emit::{Emitter, Place, tile_axis, widens};
 use factor::Factors;
 use flat::{Axis, FlatNest, Stride, stride};
 use fold::Tiling;
-use forms::{is_dot_of_bytes, is_identity, is_product_of_eight_bits, sums_blocks, unpacks};
+use forms::{has_words, is_dot_of_bytes, is_identity, is_product_of_eight_bits, sums_blocks, unpacks};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::graph::{Graph, TensorType, ValueId};
@@ -154,7 +154,7 @@ fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize>
     let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
     // However many rows there are: programs for one token and for many share the weight.
     if has_few_bits(&stage.body) {
-        return Some(machine.unpacking_columns(extent));
+        return Some(machine.unpacking_columns(extent, has_words(&stage.body)));
     }
     Some(machine.columns(if free { rows.max(16) } else { rows }, extent))
 }

@@ -6,7 +6,7 @@ use super::TURNED_ROWS;
 use super::choice::Order;
 use super::cuts::panel_of;
 use super::flat::{Axis, FlatNest, Stride, stride};
-use super::forms::{addresses, has_few_bits, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
+use super::forms::{addresses, has_few_bits, has_words, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
 use super::parts::Terms;
 use crate::warp::Floats;
 use kiln_ir::dtype::DType;
@@ -122,12 +122,13 @@ impl Machine {
 
     /// How wide the panels of a weight of few bits are, as one row wants them: each vector needs a sum, a sum within its block and
     /// something to unpack in. The numbers of tiles and of vectors are even if possible: two threads share the
-    /// tiles, and tiles of many rows have half as many vectors or fewer.
-    pub fn unpacking_columns(&self, columns: usize) -> usize {
-        if let Some(width) = self.half_columns(columns) {
+    /// tiles, and tiles of many rows have half as many vectors or fewer. `words` says that one row has several bytes for each number, and so
+    /// several sums for each vector.
+    pub fn unpacking_columns(&self, columns: usize, words: bool) -> usize {
+        if let Some(width) = self.half_columns(columns, words) {
             return width;
         }
-        let most = (self.registers.saturating_sub(4) / 3).clamp(2, 8);
+        let most = if words { self.registers / 8 } else { (self.registers.saturating_sub(4) / 3).clamp(2, 8) };
         let fits = |vectors: &usize, tiles: usize| columns.is_multiple_of(tiles * vectors * self.lanes);
         let even = || (most / 2..=most).rev().filter(|v| v.is_multiple_of(2));
         let vectors = even().find(|v| fits(v, 2)).or_else(|| even().find(|v| fits(v, 1))).unwrap_or(most & !1);
@@ -137,9 +138,15 @@ impl Machine {
 
     /// The same of panels of which a tile of one row takes two at a time, one from each half of the columns; nothing where the
     /// halves are not made of such panels.
-    pub fn half_columns(&self, columns: usize) -> Option<usize> {
+    pub fn half_columns(&self, columns: usize, words: bool) -> Option<usize> {
         // Few vectors, so that both halves' sums stay in registers, but no fewer than memory answers well.
-        let vectors: &[usize] = if self.registers > 16 { &[6, 4, 3] } else { &[2] };
+        let vectors: &[usize] = match (self.registers > 16, words) {
+            (true, false) => &[6, 4, 3],
+            (true, true) => &[3, 2],
+            (false, false) => &[2],
+            // The sums of two places would take all 16.
+            (false, true) => &[],
+        };
         let fits = |vectors: usize, pairs: usize| columns.is_multiple_of(2 * pairs * vectors * self.lanes);
         let even = vectors.iter().find(|&&v| fits(v, 2));
         even.or_else(|| vectors.iter().find(|&&v| fits(v, 1))).map(|v| v * self.lanes)
@@ -282,7 +289,7 @@ impl Schedule {
             return None;
         }
         let panel = panel_of(nest, &column.symbol)?;
-        machine.half_columns(usize::try_from(column.known()?).ok()?)?;
+        machine.half_columns(usize::try_from(column.known()?).ok()?, has_words(&nest.body))?;
         let (halved, halves) = nest.in_halves(&column.symbol)?;
         // A half that ends within a panel has no panels of its own.
         if panel_of(&halved, &column.symbol) != Some(panel) {
@@ -310,7 +317,7 @@ impl Schedule {
         let all = others.map(|a| nest.guess(a)).fold(1i64, i64::saturating_mul);
         let extent = nest.guess(column) as usize;
         let columns = match all {
-            1 if has_few_bits(&nest.body) => machine.unpacking_columns(extent),
+            1 if has_few_bits(&nest.body) => machine.unpacking_columns(extent, has_words(&nest.body)),
             // Within the panels, which are made for one row: all of one of three vectors.
             _ if has_few_bits(&nest.body) => match panel_of(nest, &column.symbol) {
                 Some(panel) if panel == 3 * machine.lanes as i64 => panel as usize,

@@ -28,7 +28,7 @@ pub fn products_of_bytes(graph: &Graph) -> Result<Graph, GraphError> {
 
 /// Whether the graph holds products of blocks of bytes.
 pub fn has_block_products(graph: &Graph) -> bool {
-    graph.nodes().any(|(_, node)| matches!(node.op, Op::BlockProduct(_)))
+    graph.nodes().any(|(_, node)| matches!(&node.op, Op::BlockProduct(product) if product.bytes > 0))
 }
 
 /// Constant weights as signed bytes without a zero point.

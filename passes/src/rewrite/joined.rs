@@ -7,10 +7,7 @@ use super::{Operand, Patch, rewrite};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
-use kiln_ir::ops::{BlockProduct, Concat, Op, Slice};
-
-/// What a block product takes of its rows; the rest belongs to its weight.
-const OF_ROWS: usize = 3;
+use kiln_ir::ops::{Concat, Op, Slice};
 
 /// Joins block products of the same rows whose weights are constants of the same form.
 ///
@@ -26,11 +23,11 @@ pub(super) fn join_products(graph: &Graph) -> Result<Graph, GraphError> {
 fn alike(graph: &Graph, id: NodeId) -> Option<Vec<NodeId>> {
     let node = graph.node(id);
     let Op::BlockProduct(product) = &node.op else { return None };
-    let (rows, own) = node.inputs.split_at_checked(OF_ROWS)?;
+    let (rows, own) = node.inputs.split_at_checked(product.of_rows())?;
     // A weight that something else reads, too, stays where it is.
     let alone = |id: NodeId, reader: &NodeId| *reader == id || matches!(graph.node(*reader).op, Op::Concat(_));
     let movable = |id: NodeId| {
-        let weight = graph.node(id).inputs.get(OF_ROWS..).unwrap_or_default();
+        let weight = graph.node(id).inputs.get(rows.len()..).unwrap_or_default();
         weight.iter().all(|&v| graph.constant(v).is_some() && graph.users(v).iter().all(|reader| alone(id, reader)))
     };
     let form = |inputs: &[ValueId]| -> Vec<(DType, Vec<Expr>)> {
@@ -39,7 +36,7 @@ fn alike(graph: &Graph, id: NodeId) -> Option<Vec<NodeId>> {
     let same = |other: NodeId| {
         let node = graph.node(other);
         let product = matches!(&node.op, Op::BlockProduct(p) if p == product);
-        product && node.inputs.starts_with(rows) && form(&node.inputs[OF_ROWS..]) == form(own)
+        product && node.inputs.starts_with(rows) && form(&node.inputs[rows.len()..]) == form(own)
     };
     let mut found: Vec<NodeId> = graph.users(*rows.first()?).to_vec();
     found.retain(|&other| same(other) && movable(other));
@@ -52,17 +49,17 @@ fn alike(graph: &Graph, id: NodeId) -> Option<Vec<NodeId>> {
 fn part(graph: &Graph, id: NodeId) -> Option<Patch> {
     let found = alike(graph, id)?;
     let node = graph.node(id);
-    let Op::BlockProduct(BlockProduct { halves, zero }) = node.op else { return None };
+    let Op::BlockProduct(product) = &node.op else { return None };
     let columns = |id: &NodeId| graph.ty(graph.node(*id).outputs[0]).dims.last()?.as_const();
     let before: i64 = found.iter().take_while(|&&other| other != id).map(columns).sum::<Option<_>>()?;
     let mut nodes: Vec<(Op, Vec<Operand>)> = Vec::new();
-    let mut operands: Vec<Operand> = node.inputs.iter().take(OF_ROWS).copied().map(Operand::Value).collect();
-    for n in OF_ROWS..node.inputs.len() {
+    let mut operands: Vec<Operand> = node.inputs.iter().take(product.of_rows()).copied().map(Operand::Value).collect();
+    for n in product.of_rows()..node.inputs.len() {
         let parts = found.iter().map(|other| graph.node(*other).inputs.get(n).copied().map(Operand::Value));
         nodes.push((Concat { axis: 0 }.into(), parts.collect::<Option<_>>()?));
         operands.push(Operand::New(nodes.len() - 1));
     }
-    nodes.push((BlockProduct { halves, zero }.into(), operands));
+    nodes.push((product.clone().into(), operands));
     let dims = graph.ty(node.outputs[0]).dims.clone();
     let mut starts = vec![Expr::default(); dims.len()];
     *starts.last_mut()? = Expr::from(before);

@@ -10,6 +10,8 @@ mod bytes;
 mod canonicalise;
 mod columns;
 mod common;
+mod digits;
+mod few_bits;
 mod fold;
 mod halves;
 mod in_float8;
@@ -32,6 +34,7 @@ pub use bytes::{has_block_products, products_of_bytes};
 pub use canonicalise::canonicalise;
 pub use columns::columns_last;
 pub use common::eliminate_common;
+pub use digits::products_in_digits;
 pub use fold::fold_constants;
 pub use halves::products_of_halves;
 pub use in_float8::products_in_float8;
@@ -55,7 +58,7 @@ pub(crate) fn elements(op: &Op) -> Option<Elements> {
     match op {
         Op::Conv(c) => Some(c.elements),
         Op::Contract(c) => Some(c.elements),
-        Op::BlockProduct(_) => Some(Elements::Bytes),
+        Op::BlockProduct(p) => Some(if p.bytes > 0 { Elements::Bytes } else { Elements::Numbers }),
         _ => None,
     }
 }

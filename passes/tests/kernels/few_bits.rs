@@ -5,7 +5,7 @@ use kiln_ir::graph::Graph;
 use kiln_ir::interp::{Options, eval_graph};
 use kiln_ir::{DType, Tensor};
 use kiln_passes::pipeline::Precision;
-use kiln_passes::rewrite::{activations_in_bytes, canonicalise, has_block_products};
+use kiln_passes::rewrite::{activations_in_bytes, canonicalise, has_block_products, products_in_digits};
 
 #[test]
 fn weights_of_few_bits_are_unpacked_in_the_product() {
@@ -97,6 +97,93 @@ fn activations_are_rounded_to_bytes_where_that_is_asked_for() {
         // Rounding, sums and numbers of the rows, and the product.
         assert_eq!(check_graph(Precision::F32, rounded, &[&[]]).kernels[0].len(), 4);
     }
+}
+
+/// Weights of 4 bits two a byte, as models have them, in blocks of 32 with a scale for each and so many numbers a row.
+fn of_four_bits(rows: i64, columns: i64, blocks: i64) -> (Graph, Vec<f64>) {
+    let text = format!(
+        "graph \"g\" {{ input %0 : f32[{rows}, {k}]\n const %1 : u8[{columns}, {blocks}, 1, 16] = data 0
+         const %2 : i32[2, 1] = [0i32, 4i32]\n const %3 : f16[{columns}, {blocks}, 1] = data 1
+         %4 = map(%1, %2) body = {{ and(shr(to_i32(a0), a1), 15i32) }} : i32[{columns}, {blocks}, 2, 16]
+         %5 = reshape(%4) dims = [{columns}, {blocks}, 32] : i32[{columns}, {blocks}, 32]
+         %6 = map(%5, %3) body = {{ mul(sub(to_f32(a0), 8.0f32), to_f32(a1)) }} : f32[{columns}, {blocks}, 32]
+         %7 = reshape(%0) dims = [{rows}, {blocks}, 32] : f32[{rows}, {blocks}, 32]
+         %8 = contract(%7, %6) lhs = \"yab\", rhs = \"xab\", out = \"yx\" : f32[{rows}, {columns}]\n output %8 \"y\" }}",
+        k = 32 * blocks
+    );
+    let (columns, blocks) = (columns as usize, blocks as usize);
+    let packed = random(DType::U8, &[columns, blocks, 1, 16], 3);
+    let scales = random(DType::F16, &[columns, blocks, 1], 4);
+    let (bytes, floats) = (packed.bytes().to_vec(), scales.to_f64().unwrap());
+    let weight = (0..columns * blocks * 32).map(|n| {
+        let (block, k) = (n / 32, n % 32);
+        let byte = bytes[block * 16 + k % 16];
+        (f64::from(byte >> (4 * (k / 16)) & 15) - 8.0) * floats[block]
+    });
+    let weight = weight.collect();
+    (Graph::parse(&text, &[packed, scales]).unwrap(), weight)
+}
+
+#[test]
+fn one_row_of_f32_meets_four_bits_in_three_bytes_a_number() {
+    for (rows, columns, blocks) in [(1i64, 576, 16), (1, 256, 8), (1, 601, 7), (3, 576, 16), (3, 601, 7)] {
+        let (graph, weight) = of_four_bits(rows, columns, blocks);
+        let digits = products_in_digits(&graph).unwrap();
+        let form = if rows == 1 { "bytes = 3" } else { "bytes = 0" };
+        assert!(digits.to_string().contains(form), "{digits}");
+        // Numbers of many sizes, and a block of zeros.
+        let k = 32 * blocks as usize;
+        let mut x = random(DType::F32, &[rows as usize, k], 9).to_f64().unwrap();
+        x.iter_mut().enumerate().for_each(|(n, x)| *x *= if n % k < 32 { 0.0 } else { 10f64.powi(-((n % 5) as i32)) });
+        let x: Vec<f32> = x.into_iter().map(|x| x as f32).collect();
+        let given = Tensor::from_f32(&[rows as usize, k], &x).unwrap();
+        let [plain, found] = [&graph, &digits].map(|g| {
+            let y = eval_graph(g, std::slice::from_ref(&given), &Options::default()).unwrap();
+            y[0].to_f64().unwrap()
+        });
+        let exact = (0..rows as usize * columns as usize).map(|n| {
+            let (row, column) = (n / columns as usize, n % columns as usize);
+            (0..k).map(|i| f64::from(x[row * k + i]) * weight[column * k + i]).sum::<f64>()
+        });
+        let exact: Vec<f64> = exact.collect();
+        let rms = |y: &[f64]| y.iter().zip(&exact).map(|(y, e)| (y - e).powi(2)).sum::<f64>().sqrt();
+        let (plain, found) = (rms(&plain), rms(&found));
+        // The interpreter adds up products of numbers that are 8 too large; without the third byte it would be a hundred times as much.
+        assert!(found <= 4.0 * plain, "{found} where sums of f32 have {plain}");
+        let c = check_graph(Precision::F32, digits, &[&[]]);
+        // Two places of three vectors, for one row whose columns are made of such panels.
+        let product = c.kernels[0].last().unwrap().to_string();
+        assert_eq!(product.contains("[2,48,1] = load in3["), (rows, columns) == (1, 576), "{product}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_no_number_afterwards() {
+    let (graph, _) = of_four_bits(1, 256, 8);
+    let digits = products_in_digits(&graph).unwrap();
+    for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        let mut x = vec![1f32; 256];
+        x[77] = bad;
+        let y = eval_graph(&digits, &[Tensor::from_f32(&[1, 256], &x).unwrap()], &Options::default()).unwrap();
+        assert!(y[0].to_f64().unwrap().iter().all(|y| y.is_nan()), "{bad}");
+    }
+}
+
+#[test]
+fn weights_that_would_take_more_bytes_stay_as_they_are() {
+    // A small one, and one of numbers of 2 bits, four a byte.
+    let (graph, _) = of_four_bits(1, 16, 8);
+    assert!(!products_in_digits(&graph).unwrap().to_string().contains("block_product"));
+    let text = "graph \"g\" { input %0 : f32[1, 256]\n const %1 : u8[600, 8, 1, 8] = data 0
+         const %2 : i32[4, 1] = [0i32, 2i32, 4i32, 6i32]\n const %3 : f16[600, 8, 1] = data 1
+         %4 = map(%1, %2) body = { and(shr(to_i32(a0), a1), 3i32) } : i32[600, 8, 4, 8]
+         %5 = reshape(%4) dims = [600, 8, 32] : i32[600, 8, 32]
+         %6 = map(%5, %3) body = { mul(sub(to_f32(a0), 2.0f32), to_f32(a1)) } : f32[600, 8, 32]
+         %7 = reshape(%0) dims = [1, 8, 32] : f32[1, 8, 32]
+         %8 = contract(%7, %6) lhs = \"yab\", rhs = \"xab\", out = \"yx\" : f32[1, 600]\n output %8 \"y\" }";
+    let data = [random(DType::U8, &[600, 8, 1, 8], 3), random(DType::F16, &[600, 8, 1], 4)];
+    let graph = Graph::parse(text, &data).unwrap();
+    assert!(!products_in_digits(&graph).unwrap().to_string().contains("block_product"));
 }
 
 #[test]

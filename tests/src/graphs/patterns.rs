@@ -162,7 +162,7 @@ impl Build {
         self.binary(BinaryOp::Add, z, bias)
     }
 
-    /// A product of rows of bytes with a weight of few bits, in blocks that have scales.
+    /// A product of rows of floats or bytes with a weight of few bits, in blocks that have scales.
     fn blocks(&mut self) -> Grown {
         let mut rows = self.shape();
         rows.truncate(2);
@@ -180,26 +180,40 @@ impl Build {
             return Err(No);
         }
         let words = Facts::integers(f64::INFINITY);
-        let (x, _) = self.leaf_of(DType::I8, &x_dims, Kind::Plain);
-        let (x, _) = self.add(Pack { axis: of_rows.len() }, &[x], words)?;
+        let of_number = *self.random.pick(&[0usize, 1, 3]);
+        let (x, each) = match of_number {
+            0 => {
+                let (x, f) = self.plain(DType::F32, &x_dims);
+                (vec![x], (f.bound, 0.0))
+            }
+            _ => {
+                let digits = (of_number > 1).then(|| Expr::from(of_number));
+                let of_digits: Vec<Expr> = rows.iter().cloned().chain(digits).chain([of_columns[1].clone()]).collect();
+                let (x, _) = self.leaf_of(DType::I8, &with(&of_digits, &numbers), Kind::Plain);
+                let (x, _) = self.add(Pack { axis: of_digits.len() }, &[x], words)?;
+                let [(by, f), (sum, g)] = [0; 2].map(|_| self.plain(DType::F32, &of_rows));
+                // A number is at most a byte and the next one's share of it more.
+                (vec![x, by, sum], (129.0 * f.bound, g.bound))
+            }
+        };
         let (w, _) = self.leaf_of(DType::U8, &w_dims, Kind::Plain);
         let (w, _) = self.add(Pack { axis: 2 }, &[w], words)?;
-        let [(by, f), (sum, g)] = [0; 2].map(|_| self.plain(DType::F32, &of_rows));
         let precision = *self.random.pick(&[DType::F32, DType::F16]);
         let [(scale, h), (least, i)] = [0; 2].map(|_| self.plain(precision, &of_columns));
+        let (of_x, of_sum) = each;
+        let numbers = self.most(&numbers) as f64;
         let most = if halves { 15.0 } else { 255.0 };
-        let each = self.most(&numbers) as f64 * 128.0 * most * f.bound * h.bound + g.bound * i.bound;
         let count = of_columns.last().map_or(1, |d| self.most(d)) as f64;
+        let zero = *self.random.pick(&[None, Some(0u8), Some(8), Some(128)]);
+        let least_bound = zero.map_or(i.bound, |zero| f64::from(zero) * h.bound);
+        // The sum of a block is an operand, where rows are bytes; else each number has its own part of it.
+        let moved = if of_number == 0 { numbers * of_x } else { of_sum } * least_bound;
+        let bound = (numbers * of_x * most * h.bound + moved) * count;
         // Terms of both signs may leave little of what was rounded.
-        let facts = Facts { grid: None, ..Facts::float(DType::F32, each * count, 6e-7 * each * count, None) };
-        if self.random.chance(50) {
-            return self.add(BlockProduct { halves, zero: None }, &[x, by, sum, w, scale, least], facts);
-        }
-        let zero = *self.random.pick(&[0u8, 8, 128]);
-        let moved = f64::from(zero) * h.bound * g.bound;
-        let facts = Facts::float(DType::F32, (each + moved) * count, 6e-7 * (each + moved) * count, None);
-        let facts = Facts { grid: None, ..facts };
-        self.add(BlockProduct { halves, zero: Some(zero) }, &[x, by, sum, w, scale], facts)
+        let facts = Facts { grid: None, ..Facts::float(DType::F32, bound, 6e-7 * bound, None) };
+        let least = zero.is_none().then_some(least);
+        let operands: Vec<ValueId> = x.into_iter().chain([w, scale]).chain(least).collect();
+        self.add(BlockProduct { bytes: of_number, halves, zero }, &operands, facts)
     }
 
     /// A weight of whole numbers, unpacked with zero point and scale, in a product.
