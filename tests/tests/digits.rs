@@ -16,7 +16,7 @@ fn in_words(levels: &[CpuLevel], precision: Precision) -> bool {
          %7 = reshape(%0) dims = [1, 8, 32] : f32[1, 8, 32]
          %8 = contract(%7, %6) lhs = \"yab\", rhs = \"xab\", out = \"yx\" : f32[1, 256]\n output %8 \"y\" }";
     let numbers =
-        Tensor::new(DType::U8, vec![256, 8, 1, 16], (0..32768u32).map(|n| (n * 37 >> 3) as u8).collect::<Vec<_>>());
+        Tensor::new(DType::U8, vec![256, 8, 1, 16], (0..32768u32).map(|n| ((n * 37) >> 3) as u8).collect::<Vec<_>>());
     let scales = Tensor::new(DType::F16, vec![256, 8, 1], [0, 0x3c].repeat(2048));
     let graph = Graph::parse(text, &[numbers.unwrap(), scales.unwrap()]).unwrap();
     let options = Options { levels: levels.to_vec(), precision, ..Options::default() };
