@@ -109,7 +109,7 @@ impl Factors {
 
     /// The same of a body that is linear in several dot products of bytes, whose sums are exact.
     fn of_dots(body: &Code, inner: &Symbol) -> Option<Factors> {
-        if !is_linear(body, body.result(), inner, &depends(body, inner)) {
+        if !is_linear(body, inner) {
             return None;
         }
         // What is added at the first step is added once.
@@ -137,23 +137,28 @@ fn of_first(node: &Scalar, inner: &Symbol) -> Option<Id<Scalar>> {
     (left.as_symbol() == Some(inner) && right.as_const() == Some(1)).then_some(*value)
 }
 
-/// Whether the sum of a node's values along the inner fold is what the node makes of the sums of its dot products, where what is added
+/// Whether the sum of a body's values along the inner fold is what the body makes of the sums of its dot products, where what is added
 /// at the first step counts once.
-fn is_linear(code: &Code, id: Id<Scalar>, inner: &Symbol, varies: &[bool]) -> bool {
-    let linear = |id: &Id<Scalar>| is_linear(code, *id, inner, varies);
-    let fixed = |id: &Id<Scalar>| !varies.get(id.index()).copied().unwrap_or(true);
-    let scaled = |a, b| fixed(a) && linear(b) || linear(a) && fixed(b);
-    match code.node(id) {
-        Scalar::Cast(DType::F32, a) => matches!(code.node(*a), Scalar::Binary(BinaryOp::Dot4, ..)),
-        Scalar::Binary(BinaryOp::Add, a, b) => linear(a) && linear(b),
-        Scalar::Binary(BinaryOp::Mul, a, b) => scaled(a, b),
-        Scalar::Fma(a, b, c) => scaled(a, b) && linear(c),
-        node @ Scalar::Guard(_, _, zero) => {
-            let nothing = matches!(code.node(*zero), Scalar::Const(c) if c.bits == 0);
-            nothing && of_first(node, inner).is_some_and(|value| fixed(&value))
-        }
-        _ => false,
+fn is_linear(code: &Code, inner: &Symbol) -> bool {
+    let varies = depends(code, inner);
+    let fixed = |id: &Id<Scalar>| !varies[id.index()];
+    let mut linear = vec![false; code.len()];
+    for (id, node) in code.nodes() {
+        let is = |id: &Id<Scalar>| linear[id.index()];
+        let scaled = |a, b| fixed(a) && is(b) || is(a) && fixed(b);
+        linear[id.index()] = match node {
+            Scalar::Cast(DType::F32, a) => matches!(code.node(*a), Scalar::Binary(BinaryOp::Dot4, ..)),
+            Scalar::Binary(BinaryOp::Add, a, b) => is(a) && is(b),
+            Scalar::Binary(BinaryOp::Mul, a, b) => scaled(a, b),
+            Scalar::Fma(a, b, c) => scaled(a, b) && is(c),
+            Scalar::Guard(_, _, zero) => {
+                let nothing = matches!(code.node(*zero), Scalar::Const(c) if c.bits == 0);
+                nothing && of_first(node, inner).is_some_and(|value| fixed(&value))
+            }
+            _ => false,
+        };
     }
+    linear[code.result().index()]
 }
 
 /// Whether some of the factors are integers that are converted.

@@ -69,10 +69,12 @@ pub(super) fn unpacks(code: &Code) -> bool {
         && code.nodes().any(reads)
 }
 
-/// Whether a node converts some bits of a word.
+/// Whether a node converts some bits of a word that is loaded as it is.
 fn is_part_of_word(code: &Code, node: &Scalar) -> bool {
     let Scalar::Cast(DType::F32, part) = node else { return false };
-    matches!(code.node(*part), Scalar::Binary(BinaryOp::And, word, _) if code.dtype(*word) == DType::I32)
+    let Scalar::Binary(BinaryOp::And, moved, _) = code.node(*part) else { return false };
+    let Scalar::Binary(BinaryOp::Shr, word, _) = code.node(*moved) else { return false };
+    matches!(code.node(*word), Scalar::Load(Source::Input(_), _)) && code.dtype(*word) == DType::I32
 }
 
 /// Whether a weight's words hold four bytes or eight halves for each column: those that are multiplied by one row in several bytes for each
