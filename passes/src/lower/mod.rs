@@ -10,7 +10,7 @@
 //! - [`layout`] decides which axis of each tile becomes the lanes of vectors;
 //! - [`tiles`] computes tiles, one register at a time, on demand; [`memory`] their loads and stores;
 //! - [`address`] turns index expressions into i64 code, each part in the outermost loop where it is known;
-//! - [`ahead`] asks for what is read behind a fold;
+//! - [`ahead`] asks for what is read behind a fold; [`waiting`] loads local memory as late as it may;
 //! - [`half`] is how f16 and bf16, which are f32 in registers, are in memory;
 //! - [`multiply`] are products by a unit for matrices;
 //! - [`ops`] are the elementwise operations, [`math`] the functions that no target has as an instruction.
@@ -26,6 +26,7 @@ mod multiply;
 mod ops;
 mod stmts;
 mod tiles;
+mod waiting;
 
 #[cfg(test)]
 mod tests;

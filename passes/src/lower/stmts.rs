@@ -92,6 +92,7 @@ impl<'a> Lowering<'a> {
     fn region(&mut self, body: &'a [Stmt]) -> Result<(), LowerError> {
         for (n, stmt) in body.iter().enumerate() {
             self.reshape(Wanted::by(stmt));
+            self.before(stmt)?;
             // A loop that carries nothing is no fold.
             if matches!(stmt, Stmt::For(f) if !f.carried.is_empty()) {
                 let behind = &body[n + 1..];
@@ -111,6 +112,8 @@ impl<'a> Lowering<'a> {
                 self.shapes = None;
             }
         }
+        // What nothing has needed by now is not needed.
+        self.waiting.clear();
         Ok(())
     }
 

@@ -45,6 +45,8 @@ pub(super) struct Lowering<'a> {
     pub(super) folding: Option<Folding>,
     /// The blocks of each program.
     pub(super) blocks: Blocks,
+    /// The loads of the innermost region that wait.
+    pub(super) waiting: Vec<TileId>,
     /// Variables with only one value in their scope.
     pub(super) fixed: HashMap<Symbol, Expr>,
     /// How each tile is computed; nothing for those that loops define.
@@ -97,6 +99,7 @@ impl<'a> Lowering<'a> {
             symbols: HashMap::new(),
             folding: None,
             blocks: Blocks::default(),
+            waiting: Vec::new(),
             fixed: HashMap::new(),
             ops: vec![None; program.tiles.len()],
             depths: vec![0; program.tiles.len()],
@@ -132,6 +135,10 @@ impl<'a> Lowering<'a> {
         self.pending[id.index()] = pending;
         let now = match op {
             TileOp::CheckIndex { .. } => true,
+            TileOp::Load { .. } if self.may_wait(op) => {
+                self.waiting.push(id);
+                false
+            }
             TileOp::Load { buffer, .. } => self.program.buffers[*buffer].written,
             // One step of a product of matrices: a chain of them, element by element, would keep the factors of all
             // steps live.

@@ -3,6 +3,7 @@
 mod ahead;
 mod cases;
 mod random;
+mod waiting;
 
 use super::{VectorTarget, lower};
 use kiln_ir::expr::{Ranges, Symbol};
