@@ -6,12 +6,12 @@
 
 use super::blocks::whole_rows;
 use super::canonicalise::transpose_operand;
-use super::few_bits::{Nodes, Product, shared_table};
+use super::few_bits::{Nodes, Product, Wanted, shared};
 use super::{Operand, apply, rewrite};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, Origin};
-use kiln_ir::ops::{Pack, Reduce, Reshape};
+use kiln_ir::ops::{Pack, Reshape};
 use kiln_ir::scalar::{BinaryOp, Scalar, UnaryOp};
 
 /// Rounds what is multiplied with weights of few bits to bytes, in the products that `wanted` says.
@@ -21,16 +21,16 @@ use kiln_ir::scalar::{BinaryOp, Scalar, UnaryOp};
 pub fn activations_in_bytes(graph: &Graph, wanted: &dyn Fn(&Origin) -> bool) -> Result<Graph, GraphError> {
     let mut graph = rewrite(graph, &[transpose_operand, whole_rows])?;
     for id in graph.live_order()? {
-        let product = Some(id).filter(|&id| wanted(&graph.node(id).origin)).and_then(|id| Product::of(&graph, id));
+        let product = Some(id).filter(|&id| wanted(&graph.node(id).origin)).and_then(|id| Product::of(&graph, id, ANY));
         if let Some(patch) = product.and_then(|product| product.patch(1, rounded)) {
             apply(&mut graph, id, patch)?;
         }
     }
-    // What else reads a weight reads it in the form that the products have it in: it is stored once.
-    let graph = rewrite(&graph, &[shared_table])?;
-    // Products of the same rows are known by reading the same roundings.
-    super::joined::join_products(&super::eliminate_common(&graph)?)
+    shared(&graph)
 }
+
+/// Weights of every size whose numbers fit a byte.
+const ANY: Wanted = Wanted { len: 0, bits: 8 };
 
 /// The greatest number that an activation is rounded to.
 pub(super) const MOST: f64 = 127.0;
@@ -39,9 +39,7 @@ pub(super) const MOST: f64 = 127.0;
 fn rounded(nodes: &mut Nodes, x: Operand, dims: &[Expr]) -> Option<Vec<Operand>> {
     let (_, rows) = dims.split_last()?;
     let last = rows.len();
-    let reduce = |combine| Reduce { combine, axes: vec![last], keep: false };
-    let size = nodes.map(vec![(x.clone(), DType::F32)], |b, a| b.unary(UnaryOp::Abs, a[0]))?;
-    let most = nodes.add(reduce(BinaryOp::Max), vec![size]);
+    let most = nodes.greatest(last, x.clone())?;
     let scale = nodes.map(vec![(most, DType::F32)], |b, a| {
         let by = b.float(DType::F32, MOST);
         b.binary(BinaryOp::Div, a[0], by)
@@ -62,7 +60,7 @@ fn rounded(nodes: &mut Nodes, x: Operand, dims: &[Expr]) -> Option<Vec<Operand>>
         b.cast(DType::I8, whole)
     })?;
     let wide = nodes.map(vec![(numbers.clone(), DType::I8)], |b, a| b.cast(DType::I32, a[0]))?;
-    let sum = nodes.add(reduce(BinaryOp::Add), vec![wide]);
+    let sum = nodes.reduce(BinaryOp::Add, last, wide);
     let sum = nodes.map(vec![(sum, DType::I32), (scale.clone(), DType::F32)], |b, a| {
         let sum = b.cast(DType::F32, a[0])?;
         b.binary(BinaryOp::Mul, sum, a[1])

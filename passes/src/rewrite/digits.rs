@@ -5,18 +5,18 @@
 //! Where an activation is not finite, what its block adds is NaN.
 
 use super::activations::MOST;
-use super::few_bits::{Nodes, Product, shared_table};
-use super::{Operand, apply, rewrite};
+use super::few_bits::{Nodes, Product, Wanted, shared};
+use super::{Operand, apply};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
 use kiln_ir::graph::{Graph, GraphError, NodeId};
-use kiln_ir::ops::{MOST_DIGITS, Pack, RADIX, Reduce, Reshape};
+use kiln_ir::ops::{MOST_DIGITS, Pack, RADIX, Reshape};
 use kiln_ir::scalar::{BinaryOp, Constant, Scalar, UnaryOp};
 use kiln_ir::tensor::Tensor;
 use std::collections::BTreeSet;
 
-/// Numbers of a weight from which on the bytes of a row cost less than they save.
-const LEAST: usize = 1 << 15;
+/// What pays: as many numbers that the bytes of a row cost less than they save.
+const WANTED: Wanted = Wanted { len: 1 << 15, bits: 4 };
 
 /// The least scale of a block: what is smaller than a few bits of that is 0.
 const LEAST_SCALE: f64 = 1e-30;
@@ -25,12 +25,12 @@ const LEAST_SCALE: f64 = 1e-30;
 /// that programs for one row and for many read the same weight.
 ///
 /// # Errors
-/// See [`rewrite`].
+/// See [`rewrite`](super::rewrite).
 pub fn products_in_digits(graph: &Graph) -> Result<Graph, GraphError> {
     let mut changed = graph.compact()?;
     let mut any = false;
     for id in changed.live_order()? {
-        let Some(product) = Product::of(&changed, id).filter(|p| pays(&changed, p)) else { continue };
+        let Some(product) = Product::of(&changed, id, WANTED).filter(|p| pays(&changed, p)) else { continue };
         let patch = match product.is_of_one_row() {
             true => product.patch(MOST_DIGITS, digits),
             false => product.patch(0, |_, x, _| Some(vec![x])),
@@ -40,35 +40,29 @@ pub fn products_in_digits(graph: &Graph) -> Result<Graph, GraphError> {
             any = true;
         }
     }
-    if !any {
-        return Ok(changed);
-    }
-    let changed = rewrite(&changed, &[shared_table])?;
-    super::joined::join_products(&super::eliminate_common(&changed)?)
+    if any { shared(&changed) } else { Ok(changed) }
 }
 
-/// Whether the weight is one of 4 bits, is large enough, and takes no more bytes than it did.
+/// Whether the weight takes no more bytes than it did.
 fn pays(graph: &Graph, product: &Product) -> bool {
     let weight = &product.weight;
     let constants = |id: &NodeId| graph.node(*id).inputs.iter().copied().filter(|&v| graph.constant(v).is_some());
     let read: BTreeSet<_> = weight.nodes.iter().flat_map(constants).collect();
     let before: usize = read.iter().filter_map(|&v| graph.constant(v)).map(|t| t.bytes().len()).sum();
-    weight.is_small() && weight.len() >= LEAST && weight.bytes().is_some_and(|after| after <= before)
+    weight.bytes() <= before
 }
 
 /// Rows of f32, `[.., B, G]`, as three bytes for each number in words, `[.., 3, B, G / 4]`, with the scales and the sums of blocks.
 fn digits(nodes: &mut Nodes, x: Operand, dims: &[Expr]) -> Option<Vec<Operand>> {
     let (block, rows) = dims.split_last()?;
     let last = rows.len();
-    let reduce = |combine| Reduce { combine, axes: vec![last], keep: false };
-    let size = nodes.map(vec![(x.clone(), DType::F32)], |b, a| b.unary(UnaryOp::Abs, a[0]))?;
-    let most = nodes.add(reduce(BinaryOp::Max), vec![size]);
+    let most = nodes.greatest(last, x.clone())?;
     let scale = nodes.map(vec![(most, DType::F32)], |b, a| {
         let (by, least) = (b.float(DType::F32, MOST), b.float(DType::F32, LEAST_SCALE));
         let scale = b.binary(BinaryOp::Div, a[0], by)?;
         b.binary(BinaryOp::Max, scale, least)
     })?;
-    let sum = nodes.add(reduce(BinaryOp::Add), vec![x.clone()]);
+    let sum = nodes.reduce(BinaryOp::Add, last, x.clone());
     let (blocks, others) = rows.split_last()?;
     let one = Expr::from(1i64);
     let beside = |block: &Expr| others.iter().chain([&one, blocks, block]).cloned().collect::<Vec<Expr>>();

@@ -3,14 +3,14 @@
 //! Invariant: no format is known here. A weight is whatever a map makes of whole numbers that is linear in them and has one scale for
 //! each run of a row; numbers, scales and least values are what the model says.
 
-use super::{Operand, Patch};
+use super::known::{MOST_NODES, known, known_numbers};
+use super::{Operand, Patch, rewrite};
 use kiln_ir::Id;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::Expr;
-use kiln_ir::graph::{Graph, NodeId, ValueId};
-use kiln_ir::interp::eval_op;
-use kiln_ir::ops::{BlockProduct, Elements, Gather, MOST_BLOCK, Map, Op, Pad, Reshape};
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, TypeError};
+use kiln_ir::graph::{Graph, GraphError, NodeId, ValueId};
+use kiln_ir::ops::{BlockProduct, Elements, Gather, MOST_BLOCK, Map, Op, Pad, Reduce, Reshape};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Scalar, TypeError, UnaryOp};
 use kiln_ir::tensor::Tensor;
 
 /// A matrix of few bits, `[columns, blocks, block]`: `scale * number + least`.
@@ -20,28 +20,14 @@ pub(super) struct Weight {
     block: usize,
     /// Without a sign, in rows.
     numbers: Vec<u8>,
-    scales: Vec<f32>,
-    least: Vec<f32>,
+    /// Whether all numbers fit 4 bits.
+    is_small: bool,
+    /// The number that stands for 0 in all blocks, where there is one.
+    zero: Option<u8>,
+    /// Scales, and least values where they are not those of one zero, in f16 where nothing is lost by it.
+    floats: Vec<Tensor>,
     /// The nodes that make it, whose work the product does.
     pub(super) nodes: Vec<NodeId>,
-}
-
-/// How many nodes of constants are looked through.
-const MOST_NODES: usize = 8;
-
-/// A value that constants alone decide.
-fn known(graph: &Graph, v: ValueId, depth: usize, nodes: &mut Vec<NodeId>) -> Option<Tensor> {
-    if let Some(tensor) = graph.constant(v) {
-        return Some(tensor.clone());
-    }
-    let id = graph.producer(v).filter(|_| depth < MOST_NODES)?;
-    let node = graph.node(id);
-    if matches!(node.op, Op::Host(_)) || node.outputs.len() != 1 {
-        return None;
-    }
-    let operands: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| known(graph, v, depth + 1, nodes)).collect();
-    nodes.push(id);
-    eval_op(&node.op, &operands?).ok()?.pop()
 }
 
 /// `a * number + b` for a node of a map's body, where the `n`-th operand is the number.
@@ -102,10 +88,10 @@ impl Runs {
             steps.push(if n == number { (step, vec![]) } else { (step, t.to_f64()?) });
         }
         let mut pairs = Vec::with_capacity(outer);
-        let mut parameters = vec![0.0; operands.len()];
+        let (mut parameters, mut at) = (vec![0.0; operands.len()], vec![0; operands.len()]);
         for i in 0..outer {
             let mut rest = i;
-            let mut at = vec![0; operands.len()];
+            at.fill(0);
             for axis in (0..inner).rev() {
                 let index = rest % dims[axis];
                 rest /= dims[axis];
@@ -179,8 +165,17 @@ fn turned(tensor: &Tensor) -> Option<Tensor> {
     Tensor::new(tensor.dtype(), vec![columns, rows], bytes).ok()
 }
 
+/// Which weights are looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    /// How many numbers they have at least.
+    pub(super) len: usize,
+    /// The range of these has at most so many bits.
+    pub(super) bits: u32,
+}
+
 /// The weight that a value is, as a matrix with so many columns, whose rows of one are the columns of the other where it is turned.
-fn weight(graph: &Graph, v: ValueId, columns: usize, is_turned: bool) -> Option<Weight> {
+fn weight(graph: &Graph, v: ValueId, columns: usize, is_turned: bool, wanted: Wanted) -> Option<Weight> {
     let mut nodes = Vec::new();
     let mut at = v;
     let (id, body, inputs) = loop {
@@ -199,66 +194,107 @@ fn weight(graph: &Graph, v: ValueId, columns: usize, is_turned: bool) -> Option<
         let ty = graph.ty(v);
         ty.dtype.is_int() && ty.elements().as_size() == Some(count)
     })?;
-    if body.result_type() != DType::F32 || columns == 0 || !count.is_multiple_of(columns) {
+    if body.result_type() != DType::F32 || columns == 0 || !count.is_multiple_of(columns) || count < wanted.len {
         return None;
     }
-    let mut operands: Vec<Tensor> = inputs.iter().map(|&v| known(graph, v, 0, &mut nodes)).collect::<Option<_>>()?;
+    // Weights are large, and most that are not wanted are known by their numbers.
+    let mut numbers = known_numbers(graph, inputs[number], &mut nodes)?;
+    let zero = shift(&numbers, wanted.bits)?;
     if is_turned {
-        operands = operands.iter().map(turned).collect::<Option<_>>()?;
+        numbers = turned(&numbers)?;
+    }
+    let mut operands = Vec::with_capacity(inputs.len());
+    for (n, &v) in inputs.iter().enumerate() {
+        let tensor = if n == number { numbers.clone() } else { known(graph, v, &mut nodes)? };
+        operands.push(if is_turned && n != number { turned(&tensor)? } else { tensor });
+    }
+    if is_turned {
         dims.reverse();
     }
     let row = count / columns;
     let Blocks { block, blocks, pairs } = Runs::of(body, number, &operands, &dims)?.in_blocks(row)?;
-    let values = operands.get(number)?.to_i64()?;
-    let (low, high) = (*values.iter().min()?, *values.iter().max()?);
-    let zero = match (low, high) {
+    let mut numbers = without_sign(&numbers, zero)?;
+    if blocks * block > row {
+        // Filled up with anything, as the rows of the activations are with zeros.
+        let filled = |part: &[u8]| [part, &vec![zero; blocks * block - row]].concat();
+        numbers = numbers.chunks(row).flat_map(filled).collect();
+    }
+    let is_small = numbers.iter().all(|&n| n < 16);
+    let least = |(scale, least): &(f32, f32)| (f64::from(*least) - f64::from(*scale) * f64::from(zero)) as f32;
+    let (scales, least): (Vec<f32>, Vec<f32>) = pairs.iter().map(|p| (p.0, least(p))).unzip();
+    let zero = zero_of_all(&scales, &least);
+    let floats = floats(&[columns, blocks], &scales, if zero.is_some() { &[] } else { &least })?;
+    Some(Weight { columns, blocks, block, numbers, is_small, zero, floats, nodes })
+}
+
+/// What is added to whole numbers that take at most so many bits so that none has a sign.
+fn shift(numbers: &Tensor, bits: u32) -> Option<u8> {
+    let (low, high) = match numbers.dtype() {
+        DType::U8 => (0, i64::from(*numbers.bytes().iter().max()?)),
+        DType::I8 => {
+            let signed = || numbers.bytes().iter().map(|&b| b as i8);
+            (i64::from(signed().min()?), i64::from(signed().max()?))
+        }
+        _ => {
+            let values = numbers.to_i64()?;
+            (*values.iter().min()?, *values.iter().max()?)
+        }
+    };
+    let shift = match (low, high) {
         (0.., ..=255) => 0,
         (-8.., ..=7) => 8,
         (-128.., ..=127) => 128,
         _ => return None,
     };
-    let numbers: Option<Vec<u8>> = values.into_iter().map(|v| u8::try_from(v + zero).ok()).collect();
-    let mut numbers = numbers?;
-    if blocks * block > row {
-        // Filled up with anything, as the rows of the activations are with zeros.
-        let filled = |part: &[u8]| [part, &vec![zero as u8; blocks * block - row]].concat();
-        numbers = numbers.chunks(row).flat_map(filled).collect();
+    (high + i64::from(shift) < 1 << bits).then_some(shift)
+}
+
+/// Whole numbers with something added, as bytes.
+fn without_sign(numbers: &Tensor, shift: u8) -> Option<Vec<u8>> {
+    match numbers.dtype() {
+        DType::U8 | DType::I8 => Some(numbers.bytes().iter().map(|b| b.wrapping_add(shift)).collect()),
+        _ => numbers.to_i64()?.into_iter().map(|v| u8::try_from(v + i64::from(shift)).ok()).collect(),
     }
-    let least = pairs.iter().map(|(scale, least)| (f64::from(*least) - f64::from(*scale) * zero as f64) as f32);
-    Some(Weight {
-        columns,
-        blocks,
-        block,
-        numbers,
-        scales: pairs.iter().map(|p| p.0).collect(),
-        least: least.collect(),
-        nodes,
-    })
+}
+
+/// The number that stands for 0 in all blocks, where there is one.
+fn zero_of_all(scales: &[f32], least: &[f32]) -> Option<u8> {
+    let pairs = || scales.iter().zip(least).map(|(s, l)| (f64::from(*s), f64::from(*l)));
+    let zero = pairs().find(|(scale, _)| *scale != 0.0).map_or(0.0, |(scale, least)| -least / scale);
+    let holds = pairs().all(|(scale, least)| least == -zero * scale);
+    (holds && zero.trunc() == zero && (0.0..=255.0).contains(&zero)).then_some(zero as u8)
+}
+
+/// Scales, and least values where there are any, in f16 where nothing is lost by it.
+fn floats(shape: &[usize], scales: &[f32], least: &[f32]) -> Option<Vec<Tensor>> {
+    let kept = || [scales, least].into_iter().filter(|values| !values.is_empty());
+    let halves = |values: &[f32]| {
+        let mut bytes = Vec::with_capacity(values.len() * 2);
+        for value in values.iter().copied().map(f64::from) {
+            let half = Constant::float(DType::F16, value);
+            half.store(&mut bytes);
+            if half.as_f64() != value {
+                return None;
+            }
+        }
+        Tensor::new(DType::F16, shape.to_vec(), bytes).ok()
+    };
+    kept()
+        .map(halves)
+        .collect::<Option<_>>()
+        .or_else(|| kept().map(|values| Tensor::from_f32(shape, values).ok()).collect())
 }
 
 impl Weight {
-    /// How many numbers it has.
-    pub(super) fn len(&self) -> usize {
-        self.numbers.len()
-    }
-
     /// How many bytes it takes as operands of a [`BlockProduct`].
-    pub(super) fn bytes(&self) -> Option<usize> {
-        let floats = self.floats(self.zero())?;
-        Some(
-            self.numbers.len() / if self.is_small() { 2 } else { 1 }
-                + floats.iter().map(|t| t.bytes().len()).sum::<usize>(),
-        )
-    }
-
-    /// Whether all numbers fit 4 bits.
-    pub(super) fn is_small(&self) -> bool {
-        self.numbers.iter().all(|&n| n < 16)
+    pub(super) fn bytes(&self) -> usize {
+        let floats: usize = self.floats.iter().map(|t| t.bytes().len()).sum();
+        self.numbers.len() / if self.is_small { 2 } else { 1 } + floats
     }
 
     /// The numbers as a block product takes them: two a byte where they are small.
     fn words(&self) -> Option<Tensor> {
-        let bytes = match self.is_small() {
+        let bytes = match self.is_small {
             true => {
                 let blocks = self.numbers.chunks(self.block).map(|b| b.split_at(self.block / 2));
                 blocks.flat_map(|(low, high)| low.iter().zip(high).map(|(l, h)| l | h << 4)).collect()
@@ -267,35 +303,6 @@ impl Weight {
         };
         let words = bytes.len() / 4 / self.columns.max(1) / self.blocks.max(1);
         Tensor::new(DType::I32, vec![self.columns, self.blocks, words], bytes).ok()
-    }
-
-    /// The number that stands for 0 in all blocks, where there is one.
-    fn zero(&self) -> Option<u8> {
-        let pairs = || self.scales.iter().zip(&self.least).map(|(s, l)| (f64::from(*s), f64::from(*l)));
-        let zero = pairs().find(|(scale, _)| *scale != 0.0).map_or(0.0, |(scale, least)| -least / scale);
-        let holds = pairs().all(|(scale, least)| least == -zero * scale);
-        (holds && zero.trunc() == zero && (0.0..=255.0).contains(&zero)).then_some(zero as u8)
-    }
-
-    /// Scales, and least values where they are not those of one zero, in f16 where nothing is lost by it.
-    fn floats(&self, zero: Option<u8>) -> Option<Vec<Tensor>> {
-        let stored = |value: &f32| {
-            let mut bytes = Vec::new();
-            Constant::float(DType::F16, f64::from(*value)).store(&mut bytes);
-            bytes
-        };
-        let exact = |value: &f32| {
-            Constant::load(DType::F16, &stored(value), 0).is_some_and(|c| c.as_f64() == f64::from(*value))
-        };
-        let least = if zero.is_some() { &[] } else { self.least.as_slice() };
-        let halves = self.scales.iter().chain(least).all(exact);
-        let shape = [self.columns, self.blocks];
-        let tensor = |values: &[f32]| match halves {
-            true => Tensor::new(DType::F16, shape.to_vec(), values.iter().flat_map(stored).collect::<Vec<u8>>()).ok(),
-            false => Tensor::from_f32(&shape, values).ok(),
-        };
-        let kept = [self.scales.as_slice(), least];
-        kept.into_iter().filter(|values| !values.is_empty()).map(tensor).collect()
     }
 }
 
@@ -321,6 +328,17 @@ impl Nodes {
         body.set_result(result);
         Some(self.add(Map { body }, operands.into_iter().map(|(o, _)| o).collect()))
     }
+
+    /// What `combine` makes of the elements along an axis, which goes.
+    pub(super) fn reduce(&mut self, combine: BinaryOp, axis: usize, x: Operand) -> Operand {
+        self.add(Reduce { combine, axes: vec![axis], keep: false }, vec![x])
+    }
+
+    /// The greatest size of an f32 along an axis, which goes.
+    pub(super) fn greatest(&mut self, axis: usize, x: Operand) -> Option<Operand> {
+        let size = self.map(vec![(x, DType::F32)], |b, a| b.unary(UnaryOp::Abs, a[0]))?;
+        Some(self.reduce(BinaryOp::Max, axis, size))
+    }
 }
 
 /// A product of rows of f32 with a weight of few bits.
@@ -336,7 +354,7 @@ pub(super) struct Product {
 
 impl Product {
     /// The product that a node is, if it is one.
-    pub(super) fn of(graph: &Graph, id: NodeId) -> Option<Product> {
+    pub(super) fn of(graph: &Graph, id: NodeId, wanted: Wanted) -> Option<Product> {
         let node = graph.node(id);
         let Op::Contract(contract) = &node.op else { return None };
         let (&x, &right) = (node.inputs.first()?, node.inputs.get(1)?);
@@ -354,7 +372,7 @@ impl Product {
         }
         let result = *node.outputs.first()?;
         let (from, to) = (graph.ty(x), graph.ty(result));
-        let weight = weight(graph, right, to.dims.last()?.as_size()?, is_turned)?;
+        let weight = weight(graph, right, to.dims.last()?.as_size()?, is_turned, wanted)?;
         let mut nodes = Nodes::default();
         let rows = from.dims.get(..letters.len())?.to_vec();
         let mut x = Operand::Value(x);
@@ -385,12 +403,22 @@ impl Product {
     ) -> Option<Patch> {
         self.rows.extend([self.weight.blocks, self.weight.block].map(Expr::from));
         let rows = form(&mut self.nodes, self.x, &self.rows)?;
-        let zero = self.weight.zero();
-        let constants = std::iter::once(self.weight.words()?).chain(self.weight.floats(zero)?);
+        let constants = std::iter::once(self.weight.words()?).chain(self.weight.floats);
         let operands = rows.into_iter().chain(constants.map(Operand::Constant));
-        self.nodes.add(BlockProduct { bytes, halves: self.weight.is_small(), zero }, operands.collect());
+        self.nodes
+            .add(BlockProduct { bytes, halves: self.weight.is_small, zero: self.weight.zero }, operands.collect());
         Some(Patch { nodes: self.nodes.0, replaces: self.result, with: None, also: self.weight.nodes })
     }
+}
+
+/// A graph with block products, in which what else reads a weight reads it in the form that these have it in, so that it is stored once, and
+/// products of the same rows, known by reading the same digits, are one.
+///
+/// # Errors
+/// See [`rewrite`].
+pub(super) fn shared(graph: &Graph) -> Result<Graph, GraphError> {
+    let graph = rewrite(graph, &[shared_table])?;
+    super::joined::join_products(&super::eliminate_common(&graph)?)
 }
 
 /// How the bytes of a table are those of a constant of words or floats.
@@ -401,7 +429,7 @@ enum Same {
 }
 
 /// Rows picked from a table that a block product reads too are picked from what that reads.
-pub(super) fn shared_table(graph: &Graph, id: NodeId) -> Option<Patch> {
+fn shared_table(graph: &Graph, id: NodeId) -> Option<Patch> {
     let node = graph.node(id);
     let (Op::Gather(Gather { axis: 0 }), [table, at]) = (&node.op, node.inputs.as_slice()) else { return None };
     let tensor = graph.constant(*table)?;

@@ -18,6 +18,7 @@ mod in_float8;
 mod in_halves;
 mod integers;
 mod joined;
+mod known;
 mod of_bytes;
 mod pairs;
 mod picked;
