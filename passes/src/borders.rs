@@ -113,6 +113,8 @@ impl Border {
         let dims = graph.ty(pad.output).dims.clone();
         let mut group = inner.clone();
         group.stages = vec![Nest { dims, body, finish, ..stage.clone() }];
+        let count = |v: ValueId| graph.ty(v).elements().as_const();
+        group.border = count(pad.output).zip(count(self.of)).map_or(0, |(all, within)| all - within);
         group.output = pad.output;
         group.origin.merge(&pad.origin);
         group.nodes.extend_from_slice(&pad.nodes);

@@ -36,6 +36,8 @@ pub struct Group {
     pub what: String,
     /// The nodes that went in.
     pub nodes: Vec<NodeId>,
+    /// How many elements of the output lie around those that are computed.
+    pub border: i64,
 }
 
 /// What is executed, in order.
@@ -162,7 +164,7 @@ impl Group {
             let (body, finish) = s.operations();
             // Putting a factor together is no operation of the product.
             let body = if reads_parts(&s.body) { 2 } else { body };
-            let points = product(&s.dims);
+            let points = product(&s.dims).sub(&Expr::from(self.border));
             let folded = points.mul(&product(&s.folds)).mul(&number(body));
             // Four results share the products of their tile.
             let folded = if multiplies_tiles(&s.body) {
@@ -216,7 +218,8 @@ pub fn group(
             if let Some(scatter) = Scatter::of(graph, id).filter(|_| !on_host(id)) {
                 let inputs = scatter.inputs().to_vec();
                 let (origin, what) = (node.origin.clone(), "scatter".to_string());
-                groups.insert(output, Group { stages: vec![], inputs, output, origin, what, nodes: vec![id] });
+                groups
+                    .insert(output, Group { stages: vec![], inputs, output, origin, what, nodes: vec![id], border: 0 });
                 continue;
             }
             for &v in &node.outputs {
@@ -239,6 +242,7 @@ pub fn group(
             origin: node.origin.clone(),
             what: node.op.name().to_string(),
             nodes: vec![id],
+            border: 0,
         };
         let mut note = |value, verdict| tried.push(Attempt { value, reader: id, verdict });
         // Each element is read 16 times there, and 4 times by the kernel.
@@ -265,7 +269,7 @@ pub(crate) fn of_node(graph: &Graph, id: NodeId) -> Option<Group> {
         return None;
     };
     let (inputs, origin, what) = (node.inputs.clone(), node.origin.clone(), String::new());
-    Some(Group { stages, inputs, output, origin, what, nodes: vec![id] })
+    Some(Group { stages, inputs, output, origin, what, nodes: vec![id], border: 0 })
 }
 
 fn is_host(graph: &Graph, node: NodeId, on_host: &dyn Fn(NodeId) -> bool) -> bool {

@@ -8,6 +8,7 @@ use super::table::{Align, table};
 use clap::Args as ClapArgs;
 use kiln::fit::Footprint;
 use kiln::gpu::{self, Architecture, Precision, stored};
+use kiln::ir::expr::{Expr, Symbol};
 use kiln::ir::graph::Origin;
 use kiln::ir::ops::{Op, TileProduct};
 use kiln::ir::plan::{Plan, Step, nominal};
@@ -22,6 +23,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
+/// Characters of a formula that people still read.
+const LONGEST_FORMULA: usize = 100;
 
 /// Show kernels, host ops, memory and plan of a model or an artifact
 #[derive(Debug, ClapArgs)]
@@ -279,6 +283,17 @@ impl Contents {
         report
     }
 
+    /// A number of bytes as people read it: a long formula is its value where free dims are what estimates take them as.
+    fn size(&self, bytes: &Expr) -> String {
+        let text = bytes.to_string();
+        let estimate =
+            bytes.eval(&|s: &Symbol| self.plan.symbols.iter().find(|(name, _)| name == s).map(|p| nominal(p.1)));
+        match estimate.filter(|_| text.len() > LONGEST_FORMULA) {
+            Some(bytes) => format!("{bytes} by the estimates (`--json` has the formula)"),
+            None => text,
+        }
+    }
+
     fn text(&self, graph: bool, plan: bool) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail, so results of it are dropped below.
@@ -323,14 +338,14 @@ impl Contents {
             operations as f64 / 1e9,
             mega(bytes),
         );
-        let regions: Vec<String> = self.plan.regions.iter().map(|bytes| bytes.to_string()).collect();
+        let regions: Vec<String> = self.plan.regions.iter().map(|bytes| self.size(bytes)).collect();
         if !regions.is_empty() {
             let _ = writeln!(text, "  besides the arena, bytes of run-time size: {}", regions.join("; "));
         }
-        let formula = Footprint::of(&self.plan).formula();
         let _ = writeln!(
             text,
-            "  peak memory of weights and a run, in bytes: {formula}; inputs that are not aligned come on top"
+            "  peak memory of weights and a run, in bytes: {}; inputs that are not aligned come on top",
+            self.size(&Footprint::of(&self.plan).formula())
         );
         for (name, launches, bytes) in &self.gpus {
             let _ = writeln!(

@@ -22,6 +22,9 @@ fn a_convolution_and_its_epilogue_are_stored_within_the_border() {
         ));
         let made: Vec<&str> = c.plan.kernels.iter().map(|k| k.what.as_str()).collect();
         assert!(made.contains(&"conv+map+pad"), "{made:?}");
+        // What is counted is what is computed: 8 times 9 multiply-adds and the rest for each element within the border.
+        let kernel = c.plan.kernels.iter().find(|k| k.what == "conv+map+pad").unwrap();
+        assert_eq!(kernel.operations, 24 * height * width * (2 * 8 * 9 + 3));
     }
 }
 
