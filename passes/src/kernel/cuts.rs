@@ -1,7 +1,7 @@
 //! How axes are cut into tiles.
 //!
 //! Invariant: the segments of an axis cover it exactly once, whatever its extent is, but for those of [`overlapping`], whose elements may be
-//! made twice; no tile overhangs.
+//! made twice; no tile overhangs but those of [`overhanging`], which say where the axis ends.
 
 use super::flat::{Axis, FlatNest};
 use kiln_ir::expr::{Expr, Ranges, Symbol};
@@ -20,11 +20,13 @@ pub(super) struct Segment {
     pub parts: i64,
     /// Where the last block begins at most: it takes elements again that others have, so that none lies beyond the end.
     pub last: Option<Expr>,
+    /// Where the axis ends, where that is before the end of the block: what lies there is computed with what is computed anyway, and not stored.
+    pub end: Option<i64>,
 }
 
 impl Segment {
     pub fn new(lo: impl Into<Expr>, block: i64, count: impl Into<Expr>) -> Segment {
-        Segment { lo: lo.into(), block, count: count.into(), parts: 1, last: None }
+        Segment { lo: lo.into(), block, count: count.into(), parts: 1, last: None, end: None }
     }
 
     /// The first element of a block, over the variables of [`block_variables`].
@@ -68,6 +70,29 @@ pub(super) fn segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> 
     }
     cut.retain(|s| s.count.as_const() != Some(0));
     cut
+}
+
+/// Segments whose elements beyond the last whole vector, where these are more than one, are one tile: of a vector that holds them all, if `may_read`
+/// says that what a product reads for as many elements is there. Cut up they take a register for every few elements of each row, more than there are.
+pub(super) fn overhanging(
+    cut: Vec<Segment>,
+    extent: &Expr,
+    lanes: i64,
+    may_read: impl Fn(i64) -> bool,
+) -> Vec<Segment> {
+    let Some(extent) = extent.as_const() else { return cut };
+    let whole = cut.iter().take_while(|s| s.block % lanes == 0).count();
+    let lo = cut.get(whole).and_then(|s| s.lo.as_const()).unwrap_or(extent);
+    let rest = extent - lo;
+    let Some(block) = vector_of(rest, lanes).filter(|&block| block > rest && may_read(lo + block)) else { return cut };
+    let last = Segment { end: Some(extent), ..Segment::new(lo, block, 1) };
+    cut.into_iter().take(whole).chain([last]).collect()
+}
+
+/// The shortest vector that holds so many elements, less than there are lanes; nothing for a single one.
+pub(super) fn vector_of(elements: i64, lanes: i64) -> Option<i64> {
+    let size = u64::try_from(elements).ok()?.next_power_of_two() as i64;
+    (elements > 1 && elements < lanes).then(|| size.max(SHORT))
 }
 
 fn free_segments(extent: &Expr, block: i64, lanes: i64, dims: &Ranges) -> Vec<Segment> {

@@ -31,7 +31,7 @@ mod tiles;
 mod whole;
 
 use crate::group::Group;
-use cuts::{Segment, block_variables, panel_of, panel_segments, row_segments, segments};
+use cuts::{Segment, block_variables, overhanging, panel_of, panel_segments, row_segments, segments, vector_of};
 use emit::{Emitter, Place, tile_axis, widens};
 use factor::Factors;
 use flat::{Axis, FlatNest, Stride, stride};
@@ -43,7 +43,7 @@ use kiln_ir::graph::{Graph, TensorType, ValueId};
 use kiln_ir::layout::Layout;
 use kiln_ir::nest;
 use kiln_ir::ops::Op;
-use kiln_ir::scalar::{Constant, Coord, Scalar, Source};
+use kiln_ir::scalar::{Constant, Coord, Less, Scalar, Source};
 use kiln_ir::tile::{Buffer, For, Part, Stmt, TileId, TileProgram};
 use matrix::Unit;
 use parts::Parts;
@@ -156,7 +156,10 @@ fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize>
     if has_few_bits(&stage.body) {
         return Some(machine.unpacking_columns(extent, has_words(&stage.body)));
     }
-    Some(machine.columns(if free { rows.max(16) } else { rows }, extent))
+    // What overhangs is read as zeros.
+    let lanes = machine.lanes as i64;
+    let short = vector_of(extent as i64, lanes).filter(|_| machine.gpu.is_none());
+    Some(short.map_or_else(|| machine.columns(if free { rows.max(16) } else { rows }, extent), |short| short as usize))
 }
 
 /// The result axis that is innermost in memory, with its extent, where that is constant; axes of extent 1 do not count.
@@ -563,7 +566,14 @@ impl Builder<'_> {
         let columns = panel.map_or(schedule.columns, |p| schedule.columns.min(p));
         let panels =
             |a: &Axis, block: i64, lanes: i64| panel_segments(a, block, lanes, panel_of(nest, &a.symbol), &nest.dims);
-        for column in cut(&column, &|a| panels(a, columns, column_lanes)) {
+        let overhangs = unit.is_none() && parts.is_none() && halved.is_none() && self.choice.columns.is_none();
+        let overhangs = overhangs && schedule.lanes.is_none() && self.machine.gpu.is_none() && !unpacks(&nest.body);
+        let columns_of = |a: &Axis| {
+            let cut = panels(a, columns, column_lanes);
+            let may_read = |end| overhangs && self.may_read(nest, a, end);
+            overhanging(cut, &a.extent, column_lanes, may_read)
+        };
+        for column in cut(&column, &columns_of) {
             if let (Some(parts), Some(row), Some((symbol, run))) = (&parts, &row, &column)
                 && run.block == matrix::BLOCK
                 && run.parts == 1
@@ -618,6 +628,30 @@ impl Builder<'_> {
             }
         }
         Some(())
+    }
+
+    /// Whether what the body reads of elements of an axis up to `end`, which is beyond its own, lies in its buffers.
+    fn may_read(&self, nest: &FlatNest, axis: &Axis, end: i64) -> bool {
+        let mut ranges = nest.loops().ranges().clone();
+        ranges.insert(axis.symbol.clone(), (0, end - 1));
+        let (code, live) = (&nest.body, nest.body.live());
+        code.nodes().filter(|(id, _)| live[id.index()]).all(|(_, node)| match node {
+            Scalar::Load(Source::Input(n), coords) => match coords.as_slice() {
+                [Coord::Index(at)] if at.mentions(&axis.symbol) => {
+                    let len = self
+                        .buffers
+                        .get(*n)
+                        .and_then(|&b| self.program.buffers.get(b))
+                        .map(|b| b.len.bounds(&nest.dims).0);
+                    let (low, high) = at.bounds(&ranges);
+                    low >= 0 && len.is_some_and(|len| high < len)
+                }
+                [Coord::Index(_)] => true,
+                _ => false,
+            },
+            Scalar::Load(..) | Scalar::Index(_) | Scalar::Guard(..) => false,
+            _ => true,
+        })
     }
 
     /// The place in a program of a grid.
@@ -698,10 +732,15 @@ impl Builder<'_> {
             place.ranges.insert(tile_axis(n), (0, s.block - 1));
             place.at.insert(symbol.clone(), s.first(symbol).add(&Expr::from(tile_axis(n))));
         }
+        // What lies beyond the end is folded with the rest.
+        let everywhere = place.clone();
+        if let Some((symbol, Segment { end: Some(end), .. })) = &tiling.column {
+            place.mask.push(Less { left: place.at.get(symbol)?.clone(), right: Expr::from(*end) });
+        }
         let vectors = tiling.lanes.is_none() && tiling.factors.is_none() && self.machine.gpu.is_none();
         let begun = if vectors { self.start_of_sum(body, nest, &place) } else { None };
         tiling.start = begun.as_ref().map(|(start, _)| *start);
-        let value = self.folded(body, &tiling, &place)?;
+        let value = self.folded(body, &tiling, &everywhere)?;
         let value = self.finished(body, begun.as_ref().map_or(nest, |(_, rest)| rest), &place, value, &[])?;
         self.store(body, nest, &place, value);
         Some(())

@@ -10,8 +10,8 @@ use kiln_ir::tensor::{Tensor, element_count};
 /// Constants of bytes and halves that are longer than this are weights: making wider numbers of them is left to what reads them.
 const MOST_WIDENED: usize = 1 << 12;
 
-/// Results larger than this many bytes are not folded unless they are no larger than their operands: a broadcast weight
-/// would blow up the artifact.
+/// Results larger than this many bytes are not folded unless they are at most twice as large as their operands, as a weight is whose
+/// windows are filled up with zeros: a broadcast weight would blow up the artifact.
 const MOST_GROWTH: usize = 1 << 20;
 
 /// Replaces nodes with constant operands by their values. A node that cannot be computed is left for the run to report.
@@ -32,7 +32,7 @@ pub fn fold_constants(graph: &Graph) -> Result<Graph, GraphError> {
         let never = node.outputs.iter().any(|&v| graph.ty(v).dtype == DType::Seq) || is_left(&node.op);
         let small = |dtype: DType| dtype.size() == 1 || dtype.is_half();
         let weights = operands.iter().any(|t| small(t.dtype()) && t.bytes().len() > MOST_WIDENED);
-        if made.is_none_or(|m| m > read.max(if weights { 0 } else { MOST_GROWTH })) || never {
+        if made.is_none_or(|m| m > if weights { read } else { MOST_GROWTH.max(2 * read) }) || never {
             continue;
         }
         let values = match one_after_another(&node.op, &operands) {

@@ -226,6 +226,33 @@ fn products_with_weights_are_packed_and_take_their_epilogue() {
 }
 
 #[test]
+fn columns_that_no_vector_has_are_one_tile_that_overhangs() {
+    for columns in [1, 2, 3, 5, 7, 9, 10, 12, 15, 17, 18, 29] {
+        // Something for each column and for each element, and a row of its own, come after the product.
+        let c = check(&format!(
+            "input %0 : f32[23, 20]\n const %1 : f32[20, 30] = data 0\n input %2 : f32[{columns}]\n input %3 : f32[23, {columns}]
+             input %4 : f32[23, 1]
+             %5 = slice(%1) starts = [0, 0], steps = [1, 1], dims = [20, {columns}] : f32[20, {columns}]
+             %6 = contract(%0, %5) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[23, {columns}]
+             %7 = map(%6, %2, %3, %4) body = {{ mul(add(add(a0, a1), a2), a3) }} : f32[23, {columns}]
+             output %7 \"y\""
+        ));
+        // Of each level: what overhangs is not stored, which only masks say.
+        let overhangs = c.kernels.iter().map(|k| k[0].to_string().contains(" if("));
+        let expected = [16, 8, 4].map(|lanes| ![0, 1, 4, 8].contains(&(columns % lanes)));
+        let expected: Vec<bool> = expected.into_iter().chain([expected[2], expected[0]]).collect();
+        assert_eq!(overhangs.collect::<Vec<_>>(), expected, "{columns}\n{}", c.kernels[0][0]);
+    }
+    // The weight is no constant, so that nothing lies behind its last row.
+    for columns in [3, 15, 31] {
+        check(&format!(
+            "input %0 : f32[23, 20]\n input %1 : f32[20, {columns}]
+             %2 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[23, {columns}]\n output %2 \"y\""
+        ));
+    }
+}
+
+#[test]
 fn attention_products_and_softmax() {
     let c = check(
         "input %0 : f32[1, 9, 12]\n input %1 : f32[1, 9, 12]\n input %2 : f32[1, 9, 12]
