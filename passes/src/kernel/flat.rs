@@ -389,8 +389,20 @@ fn joins(nest: &FlatNest, outer: &Axis, inner: &Axis) -> bool {
     fine && !guarded
 }
 
-/// The axis and the value at which a condition changes its truth.
+/// The axis and the value at which a condition changes its truth: the middle one of those of the first axis that has any.
 fn cut(nest: &FlatNest) -> Option<(usize, Expr)> {
+    let mut all = cuts(nest);
+    let axis = all.first()?.0;
+    let first = all.first().cloned();
+    all.retain(|(n, at)| *n == axis && at.as_const().is_some());
+    all.sort_by_key(|(_, at)| at.as_const());
+    all.dedup();
+    all.get(all.len().saturating_sub(1) / 2).cloned().or(first)
+}
+
+/// The axes and the values at which conditions change their truth.
+fn cuts(nest: &FlatNest) -> Vec<(usize, Expr)> {
+    let mut found = Vec::new();
     let loops = nest.loops();
     for code in [&nest.body, &nest.finish] {
         let live = code.live();
@@ -424,13 +436,13 @@ fn cut(nest: &FlatNest) -> Option<(usize, Expr)> {
                     // A condition that stays after its axis was cut there would be cut for ever.
                     let decided = loops.is_never_negative(&difference) || loops.is_always_negative(&difference);
                     if !decided && somewhere(&at) && somewhere(&left) {
-                        return Some((n, at));
+                        found.push((n, at));
                     }
                 }
             }
         }
     }
-    None
+    found
 }
 
 /// Replaces guards whose conditions the loops decide.

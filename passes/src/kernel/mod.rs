@@ -265,6 +265,9 @@ const LANE: usize = 2;
 /// The most boxes into which conditions cut a nest.
 const MOST_BOXES: usize = 40;
 
+/// The same of one that only moves elements, as a layer's steps are put together: each of its programs would go through all conditions.
+const MOST_MOVED_BOXES: usize = 1024;
+
 /// Rows that are written in turn where they are read across: as many as the widest vectors have lanes of 4 bytes, and as are transposed at once, so that vectors are loaded along the
 /// rows and transposed in registers.
 const TURNED_ROWS: i64 = 16;
@@ -325,7 +328,12 @@ impl Builder<'_> {
 
     /// One nest: boxes, each with its own schedule.
     fn single(&mut self, nest: FlatNest) -> Option<()> {
-        for nest in nest.boxes(MOST_BOXES) {
+        let plain = |node: &Scalar| match node {
+            Scalar::Load(Source::Input(_), coords) => matches!(coords.as_slice(), [Coord::Index(_)]),
+            _ => matches!(node, Scalar::Guard(..) | Scalar::Const(_)),
+        };
+        let moves = nest.folds.is_empty() && is_identity(&nest.finish) && nest.body.nodes().all(|(_, n)| plain(n));
+        for nest in nest.boxes(if moves { MOST_MOVED_BOXES } else { MOST_BOXES }) {
             let nest = nest.without_unread_fold();
             if !nest.folds.is_empty() && multiplies_tiles(&nest.body) {
                 self.or_as_nest(|b| b.tile_product(&nest), |b| b.fold(&nest.clone().collapse()))?;

@@ -5,6 +5,7 @@
 use super::blocks::{sum_over_blocks, whole_rows};
 use super::picked::{gather_first, gather_through_view};
 use super::places::scales_of_places;
+use super::runs::gather_in_runs;
 use super::{Patch, rewrite};
 use kiln_ir::graph::{Graph, GraphError, Node, NodeId, ValueId};
 use kiln_ir::ops::{Op, Reshape, Transpose};
@@ -24,6 +25,7 @@ pub fn canonicalise(graph: &Graph) -> Result<Graph, GraphError> {
             transpose_result,
             gather_first,
             gather_through_view,
+            gather_in_runs,
             whole_rows,
             sum_over_blocks,
             scales_of_places,

@@ -26,6 +26,7 @@ mod places;
 mod quantized;
 mod recognise;
 mod rows;
+mod runs;
 pub(crate) mod sparse;
 mod strings;
 mod tiles;

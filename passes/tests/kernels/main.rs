@@ -6,6 +6,7 @@ mod bytes;
 mod few_bits;
 mod free_dims;
 mod layouts;
+mod moves;
 mod orders;
 mod pairs;
 mod parts;
