@@ -297,6 +297,18 @@ impl FlatNest {
         nest
     }
 
+    /// Cuts an axis into runs of so many elements, which become an axis of their own around it; nothing where they do not divide it.
+    pub fn in_runs(&self, axis: &Symbol, run: i64) -> Option<FlatNest> {
+        let at = self.axes.iter().position(|a| a.symbol == *axis)?;
+        let count = self.axes[at].known().filter(|extent| extent % run == 0)? / run;
+        let runs = Axis { symbol: Symbol::new(&format!("{axis}_run")), extent: Expr::from(count) };
+        let mut cut = self.clone();
+        cut.axes[at].extent = Expr::from(run);
+        let moved = Expr::from(&runs.symbol).scale(run).add(&Expr::from(axis));
+        cut.axes.insert(at, runs);
+        cut.substitute(&|s| (s == axis).then(|| moved.clone()))
+    }
+
     /// Cuts an axis into two halves, which become an axis of their own around it, with its symbol; nothing where its extent is
     /// not known to be even.
     pub fn in_halves(&self, axis: &Symbol) -> Option<(FlatNest, Axis)> {

@@ -148,7 +148,10 @@ fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize>
     if stage.folds.is_empty() {
         return None;
     }
-    let (_, extent) = column_axis(graph.ty(group.output))?;
+    let (column, extent) = column_axis(graph.ty(group.output))?;
+    if let Some(group) = machine.group(&stage.body, &nest::axis(column)) {
+        return usize::try_from(group).ok();
+    }
     // With free dims the rows are many: a weight's panels suit the long runs, where the work is.
     let free = stage.dims.iter().any(|d| d.as_const().is_none());
     let rows = stage.dims.iter().filter_map(Expr::as_size).product::<usize>() / extent.max(1);
@@ -538,6 +541,9 @@ impl Builder<'_> {
     fn fold(&mut self, nest: &FlatNest) -> Option<()> {
         let in_words = nest.in_words().filter(|_| self.machine.gpu.is_none());
         let nest = in_words.as_ref().unwrap_or(nest);
+        let across = nest.axes.iter().find(|a| stride(&nest.store, &a.symbol) == Stride::Known(1)).map(|a| &a.symbol);
+        let grouped = across.and_then(|c| nest.in_runs(c, self.machine.group(&nest.body, c)?));
+        let nest = grouped.as_ref().unwrap_or(nest);
         let mut schedule = Schedule::choose(nest, self.machine).with(self.choice);
         let halved = schedule.halve(nest, self.machine);
         let nest = halved.as_ref().unwrap_or(nest);

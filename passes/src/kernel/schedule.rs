@@ -10,14 +10,17 @@ use super::forms::{addresses, has_few_bits, has_words, is_dot_sum, is_product_su
 use super::parts::Terms;
 use crate::warp::Floats;
 use kiln_ir::dtype::DType;
-use kiln_ir::expr::{Expr, Symbol};
-use kiln_ir::scalar::{Scalar, Source};
+use kiln_ir::expr::{Atom, Expr, Symbol};
+use kiln_ir::scalar::{BinaryOp, Code, Scalar, Source};
 
 /// Most bytes of weights that stay near while a program walks along all of them for each tile's rows.
 const NEAR_WEIGHTS: i64 = 64 << 10;
 
 /// Vectors of a row of weights from which on adding up its lanes in the end costs little beside reading it.
 const LONG_ROW: i64 = 32;
+
+/// Elements of the shortest vectors.
+const SHORTEST: i64 = 4;
 
 /// Bytes of a result that the second cache does not hold beside what it is made of.
 const FAR_RESULTS: i64 = 1 << 20;
@@ -134,6 +137,32 @@ impl Machine {
         let vectors = even().find(|v| fits(v, 2)).or_else(|| even().find(|v| fits(v, 1))).unwrap_or(most & !1);
         let width = vectors * self.lanes;
         if columns >= width { width } else { (columns / self.lanes * self.lanes).max(columns.min(self.lanes)) }
+    }
+
+    /// How many columns read the same elements of the other factor, groups of channels, where a register tile would read those of several
+    /// groups: of a product's body and its column.
+    pub(super) fn group(&self, body: &Code, column: &Symbol) -> Option<i64> {
+        if self.gpu.is_some() || !matches!(body.node(body.result()), Scalar::Binary(BinaryOp::Mul, ..)) {
+            return None;
+        }
+        let of = |e: &Expr| {
+            let runs = e.terms().filter_map(|(atoms, _)| match atoms {
+                [Atom::FloorDiv(x, by)] if x.as_symbol() == Some(column) => by.as_const(),
+                _ => None,
+            });
+            runs.min()
+        };
+        let loads = body.nodes().flat_map(|(_, node)| match node {
+            Scalar::Load(Source::Input(_), coords) => coords.as_slice(),
+            _ => &[],
+        });
+        // A panel of weights is no group: an element has its place in it, too.
+        let places =
+            |e: &&Expr| e.terms().any(|(atoms, _)| matches!(atoms, [Atom::Mod(x, _)] if x.as_symbol() == Some(column)));
+        let group = loads.filter_map(|c| c.expr().filter(|e| !places(e)).and_then(of)).min()?;
+        // Of fewer channels a vector is no better than one channel after the other, and tiles within a group are as good as any.
+        let tile = (2 * self.lanes) as i64;
+        (group >= SHORTEST && group < 2 * tile && group % tile != 0).then_some(group)
     }
 
     /// The same of panels of which a tile of one row takes two at a time, one from each half of the columns; nothing where the

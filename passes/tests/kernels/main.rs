@@ -5,6 +5,7 @@ mod borders;
 mod bytes;
 mod few_bits;
 mod free_dims;
+mod groups;
 mod layouts;
 mod moves;
 mod orders;
