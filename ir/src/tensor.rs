@@ -202,7 +202,11 @@ impl Tensor {
         if !(self.dtype.is_int() || self.dtype == DType::Bool) {
             return None;
         }
-        Some((0..self.len()).map(|i| self.int_at(i)).collect())
+        Some(match self.dtype {
+            DType::I64 => self.bytes().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            DType::I32 => self.bytes().as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+            _ => (0..self.len()).map(|i| self.int_at(i)).collect(),
+        })
     }
 
     /// All elements as f64, where the type is a number or bool.
@@ -210,7 +214,11 @@ impl Tensor {
         if matches!(self.dtype, DType::Str | DType::Seq | DType::C64 | DType::C128) {
             return None;
         }
-        Some((0..self.len()).map(|i| crate::semantics::load_f64(self.dtype, self.bytes(), i)).collect())
+        Some(match self.dtype {
+            DType::F32 => self.bytes().as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+            DType::F64 => self.bytes().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+            _ => (0..self.len()).map(|i| crate::semantics::load_f64(self.dtype, self.bytes(), i)).collect(),
+        })
     }
 
     /// All elements as f32, where the type is f32.

@@ -48,7 +48,7 @@ impl Segment {
 }
 
 /// Elements of the shortest vectors: what is left in them takes a quarter of the time of single elements.
-const SHORT: i64 = 4;
+pub(super) const SHORT: i64 = 4;
 
 /// Cuts an axis into blocks without any overhang. A constant extent: whole blocks, then what is left, as many whole vectors as
 /// fit, then vectors of four elements, then single elements (in one tile where `lanes` is 1). A free extent: whole blocks, then runs of ever smaller blocks,

@@ -159,7 +159,7 @@ fn panel_width(graph: &Graph, group: &Group, machine: &Machine) -> Option<usize>
     if has_few_bits(&stage.body) {
         return Some(machine.unpacking_columns(extent, has_words(&stage.body)));
     }
-    // What overhangs is read as zeros.
+    // Filled up, so that a tile may overhang.
     let lanes = machine.lanes as i64;
     let short = vector_of(extent as i64, lanes).filter(|_| machine.gpu.is_none());
     Some(short.map_or_else(|| machine.columns(if free { rows.max(16) } else { rows }, extent), |short| short as usize))

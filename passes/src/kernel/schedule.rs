@@ -4,7 +4,7 @@
 
 use super::TURNED_ROWS;
 use super::choice::Order;
-use super::cuts::panel_of;
+use super::cuts::{SHORT, panel_of};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::{addresses, has_few_bits, has_words, is_dot_sum, is_product_sum, strides, sums_blocks, unpacks};
 use super::parts::Terms;
@@ -18,9 +18,6 @@ const NEAR_WEIGHTS: i64 = 64 << 10;
 
 /// Vectors of a row of weights from which on adding up its lanes in the end costs little beside reading it.
 const LONG_ROW: i64 = 32;
-
-/// Elements of the shortest vectors.
-const SHORTEST: i64 = 4;
 
 /// Bytes of a result that the second cache does not hold beside what it is made of.
 const FAR_RESULTS: i64 = 1 << 20;
@@ -162,7 +159,7 @@ impl Machine {
         let group = loads.filter_map(|c| c.expr().filter(|e| !places(e)).and_then(of)).min()?;
         // Of fewer channels a vector is no better than one channel after the other, and tiles within a group are as good as any.
         let tile = (2 * self.lanes) as i64;
-        (group >= SHORTEST && group < 2 * tile && group % tile != 0).then_some(group)
+        (group >= SHORT && group < 2 * tile && group % tile != 0).then_some(group)
     }
 
     /// The same of panels of which a tile of one row takes two at a time, one from each half of the columns; nothing where the

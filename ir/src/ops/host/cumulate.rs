@@ -1,11 +1,13 @@
 //! `cumulate`: running sums and products along an axis.
 
 use super::Function;
-use super::element::{binary, constants, split, tensor, tensors};
+use super::element::{binary, constants, split, tensors};
+use crate::DType;
 use crate::graph::TensorType;
 use crate::nest::neutral;
 use crate::ops::{Attributes, OpError, check_axes, operands};
 use crate::scalar::BinaryOp;
+use crate::semantics;
 use crate::tensor::Tensor;
 
 /// Attributes: `axis`, `combine` (add or mul), `exclusive` (an element is not in its own sum), `reverse` (from the end).
@@ -32,25 +34,62 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let (op, exclusive, reverse) = (combine(a)?, a.bool("exclusive")?, a.bool("reverse")?);
     let [x] = tensors(inputs)?;
     let (outer, extent, inner) = split(x.shape(), a.size("axis")?);
-    let mut values = constants(x)?;
-    for o in 0..outer {
-        for i in 0..inner {
-            let mut sum = neutral(op, x.dtype());
-            for n in 0..extent {
-                let at = (o * extent + if reverse { extent - 1 - n } else { n }) * inner + i;
-                let next = binary(op, sum, values[at]);
-                values[at] = if exclusive { sum } else { next };
-                sum = next;
+    let lines = Lines { outer, extent, inner, exclusive, reverse };
+    let bytes = match x.dtype() {
+        DType::F32 => {
+            let mut values = x.to_f32().unwrap_or_default();
+            lines.run(&mut values, if op == BinaryOp::Add { 0.0 } else { 1.0 }, |a, b| semantics::binary_f32(op, a, b));
+            values.into_iter().flat_map(f32::to_le_bytes).collect()
+        }
+        DType::I64 => {
+            let mut values = x.to_i64().unwrap_or_default();
+            let next = |a: i64, b: i64| if op == BinaryOp::Add { a.wrapping_add(b) } else { a.wrapping_mul(b) };
+            lines.run(&mut values, i64::from(op == BinaryOp::Mul), next);
+            values.into_iter().flat_map(i64::to_le_bytes).collect()
+        }
+        dtype => {
+            let mut values = constants(x)?;
+            lines.run(&mut values, neutral(op, dtype), |a, b| binary(op, a, b));
+            let mut bytes: Vec<u8> = Vec::with_capacity(x.bytes().len());
+            values.iter().for_each(|v| v.store(&mut bytes));
+            bytes
+        }
+    };
+    Ok(vec![Tensor::new(x.dtype(), x.shape().to_vec(), bytes)?])
+}
+
+/// The lines along an axis, and how they are walked.
+struct Lines {
+    outer: usize,
+    extent: usize,
+    inner: usize,
+    exclusive: bool,
+    reverse: bool,
+}
+
+impl Lines {
+    /// Replaces the values by what `next` makes of all before; lines that lie side by side go on together.
+    fn run<T: Copy>(&self, values: &mut [T], first: T, next: impl Fn(T, T) -> T) {
+        let mut sums = vec![first; self.inner];
+        for o in 0..self.outer {
+            sums.fill(first);
+            for n in 0..self.extent {
+                let at = (o * self.extent + if self.reverse { self.extent - 1 - n } else { n }) * self.inner;
+                for (value, sum) in values[at..at + self.inner].iter_mut().zip(&mut sums) {
+                    let after = next(*sum, *value);
+                    *value = if self.exclusive { *sum } else { after };
+                    *sum = after;
+                }
             }
         }
     }
-    Ok(vec![tensor(x.dtype(), x.shape(), &values)?])
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::run;
     use super::*;
+    use crate::Constant;
 
     #[test]
     fn all_four_directions() {
@@ -64,5 +103,18 @@ mod tests {
         assert_eq!(of(1, "add", true, false), [0., 1., 3., 0., 4., 9.]);
         assert_eq!(of(1, "add", true, true), [5., 3., 0., 11., 6., 0.]);
         assert_eq!(of(0, "mul", false, true), [4., 10., 18., 4., 5., 6.]);
+        // Each type rounds and wraps as itself.
+        for dtype in [DType::F64, DType::F16, DType::I64, DType::I8, DType::U32] {
+            let mut bytes = Vec::new();
+            for n in [100i64, 60, 50, 3] {
+                if dtype.is_float() { Constant::float(dtype, n as f64) } else { Constant::int(dtype, n) }
+                    .store(&mut bytes);
+            }
+            let x = Tensor::new(dtype, vec![4], bytes).unwrap();
+            let a = Attributes::new().with("axis", 0usize).with("combine", "add");
+            let a = a.with("exclusive", false).with("reverse", false);
+            let last = if dtype == DType::I8 { [100., -96., -46., -43.] } else { [100., 160., 210., 213.] };
+            assert_eq!(run("cumulate", a, &[x])[0].to_f64().unwrap(), last, "{dtype}");
+        }
     }
 }

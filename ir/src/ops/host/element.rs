@@ -76,6 +76,47 @@ pub(super) fn order(a: Constant, b: Constant) -> Ordering {
     }
 }
 
+/// The key of a NaN, which is greater than that of every other float.
+pub(super) const NAN: i64 = i64::MAX;
+
+/// Numbers in the order of [`order`] for so many elements of a tensor from one of them on: equal elements have equal ones.
+pub(super) fn keys(t: &Tensor, from: usize, count: usize, keys: &mut Vec<i64>) -> Result<(), OpError> {
+    keys.clear();
+    let (dtype, size) = (t.dtype(), t.dtype().size());
+    let bytes = t.bytes().get(from * size..(from + count) * size).unwrap_or_default();
+    // Without their sign floats are in the order of their bits; a zero has none.
+    let single = |v: f32| match v.is_nan() {
+        true => NAN,
+        false => {
+            let bits = (v + 0.0).to_bits() as i32;
+            i64::from(bits ^ ((bits >> 31) as u32 >> 1) as i32)
+        }
+    };
+    match (dtype.class(), dtype) {
+        (Class::Float, DType::F32) => {
+            keys.extend(bytes.as_chunks::<4>().0.iter().map(|b| single(f32::from_le_bytes(*b))))
+        }
+        (Class::Signed, DType::I64) => keys.extend(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b))),
+        (class, _) => {
+            for n in from..from + count {
+                let c = Constant::load(dtype, t.bytes(), n);
+                let c = c.ok_or_else(|| OpError::new(format!("elements of type {dtype} are no numbers")))?;
+                keys.push(match class {
+                    Class::Unsigned | Class::Bool => c.bits as i64 ^ i64::MIN,
+                    Class::Signed | Class::Complex | Class::Str => c.bits as i64,
+                    Class::Float => single(f32::from_bits(c.bits as u32)),
+                    Class::Double if c.as_f64().is_nan() => NAN,
+                    Class::Double => {
+                        let bits = (c.as_f64() + 0.0).to_bits() as i64;
+                        bits ^ ((bits >> 63) as u64 >> 1) as i64
+                    }
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// An index into an axis, negative ones counted from the end.
 pub(super) fn position(index: i64, extent: usize) -> Result<usize, OpError> {
     let shifted = if index < 0 { index.saturating_add(i64::try_from(extent).unwrap_or(i64::MAX)) } else { index };
@@ -148,4 +189,37 @@ pub(super) fn assemble(base: &Tensor, other: &Tensor, from_other: &[Option<usize
         }
     }
     Ok(Tensor::new(base.dtype(), base.shape().to_vec(), bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_in_the_order_of_elements() {
+        let floats =
+            [0.0, -0.0, 1.5, -1.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e-40, -1e-40, 3e38, 96.0, -448.0];
+        let ints = [0.0, 1.0, 127.0, 255.0, 3.0];
+        for dtype in DType::ALL.into_iter().filter(|d| d.is_float() || d.is_int() || *d == DType::Bool) {
+            let mut bytes = Vec::new();
+            let values: &[f64] = if dtype.is_float() { &floats } else { &ints };
+            match dtype {
+                _ if dtype.is_float() => values.iter().for_each(|&v| Constant::float(dtype, v).store(&mut bytes)),
+                // Patterns that are negative where there is a sign.
+                _ => (0..5 * dtype.size()).for_each(|n| bytes.push([0, 1, 127, 255, 128][n % 5])),
+            }
+            let count = bytes.len() / dtype.size();
+            let t = Tensor::new(dtype, vec![count], bytes).unwrap();
+            let (all, mut found) = (constants(&t).unwrap(), Vec::new());
+            keys(&t, 0, count, &mut found).unwrap();
+            for (a, x) in all.iter().zip(&found) {
+                for (b, y) in all.iter().zip(&found) {
+                    assert_eq!(order(*a, *b), x.cmp(y), "{dtype} {a} {b}");
+                }
+            }
+            let mut part = Vec::new();
+            keys(&t, 2, 2, &mut part).unwrap();
+            assert_eq!(part, found[2..4]);
+        }
+    }
 }

@@ -12,6 +12,9 @@ use crate::tensor::Tensor;
 /// the centres of the corner pixels, else their outer edges).
 pub(super) const FUNCTION: Function = Function { name: "grid_sample", infer, eval };
 
+/// Points whose neighbours are found before they are read in all channels.
+const BLOCK: usize = 1024;
+
 #[derive(Clone, Copy, PartialEq)]
 enum Padding {
     Zeros,
@@ -87,8 +90,13 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let stride = strides(extents);
     let (values, grid) = (floats(x)?, floats(grid)?);
     let mut result = vec![0.0; crate::tensor::element_count(&shape, 8)?];
-    for image in 0..shape[0] {
-        for point in 0..points {
+    // Which places of a plane each of a block's points reads, with their weights, and where each one's end: the same for all channels.
+    let (mut places, mut ends): (Vec<(usize, f64)>, Vec<usize>) = (Vec::new(), Vec::new());
+    for (image, block) in (0..shape[0]).flat_map(|image| (0..points).step_by(BLOCK).map(move |block| (image, block))) {
+        places.clear();
+        ends.clear();
+        let end = points.min(block + BLOCK);
+        for point in block..end {
             let coordinates = &grid[(image * points + point) * spatial..][..spatial];
             // For each axis the neighbours' offsets in the plane (none: zero padding) and weights.
             let mut neighbours: Vec<Vec<(Option<usize>, f64)>> = Vec::with_capacity(spatial);
@@ -132,13 +140,19 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
                 let (place, weight) = picked.fold((Some(0), 1.0), |(sum, product), (offset, weight)| {
                     (sum.zip(offset).map(|(a, b)| a + b), product * weight)
                 });
-                if let Some(place) = place {
-                    for channel in 0..channels {
-                        let row = image * channels + channel;
-                        result[row * points + point] += weight * values[row * plane + place];
-                    }
-                }
+                places.extend(place.map(|place| (place, weight)));
                 advance(&mut at, &counts);
+            }
+            ends.push(places.len());
+        }
+        for row in image * channels..(image + 1) * channels {
+            let (from, to) = (&values[row * plane..][..plane], &mut result[row * points..][block..end]);
+            let mut first = 0;
+            for (to, &end) in to.iter_mut().zip(&ends) {
+                for &(place, weight) in &places[first..end] {
+                    *to += weight * from[place];
+                }
+                first = end;
             }
         }
     }

@@ -4,7 +4,7 @@
 //! memory are those of [`limits`], asked at every step.
 
 use super::Function;
-use super::element::{advance, split};
+use super::element::split;
 use super::sequence::given;
 use crate::DType;
 use crate::graph::{Graph, TensorType};
@@ -324,18 +324,6 @@ fn eval_map(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
         collected.take(run(body, &arguments)?.into_iter(), &[])?;
     }
     Ok(collected.parts.into_iter().map(Tensor::from_tensors).collect())
-}
-
-/// Positions of a row-major tensor in order.
-pub(super) fn positions(shape: &[usize]) -> impl Iterator<Item = Vec<usize>> {
-    let count = shape.iter().product::<usize>();
-    let shape = shape.to_vec();
-    let mut next = vec![0; shape.len()];
-    (0..count).map(move |_| {
-        let here = next.clone();
-        advance(&mut next, &shape);
-        here
-    })
 }
 
 #[cfg(test)]

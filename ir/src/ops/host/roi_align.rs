@@ -15,6 +15,9 @@ pub(super) const FUNCTION: Function = Function { name: "roi_align", infer, eval 
 /// More points along one side of a cell than this are refused: their number comes from data.
 const MAX_SAMPLES: f64 = 4096.0;
 
+/// Most points of a region that are found once for all channels, 72 bytes each.
+const MOST_KEPT: usize = 1 << 16;
+
 fn infer(a: &Attributes, inputs: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
     let [x, regions, batch] = operands(inputs)?;
     if x.rank() != 4 || regions.rank() != 2 || batch.rank() != 1 || !batch.dtype.is_int() {
@@ -80,17 +83,25 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
             return Err(OpError::new(format!("a region of {w} x {h} pixels is too large to sample")));
         }
         let count = (rows * columns).max(1.0);
+        let (cells, of_cell) = (out_h * out_w, (rows * columns) as usize);
+        let corners_of = |n: usize| {
+            let (cell, point) = (n / of_cell, n % of_cell);
+            let (py, px) = ((cell / out_w) as f64, (cell % out_w) as f64);
+            let (iy, ix) = ((point / columns as usize) as f64, (point % columns as usize) as f64);
+            let y = top + py * cell_h + (iy + 0.5) * cell_h / rows;
+            let x = left + px * cell_w + (ix + 0.5) * cell_w / columns;
+            corners(y, x, height, width)
+        };
+        // They are the same for all channels.
+        let kept = cells.saturating_mul(of_cell) <= MOST_KEPT;
+        let all: Vec<_> = if kept { (0..cells * of_cell).map(corners_of).collect() } else { vec![] };
         for channel in 0..channels {
             let plane = &values[(image * channels + channel) * height * width..][..height * width];
-            for cell in 0..out_h * out_w {
-                let (py, px) = ((cell / out_w) as f64, (cell % out_w) as f64);
+            for cell in 0..cells {
                 let (mut sum, mut greatest) = (0.0, None::<f64>);
-                for point in 0..(rows * columns) as usize {
-                    let (iy, ix) = ((point / columns as usize) as f64, (point % columns as usize) as f64);
-                    let y = top + py * cell_h + (iy + 0.5) * cell_h / rows;
-                    let x = left + px * cell_w + (ix + 0.5) * cell_w / columns;
-                    let weighted =
-                        corners(y, x, height, width).map_or([0.0; 4], |c| c.map(|(at, weight)| plane[at] * weight));
+                for n in cell * of_cell..(cell + 1) * of_cell {
+                    let corners = all.get(n).copied().unwrap_or_else(|| corners_of(n));
+                    let weighted = corners.map_or([0.0; 4], |c| c.map(|(at, weight)| plane[at] * weight));
                     sum += weighted.iter().sum::<f64>();
                     let here = weighted.into_iter().fold(f64::NEG_INFINITY, f64::max);
                     greatest = Some(greatest.map_or(here, |g| g.max(here)));

@@ -3,8 +3,7 @@
 //! Invariant: an extent that the data decides is in attribute `results`; all others are inferred and must agree with it.
 
 use super::Function;
-use super::element::{constants, floats, ints, order, split, strides, tensor};
-use super::region::positions;
+use super::element::{advance, constants, floats, ints, order, split, strides, tensor};
 use super::sequence::given;
 use crate::DType;
 use crate::graph::TensorType;
@@ -85,10 +84,18 @@ fn eval_nonzero(_: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpErro
         Some(values) => values.iter().map(|&v| v == 0).collect(),
         None => floats(x)?.iter().map(|&v| v == 0.0).collect(),
     };
-    let found: Vec<Vec<usize>> = positions(x.shape()).zip(&zero).filter(|(_, z)| !**z).map(|(p, _)| p).collect();
     let rank = x.shape().len();
-    let values: Vec<i64> = (0..rank).flat_map(|axis| found.iter().map(move |p| p[axis] as i64)).collect();
-    Ok(vec![Tensor::from_i64(&[rank, found.len()], &values)?])
+    let count = zero.iter().filter(|z| !**z).count();
+    let mut found = vec![0i64; rank * count];
+    let (mut index, mut n) = (vec![0usize; rank], 0);
+    for is_zero in zero {
+        if !is_zero {
+            index.iter().enumerate().for_each(|(axis, &at)| found[axis * count + n] = at as i64);
+            n += 1;
+        }
+        advance(&mut index, x.shape());
+    }
+    Ok(vec![Tensor::from_i64(&[rank, count], &found)?])
 }
 
 /// The axis; nothing where there is none.

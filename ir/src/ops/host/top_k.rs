@@ -1,7 +1,7 @@
 //! `top_k`: the greatest or least elements along an axis, in order, and where they are.
 
 use super::Function;
-use super::element::{constants, ints, order, split, tensor, tensors, types};
+use super::element::{ints, keys, split, tensors, types};
 use crate::DType;
 use crate::expr::Expr;
 use crate::graph::TensorType;
@@ -56,33 +56,47 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     };
     let mut shape = x.shape().to_vec();
     shape[axis] = k;
-    let values = constants(x)?;
     let (outer, extent, inner) = split(x.shape(), axis);
-    let count: usize = shape.iter().product();
-    let mut picked = vec![crate::Constant::int(x.dtype(), 0); count];
-    let mut places = vec![0i64; count];
-    let mut line: Vec<usize> = Vec::with_capacity(extent);
+    let (count, size) = (shape.iter().product::<usize>(), x.dtype().size());
+    let (mut picked, mut places) = (vec![0u8; count * size], vec![0i64; count]);
+    let (mut row, mut line, mut best) = (Vec::new(), Vec::new(), Vec::new());
     for o in 0..outer {
+        keys(x, o * extent * inner, extent * inner, &mut row)?;
         for i in 0..inner {
-            let at = |n: usize| values[(o * extent + n) * inner + i];
-            let compare = |&m: &usize, &n: &usize| {
-                let by_value = order(at(m), at(n));
-                (if largest { by_value.reverse() } else { by_value }).then(m.cmp(&n))
-            };
             line.clear();
-            line.extend(0..extent);
-            if k < extent && k > 0 {
-                line.select_nth_unstable_by(k - 1, compare);
-            }
-            line.truncate(k);
-            line.sort_unstable_by(compare);
-            for (n, &place) in line.iter().enumerate() {
-                picked[(o * k + n) * inner + i] = at(place);
-                places[(o * k + n) * inner + i] = place as i64;
+            let column = row.iter().skip(i).step_by(inner);
+            line.extend(column.map(|&key| if largest { !key } else { key }));
+            least(&line, k, &mut best);
+            for (n, &(_, place)) in best.iter().enumerate() {
+                let (to, from) = ((o * k + n) * inner + i, (o * extent + place) * inner + i);
+                places[to] = place as i64;
+                picked[to * size..][..size].copy_from_slice(&x.bytes()[from * size..][..size]);
             }
         }
     }
-    Ok(vec![tensor(x.dtype(), &shape, &picked)?, Tensor::from_i64(&shape, &places)?])
+    Ok(vec![Tensor::new(x.dtype(), shape.clone(), picked)?, Tensor::from_i64(&shape, &places)?])
+}
+
+/// The `k` least keys in order, each with its position, which decides between equals. What is not among the least so far is seen once.
+fn least(line: &[i64], k: usize, best: &mut Vec<(i64, usize)>) {
+    best.clear();
+    if k == 0 {
+        return;
+    }
+    let (full, mut limit) = (k.saturating_mul(2).max(64), i64::MAX);
+    for (place, &key) in line.iter().enumerate() {
+        // What comes later loses against an equal.
+        if key < limit || best.len() < k {
+            best.push((key, place));
+        }
+        if best.len() >= full {
+            best.select_nth_unstable(k - 1);
+            best.truncate(k);
+            limit = best.last().map_or(i64::MAX, |last| last.0);
+        }
+    }
+    best.sort_unstable();
+    best.truncate(k);
 }
 
 #[cfg(test)]
@@ -107,6 +121,25 @@ mod tests {
         assert_eq!(r[1].to_i64().unwrap(), [0, 3, 1, 2, 0, 3]);
         assert_eq!(r[0].to_f32().unwrap(), [1., 2., 3., 4., 5., 5.]);
         assert_eq!(top(&x, 0, 1, false)[0].to_f32().unwrap(), [1., 3., 3., 2.]);
+    }
+
+    #[test]
+    fn many_with_equals_are_what_a_sort_gives() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as i64
+        };
+        for (n, k, range) in
+            [(1000, 1, 40), (1000, 30, 40), (1000, 33, 100_000), (500, 499, 9), (500, 500, 3), (70, 64, 2)]
+        {
+            let line: Vec<i64> = (0..n).map(|_| next() % range).collect();
+            let mut sorted: Vec<(i64, usize)> = line.iter().copied().zip(0..).collect();
+            sorted.sort();
+            let mut best = Vec::new();
+            least(&line, k, &mut best);
+            assert_eq!(best, sorted[..k], "{n} {k} {range}");
+        }
     }
 
     #[test]
