@@ -6,8 +6,8 @@ use kiln_ir::vector::VectorProgram;
 use std::fmt::Write;
 use wide_support::{SIZES, check, runs_here};
 
-/// Sums of `rows` by two vectors over eight steps of four bytes, added to what was there before.
-fn tile(rows: usize, lanes: u32) -> String {
+/// Sums of `rows` by two vectors over eight steps of four bytes, added to what was there before; `small`: of the left bytes only 7 bits.
+fn tile(rows: usize, lanes: u32, small: bool) -> String {
     let ty = format!("i32x{lanes}");
     let mut text =
         String::from("vector @k(b0: i32, b1: i32, b2: i32 written, dims 0) {\n  %0: i64 = 0i64\n  %1: i64 = 8i64\n");
@@ -34,6 +34,14 @@ fn tile(rows: usize, lanes: u32) -> String {
     for row in 0..rows {
         let left = id();
         writeln!(text, "    %{left}: {ty} = load_splat b0[%{index} + {}]", 8 * row).unwrap();
+        let left = if small {
+            let (mask, bits) = (id(), id());
+            writeln!(text, "    %{mask}: {ty} = {}i32\n    %{bits}: {ty} = and(%{left}, %{mask})", 0x7f7f_7f7f)
+                .unwrap();
+            bits
+        } else {
+            left
+        };
         for (n, column) in columns.into_iter().enumerate() {
             let (dot, sum) = (id(), id());
             writeln!(text, "    %{dot}: {ty} = dot4(%{left}, %{column})").unwrap();
@@ -63,9 +71,9 @@ fn register_tiles() {
     };
     for (level, size) in SIZES.into_iter().filter(|(level, _)| runs_here(*level)) {
         // With six rows all registers of AVX2 are taken.
-        for rows in [1, 4, 6] {
+        for (rows, small) in [(1, false), (4, false), (6, false), (1, true), (4, true)] {
             let lanes = size / 4;
-            let program = VectorProgram::parse(&tile(rows, lanes)).unwrap();
+            let program = VectorProgram::parse(&tile(rows, lanes, small)).unwrap();
             let (left, right) = (bytes(4 * 8 * rows), bytes(4 * 8 * 2 * lanes as usize));
             let sums = bytes(4 * 2 * rows * lanes as usize);
             check(&program, level, &[left, right, sums], &[], (0, 1)).unwrap();

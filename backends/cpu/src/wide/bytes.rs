@@ -1,13 +1,15 @@
 //! Dot products of four bytes, and lanes stored as their low bytes.
 //!
 //! Invariant: sums are exact. Where the processor has no instruction for the whole, bytes become 16-bit lanes and pairs of their
-//! products are added in 32 bits; the instruction that multiplies bytes (`vpmaddubsw`) saturates and multiplies with 0 and 1 alone.
+//! products are added in 32 bits; the instruction that multiplies bytes (`vpmaddubsw`) saturates, so it multiplies with 0 and 1 and with bytes that
+//! are known to be below 128: two products of these with signed bytes fit 16 bits.
 
 use super::codes;
 use super::emit::{Emitter, imm8};
 use super::machine::{Arg, Width};
 use crate::Error;
-use kiln_ir::vector::ValueId;
+use kiln_ir::scalar::BinaryOp;
+use kiln_ir::vector::{Op, ValueId};
 use regalloc2::VReg;
 
 impl Emitter<'_> {
@@ -19,6 +21,33 @@ impl Emitter<'_> {
         let (code, def) = (self.code(codes::VPDPBUSD, width)?, self.vector());
         self.ins(code, &[Arg::Tied { def, from: onto, width }, Arg::Use(left, width), right]);
         Ok(def)
+    }
+
+    /// Whether the program says of a vector that its bytes are below 128: that of 4-bit numbers in words.
+    pub fn has_small_bytes(&self, id: ValueId) -> bool {
+        let made = |id: ValueId| self.made.get(id.index()).copied().flatten();
+        let Some(Op::Binary(BinaryOp::And, a, b)) = made(id) else { return false };
+        [a, b].into_iter().any(|&mask| {
+            let constant = match made(mask) {
+                Some(Op::Const(c)) => Some(*c),
+                Some(Op::Splat(one)) => match made(*one) {
+                    Some(Op::Const(c)) => Some(*c),
+                    _ => None,
+                },
+                _ => None,
+            };
+            constant.is_some_and(|c| (c.bits as u32).to_le_bytes().iter().all(|&byte| byte < 0x80))
+        })
+    }
+
+    /// The dot products of the bytes of two vectors, of which the left one's are below 128.
+    pub fn dot_of_small(&mut self, a: ValueId, b: ValueId) -> Result<VReg, Error> {
+        let width = self.width(self.ty(a))?;
+        let left = self.vector_of(a)?;
+        let right = self.operand(b, codes::VPMADDUBSW)?;
+        let pairs = self.binary(codes::VPMADDUBSW, width, left, right)?;
+        let ones = self.repeated(&[1, 0], width, 0);
+        self.binary(codes::VPMADDWD, width, pairs, ones)
     }
 
     /// The dot products of the bytes of two vectors by way of 16-bit lanes.

@@ -842,6 +842,7 @@ impl<'a> Emitter<'a> {
                 self.pending.push(id);
                 return Ok(());
             }
+            Op::Binary(BinaryOp::Dot4, a, b) if in_vector && self.has_small_bytes(*a) => self.dot_of_small(*a, *b)?,
             Op::Binary(BinaryOp::Dot4, a, b) if in_vector => self.dot_of_halves(*a, *b)?,
             Op::Binary(BinaryOp::Pair, a, b) => self.pair(self.ty(*a), *a, *b)?,
             Op::Binary(BinaryOp::Lt, ..) if self.is_bounded(id) => return Ok(()),

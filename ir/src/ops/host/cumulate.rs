@@ -35,26 +35,25 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let [x] = tensors(inputs)?;
     let (outer, extent, inner) = split(x.shape(), a.size("axis")?);
     let lines = Lines { outer, extent, inner, exclusive, reverse };
-    let bytes = match x.dtype() {
+    let mut bytes: Vec<u8> = Vec::with_capacity(x.bytes().len());
+    match x.dtype() {
         DType::F32 => {
             let mut values = x.to_f32().unwrap_or_default();
             lines.run(&mut values, if op == BinaryOp::Add { 0.0 } else { 1.0 }, |a, b| semantics::binary_f32(op, a, b));
-            values.into_iter().flat_map(f32::to_le_bytes).collect()
+            values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
         }
         DType::I64 => {
             let mut values = x.to_i64().unwrap_or_default();
             let next = |a: i64, b: i64| if op == BinaryOp::Add { a.wrapping_add(b) } else { a.wrapping_mul(b) };
             lines.run(&mut values, i64::from(op == BinaryOp::Mul), next);
-            values.into_iter().flat_map(i64::to_le_bytes).collect()
+            values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
         }
         dtype => {
             let mut values = constants(x)?;
             lines.run(&mut values, neutral(op, dtype), |a, b| binary(op, a, b));
-            let mut bytes: Vec<u8> = Vec::with_capacity(x.bytes().len());
             values.iter().for_each(|v| v.store(&mut bytes));
-            bytes
         }
-    };
+    }
     Ok(vec![Tensor::new(x.dtype(), x.shape().to_vec(), bytes)?])
 }
 

@@ -39,7 +39,10 @@ pub(super) fn floats(t: &Tensor) -> Result<Vec<f64>, OpError> {
 /// A tensor of f64 values rounded to its type.
 pub(super) fn from_floats(dtype: DType, shape: &[usize], values: &[f64]) -> Result<Tensor, OpError> {
     let mut bytes = Vec::with_capacity(values.len() * dtype.size());
-    values.iter().for_each(|&v| Constant::float(dtype, v).store(&mut bytes));
+    match dtype {
+        DType::F32 => values.iter().for_each(|&v| bytes.extend_from_slice(&(v as f32).to_le_bytes())),
+        _ => values.iter().for_each(|&v| Constant::float(dtype, v).store(&mut bytes)),
+    }
     Ok(Tensor::new(dtype, shape.to_vec(), bytes)?)
 }
 

@@ -59,44 +59,83 @@ fn eval(a: &Attributes, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError> {
     let (outer, extent, inner) = split(x.shape(), axis);
     let (count, size) = (shape.iter().product::<usize>(), x.dtype().size());
     let (mut picked, mut places) = (vec![0u8; count * size], vec![0i64; count]);
-    let (mut row, mut line, mut best) = (Vec::new(), Vec::new(), Vec::new());
-    for o in 0..outer {
-        keys(x, o * extent * inner, extent * inner, &mut row)?;
-        for i in 0..inner {
-            line.clear();
-            let column = row.iter().skip(i).step_by(inner);
-            line.extend(column.map(|&key| if largest { !key } else { key }));
-            least(&line, k, &mut best);
-            for (n, &(_, place)) in best.iter().enumerate() {
-                let (to, from) = ((o * k + n) * inner + i, (o * extent + place) * inner + i);
-                places[to] = place as i64;
-                picked[to * size..][..size].copy_from_slice(&x.bytes()[from * size..][..size]);
+    let (mut row, mut line, mut best) = (Vec::new(), Vec::new(), Least::of(k));
+    for (o, i) in (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))) {
+        best.clear();
+        for first in (0..extent).step_by(CHUNK) {
+            let count = CHUNK.min(extent - first);
+            // Of lines that lie side by side the elements of one are looked at.
+            if inner == 1 {
+                keys(x, o * extent + first, count, &mut line)?;
+            } else {
+                line.clear();
+                for n in first..first + count {
+                    keys(x, (o * extent + n) * inner + i, 1, &mut row)?;
+                    line.extend_from_slice(&row);
+                }
             }
+            if largest {
+                line.iter_mut().for_each(|key| *key = !*key);
+            }
+            best.see(first, &line);
+        }
+        for (n, &(_, place)) in best.in_order().iter().enumerate() {
+            let (to, from) = ((o * k + n) * inner + i, (o * extent + place) * inner + i);
+            places[to] = place as i64;
+            picked[to * size..][..size].copy_from_slice(&x.bytes()[from * size..][..size]);
         }
     }
     Ok(vec![Tensor::new(x.dtype(), shape.clone(), picked)?, Tensor::from_i64(&shape, &places)?])
 }
 
-/// The `k` least keys in order, each with its position, which decides between equals. What is not among the least so far is seen once.
-fn least(line: &[i64], k: usize, best: &mut Vec<(i64, usize)>) {
-    best.clear();
-    if k == 0 {
-        return;
+/// Keys that are looked at together: few enough to stay in the first cache.
+const CHUNK: usize = 2048;
+
+/// The `k` least of the keys that were seen, each with its position, which decides between equals.
+struct Least {
+    k: usize,
+    /// Those, and as many others at most.
+    best: Vec<(i64, usize)>,
+    /// A key that is no less is none of them.
+    limit: i64,
+}
+
+impl Least {
+    fn of(k: usize) -> Least {
+        Least { k, best: Vec::new(), limit: i64::MAX }
     }
-    let (full, mut limit) = (k.saturating_mul(2).max(64), i64::MAX);
-    for (place, &key) in line.iter().enumerate() {
-        // What comes later loses against an equal.
-        if key < limit || best.len() < k {
-            best.push((key, place));
-        }
-        if best.len() >= full {
-            best.select_nth_unstable(k - 1);
-            best.truncate(k);
-            limit = best.last().map_or(i64::MAX, |last| last.0);
+
+    fn clear(&mut self) {
+        self.best.clear();
+        self.limit = i64::MAX;
+    }
+
+    /// Sees the keys of positions from one on, which come after all before.
+    fn see(&mut self, first: usize, keys: &[i64]) {
+        for (place, &key) in (first..).zip(keys) {
+            // What comes later loses against an equal.
+            if key < self.limit || self.best.len() < self.k {
+                self.best.push((key, place));
+                if self.best.len() >= self.k.saturating_mul(2).max(64) {
+                    self.shorten();
+                }
+            }
         }
     }
-    best.sort_unstable();
-    best.truncate(k);
+
+    fn shorten(&mut self) {
+        if self.k > 0 && self.best.len() > self.k {
+            self.best.select_nth_unstable(self.k - 1);
+        }
+        self.best.truncate(self.k);
+        self.limit = self.best.last().map_or(i64::MIN, |last| last.0);
+    }
+
+    fn in_order(&mut self) -> &[(i64, usize)] {
+        self.best.sort_unstable();
+        self.best.truncate(self.k);
+        &self.best
+    }
 }
 
 #[cfg(test)]
@@ -131,14 +170,15 @@ mod tests {
             (state >> 33) as i64
         };
         for (n, k, range) in
-            [(1000, 1, 40), (1000, 30, 40), (1000, 33, 100_000), (500, 499, 9), (500, 500, 3), (70, 64, 2)]
+            [(1000, 1, 40), (1000, 30, 40), (1000, 33, 100_000), (500, 499, 9), (500, 500, 3), (70, 64, 2), (9, 0, 4)]
         {
             let line: Vec<i64> = (0..n).map(|_| next() % range).collect();
             let mut sorted: Vec<(i64, usize)> = line.iter().copied().zip(0..).collect();
             sorted.sort();
-            let mut best = Vec::new();
-            least(&line, k, &mut best);
-            assert_eq!(best, sorted[..k], "{n} {k} {range}");
+            let mut best = Least::of(k);
+            best.see(0, &line[..n / 3]);
+            best.see(n / 3, &line[n / 3..]);
+            assert_eq!(best.in_order(), &sorted[..k], "{n} {k} {range}");
         }
     }
 
