@@ -30,6 +30,7 @@ mod runs;
 pub(crate) mod sparse;
 mod strings;
 mod tiles;
+mod windows;
 
 pub use activations::activations_in_bytes;
 pub use bytes::{has_block_products, products_of_bytes};

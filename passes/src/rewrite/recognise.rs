@@ -1,5 +1,7 @@
-//! Composite ops as exporters spell them out: softmax and normalization found again in their parts.
+//! Composite ops as exporters spell them out: softmax and normalization found again in their parts; and pools of large windows taken apart
+//! ([`super::windows`]).
 
+use super::windows::window_by_axes;
 use super::{Operand, Patch, rewrite};
 use kiln_ir::graph::{Graph, GraphError, Node, NodeId, ValueId};
 use kiln_ir::ops::{Norm, NormKind, Op, Reduce, Softmax};
@@ -10,7 +12,7 @@ use kiln_ir::scalar::{BinaryOp, Constant, Scalar, UnaryOp};
 /// # Errors
 /// See [`rewrite`].
 pub fn recognise(graph: &Graph) -> Result<Graph, GraphError> {
-    rewrite(graph, &[layer_norm, softmax])
+    rewrite(graph, &[layer_norm, softmax, window_by_axes])
 }
 
 fn producer(graph: &Graph, v: ValueId) -> Option<(NodeId, &Node)> {

@@ -1,9 +1,10 @@
-//! What only moves elements.
+//! What only moves elements, and pools.
 
 use super::check_graph;
 use kiln_ir::dtype::DType;
 use kiln_ir::graph::{Graph, Origin, TensorType, ValueId};
-use kiln_ir::ops::{Concat, Gather};
+use kiln_ir::ops::{Concat, Gather, Pool};
+use kiln_ir::scalar::BinaryOp;
 use kiln_ir::tensor::Tensor;
 use kiln_passes::pipeline::Precision;
 
@@ -47,5 +48,28 @@ fn many_tensors_are_put_together_one_by_one() {
         // No program asks which tensor an element is of.
         let text = c.kernels[0].iter().map(|k| k.to_string()).collect::<String>();
         assert!(!text.contains(" if("), "{text}");
+    }
+}
+
+#[test]
+fn pools_of_large_windows_go_axis_by_axis() {
+    for (window, strides, dilations, kernels) in [
+        ([5, 5], [1, 1], [1, 1], 2),
+        ([7, 4], [2, 1], [1, 3], 2),
+        ([13, 13], [1, 2], [1, 1], 2),
+        ([3, 3], [1, 1], [1, 1], 1),
+        ([4, 4], [4, 4], [1, 1], 1),
+        ([9, 1], [1, 1], [1, 1], 1),
+    ] {
+        for combine in [BinaryOp::Max, BinaryOp::Min, BinaryOp::Add] {
+            let mut graph = Graph::new("test");
+            let x = input(&mut graph, "x", &[1, 3, 21, 19]);
+            let pool = Pool { combine, window: window.into(), strides: strides.into(), dilations: dilations.into() };
+            let node = graph.add_node(pool.into(), &[x], &Origin::new("pool")).unwrap();
+            graph.add_output("y", graph.node(node).outputs[0]);
+            let c = check_graph(Precision::F32, graph, &[&[]]);
+            let expected = if combine == BinaryOp::Add { 1 } else { kernels };
+            assert_eq!(c.plan.kernels.len(), expected, "{window:?} {strides:?} {combine:?}");
+        }
     }
 }
