@@ -135,7 +135,7 @@ impl<'a> Lowering<'a> {
         self.pending[id.index()] = pending;
         let now = match op {
             TileOp::CheckIndex { .. } => true,
-            TileOp::Load { .. } if self.may_wait(op) => {
+            TileOp::Load { .. } if self.may_wait(id, op) => {
                 self.waiting.push(id);
                 false
             }
