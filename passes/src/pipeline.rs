@@ -50,10 +50,10 @@ pub enum PassError {
 /// In which precision products of f32 with constants are computed; their sums are f32 in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// With the error of f32; where that is quickest, as [`Terms::Six`] products of bf16.
+    /// With the error of f32: by multiply-adds, and convolutions tile by tile.
     #[default]
     F32,
-    /// The same with [`Terms::Three`], whose error is some fifty times as large.
+    /// On matrix registers as [`Terms::Three`] products of bf16, whose error is some fifty times as large.
     F32Fast,
     /// By multiply-adds of f32 alone.
     Strict,
@@ -86,9 +86,9 @@ impl Precision {
     /// How many products of bf16 may stand for a product of f32, where any may.
     pub fn terms(self) -> Option<Terms> {
         match self {
-            Precision::F32 => Some(Terms::Six),
             Precision::F32Fast => Some(Terms::Three),
-            Precision::Strict | Precision::Bf16 => None,
+            // Not `Terms::Six`: measured slower than multiply-adds (ADR 52).
+            Precision::F32 | Precision::Strict | Precision::Bf16 => None,
         }
     }
 }

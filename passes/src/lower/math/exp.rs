@@ -110,11 +110,21 @@ fn power_of_two(code: &mut At<'_>, n: ValueId, dtype: DType) -> ValueId {
 
 /// `e^x`, for x within the limits of the format (or NaN).
 fn exp_within(code: &mut At<'_>, x: ValueId) -> ValueId {
+    exp_of(code, x, None)
+}
+
+/// The same, and 0 in the lanes that are `gone`: before `2^n` is multiplied, since processors of Intel take more than a hundred cycles
+/// for each vector with a result that is too small to be one, as every row of a masked softmax has.
+fn exp_of(code: &mut At<'_>, x: ValueId, gone: Option<ValueId>) -> ValueId {
     let dtype = code.ty(x).dtype;
     let Reduced { n, shifted, r, quadratic } = reduce(code, x);
     let one = code.num(x, 1.0);
     let linear = code.fma(quadratic, r, one);
-    let power = code.fma(linear, r, one);
+    let mut power = code.fma(linear, r, one);
+    if let Some(gone) = gone {
+        let zero = code.num(x, 0.0);
+        power = code.select(gone, zero, power);
+    }
     if let Some(scaled) = code.scale(power, n) {
         return scaled;
     }
@@ -130,8 +140,9 @@ fn exp_within(code: &mut At<'_>, x: ValueId) -> ValueId {
 pub(super) fn exp(code: &mut At<'_>, x: ValueId) -> ValueId {
     let (low, high) = format(code.ty(x)).limits;
     let x = code.with(BinaryOp::Max, x, low);
+    let gone = code.with(BinaryOp::Le, x, low);
     let x = code.with(BinaryOp::Min, x, high);
-    exp_within(code, x)
+    exp_of(code, x, Some(gone))
 }
 
 /// `e^x - 1`, for x from 0 to where `e^x` has the greatest exponent less 1 (or NaN).
