@@ -182,7 +182,7 @@ impl<'a> Emitter<'a, '_> {
             }
             Stmt::Store(address, value) => self.store(address, *value),
             // Cranelift has no such instruction, and results do not depend on it.
-            Stmt::Prefetch(_) => Ok(()),
+            Stmt::Prefetch(..) => Ok(()),
             Stmt::Matrix(_) => Err(self.unsupported("there are no matrix registers")),
             Stmt::Fail { condition, status } => {
                 let failed = self.builder.create_block();

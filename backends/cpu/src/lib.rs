@@ -126,7 +126,7 @@ pub fn opt_level(program: &VectorProgram) -> OptLevel {
                 accumulates(&f.body) || f.carried.iter().any(|c| product(c.next))
             }
             Stmt::If { then, otherwise, .. } => accumulates(then) || accumulates(otherwise),
-            Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Matrix(_) | Stmt::Fail { .. } => false,
+            Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(..) | Stmt::Matrix(_) | Stmt::Fail { .. } => false,
         })
     }
     if accumulates(&program.body) { OptLevel::None } else { OptLevel::Speed }

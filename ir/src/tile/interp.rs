@@ -343,15 +343,23 @@ impl Machine<'_> {
         if rows.saturating_mul(columns) > MAX_ELEMENTS || m.depth > MAX_ELEMENTS || m.folds.iter().any(|f| f.2 < 1) {
             return Err(self.invalid("a product that is too large, or without steps"));
         }
-        let mut sums = vec![0u32; rows * columns];
+        let fail = || self.invalid("the result of a product has no place");
+        let (out, at) = (m.out.0, usize::try_from(self.eval(&m.out.1)?).map_err(|_| fail())?);
+        let local = self.program.buffers.get(out).is_some_and(|b| b.local && b.dtype.size() == 4);
+        let place = local.then_some(at).and_then(|at| Some(at.checked_mul(4)?..(at + rows * columns).checked_mul(4)?));
+        let place = place.ok_or_else(fail)?;
+        let before = self.buffers.get(out).and_then(|b| b.get(place.clone())).ok_or_else(fail)?;
+        let mut sums = match m.adds {
+            true => before.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect(),
+            false => vec![0u32; rows * columns],
+        };
         for factors in &m.rounds {
             self.round(m, factors, &mut sums)?;
         }
         let bytes: Vec<u8> = sums.iter().flat_map(|s| s.to_le_bytes()).collect();
-        let out = self.program.buffers.get(m.out).filter(|b| b.local && b.dtype.size() == 4);
-        let fail = self.invalid("the result of a product has no place");
-        let to = out.and_then(|_| self.buffers.get_mut(m.out)?.get_mut(..bytes.len())).ok_or(fail)?;
-        to.copy_from_slice(&bytes);
+        if let Some(to) = self.buffers.get_mut(out).and_then(|b| b.get_mut(place)) {
+            to.copy_from_slice(&bytes);
+        }
         Ok(())
     }
 

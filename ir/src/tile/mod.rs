@@ -42,7 +42,7 @@ mod verify;
 mod tests;
 
 pub use interp::{RunError, run};
-pub use multiply::{Factors, Multiply};
+pub use multiply::{Ahead, Factors, Multiply};
 pub use verify::VerifyError;
 
 use crate::dtype::DType;

@@ -6,13 +6,15 @@
 use crate::expr::{Expr, Symbol};
 use crate::vector::Product;
 
-/// Sets local memory, `[rows][columns]`, to sums of products: over all rounds and their folds and, within a step of the innermost
+/// Sets local memory, `[rows][columns]`, to sums of products, or adds them to what is there: over all rounds and their folds and, within a step of the innermost
 /// one, over all factors and `depth` elements of both of them. In which order floats are added is open, but for rounds, of which one is
 /// added after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Multiply {
-    /// The local buffer; its first `rows * columns` elements are set.
-    pub out: usize,
+    /// The local buffer and where in it the `rows * columns` elements begin.
+    pub out: (usize, Expr),
+    /// Whether the sums begin with what is there, instead of with nothing.
+    pub adds: bool,
     /// Rows, as many as each register has.
     pub rows: Vec<usize>,
     /// Columns, as many as each register has.
@@ -25,6 +27,17 @@ pub struct Multiply {
     pub rounds: Vec<Vec<Factors>>,
     /// Variables with their extents and steps, outermost first.
     pub folds: Vec<(Symbol, Expr, i64)>,
+    /// What is read later and asked for meanwhile.
+    pub ahead: Option<Ahead>,
+}
+
+/// Lines of memory that each step asks for, which changes time alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ahead {
+    /// Buffer and address of an element of the first line, which may lie beyond the buffer.
+    pub from: (usize, Expr),
+    /// How many lines of 64 bytes follow one another.
+    pub lines: usize,
 }
 
 /// Two operands of a product.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: any text gives a program or an error with its place; the program need not verify.
 
-use super::{Buffer, Carried, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
+use super::{Ahead, Buffer, Carried, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
 use crate::dtype::DType;
 use crate::expr::{Expr, Symbol};
 use crate::id::{Arena, Id};
@@ -157,6 +157,8 @@ impl Parser<'_> {
         self.lexer.expect(',')?;
         let columns = self.cut()?;
         self.lexer.expect(']')?;
+        let at = if self.lexer.eat_word("at") { Expr::parse(&mut self.lexer)? } else { Expr::default() };
+        let adds = self.lexer.eat_word("adds");
         let error = self.lexer.error("expected `pairs`, `u8s8` or `s8u8`");
         let word = self.lexer.word()?;
         let product = Product::from_name(word).ok_or(error)?;
@@ -180,7 +182,15 @@ impl Parser<'_> {
             lexer.expect_word("step")?;
             Ok((variable, extent, lexer.integer()?))
         })?;
-        Ok(Multiply { out, rows, columns, product, depth, rounds, folds })
+        let ahead = match self.lexer.eat_word("ahead") {
+            false => None,
+            true => {
+                let from = self.place()?;
+                self.lexer.expect_word("lines")?;
+                Some(Ahead { from, lines: self.lexer.size()? })
+            }
+        };
+        Ok(Multiply { out: (out, at), adds, rows, columns, product, depth, rounds, folds, ahead })
     }
 
     fn factors(&mut self) -> Result<Factors, ParseError> {

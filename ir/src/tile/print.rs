@@ -3,7 +3,7 @@
 //! Invariant: [`TileProgram::parse`](super::TileProgram::parse) of the text gives back the program, provided that
 //! every tile in its arena is defined and it verifies.
 
-use super::{Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
+use super::{Ahead, Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType};
 use crate::scalar::{Constant, Less};
 use crate::text::Commas;
 use std::fmt::{self, Display, Formatter, Result};
@@ -108,10 +108,14 @@ impl TileProgram {
                 }
                 write!(f, "{}", mask(conditions))
             }
-            Stmt::Multiply(Multiply { out, rows, columns, product, depth, rounds, folds }) => {
+            Stmt::Multiply(Multiply { out: (out, at), adds, rows, columns, product, depth, rounds, folds, ahead }) => {
                 let cut = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
                 let (out, product) = (self.buffer_name(*out), product.name());
-                write!(f, "multiply {out}[{},{}] {product} by {depth}", cut(rows), cut(columns))?;
+                write!(f, "multiply {out}[{},{}]", cut(rows), cut(columns))?;
+                if at.as_const() != Some(0) {
+                    write!(f, " at {at}")?;
+                }
+                write!(f, "{} {product} by {depth}", if *adds { " adds" } else { "" })?;
                 for (n, factors) in rounds.iter().enumerate() {
                     for (k, Factors { left, right }) in factors.iter().enumerate() {
                         f.write_str(if k > 0 { " and" } else { ["", " then"][usize::from(n > 0)] })?;
@@ -120,7 +124,13 @@ impl TileProgram {
                         }
                     }
                 }
-                write!(f, " for({})", Commas(folds.iter().map(|(v, e, step)| format!("{v} = {e} step {step}"))))
+                write!(f, " for({})", Commas(folds.iter().map(|(v, e, step)| format!("{v} = {e} step {step}"))))?;
+                match ahead {
+                    None => Ok(()),
+                    Some(Ahead { from: (buffer, address), lines }) => {
+                        write!(f, " ahead {}[{address}] lines {lines}", self.buffer_name(*buffer))
+                    }
+                }
             }
             Stmt::If(If { condition, .. }) => write!(f, "if {condition} {{"),
             Stmt::For(For { var, lo, hi, step, carried, .. }) => {

@@ -3,7 +3,9 @@
 //! Invariant: a program that verifies can be interpreted and lowered without any check but those on the values of
 //! dims, addresses that are not affine or lie in a choice, and limits of a target. All errors are collected.
 
-use super::{Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved};
+use super::{
+    Ahead, Buffer, Factors, For, If, Multiply, Part, Stmt, TileId, TileOp, TileProgram, TileType, is_reserved,
+};
 use crate::dtype::{Class, DType};
 use crate::expr::{Atom, Expr, Ranges, Symbol};
 use crate::scalar::{BinaryOp, Code, Less, Scalar};
@@ -318,9 +320,14 @@ impl<'a> Verifier<'a> {
             Product::UnsignedSigned | Product::SignedUnsigned => DType::I32,
         };
         let elements = rows.saturating_mul(columns);
+        self.expr(Some(stmt), &m.out.1, 0, 0);
         let fits = |b: &Buffer| b.local && b.dtype == sums && b.len.as_size().is_some_and(|n| n >= elements);
-        if !self.program.buffers.get(m.out).is_some_and(fits) {
-            self.report(Some(stmt), format!("the result wants local memory of {elements} {sums}"));
+        match self.program.buffers.get(m.out.0).filter(|b| fits(b)) {
+            None => self.report(Some(stmt), format!("the result wants local memory of {elements} {sums}")),
+            Some(local) if runs => {
+                self.in_bounds(stmt, &m.out.1.add(&Expr::from(super::axis(1))), &[1, elements], local)
+            }
+            Some(_) => {}
         }
         let outside = self.symbols.clone();
         let mut runs = runs;
@@ -345,7 +352,7 @@ impl<'a> Verifier<'a> {
             for ((buffer, address), shape) in [(left, [rows, m.depth]), (right, [m.depth, columns])] {
                 self.expr(Some(stmt), address, 2, 0);
                 match self.program.buffers.get(*buffer) {
-                    Some(b) if b.dtype == DType::I32 && (!b.written || b.local && *buffer != m.out) => {
+                    Some(b) if b.dtype == DType::I32 && (!b.written || b.local && *buffer != m.out.0) => {
                         if runs {
                             self.in_bounds(stmt, address, &shape, b);
                         }
@@ -354,6 +361,12 @@ impl<'a> Verifier<'a> {
                         self.report(Some(stmt), "operands are i32 that are local or that the kernel does not store to");
                     }
                 }
+            }
+        }
+        if let Some(Ahead { from: (buffer, address), lines }) = &m.ahead {
+            self.expr(Some(stmt), address, 0, 0);
+            if !self.program.buffers.get(*buffer).is_some_and(|b| !b.local) || *lines == 0 {
+                self.report(Some(stmt), "what is asked for is at least one line of an argument");
             }
         }
         self.symbols = outside;

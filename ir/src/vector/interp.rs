@@ -240,7 +240,7 @@ impl Frame<'_> {
                 }
                 Ok(())
             }
-            Stmt::Prefetch(_) => Ok(()),
+            Stmt::Prefetch(..) => Ok(()),
             Stmt::Matrix(matrix) => self.matrix(stmt, matrix),
             Stmt::If { condition, then, otherwise } => {
                 let holds = self.scalar(*condition) != 0;

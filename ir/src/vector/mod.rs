@@ -122,6 +122,15 @@ pub struct Address {
     pub offset: i64,
 }
 
+/// How near memory is brought that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cache {
+    /// Into the first cache: what is loaded soon.
+    First,
+    /// Into the second one: what would push out of the first what is loaded before it.
+    Second,
+}
+
 /// A statement of a vector program.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Stmt {
@@ -133,7 +142,7 @@ pub enum Stmt {
     /// buffer of f16 the nearest numbers.
     Store(Address, ValueId),
     /// Asks for the memory at an address, which may lie beyond the buffer: it changes how long later loads take and nothing else.
-    Prefetch(Address),
+    Prefetch(Cache, Address),
     /// What matrix registers do.
     Matrix(Matrix),
     /// A two-way branch without results.

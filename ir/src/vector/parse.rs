@@ -2,7 +2,9 @@
 //!
 //! Invariant: any text gives a program or an error with its place; the program need not verify.
 
-use super::{Address, Carried, For, Matrix, Op, Product, Shape, Shapes, Stmt, ValueId, VectorProgram, VectorType};
+use super::{
+    Address, Cache, Carried, For, Matrix, Op, Product, Shape, Shapes, Stmt, ValueId, VectorProgram, VectorType,
+};
 use crate::dtype::DType;
 use crate::id::{Arena, Id};
 use crate::scalar::{BinaryOp, Constant, UnaryOp};
@@ -135,7 +137,10 @@ impl Parser<'_> {
                 self.lexer.expect(',')?;
                 Ok(Stmt::Store(address, self.value()?))
             }
-            "prefetch" => Ok(Stmt::Prefetch(self.address()?)),
+            "prefetch" => {
+                let cache = if self.lexer.eat_word("second") { Cache::Second } else { Cache::First };
+                Ok(Stmt::Prefetch(cache, self.address()?))
+            }
             "matrix" => Ok(Stmt::Matrix(self.matrix()?)),
             "fail" => {
                 let error = self.lexer.error("a status is a number below 2^32");

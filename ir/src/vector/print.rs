@@ -3,7 +3,7 @@
 //! Invariant: [`VectorProgram::parse`](super::VectorProgram::parse) of the text gives back the program, provided that
 //! every value in it is defined and it verifies.
 
-use super::{Address, For, Matrix, Op, Stmt, ValueId, VectorProgram, VectorType};
+use super::{Address, Cache, For, Matrix, Op, Stmt, ValueId, VectorProgram, VectorType};
 use crate::text::Commas;
 use std::fmt::{self, Display, Formatter, Result, Write};
 
@@ -113,7 +113,8 @@ impl VectorProgram {
         fmt::from_fn(move |f| match stmt {
             Stmt::Let(id, op) => write!(f, "{} = {op}", self.typed(*id)),
             Stmt::Store(address, value) => write!(f, "store {address}, {value}"),
-            Stmt::Prefetch(address) => write!(f, "prefetch {address}"),
+            Stmt::Prefetch(Cache::First, address) => write!(f, "prefetch {address}"),
+            Stmt::Prefetch(Cache::Second, address) => write!(f, "prefetch second {address}"),
             Stmt::Matrix(matrix) => write!(f, "matrix {matrix}"),
             Stmt::Fail { condition, status } => write!(f, "fail {status} if {condition}"),
             Stmt::If { condition, .. } => write!(f, "if {condition} {{"),
@@ -133,7 +134,7 @@ impl VectorProgram {
         for stmt in body {
             writeln!(f, "{indent}{}", self.head(stmt))?;
             match stmt {
-                Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Matrix(_) | Stmt::Fail { .. } => {}
+                Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(..) | Stmt::Matrix(_) | Stmt::Fail { .. } => {}
                 Stmt::If { then, otherwise, .. } => {
                     self.write_region(f, then, depth + 1)?;
                     if !otherwise.is_empty() {

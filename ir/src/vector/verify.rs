@@ -32,7 +32,7 @@ fn reshapes(body: &[Stmt]) -> bool {
         Stmt::Matrix(matrix) => matches!(matrix, Matrix::Shape(_)),
         Stmt::If { then, otherwise, .. } => reshapes(then) || reshapes(otherwise),
         Stmt::For(f) => reshapes(&f.body),
-        Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(_) | Stmt::Fail { .. } => false,
+        Stmt::Let(..) | Stmt::Store(..) | Stmt::Prefetch(..) | Stmt::Fail { .. } => false,
     })
 }
 
@@ -196,7 +196,7 @@ impl Verifier<'_> {
                 self.written(stmt, address);
             }
             Stmt::Matrix(matrix) => self.matrix(stmt, matrix),
-            Stmt::Prefetch(address) => self.memory(stmt, address, None),
+            Stmt::Prefetch(_, address) => self.memory(stmt, address, None),
             Stmt::If { condition, then, otherwise } => {
                 self.want(stmt, *condition, bool);
                 let before = self.shapes;

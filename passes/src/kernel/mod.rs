@@ -618,6 +618,11 @@ impl Builder<'_> {
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
                 for row in &rows {
+                    if let (Some(unit), Some(row), Some(column)) = (unit, row, &column)
+                        && self.in_stretches(&mut body, nest, unit, &place, (row, column))?
+                    {
+                        continue;
+                    }
                     self.for_blocks(&mut body, row, &place, |this, inner, place| {
                         this.block_of(inner, nest, (&schedule, unit), place, row.clone(), column.clone())
                     })?;

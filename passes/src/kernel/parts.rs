@@ -488,13 +488,15 @@ impl Builder<'_> {
             let rounds = parts.terms.rounds().map(|round| round.iter().map(factors).collect::<Option<Vec<_>>>());
             let rounds = rounds.into_iter().collect::<Option<Vec<_>>>()?;
             let mut of_rows = vec![Stmt::Multiply(Multiply {
-                out: block.sums,
+                out: (block.sums, Expr::default()),
+                adds: false,
                 rows: registers(rows.block),
                 columns: registers(BLOCK),
                 product: Product::Pairs,
                 depth: parts.run as usize,
                 rounds,
                 folds: vec![(step, Expr::from(steps), 1)],
+                ahead: None,
             })];
             for few in segments(&Expr::from(rows.block), 4, 1, &block.nest.dims) {
                 let (variable, count) = (self.symbol("r"), few.count.as_const()?);

@@ -7,10 +7,10 @@ use super::address::lane;
 use super::tiles::{Lowering, positions};
 use kiln_ir::expr::{Atom, Expr, Symbol};
 use kiln_ir::tile::{For, Part, Stmt, TileId, TileOp};
-use kiln_ir::vector::{self, Address};
+use kiln_ir::vector::{self, Address, Cache};
 
 /// The bytes of a cache line.
-const LINE: i64 = 64;
+pub(super) const LINE: i64 = 64;
 
 /// How many bytes before its use a stream is asked for: about the time that memory takes at the speed of a product. Of 2, 4 and 8 KiB
 /// the last was quickest (bert_base by 9 %, a product of 64 rows with 16 MB of weights by 21 %; Zen 5).
@@ -118,7 +118,7 @@ impl<'a> Lowering<'a> {
             Asked::At(next) => self.address(buffer, &next)?,
             Asked::Elsewhere => return Ok(()),
         };
-        self.builder.push(self.builder.depth(), vector::Stmt::Prefetch(asked));
+        self.builder.push(self.builder.depth(), vector::Stmt::Prefetch(Cache::First, asked));
         Ok(())
     }
 
@@ -192,7 +192,7 @@ impl<'a> Lowering<'a> {
                 if !asked.contains(&line) {
                     asked.push(line);
                     let depth = self.builder.depth();
-                    self.builder.push(depth, vector::Stmt::Prefetch(address));
+                    self.builder.push(depth, vector::Stmt::Prefetch(Cache::First, address));
                 }
             }
         }

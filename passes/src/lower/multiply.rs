@@ -4,11 +4,12 @@
 //! product begins and ends without anything in them.
 
 use super::LowerError;
+use super::ahead::LINE;
 use super::tiles::Lowering;
 use kiln_ir::DType;
 use kiln_ir::expr::Expr;
-use kiln_ir::tile::{Factors, Multiply, Stmt};
-use kiln_ir::vector::{self, Address, Matrix, REGISTERS, Shape, Shapes, VectorType};
+use kiln_ir::tile::{Ahead, Factors, Multiply, Stmt};
+use kiln_ir::vector::{self, Address, Cache, Matrix, REGISTERS, Shape, Shapes, VectorType};
 
 /// The registers of a product: sums row by row, then one for each run of rows, then one for each run of columns.
 struct Registers {
@@ -102,25 +103,37 @@ impl<'a> Lowering<'a> {
     pub(super) fn multiply(&mut self, m: &'a Multiply) -> Result<(), LowerError> {
         let registers = Registers::of(m).filter(|_| self.matrices);
         let Some(registers) = registers else { return Err(self.unsupported("a product of matrices")) };
-        for sum in 0..registers.left(0) {
-            self.matrix(Matrix::Zero(sum as u8));
+        let stride = m.shape()[1] as i64;
+        let places = self.places(m, &registers)?;
+        for (sum, from) in places.iter().cloned() {
+            self.matrix(if m.adds { Matrix::Load { to: sum, from, stride } } else { Matrix::Zero(sum) });
         }
         for factors in &m.rounds {
             self.steps((m, factors), &registers, &m.folds)?;
         }
+        for (sum, to) in places {
+            self.matrix(Matrix::Store { from: sum, to, stride });
+        }
+        Ok(())
+    }
+
+    /// The registers of the sums, and where their first elements are in local memory.
+    fn places(&mut self, m: &Multiply, registers: &Registers) -> Result<Vec<(u8, Address)>, LowerError> {
         let width = m.shape()[1];
+        let (out, at) = &m.out;
+        let first = self.address(*out, at)?;
+        let mut places = Vec::new();
         let mut row = 0;
         for (i, rows) in m.rows.iter().enumerate() {
             let mut column = 0;
             for (j, columns) in m.columns.iter().enumerate() {
-                let offset = (row * width + column) as i64;
-                let to = Address { buffer: m.out, index: None, offset };
-                self.matrix(Matrix::Store { from: registers.sum(i, j) as u8, to, stride: width as i64 });
+                let offset = first.offset + (row * width + column) as i64;
+                places.push((registers.sum(i, j) as u8, Address { offset, ..first }));
                 column += columns;
             }
             row += rows;
         }
-        Ok(())
+        Ok(places)
     }
 
     fn matrix(&mut self, matrix: Matrix) {
@@ -160,6 +173,14 @@ impl<'a> Lowering<'a> {
 
     /// One step: each operand is loaded once, and stays where the next product has it too.
     fn step(&mut self, (m, factors): (&'a Multiply, &'a [Factors]), registers: &Registers) -> Result<(), LowerError> {
+        if let Some(Ahead { from: (buffer, first), lines }) = &m.ahead {
+            let first = self.address(*buffer, first)?;
+            let line = LINE / self.program.buffers[*buffer].dtype.size() as i64;
+            for n in 0..*lines as i64 {
+                let asked = Address { offset: first.offset.saturating_add(n * line), ..first };
+                self.builder.push(self.builder.depth(), vector::Stmt::Prefetch(Cache::Second, asked));
+            }
+        }
         for (n, Factors { left, right }) in factors.iter().enumerate() {
             let before = n.checked_sub(1).and_then(|before| factors.get(before));
             let kept = [before.is_some_and(|b| b.left == *left), before.is_some_and(|b| b.right == *right)];

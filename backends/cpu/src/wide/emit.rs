@@ -10,7 +10,7 @@ use super::machine::{Arg, Base, Draft, Inst, Kind, Machine, Place, Width, gpr};
 use super::saturate::{Clipped, Late};
 use crate::Error;
 use iced_x86::{Code, OpKind};
-use kiln_ir::vector::{Address, For, Op, Stmt, ValueId, VectorProgram, VectorType};
+use kiln_ir::vector::{Address, Cache, For, Op, Stmt, ValueId, VectorProgram, VectorType};
 use kiln_ir::{BinaryOp, Constant, DType, UnaryOp};
 use regalloc2::{Operand, RegClass, VReg};
 use std::collections::{HashMap, HashSet};
@@ -188,7 +188,7 @@ impl<'a> Emitter<'a> {
                         self.clips.insert(*value, clipped);
                     }
                 }
-                Stmt::Prefetch(address) => address.index.iter().for_each(|&i| used(i)),
+                Stmt::Prefetch(_, address) => address.index.iter().for_each(|&i| used(i)),
                 Stmt::Matrix(matrix) => {
                     matrix.address().and_then(|a| a.index).into_iter().for_each(used);
                     self.matrices = true;
@@ -330,7 +330,7 @@ impl<'a> Emitter<'a> {
 
     fn stmt(&mut self, stmt: &'a Stmt) -> Result<(), Error> {
         match stmt {
-            Stmt::Let(..) | Stmt::Prefetch(_) => {}
+            Stmt::Let(..) | Stmt::Prefetch(..) => {}
             Stmt::Store(address, value) if self.put_off(address, *value)? => return Ok(()),
             Stmt::Store(..) | Stmt::Matrix(_) | Stmt::Fail { .. } | Stmt::If { .. } | Stmt::For(_) => {
                 self.store_late()?
@@ -344,9 +344,13 @@ impl<'a> Emitter<'a> {
                 self.settle()?;
                 self.store(address, value)
             }
-            Stmt::Prefetch(address) => {
+            Stmt::Prefetch(cache, address) => {
                 let place = Arg::Memory(self.place(address, 0)?);
-                self.ins(Code::Prefetcht0_m8, &[place]);
+                let code = match cache {
+                    Cache::First => Code::Prefetcht0_m8,
+                    Cache::Second => Code::Prefetcht1_m8,
+                };
+                self.ins(code, &[place]);
                 Ok(())
             }
             Stmt::Matrix(matrix) => self.matrix(matrix),

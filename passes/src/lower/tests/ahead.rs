@@ -55,7 +55,7 @@ fn product(blocks: &[(usize, usize)]) -> TileProgram {
 fn mark(body: &mut [Stmt], marks: usize, one: ValueId) {
     for stmt in body {
         match stmt {
-            Stmt::Prefetch(address) => *stmt = Stmt::Store(Address { buffer: marks, ..*address }, one),
+            Stmt::Prefetch(_, address) => *stmt = Stmt::Store(Address { buffer: marks, ..*address }, one),
             Stmt::For(f) => mark(&mut f.body, marks, one),
             _ => {}
         }
