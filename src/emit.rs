@@ -138,7 +138,7 @@ impl Emitter {
             Some(WideLevel::Avx512) => Machine::avx512(),
             Some(WideLevel::Avx512Vnni) => Machine::avx512_vnni(),
             Some(WideLevel::Avx512Bf16) => Machine::avx512_bf16(),
-            Some(WideLevel::Amx) => Machine { terms: self.terms, ..Machine::amx() },
+            Some(WideLevel::Amx) => Machine { terms: self.terms, rounds_attention: self.pairs, ..Machine::amx() },
         }
     }
 

@@ -30,30 +30,30 @@ const LEAST_ROWS: i64 = 4;
 const WIDE: i64 = 8;
 
 /// The code of attention with loops of its own for a program: stages have the same names for theirs.
-struct Nests {
+pub(super) struct Nests {
     /// The queries of a block.
-    row: Axis,
+    pub row: Axis,
     /// The elements of a value.
-    column: Axis,
+    pub column: Axis,
     /// The keys of a stretch, counted from its first one.
-    key: Axis,
+    pub key: Axis,
     /// The elements of a query.
-    depth: Vec<Axis>,
+    pub depth: Vec<Axis>,
     /// What a program has one of each.
-    batch: Vec<Axis>,
+    pub batch: Vec<Axis>,
     /// What is summed to a score.
-    products: Code,
+    pub products: Code,
     /// What becomes of that sum before the softmax.
     softened: Code,
     /// What is summed to a product with the values, and what becomes of it.
-    of_values: Code,
+    pub of_values: Code,
     of_result: Code,
     /// As [`Attention::nan_is_zero`] has it.
     nan_is_zero: bool,
     in_stretches: bool,
     /// Address of a result.
     store: Expr,
-    dims: Ranges,
+    pub dims: Ranges,
     /// What axes of the group are here.
     names: At,
 }
@@ -68,7 +68,7 @@ fn is_score(node: &Scalar) -> bool {
 
 impl Nests {
     /// Nothing where indices are computed, or what is multiplied has conditions.
-    fn of(a: &Attention<'_>, keys: &Keys, symbol: &mut dyn FnMut() -> Symbol) -> Option<Nests> {
+    pub fn of(a: &Attention<'_>, keys: &Keys, symbol: &mut dyn FnMut() -> Symbol) -> Option<Nests> {
         let [of_columns] = a.operands.columns.as_slice() else { return None };
         // Of several axes of queries the longest is that of the blocks, as the rows of a group of heads.
         let of_rows = a.operands.rows.iter().max_by_key(|row| a.out.guess(row))?;
@@ -115,7 +115,7 @@ impl Nests {
     }
 
     /// With the keys of a block, where there is what the place knows.
-    fn at_keys(&mut self, keys: &Keys, place: &Place) {
+    pub fn at_keys(&mut self, keys: &Keys, place: &Place) {
         self.key.extent = keys.count.clone();
         self.dims.extend(place.ranges.clone());
         if let Some((stretch, count)) = &keys.stretch {
@@ -131,14 +131,14 @@ impl Nests {
 
     /// The scores as the softmax sees them. Row `row` of the block is the element's row less the first one's, or the row itself where
     /// only forms matter; likewise below.
-    fn scored(&self, local: &Local, row: &Expr) -> FlatNest {
+    pub fn scored(&self, local: &Local, row: &Expr) -> FlatNest {
         let store = local.score(row, &Expr::from(&self.key.symbol));
         self.nest(&[&self.row, &self.key], &self.depth, self.products.clone(), self.softened.clone(), store)
     }
 
     /// The products with the values, of which the left operand is in local memory: of all keys the result, of a stretch what is added to
     /// those before.
-    fn summed(&self, local: &Local, row: &Expr) -> Option<FlatNest> {
+    pub fn summed(&self, local: &Local, row: &Expr) -> Option<FlatNest> {
         let mut body = Code::new();
         let key = Expr::from(&self.key.symbol);
         let product = body.inline(&self.of_values, &mut |out, node, _| {

@@ -34,7 +34,7 @@ const MOST_BLOCKS: i64 = 8;
 const ASKED_FROM: i64 = 1 << 18;
 
 /// Fewer rows than this are left to dot products of vectors, which then read as much and do no more.
-const FEWEST_ROWS: i64 = 4;
+pub(super) const FEWEST_ROWS: i64 = 4;
 
 /// A fold that the unit can sum.
 pub(super) struct Unit {
@@ -179,7 +179,7 @@ impl Builder<'_> {
         let sums = Sums { stretches: &Stretches::WHOLE, walked, out: out.clone(), adds: false, asks: None };
         let Some(product) = self.product(nest, unit, place, (row, column), &sums)? else { return Some(false) };
         body.push(product);
-        self.finish_sums(body, nest, place, (row, column), &out)?;
+        self.finish_sums(body, nest, place, (row, column), (&out, column.1))?;
         Some(true)
     }
 
@@ -233,7 +233,7 @@ impl Builder<'_> {
                 };
                 let mut of_block = vec![product];
                 if hi == stretches.count {
-                    self.finish_sums(&mut of_block, nest, &place, (rows, columns), &out)?;
+                    self.finish_sums(&mut of_block, nest, &place, (rows, columns), (&out, columns.1))?;
                 }
                 let of_blocks = counted(block, group.block, 1, of_block);
                 of_group.push(match hi - lo {
@@ -352,14 +352,14 @@ impl Builder<'_> {
         Some(Ahead { from: (*buffer, from), lines: lines as usize })
     }
 
-    /// Finish and store of a block's sums, which are in the nearest cache now.
-    fn finish_sums(
+    /// Finish and store of a block's sums, which are in the nearest cache now, rows `width` apart.
+    pub(super) fn finish_sums(
         &mut self,
         body: &mut Vec<Stmt>,
         nest: &FlatNest,
         place: &Place,
         ((row, rows), (column, columns)): (Cut<'_>, Cut<'_>),
-        (out, first): &(usize, Expr),
+        ((out, first), width): (&(usize, Expr), i64),
     ) -> Option<()> {
         let dtype = nest.body.result_type();
         let few = self.machine.pointwise_vectors(nest) * self.machine.lanes as i64;
@@ -379,7 +379,7 @@ impl Builder<'_> {
                 let at = place.at.get(symbol)?.add(base).add(&Expr::from(tile_axis(n)));
                 place.at.insert(symbol.clone(), at);
             }
-            let element = within.add(&Expr::from(tile_axis(ROW))).scale(columns).add(&Expr::from(tile_axis(COLUMN)));
+            let element = within.add(&Expr::from(tile_axis(ROW))).scale(width).add(&Expr::from(tile_axis(COLUMN)));
             let mut inner = Vec::new();
             let sum = loaded(*out, first.add(&element), dtype);
             let value = self.emitter(&[]).define(&mut inner, dtype, place.shape.clone(), sum);

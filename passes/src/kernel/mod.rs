@@ -5,6 +5,7 @@
 
 mod alike;
 mod attention;
+mod attention_pairs;
 mod attention_rows;
 mod causal;
 mod choice;
@@ -224,9 +225,10 @@ pub fn tile_program(
             builder.or_as_nest(|b| b.window_tiles(only), |b| b.single(only.clone()))
         }
         ([only], false) => builder.single(only.clone()),
-        (_, false) if group.is_attention() => {
-            builder.row_blocks_of_attention(&flats, looked::seen_keys(graph, group).as_ref())
-        }
+        (_, false) if group.is_attention() => builder.or_as_nest(
+            |b| b.attention_of_pairs(&flats),
+            |b| b.row_blocks_of_attention(&flats, looked::seen_keys(graph, group).as_ref()),
+        ),
         ([windows, product], false) if group.is_tiled() => builder.tiled_convolution(windows, product),
         (_, false) => builder.rows(group, &flats),
         ([only], true) => builder.gpu_single(only.clone()),

@@ -84,6 +84,15 @@ impl Keys {
         Some(Keys { first, stretch, count, most: STRETCH, width, stride: STRETCH + run, run })
     }
 
+    /// All keys at once, with scores of a row in whole runs of so many.
+    pub fn in_runs(self, run: i64) -> Option<Keys> {
+        let count = self.count.as_const().filter(|_| self.stretch.is_none())?;
+        let width = (count + run - 1) / run * run;
+        // As in [`Keys::of`].
+        let stride = if width % 1024 == 0 { width + LINE } else { width };
+        Some(Keys { width: Expr::from(width), stride, run, ..self })
+    }
+
     /// The keys between ends that are known now.
     #[must_use]
     pub fn between(&self, ends: &At, ranges: &Ranges) -> Keys {

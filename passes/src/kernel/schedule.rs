@@ -60,6 +60,8 @@ pub struct Machine {
     pub matrices: bool,
     /// How many products of parts of f32 by that unit stand for a product of f32; nothing where that is multiplied whole.
     pub terms: Option<Terms>,
+    /// Whether that unit also multiplies what attention does, of which no factor is a constant, rounded to pairs of bf16.
+    pub rounds_attention: bool,
 }
 
 impl Machine {
@@ -75,6 +77,7 @@ impl Machine {
             pairs: false,
             matrices: false,
             terms: None,
+            rounds_attention: false,
         }
     }
 

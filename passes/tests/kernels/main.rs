@@ -14,6 +14,7 @@ mod parts;
 mod spread;
 mod steps;
 mod tiles;
+mod unit;
 
 use kiln_ir::graph::Graph;
 use kiln_ir::interp::{Bindings, Options, eval_graph};

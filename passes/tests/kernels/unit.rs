@@ -1,0 +1,124 @@
+//! The unit for matrices: products that walk in stretches, and attention of pairs.
+
+use crate::{by_tiles, check_graph, random};
+use kiln_ir::graph::Graph;
+use kiln_ir::interp::eval_graph;
+use kiln_ir::tile::TileProgram;
+use kiln_ir::{DType, Tensor};
+use kiln_passes::kernel::Machine;
+use kiln_passes::lower::{VectorTarget, lower};
+use kiln_passes::pipeline::{Compiled, Precision, Target, optimise, schedule};
+
+/// The number of the machine with the unit among those of [`check_graph`].
+const AMX: usize = 4;
+
+/// The texts of the kernels that the unit multiplies in.
+fn by_unit(c: &Compiled, target: usize) -> Vec<String> {
+    c.kernels[target].iter().map(TileProgram::to_string).filter(|text| text.contains("multiply ")).collect()
+}
+
+fn product(rows: usize, places: usize, columns: usize) -> String {
+    let text = format!(
+        "graph \"unit\" {{ input %0 : f32[{rows}, {places}]\n const %1 : f32[{places}, {columns}] = data 0
+         %2 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[{rows}, {columns}]
+         %3 = map(%2) body = {{ max(a0, -0.5f32) }} : f32[{rows}, {columns}]\n output %3 \"y\" }}"
+    );
+    let weights = random(DType::F32, &[places, columns], 9);
+    let graph = Graph::parse(&text, &[weights]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let mut kernels = by_unit(&check_graph(Precision::Bf16, graph, &[&[]]), AMX);
+    assert_eq!(kernels.len(), 1);
+    kernels.remove(0)
+}
+
+#[test]
+fn products_walk_in_stretches() {
+    // 11 steps are two stretches, of which the second is shorter; 9 blocks of rows are two groups, and 7 rows are left.
+    let kernel = product(9 * 32 + 7, 352, 40);
+    assert!(kernel.contains(" adds pairs ") && kernel.contains("for g"), "{kernel}");
+    // One stretch; and weights that no near cache holds, of which the next stretch is asked for.
+    let kernel = product(64, 256, 40);
+    assert!(!kernel.contains(" adds ") && !kernel.contains(" ahead "), "{kernel}");
+    let kernel = product(70, 352, 376);
+    assert!(kernel.contains(" ahead ") && kernel.contains(" lines "), "{kernel}");
+}
+
+/// A convolution whose folds are the rows and columns of its window and the channels.
+fn convolution(size: usize, channels: usize, outputs: usize) -> Vec<String> {
+    let dims = format!("f32[1, {outputs}, {0}, {0}]", size - 2);
+    let text = format!(
+        "graph \"unit\" {{ input %0 : f32[1, {channels}, {size}, {size}]\n const %1 : f32[{outputs}, {channels}, 3, 3] = data 0
+         %2 = conv(%0, %1) strides = [1, 1], dilations = [1, 1], groups = 1 : {dims}
+         output %2 \"y\" }}"
+    );
+    let weights = random(DType::F32, &[outputs, channels, 3, 3], 9);
+    let graph = Graph::parse(&text, &[weights]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    by_unit(&check_graph(Precision::Bf16, graph, &[&[]]), AMX)
+}
+
+#[test]
+fn convolutions_walk_in_stretches() {
+    for (size, channels) in [(8, 64), (9, 32), (7, 128)] {
+        let kernels = convolution(size, channels, 32);
+        assert!(!kernels.is_empty(), "{size} {channels}");
+    }
+}
+
+const TARGET: VectorTarget = VectorTarget { bytes: 64, pairs: true, matrices: true, fused: true };
+
+/// Heads of 64 numbers, all of which are exact in bf16.
+fn attention(heads: usize, queries: usize, keys: usize) -> (Compiled, Vec<Tensor>, Vec<Tensor>) {
+    let text = format!(
+        "graph \"unit\" {{ input %0 : f32[1, {queries}, {heads}, 64]\n input %1 : f32[1, {keys}, {heads}, 64]
+         input %2 : f32[1, {keys}, {heads}, 64]\n input %3 : f32[{queries}, {keys}]
+         %4 = contract(%0, %1) lhs = \"bmhd\", rhs = \"bnhd\", out = \"bhmn\" : f32[1, {heads}, {queries}, {keys}]
+         %5 = map(%4, %3) body = {{ add(mul(a0, 0.125f32), a1) }} : f32[1, {heads}, {queries}, {keys}]
+         %6 = softmax(%5) axis = 3, log = false : f32[1, {heads}, {queries}, {keys}]
+         %7 = contract(%6, %2) lhs = \"bhmn\", rhs = \"bnhd\", out = \"bmhd\" : f32[1, {queries}, {heads}, 64]
+         output %7 \"y\" }}"
+    );
+    let graph = Graph::parse(&text, &[]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let sixteenths = |shape: &[usize], seed: u64| {
+        let values = random(DType::F32, shape, seed).to_f32().unwrap();
+        let rounded: Vec<f32> = values.iter().map(|x| (x * 32.0).round() / 16.0).collect();
+        Tensor::from_f32(shape, &rounded).unwrap()
+    };
+    let mut inputs: Vec<Tensor> =
+        [(queries, 1), (keys, 2), (keys, 3)].map(|(n, seed)| sixteenths(&[1, n, heads, 64], seed)).into();
+    inputs.push(sixteenths(&[queries, keys], 4));
+    let want = eval_graph(&graph, &inputs, &Default::default()).unwrap();
+    let graph = optimise(graph, Precision::F32, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+    let mut lowers = |program: &TileProgram, _: &_| match lower(program, TARGET, &[], &Default::default()) {
+        Ok(vector) => vector.verify().map_err(|e| format!("{e:?}")),
+        Err(e) => Err(e.to_string()),
+    };
+    let machine = Machine { rounds_attention: true, ..Machine::amx() };
+    let mut targets = [Target { machine, lowers: &mut lowers, chosen: None }];
+    let compiled = schedule(&graph, &mut targets).unwrap_or_else(|e| panic!("{e}"));
+    assert!(compiled.host_reasons.is_empty(), "{:?}", compiled.host_reasons);
+    let found = by_tiles(&compiled, 0, &inputs);
+    (compiled, want, found)
+}
+
+#[test]
+fn attention_of_pairs() {
+    // Whole blocks; rows and keys that are left, of which one half of the pairs' is there or more; few heads, whose blocks are programs.
+    for (heads, queries, keys) in [(4, 64, 128), (5, 37, 133), (4, 36, 151), (2, 70, 160), (1, 7, 129)] {
+        let (c, want, found) = attention(heads, queries, keys);
+        let kernels = by_unit(&c, 0);
+        assert!(kernels.len() == 1 && kernels[0].contains("shares"), "{heads} {queries} {keys}\n{}", c.plan);
+        // Shares are rounded, each by up to 2^-9 of it, and values are up to 2.
+        let (want, found) = (want[0].to_f32().unwrap(), found[0].to_f32().unwrap());
+        for (n, (w, f)) in want.iter().zip(&found).enumerate() {
+            assert!((w - f).abs() < 2.0 / 512.0, "{heads} {queries} {keys}: element {n}, {w} {f}");
+        }
+    }
+}
+
+#[test]
+fn attention_of_odd_forms_is_not_rounded() {
+    // More keys than local memory has room for; rows of which too few are left.
+    for (queries, keys) in [(32, 1200), (33, 128)] {
+        let (c, _, _) = attention(1, queries, keys);
+        assert!(by_unit(&c, 0).is_empty(), "{}", c.plan);
+    }
+}
