@@ -15,6 +15,9 @@ use std::collections::HashSet;
 /// Fewer channels than this are copied faster plane by plane.
 const FEW_CHANNELS: i64 = 8;
 
+/// As many planes of pairs, or of four bytes, as a picture's channels make.
+const FEW_PLANES: i64 = 2;
+
 /// Gives channels-last layout to the results of convolutions and of what flows from and into them.
 ///
 /// # Errors
@@ -67,7 +70,10 @@ pub fn assign_layouts(graph: &mut Graph) -> Result<(), GraphError> {
             users.iter().all(|&u| match &graph.node(u).op {
                 Op::Conv(_) => channels >= FEW_CHANNELS || last.contains(&node.inputs[0]),
                 // Few planes are packed plane by plane.
-                Op::Pack(p) => graph.ty(graph.node(u).outputs[0]).dims[p.axis].as_const() != Some(1),
+                Op::Pack(p) => {
+                    let planes = graph.ty(graph.node(u).outputs[0]).dims.get(p.axis).and_then(Expr::as_const);
+                    planes.is_none_or(|planes| planes > FEW_PLANES)
+                }
                 _ => false,
             })
         };

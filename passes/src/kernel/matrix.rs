@@ -12,7 +12,7 @@ use super::{Builder, COLUMN, ROW, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::scalar::{BinaryOp, Coord, Scalar, Source};
-use kiln_ir::tile::{Ahead, Factors, For, Multiply, Stmt};
+use kiln_ir::tile::{Ahead, Factors, For, Multiply, Part, Stmt};
 use kiln_ir::vector::Product;
 
 /// Rows and columns of the sums that all registers hold together: two by two of them, and as many rows and columns of operands.
@@ -81,6 +81,29 @@ impl Unit {
         let full = depth * 2 >= REGISTER || depth == extent && depth * 4 >= REGISTER;
         (full && nest.guess(row) >= FEWEST_ROWS).then_some(Unit { product, left, right, depth })
     }
+}
+
+/// The same sum, with the fold innermost along which the activations lie side by side: of a picture whose channels are planes that is along
+/// the row, not the channels. Nothing where it is so already, or there is none that is long enough.
+pub(super) fn deepest_last(nest: &FlatNest, column: &Axis) -> Option<FlatNest> {
+    let last = nest.folds.len().checked_sub(1).filter(|_| is_dot_sum(nest))?;
+    let Scalar::Binary(_, a, b) = nest.body.node(nest.body.result()) else { return None };
+    let left = [*a, *b].into_iter().find_map(|id| match nest.body.node(id) {
+        Scalar::Load(Source::Input(_), coords) => match coords.as_slice() {
+            [Coord::Index(at)] if stride(at, &column.symbol) == Stride::Known(0) => Some(at),
+            _ => None,
+        },
+        _ => None,
+    })?;
+    let beside = |fold: &Axis| stride(left, &fold.symbol) == Stride::Known(1);
+    let long = |fold: &Axis| fold.known().is_some_and(|n| n * 4 >= REGISTER);
+    let at = nest.folds[..last].iter().rposition(|fold| beside(fold) && long(fold))?;
+    if beside(&nest.folds[last]) {
+        return None;
+    }
+    let mut nest = nest.clone();
+    nest.folds.swap(at, last);
+    Some(nest)
 }
 
 /// A run of an axis in registers.
@@ -199,7 +222,9 @@ impl Builder<'_> {
         let Some(stretches) = Stretches::of(nest, unit) else { return Some(false) };
         let size = (blocks + MOST_BLOCKS - 1) / MOST_BLOCKS;
         let size = (blocks + size - 1) / size;
-        let out = self.local(nest.body.result_type(), (size * BLOCK * BLOCK) as usize);
+        // Sums that wait for no other stretch make room for the next block's.
+        let waiting = if stretches.count > 1 { rows.1 * columns.1 } else { 0 };
+        let out = self.local(nest.body.result_type(), (BLOCK * BLOCK).max(size * waiting) as usize);
         let mut place = place.clone();
         place.at.insert(column.0.clone(), column.1.first(&column.0));
         // Only the first group waits for memory.
@@ -225,7 +250,7 @@ impl Builder<'_> {
                 place.enter(&block, &Expr::from(group.block));
                 let at = begin.add(&Expr::from(&block)).scale(rows.1);
                 place.at.insert(row.0.clone(), row.1.lo.add(&at));
-                let out = (out, Expr::from(&block).scale(rows.1 * columns.1));
+                let out = (out, Expr::from(&block).scale(waiting));
                 let asks = asks.then(|| (Expr::from(&block), group.block));
                 let sums = Sums { stretches: &stretches, walked, out: out.clone(), adds: lo > 0, asks };
                 let Some(product) = self.product(nest, unit, &place, (rows, columns), &sums)? else {
@@ -257,6 +282,38 @@ impl Builder<'_> {
             }
         }
         body.extend(done);
+        Some(true)
+    }
+
+    /// The same where groups of blocks of rows are programs; false, and nothing done, where there is no group or they lie otherwise.
+    pub(super) fn groups_of_blocks(
+        &mut self,
+        nest: &FlatNest,
+        unit: &Unit,
+        [across, others]: [&[(Symbol, Expr)]; 2],
+        (row, column): (&(Symbol, Segment), &(Symbol, Segment)),
+    ) -> Option<bool> {
+        let Some(blocks) = row.1.count.as_const().filter(|_| row.1.parts == 1) else { return Some(false) };
+        let mut parts = Vec::new();
+        for group in segments(&Expr::from(blocks), MOST_BLOCKS.min((blocks + 1) / 2), 1, &nest.dims) {
+            let number = self.symbol("g");
+            let several = (!group.is_single()).then(|| (number.clone(), group.count.clone()));
+            let grid: Vec<_> = across.iter().chain(others).cloned().chain(several).collect();
+            let first = group.lo.add(&Expr::from(&number).scale(group.block));
+            let first = if group.is_single() { group.lo } else { first };
+            let rows = Segment {
+                lo: row.1.lo.add(&first.scale(row.1.block)),
+                count: Expr::from(group.block),
+                ..row.1.clone()
+            };
+            let place = self.within(nest, &grid);
+            let mut body = Vec::new();
+            if !self.in_stretches(&mut body, nest, unit, &place, (&(row.0.clone(), rows), column))? {
+                return Some(false);
+            }
+            parts.push(Part { grid, body });
+        }
+        self.program.parts.extend(parts);
         Some(true)
     }
 

@@ -553,6 +553,8 @@ impl Builder<'_> {
         let axis = |s: &Symbol| nest.axes.iter().find(|a| a.symbol == *s).cloned();
         let row = schedule.row.as_ref().and_then(axis);
         let column = schedule.column.as_ref().and_then(axis);
+        let deepest = column.as_ref().filter(|_| self.machine.matrices).and_then(|c| matrix::deepest_last(nest, c));
+        let nest = deepest.as_ref().unwrap_or(nest);
         let unit = match (&row, &column) {
             (Some(row), Some(column)) if self.machine.matrices && schedule.lanes.is_none() => {
                 Unit::of(nest, row, column)
@@ -633,6 +635,11 @@ impl Builder<'_> {
                 continue;
             }
             for row in rows {
+                if let (Some(unit), Some(row), Some(column), Order::Tiles) = (unit, &row, &column, order)
+                    && self.groups_of_blocks(nest, unit, [&across, &others], (row, column))?
+                {
+                    continue;
+                }
                 let down = block_variables(&row);
                 let grid = match order {
                     Order::Columns | Order::Tiles => [across.clone(), others.clone(), down].concat(),

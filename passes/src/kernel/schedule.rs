@@ -441,7 +441,8 @@ impl Schedule {
         let (Some(columns), Some(results), Some(steps)) = (column, all(&nest.axes), all(&nest.folds)) else {
             return false;
         };
-        let plain = machine.gpu.is_none() && self.lanes.is_none() && self.row.is_some() && is_product_sum(nest);
+        let product = is_product_sum(nest) || machine.matrices && is_dot_sum(nest);
+        let plain = machine.gpu.is_none() && self.lanes.is_none() && self.row.is_some() && product;
         let widens = columns > self.columns.max(steps);
         let bytes = |numbers: i64| numbers.saturating_mul(4);
         let programs = results / (columns * self.rows).max(1);
