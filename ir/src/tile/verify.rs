@@ -365,7 +365,7 @@ impl<'a> Verifier<'a> {
         }
         if let Some(Ahead { from: (buffer, address), lines }) = &m.ahead {
             self.expr(Some(stmt), address, 0, 0);
-            if !self.program.buffers.get(*buffer).is_some_and(|b| !b.local) || *lines == 0 {
+            if self.program.buffers.get(*buffer).is_none_or(|b| b.local) || *lines == 0 {
                 self.report(Some(stmt), "what is asked for is at least one line of an argument");
             }
         }

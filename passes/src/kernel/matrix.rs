@@ -44,9 +44,18 @@ pub(super) struct Unit {
     right: (usize, Expr),
     /// Elements of the innermost fold that one step takes.
     depth: i64,
+    /// An axis, with its extent, whose elements are programs that all read the same weights: each asks for its share of what the next panel's read.
+    pub sharing: Option<(Symbol, i64)>,
 }
 
 impl Unit {
+    /// Which of the axes that programs have one place of is [`Unit::sharing`]: the one that changes from program to program.
+    pub fn shared_along(&mut self, others: &[Axis]) {
+        let last = others.iter().rfind(|axis| !axis.is_single());
+        let same = |axis: &&Axis| stride(&self.right.1, &axis.symbol) == Stride::Known(0);
+        self.sharing = last.filter(same).and_then(|axis| Some((axis.symbol.clone(), axis.known()?)));
+    }
+
     /// Nothing where the fold is of another form.
     pub(super) fn of(nest: &FlatNest, row: &Axis, column: &Axis) -> Option<Unit> {
         if !is_dot_sum(nest) {
@@ -79,7 +88,7 @@ impl Unit {
         let depth = (1..=REGISTER.min(extent)).rev().find(|d| extent % d == 0)?;
         // Odd extents would take as many steps as elements.
         let full = depth * 2 >= REGISTER || depth == extent && depth * 4 >= REGISTER;
-        (full && nest.guess(row) >= FEWEST_ROWS).then_some(Unit { product, left, right, depth })
+        (full && nest.guess(row) >= FEWEST_ROWS).then_some(Unit { product, left, right, depth, sharing: None })
     }
 }
 
@@ -199,7 +208,8 @@ impl Builder<'_> {
         let out = self.local(nest.body.result_type(), (BLOCK * BLOCK) as usize);
         let (walked, out) =
             (Stretches::WHOLE.enter(nest, &mut place.clone(), &Expr::default())?, (out, Expr::default()));
-        let sums = Sums { stretches: &Stretches::WHOLE, walked, out: out.clone(), adds: false, asks: None };
+        let asks = unit.sharing.as_ref().map(|(axis, extent)| (Expr::from(axis), *extent));
+        let sums = Sums { stretches: &Stretches::WHOLE, walked, out: out.clone(), adds: false, asks };
         let Some(product) = self.product(nest, unit, place, (row, column), &sums)? else { return Some(false) };
         body.push(product);
         self.finish_sums(body, nest, place, (row, column), (&out, column.1))?;

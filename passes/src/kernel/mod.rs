@@ -555,7 +555,7 @@ impl Builder<'_> {
         let column = schedule.column.as_ref().and_then(axis);
         let deepest = column.as_ref().filter(|_| self.machine.matrices).and_then(|c| matrix::deepest_last(nest, c));
         let nest = deepest.as_ref().unwrap_or(nest);
-        let unit = match (&row, &column) {
+        let mut unit = match (&row, &column) {
             (Some(row), Some(column)) if self.machine.matrices && schedule.lanes.is_none() => {
                 Unit::of(nest, row, column)
             }
@@ -571,9 +571,12 @@ impl Builder<'_> {
         if unit.is_some() {
             (schedule.rows, schedule.columns) = (matrix::BLOCK, schedule.columns.min(matrix::BLOCK));
         }
-        let unit = unit.as_ref();
         let taken = |a: &Axis| [&row, &column].iter().any(|t| t.as_ref().is_some_and(|t| t.symbol == a.symbol));
         let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
+        if let Some(unit) = &mut unit {
+            unit.shared_along(&outer);
+        }
+        let unit = unit.as_ref();
         let cut = |a: &Option<Axis>, cut: &dyn Fn(&Axis) -> Vec<Segment>| match a {
             None => vec![None],
             Some(a) => cut(a).into_iter().map(|s| Some((a.symbol.clone(), s))).collect(),
