@@ -57,7 +57,7 @@ pub enum Precision {
     F32Fast,
     /// By multiply-adds of f32 alone.
     Strict,
-    /// Factors are rounded to bf16.
+    /// Factors are rounded to bf16: of products with constants, and of attention where a unit multiplies matrices of them.
     Bf16,
 }
 

@@ -31,7 +31,7 @@ pub struct Machinery {
     #[arg(long, value_delimiter = ',', value_name = "LEVEL,...")]
     pub cpu: Vec<CpuLevel>,
     /// How precisely products with weights are computed: f32, f32-fast (on AMX alone as three products of bf16), strict
-    /// (multiply-adds alone), bf16 (both factors rounded, sums in f32); on GPUs also f16, tf32, and f32-fast is three products of tf32
+    /// (multiply-adds alone), bf16 (both factors rounded, sums in f32; on AMX attention's too); on GPUs also f16, tf32, and f32-fast is three products of tf32
     #[arg(long, default_value = "f32", value_name = "P")]
     pub precision: String,
     /// What activations are rounded to where they meet weights of few bits: f32 (not at all), int8 (a scale for each block), allowed

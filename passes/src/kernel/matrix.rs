@@ -30,6 +30,9 @@ const MOST_STEPS: i64 = 8;
 /// Most blocks of rows whose sums, 4 KiB each, wait for the next stretch.
 const MOST_BLOCKS: i64 = 8;
 
+/// Bytes of rows that stay in the second cache while panels of weights go by.
+const NEAR_ROWS: i64 = 1 << 20;
+
 /// Fewer bytes of weights stay in a near cache.
 const ASKED_FROM: i64 = 1 << 18;
 
@@ -295,20 +298,35 @@ impl Builder<'_> {
         Some(true)
     }
 
-    /// The same where groups of blocks of rows are programs; false, and nothing done, where there is no group or they lie otherwise.
+    /// The same where groups of blocks of rows are programs; false, and nothing done, where there is no group or they lie otherwise. If `far`, only
+    /// where the second cache does not hold what the rows have: groups that it holds, each of which meets all panels before the next one.
     pub(super) fn groups_of_blocks(
         &mut self,
         nest: &FlatNest,
         unit: &Unit,
         [across, others]: [&[(Symbol, Expr)]; 2],
         (row, column): (&(Symbol, Segment), &(Symbol, Segment)),
+        far: bool,
     ) -> Option<bool> {
         let Some(blocks) = row.1.count.as_const().filter(|_| row.1.parts == 1) else { return Some(false) };
+        let size = if far {
+            let of_block = row.1.block.saturating_mul(places(nest)?).saturating_mul(4).max(1);
+            let most = (NEAR_ROWS / of_block).max(MOST_BLOCKS);
+            if blocks <= most + most / 4 {
+                return Some(false);
+            }
+            let groups = (blocks + most - 1) / most;
+            (blocks + groups - 1) / groups
+        } else {
+            MOST_BLOCKS.min((blocks + 1) / 2)
+        };
         let mut parts = Vec::new();
-        for group in segments(&Expr::from(blocks), MOST_BLOCKS.min((blocks + 1) / 2), 1, &nest.dims) {
+        for group in segments(&Expr::from(blocks), size, 1, &nest.dims) {
             let number = self.symbol("g");
             let several = (!group.is_single()).then(|| (number.clone(), group.count.clone()));
-            let grid: Vec<_> = across.iter().chain(others).cloned().chain(several).collect();
+            let panels = across.iter().chain(others).cloned();
+            let grid: Vec<_> =
+                if far { several.into_iter().chain(panels).collect() } else { panels.chain(several).collect() };
             let first = group.lo.add(&Expr::from(&number).scale(group.block));
             let first = if group.is_single() { group.lo } else { first };
             let rows = Segment {
@@ -462,6 +480,11 @@ impl Builder<'_> {
         }
         Some(())
     }
+}
+
+/// How many products a result is the sum of, where that is known.
+fn places(nest: &FlatNest) -> Option<i64> {
+    nest.folds.iter().try_fold(1i64, |all, fold| all.checked_mul(fold.known()?))
 }
 
 /// Whether a block of so many rows and columns is one for the unit.

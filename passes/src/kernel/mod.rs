@@ -619,12 +619,17 @@ impl Builder<'_> {
             if matches!(order, Order::Columns | Order::Outer) {
                 let grid = match order {
                     // Their panel of weights stays in cache while rows stream by.
-                    Order::Columns | Order::Tiles => [across, others].concat(),
-                    Order::Outer | Order::Rows | Order::Across => [others, across].concat(),
+                    Order::Columns | Order::Tiles => [across.clone(), others.clone()].concat(),
+                    Order::Outer | Order::Rows | Order::Across => [others.clone(), across.clone()].concat(),
                 };
                 let place = self.within(nest, &grid);
                 let mut body = Vec::new();
                 for row in &rows {
+                    if let (Some(unit), Some(row), Some(column), Order::Columns) = (unit, row, &column, order)
+                        && self.groups_of_blocks(nest, unit, [&across, &others], (row, column), true)?
+                    {
+                        continue;
+                    }
                     if let (Some(unit), Some(row), Some(column)) = (unit, row, &column)
                         && self.in_stretches(&mut body, nest, unit, &place, (row, column))?
                     {
@@ -634,12 +639,14 @@ impl Builder<'_> {
                         this.block_of(inner, nest, (&schedule, unit), place, row.clone(), column.clone())
                     })?;
                 }
-                self.program.parts.push(Part { grid, body });
+                if !body.is_empty() {
+                    self.program.parts.push(Part { grid, body });
+                }
                 continue;
             }
             for row in rows {
                 if let (Some(unit), Some(row), Some(column), Order::Tiles) = (unit, &row, &column, order)
-                    && self.groups_of_blocks(nest, unit, [&across, &others], (row, column))?
+                    && self.groups_of_blocks(nest, unit, [&across, &others], (row, column), false)?
                 {
                     continue;
                 }

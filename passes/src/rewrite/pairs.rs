@@ -3,7 +3,8 @@
 //!
 //! Invariant: only products of an activation with a constant are rounded; each factor once, to the nearest, the even one of two.
 //! Weights of 8 bits are not rounded at all: as whole numbers they are exact in bf16, and their scale is applied to the sum.
-//! A product of two activations, such as attention's, and everything else stay as they are.
+//! A product of two activations and everything else stay as they are; attention is rounded by the kernels of targets that gain by it
+//! (`kernel::attention_pairs`).
 
 use super::{Operand, Patch, halves, rewrite};
 use kiln_ir::dtype::DType;

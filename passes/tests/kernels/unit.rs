@@ -77,6 +77,22 @@ fn the_channels_of_a_picture_are_planes() {
     assert!(kernel.contains("pairs by 5"), "{kernel}");
 }
 
+#[test]
+fn rows_that_no_cache_holds_are_programs_in_groups() {
+    // What is multiplied would take the interpreter minutes: only the form is looked at, and that all is in bounds.
+    let text = "graph \"unit\" { input %0 : f32[1024, 1056]\n const %1 : f32[1056, 400] = data 0
+         %2 = contract(%0, %1) lhs = \"mk\", rhs = \"kn\", out = \"mn\" : f32[1024, 400]\n output %2 \"y\" }";
+    let graph = Graph::parse(text, &[random(DType::F32, &[1056, 400], 9)]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let graph = optimise(graph, Precision::Bf16, &mut |_, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+    let mut lowers = |_: &_, _: &_| Ok(());
+    let mut targets = [Target { machine: Machine::amx(), lowers: &mut lowers, chosen: None }];
+    let compiled = schedule(&graph, &mut targets).unwrap_or_else(|e| panic!("{e}"));
+    compiled.kernels[0].iter().for_each(|k| k.verify(&Default::default()).unwrap_or_else(|e| panic!("{e:?}\n{k}")));
+    let [kernel] = by_unit(&compiled, 0).try_into().unwrap();
+    let first = kernel.lines().find(|line| line.contains("part grid"));
+    assert!(first.is_some_and(|grid| grid.contains("(g") && grid.contains(" = 2, ")), "{kernel}");
+}
+
 const TARGET: VectorTarget = VectorTarget { bytes: 64, pairs: true, matrices: true, fused: true };
 
 /// Heads of 64 numbers, all of which are exact in bf16.
