@@ -90,16 +90,22 @@ impl Unit {
         let extent = nest.folds.last()?.known()?;
         let depth = (1..=REGISTER.min(extent)).rev().find(|d| extent % d == 0)?;
         // Odd extents would take as many steps as elements.
-        let full = depth * 2 >= REGISTER || depth == extent && depth * 4 >= REGISTER;
+        let full = depth * 2 >= REGISTER || depth == extent && depth >= least_depth(*op);
         (full && nest.guess(row) >= FEWEST_ROWS).then_some(Unit { product, left, right, depth, sharing: None })
     }
+}
+
+/// Fewer elements of a fold, where it has no more, are left to vectors. A step takes as long with few as with 16: with 3 it still does three times what
+/// vectors of pairs do, but no more than those of bytes.
+fn least_depth(product: BinaryOp) -> i64 {
+    if product == BinaryOp::Dot2 { 3 } else { 4 }
 }
 
 /// The same sum, with the fold innermost along which the activations lie side by side: of a picture whose channels are planes that is along
 /// the row, not the channels. Nothing where it is so already, or there is none that is long enough.
 pub(super) fn deepest_last(nest: &FlatNest, column: &Axis) -> Option<FlatNest> {
     let last = nest.folds.len().checked_sub(1).filter(|_| is_dot_sum(nest))?;
-    let Scalar::Binary(_, a, b) = nest.body.node(nest.body.result()) else { return None };
+    let Scalar::Binary(op, a, b) = nest.body.node(nest.body.result()) else { return None };
     let left = [*a, *b].into_iter().find_map(|id| match nest.body.node(id) {
         Scalar::Load(Source::Input(_), coords) => match coords.as_slice() {
             [Coord::Index(at)] if stride(at, &column.symbol) == Stride::Known(0) => Some(at),
@@ -108,7 +114,7 @@ pub(super) fn deepest_last(nest: &FlatNest, column: &Axis) -> Option<FlatNest> {
         _ => None,
     })?;
     let beside = |fold: &Axis| stride(left, &fold.symbol) == Stride::Known(1);
-    let long = |fold: &Axis| fold.known().is_some_and(|n| n * 4 >= REGISTER);
+    let long = |fold: &Axis| fold.known().is_some_and(|n| n >= least_depth(*op));
     let at = nest.folds[..last].iter().rposition(|fold| beside(fold) && long(fold))?;
     if beside(&nest.folds[last]) {
         return None;
