@@ -23,7 +23,7 @@ use crate::views::absorb_views;
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::graph::{Graph, GraphError, NodeId, Origin, ValueId};
-use kiln_ir::ops::Op;
+use kiln_ir::ops::{Elements, Op};
 use kiln_ir::plan::{MOST_BYTES, Plan, Slot};
 use kiln_ir::tile::TileProgram;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -203,6 +203,11 @@ pub struct Scheduled {
 }
 
 impl Scheduled {
+    /// Whether there are products of pairs of bf16, beside which the emitters of levels for them may round other numbers, too.
+    pub fn has_pairs(&self) -> bool {
+        rewrite::has_products_of(&self.graph, Elements::Pairs)
+    }
+
     /// The groups, in the order of the kernels.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         groups(&self.work)

@@ -36,6 +36,7 @@ pub struct Trials<'a> {
     graph: &'a Graph,
     group: &'a Group,
     level: CpuLevel,
+    pairs: bool,
     terms: Option<Terms>,
     threads: usize,
     budget: &'a Budget,
@@ -75,6 +76,7 @@ impl<'a> Trials<'a> {
             graph,
             group,
             level,
+            pairs: scheduled.has_pairs(),
             terms: scheduled.terms,
             threads,
             budget,
@@ -94,8 +96,7 @@ impl<'a> Trials<'a> {
     /// # Errors
     /// The schedule cannot be compiled, or there is no memory.
     pub fn measure(&mut self, choice: &Choice, limit: Option<f64>) -> Result<Measured, Error> {
-        // Only its time is looked at.
-        let mut emitter = Emitter::new(self.level, true, self.terms)?;
+        let mut emitter = Emitter::new(self.level, self.pairs, self.terms)?;
         let machine = emitter.machine();
         for (value, layout) in preferred_layouts(self.graph, self.group, &machine, choice) {
             self.laid_out.set_layout(value, layout);

@@ -224,7 +224,8 @@ impl<'a> Search<'a> {
         if add(&mut options, &database) {
             compiled = self.compile(model, &options)?;
         }
-        let machine = emit::Emitter::new(level, false, compiled.scheduled.terms)?.machine();
+        let scheduled = &compiled.scheduled;
+        let machine = emit::Emitter::new(level, scheduled.has_pairs(), scheduled.terms)?.machine();
         let subjects = tune::subjects(&compiled, &machine);
         let until = (Some(end), &self.budget);
         tune::search_all(&compiled, &subjects, &settings, &mut database, until, &mut |_, _, _, _, _| {})?;
