@@ -14,6 +14,7 @@ use kiln_ir::tile::TileProgram;
 use kiln_ir::vector::VectorProgram;
 use kiln_passes::kernel::{Machine, Terms};
 use kiln_passes::lower::{VectorTarget, lower};
+use kiln_passes::pipeline::Scheduled;
 use kiln_passes::plan::{grain, program_count};
 use kiln_runtime::artifact::{KernelEntry, KernelTable};
 use kiln_runtime::cpu::CpuLevel;
@@ -127,6 +128,14 @@ impl Emitter {
         let none = || Error::Unsupported(format!("this build makes no code for the CPU level {level}"));
         let emitters = Emitters::of(level).ok_or_else(none)?;
         Ok(Emitter { level, emitters, pairs, terms, numbers: HashMap::new(), programs: Vec::new() })
+    }
+
+    /// The emitter of a level for what was scheduled.
+    ///
+    /// # Errors
+    /// See [`Emitter::new`].
+    pub fn of(level: CpuLevel, scheduled: &Scheduled) -> Result<Emitter, Error> {
+        Emitter::new(level, scheduled.has_pairs(), scheduled.terms)
     }
 
     /// What the cost model knows of the level.

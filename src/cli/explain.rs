@@ -71,8 +71,7 @@ impl Args {
 impl<'a> Reader<'a> {
     /// Of a compilation, as the cost model of that level sees it.
     pub(super) fn new(compiled: &'a Compiled, level: CpuLevel) -> Result<Reader<'a>, Error> {
-        let scheduled = &compiled.scheduled;
-        let machine = emit::Emitter::new(level, scheduled.has_pairs(), scheduled.terms)?.machine();
+        let machine = emit::Emitter::of(level, &compiled.scheduled)?.machine();
         let groups: Vec<&Group> = compiled.scheduled.groups().collect();
         let nodes = groups.iter().enumerate().flat_map(|(k, g)| g.nodes.iter().map(move |&n| (n, k)));
         Ok(Reader { compiled, machine, kernel_of: nodes.collect(), groups })

@@ -68,8 +68,7 @@ impl Args {
         let mut compiled = options::compile(&onnx, &options, &self.watching, &self.machinery, talk)?;
         // The level of the code, which may be one below what was asked for.
         let level = compiled.code.last().map_or(level, |code| code.level);
-        let scheduled = &compiled.scheduled;
-        let machine = emit::Emitter::new(level, scheduled.has_pairs(), scheduled.terms)?.machine();
+        let machine = emit::Emitter::of(level, &compiled.scheduled)?.machine();
         let mut subjects = self.named(tune::subjects(&compiled, &machine))?;
         let mut places = if self.kernel.is_empty() { tune::places::places(&compiled) } else { Vec::new() };
         if let Some((i, n)) = self.shard {

@@ -13,7 +13,7 @@ use kiln_ir::layout::Layout;
 use kiln_ir::plan::{Kernel, Place, Plan, Slot, Step, nominal};
 use kiln_ir::{DType, Tensor};
 use kiln_passes::group::Group;
-use kiln_passes::kernel::{Choice, Terms, preferred_layouts, tile_program};
+use kiln_passes::kernel::{Choice, preferred_layouts, tile_program};
 use kiln_passes::pipeline::Scheduled;
 use kiln_passes::plan::Weight;
 use kiln_runtime::cpu::CpuLevel;
@@ -33,11 +33,10 @@ pub struct Measured {
 
 /// A kernel that is tried with many schedules.
 pub struct Trials<'a> {
+    scheduled: &'a Scheduled,
     graph: &'a Graph,
     group: &'a Group,
     level: CpuLevel,
-    pairs: bool,
-    terms: Option<Terms>,
     threads: usize,
     budget: &'a Budget,
     /// The graph with the layouts of the trial at hand.
@@ -73,11 +72,10 @@ impl<'a> Trials<'a> {
         let own = group.inputs.iter().filter_map(|&v| graph.constant(v)).map(Tensor::footprint).sum::<u64>().max(1);
         let copies = weight_bytes.min(COLD).div_ceil(own).clamp(1, MOST_COPIES);
         Trials {
+            scheduled,
             graph,
             group,
             level,
-            pairs: scheduled.has_pairs(),
-            terms: scheduled.terms,
             threads,
             budget,
             laid_out: graph.clone(),
@@ -96,7 +94,7 @@ impl<'a> Trials<'a> {
     /// # Errors
     /// The schedule cannot be compiled, or there is no memory.
     pub fn measure(&mut self, choice: &Choice, limit: Option<f64>) -> Result<Measured, Error> {
-        let mut emitter = Emitter::new(self.level, self.pairs, self.terms)?;
+        let mut emitter = Emitter::of(self.level, self.scheduled)?;
         let machine = emitter.machine();
         for (value, layout) in preferred_layouts(self.graph, self.group, &machine, choice) {
             self.laid_out.set_layout(value, layout);

@@ -9,22 +9,20 @@ use super::attention_rows::Nests;
 use super::cuts::{Segment, block_variables, segments};
 use super::emit::{Place, tile_axis};
 use super::flat::{FlatNest, Stride, stride};
+use super::gpu::product;
 use super::matrix::{BLOCK, FEWEST_ROWS, registers};
 use super::online::{Keys, Local};
-use super::parts::{counted, loaded, stored};
-use super::{Builder, COLUMN, single};
+use super::parts::{counted, load, loaded, stored};
+use super::{Builder, COLUMN, MOST_LOCAL, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
 use kiln_ir::id::Id;
-use kiln_ir::scalar::{BinaryOp, Code, Constant, Coord, Less, Scalar, Source};
+use kiln_ir::scalar::{BinaryOp, Code, Constant, Less, Scalar};
 use kiln_ir::tile::{Factors, Multiply, Part, Stmt, TileId, TileOp};
 use kiln_ir::vector::Product;
 
 /// Pairs that the unit takes in a step.
 const STEP: i64 = BLOCK / 2;
-
-/// Most numbers of 4 bytes in a program's local memory: 192 KiB of its stack.
-const MOST_LOCAL: i64 = 48 << 10;
 
 /// With fewer heads than this the blocks of queries are programs of their own, each of which makes the pairs of all keys.
 const LEAST_HEADS: i64 = 4;
@@ -51,13 +49,7 @@ impl Operands {
             Scalar::Binary(BinaryOp::Mul, a, b) => Some([*a, *b]),
             _ => None,
         };
-        let input = |code: &Code, id: Id<Scalar>| match code.node(id) {
-            Scalar::Load(Source::Input(n), coords) if code.dtype(id) == DType::F32 => match coords.as_slice() {
-                [Coord::Index(at)] => Some((*n, at.clone())),
-                _ => None,
-            },
-            _ => None,
-        };
+        let input = |code: &Code, id: Id<Scalar>| load(code, id, DType::F32);
         let [a, b] = two(&nests.products)?.map(|id| input(&nests.products, id));
         let (a, b) = (a?, b?);
         let (query, keys) = if b.1.mentions(key) { (a, b) } else { (b, a) };
@@ -116,17 +108,16 @@ impl Builder<'_> {
         let mut nests = Nests::of(&a, &keys, &mut || self.symbol("x"))?;
         let operands = Operands::of(&nests)?;
         let rows = nests.row.known()?;
-        let heads = nests.batch.iter().try_fold(1i64, |all, a| all.checked_mul(a.known()?))?;
+        let heads = product(&nests.batch).as_const()?;
         let block = rows.min(BLOCK);
         let of_row = Local::of_row(keys.stride, operands.columns, false);
         let sizes = [
             block * operands.depth / 2,
-            operands.depth / 2 * 2 * operands.pairs(),
+            operands.depth * operands.pairs(),
             operands.pairs() * operands.columns,
             block * operands.pairs(),
-            BLOCK * BLOCK,
         ];
-        let all = sizes.iter().sum::<i64>() + block * of_row;
+        let all = sizes.iter().sum::<i64>() + BLOCK * BLOCK + block * of_row;
         if rows % BLOCK != 0 && rows % BLOCK < FEWEST_ROWS && rows > BLOCK || block < FEWEST_ROWS || all > MOST_LOCAL {
             return None;
         }
@@ -135,15 +126,11 @@ impl Builder<'_> {
         self.local_named("scores", DType::F32, usize::try_from(block * of_row).ok()?);
         self.buffers.push(buffer);
         self.known.push(vec![]);
-        let names = ["queries", "keys", "values", "shares"].into_iter().zip(sizes);
-        let mut pairs = names.map(|(name, size)| self.named(name, DType::I32, size)).collect::<Vec<_>>().into_iter();
-        let memory = Memory {
-            queries: pairs.next()?,
-            keys: pairs.next()?,
-            values: pairs.next()?,
-            shares: pairs.next()?,
-            sums: self.named("products", DType::F32, BLOCK * BLOCK),
-        };
+        let mut named = |(n, name)| self.named(name, DType::I32, sizes[n]);
+        let [queries, keys_at, values, shares] =
+            [(0, "queries"), (1, "keys"), (2, "values"), (3, "shares")].map(&mut named);
+        let sums = self.named("products", DType::F32, BLOCK * BLOCK);
+        let memory = Memory { queries, keys: keys_at, values, shares, sums };
 
         let cut: Vec<_> = segments(&nests.row.extent, block, 1, &a.out.dims).into_iter().map(|s| vec![s]).collect();
         let together = heads >= LEAST_HEADS;
@@ -202,9 +189,27 @@ impl Builder<'_> {
         (*input, place.expr(address))
     }
 
-    fn pair(&mut self, body: &mut Vec<Stmt>, [low, high]: [TileId; 2], to: (usize, Expr)) {
-        let pair = self.emitter(&[]).binary(body, BinaryOp::Pair, low, high);
-        body.push(stored(to.0, to.1, pair));
+    /// Pairs of two tiles of so many lanes, each of which `half` makes, stored side by side from an address on, in loops over variables, outermost first.
+    fn paired(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        place: &Place,
+        (loops, lanes): (&[(&Symbol, i64)], i64),
+        (to, first): (usize, &Expr),
+        half: impl Fn(&mut Self, &mut Vec<Stmt>, &Place, i64) -> Option<TileId>,
+    ) -> Option<()> {
+        let mut place = place.clone();
+        loops.iter().for_each(|(variable, count)| place.enter(variable, &Expr::from(*count)));
+        place.ranges.insert(tile_axis(COLUMN), (0, lanes - 1));
+        let mut inner = Vec::new();
+        let [low, high] = [half(self, &mut inner, &place, 0)?, half(self, &mut inner, &place, 1)?];
+        let pair = self.emitter(&[]).binary(&mut inner, BinaryOp::Pair, low, high);
+        inner.push(stored(to, first.add(&Expr::from(tile_axis(COLUMN))), pair));
+        for (variable, count) in loops.iter().rev() {
+            inner = vec![counted((*variable).clone(), *count, 1, inner)];
+        }
+        body.extend(inner);
+        Some(())
     }
 
     /// The pairs of all keys, `[block of 32 keys][pair][key]`.
@@ -217,28 +222,18 @@ impl Builder<'_> {
         to: usize,
     ) -> Option<()> {
         let depth = &nests.depth.first()?.symbol;
+        let along = Expr::from(tile_axis(COLUMN));
         for run in of.key_blocks() {
             let (block, step, pair) = (self.symbol("b"), self.symbol("q"), self.symbol("p"));
-            let mut place = place.clone();
-            place.enter(&block, &run.count);
-            place.enter(&step, &Expr::from(of.depth / BLOCK));
-            place.enter(&pair, &Expr::from(STEP));
-            place.ranges.insert(tile_axis(COLUMN), (0, BLOCK - 1));
-            let along = Expr::from(tile_axis(COLUMN));
             let number = run.lo.floor_div(&Expr::from(BLOCK)).add(&Expr::from(&block));
             let below = (run.block < BLOCK).then(|| Less { left: along.clone(), right: Expr::from(run.block) });
-            let mut inner = Vec::new();
-            let half = |this: &mut Self, inner: &mut Vec<Stmt>, n: i64| {
+            let loops = [(&block, run.count.as_const()?), (&step, of.depth / BLOCK), (&pair, STEP)];
+            let row = number.scale(of.depth / 2).add(&Expr::from(&step).scale(STEP)).add(&Expr::from(&pair));
+            self.paired(body, place, (&loops, BLOCK), (to, &row.scale(BLOCK)), |this, inner, place, n| {
                 let element = Expr::from(&step).scale(BLOCK).add(&Expr::from(&pair)).add(&Expr::from(n * STEP));
                 let at = [(depth, element), (&nests.key.symbol, number.scale(BLOCK).add(&along))];
-                this.numbers(inner, Self::number_at(&place, &of.key, &at), BLOCK, below.clone())
-            };
-            let halves = [half(self, &mut inner, 0)?, half(self, &mut inner, 1)?];
-            let row = number.scale(of.depth / 2).add(&Expr::from(&step).scale(STEP)).add(&Expr::from(&pair));
-            self.pair(&mut inner, halves, (to, row.scale(BLOCK).add(&along)));
-            let of_step = counted(pair, STEP, 1, inner);
-            let of_block = counted(step, of.depth / BLOCK, 1, vec![of_step]);
-            body.push(counted(block, run.count.as_const()?, 1, vec![of_block]));
+                this.numbers(inner, Self::number_at(place, &of.key, &at), BLOCK, below.clone())
+            })?;
         }
         Some(())
     }
@@ -252,51 +247,32 @@ impl Builder<'_> {
         place: &Place,
         to: usize,
     ) -> Option<()> {
-        // Runs of pairs of which both, the first or none is a key; where they begin, how many blocks have them, how many there are of each.
+        // Runs of pairs of which both, the first or none is a key: the first block, how many there are, the first pair, how many of each block.
         let (whole, rest) = (of.keys / BLOCK, of.keys % BLOCK);
+        let last = i64::from(rest > 0);
         let (both, one) = ((rest - STEP).max(0), rest.min(STEP));
         let runs = [
             (0, whole, 0, STEP, 2),
-            (whole, 1, 0, both, 2),
-            (whole, 1, both, one - both, 1),
-            (whole, 1, one, STEP - one, 0),
+            (whole, last, 0, both, 2),
+            (whole, last, both, one - both, 1),
+            (whole, last, one, STEP - one, 0),
         ];
-        for (first, blocks, begin, pairs, numbers) in runs {
-            if blocks == 0 || pairs == 0 || first == whole && rest == 0 {
-                continue;
-            }
+        for (first, blocks, begin, pairs, numbers) in runs.into_iter().filter(|run| run.1 > 0 && run.3 > 0) {
             let (block, pair, panel) = (self.symbol("b"), self.symbol("p"), self.symbol("c"));
-            let mut place = place.clone();
-            place.enter(&block, &Expr::from(blocks));
-            place.enter(&pair, &Expr::from(pairs));
-            place.enter(&panel, &Expr::from(of.columns / BLOCK));
-            place.ranges.insert(tile_axis(COLUMN), (0, BLOCK - 1));
-            let along = Expr::from(tile_axis(COLUMN));
             let number = Expr::from(&block).add(&Expr::from(first));
             let within = Expr::from(&pair).add(&Expr::from(begin));
-            let column = Expr::from(&panel).scale(BLOCK).add(&along);
-            let mut inner = Vec::new();
-            let mut halves = Vec::new();
-            for n in 0..2 {
-                let key = number.scale(BLOCK).add(&within).add(&Expr::from(n * STEP));
-                let at = Self::number_at(
-                    &place,
-                    &of.value,
-                    &[(&nests.key.symbol, key), (&nests.column.symbol, column.clone())],
-                );
-                halves.push(match n < numbers {
-                    true => self.numbers(&mut inner, at, BLOCK, None)?,
-                    false => {
-                        let none = TileOp::Const(Constant::float(DType::F32, 0.0));
-                        self.emitter(&[]).define(&mut inner, DType::F32, vec![1, BLOCK as usize, 1], none)
-                    }
-                });
-            }
+            let loops = [(&block, blocks), (&pair, pairs), (&panel, of.columns / BLOCK)];
             let row = Expr::from(&panel).scale(of.pairs()).add(&number.scale(STEP)).add(&within);
-            self.pair(&mut inner, halves.try_into().ok()?, (to, row.scale(BLOCK).add(&along)));
-            let of_pair = counted(panel, of.columns / BLOCK, 1, inner);
-            let of_block = counted(pair, pairs, 1, vec![of_pair]);
-            body.push(counted(block, blocks, 1, vec![of_block]));
+            self.paired(body, place, (&loops, BLOCK), (to, &row.scale(BLOCK)), |this, inner, place, n| {
+                if n >= numbers {
+                    let none = TileOp::Const(Constant::float(DType::F32, 0.0));
+                    return Some(this.emitter(&[]).define(inner, DType::F32, vec![1, BLOCK as usize, 1], none));
+                }
+                let key = number.scale(BLOCK).add(&within).add(&Expr::from(n * STEP));
+                let column = Expr::from(&panel).scale(BLOCK).add(&Expr::from(tile_axis(COLUMN)));
+                let at = [(&nests.key.symbol, key), (&nests.column.symbol, column)];
+                this.numbers(inner, Self::number_at(place, &of.value, &at), BLOCK, None)
+            })?;
         }
         Some(())
     }
@@ -315,20 +291,14 @@ impl Builder<'_> {
         let (depth, width) = (of.depth / 2, of.pairs());
         // Queries.
         let (row, step) = (self.symbol("r"), self.symbol("q"));
-        let mut at = place.clone();
-        at.enter(&row, &Expr::from(rows));
-        at.enter(&step, &Expr::from(of.depth / BLOCK));
-        at.ranges.insert(tile_axis(COLUMN), (0, STEP - 1));
-        let mut inner = Vec::new();
-        let mut halves = Vec::new();
-        for n in 0..2 {
-            let element = Expr::from(&step).scale(BLOCK).add(&along).add(&Expr::from(n * STEP));
-            let of_row = [(&nests.row.symbol, first.add(&Expr::from(&row))), (&nests.depth.first()?.symbol, element)];
-            halves.push(self.numbers(&mut inner, Self::number_at(&at, &of.query, &of_row), STEP, None)?);
-        }
-        let to = Expr::from(&row).scale(depth).add(&Expr::from(&step).scale(STEP)).add(&along);
-        self.pair(&mut inner, halves.try_into().ok()?, (memory.queries, to));
-        body.push(counted(row, rows, 1, vec![counted(step, of.depth / BLOCK, 1, inner)]));
+        let loops = [(&row, rows), (&step, of.depth / BLOCK)];
+        let to = Expr::from(&row).scale(depth).add(&Expr::from(&step).scale(STEP));
+        let element = &nests.depth.first()?.symbol;
+        self.paired(body, place, (&loops, STEP), (memory.queries, &to), |this, inner, place, n| {
+            let at = Expr::from(&step).scale(BLOCK).add(&along).add(&Expr::from(n * STEP));
+            let at = [(&nests.row.symbol, first.add(&Expr::from(&row))), (element, at)];
+            this.numbers(inner, Self::number_at(place, &of.query, &at), STEP, None)
+        })?;
 
         // Scores, block of keys by block of keys.
         let inside = Expr::from(&nests.row.symbol).sub(first);
@@ -358,16 +328,13 @@ impl Builder<'_> {
 
         // Shares.
         let (row, block) = (self.symbol("r"), self.symbol("b"));
-        let mut inner = Vec::new();
-        let mut halves = Vec::new();
-        for n in 0..2 {
+        let loops = [(&row, rows), (&block, of.blocks())];
+        let to = Expr::from(&row).scale(width).add(&Expr::from(&block).scale(STEP));
+        self.paired(body, place, (&loops, STEP), (memory.shares, &to), |this, inner, _, n| {
             let key = Expr::from(&block).scale(BLOCK).add(&along).add(&Expr::from(n * STEP));
             let load = loaded(local.buffer, local.score(&Expr::from(&row), &key), DType::F32);
-            halves.push(self.emitter(&[]).define(&mut inner, DType::F32, vec![1, STEP as usize, 1], load));
-        }
-        let to = Expr::from(&row).scale(width).add(&Expr::from(&block).scale(STEP)).add(&along);
-        self.pair(&mut inner, halves.try_into().ok()?, (memory.shares, to));
-        body.push(counted(row, rows, 1, vec![counted(block, of.blocks(), 1, inner)]));
+            Some(this.emitter(&[]).define(inner, DType::F32, vec![1, STEP as usize, 1], load))
+        })?;
 
         // Their products with the values.
         let summed = nests.summed(local, &inside)?;

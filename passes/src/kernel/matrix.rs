@@ -7,11 +7,12 @@ use super::cuts::{Segment, segments};
 use super::emit::{Place, tile_axis};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::forms::is_dot_sum;
-use super::parts::{counted, loaded};
-use super::{Builder, COLUMN, ROW, single};
+use super::gpu::product;
+use super::parts::{counted, load, loaded};
+use super::{Builder, COLUMN, LINE, ROW, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Symbol};
-use kiln_ir::scalar::{BinaryOp, Coord, Scalar, Source};
+use kiln_ir::scalar::{BinaryOp, Scalar};
 use kiln_ir::tile::{Ahead, Factors, For, Multiply, Part, Stmt};
 use kiln_ir::vector::Product;
 
@@ -20,9 +21,6 @@ pub(super) const BLOCK: i64 = 32;
 
 /// Rows of a register, and elements of a row.
 const REGISTER: i64 = 16;
-
-/// Elements of a line of a cache.
-const LINE: i64 = 16;
 
 /// Most steps of a stretch: what it reads of a panel of weights and of a block of rows, 2 KiB a step each, stays in the first cache.
 const MOST_STEPS: i64 = 8;
@@ -48,31 +46,17 @@ pub(super) struct Unit {
     /// Elements of the innermost fold that one step takes.
     depth: i64,
     /// An axis, with its extent, whose elements are programs that all read the same weights: each asks for its share of what the next panel's read.
-    pub sharing: Option<(Symbol, i64)>,
+    sharing: Option<(Symbol, i64)>,
 }
 
 impl Unit {
-    /// Which of the axes that programs have one place of is [`Unit::sharing`]: the one that changes from program to program.
-    pub fn shared_along(&mut self, others: &[Axis]) {
-        let last = others.iter().rfind(|axis| !axis.is_single());
-        let same = |axis: &&Axis| stride(&self.right.1, &axis.symbol) == Stride::Known(0);
-        self.sharing = last.filter(same).and_then(|axis| Some((axis.symbol.clone(), axis.known()?)));
-    }
-
     /// Nothing where the fold is of another form.
     pub(super) fn of(nest: &FlatNest, row: &Axis, column: &Axis) -> Option<Unit> {
         if !is_dot_sum(nest) {
             return None;
         }
         let Scalar::Binary(op, a, b) = nest.body.node(nest.body.result()) else { return None };
-        let operand = |id| match nest.body.node(id) {
-            Scalar::Load(Source::Input(n), coords) if nest.body.dtype(id) == DType::I32 => match coords.as_slice() {
-                [Coord::Index(address)] => Some((*n, address.clone())),
-                _ => None,
-            },
-            _ => None,
-        };
-        let (first, second) = (operand(*a)?, operand(*b)?);
+        let (first, second) = (load(&nest.body, *a, DType::I32)?, load(&nest.body, *b, DType::I32)?);
         let walks = |o: &(usize, Expr), axis: &Axis| stride(&o.1, &axis.symbol) != Stride::Known(0);
         let only = |o: &(usize, Expr), along: &Axis, not: &Axis| walks(o, along) && !walks(o, not);
         let (left, right, swapped) = if only(&first, row, column) && only(&second, column, row) {
@@ -91,7 +75,11 @@ impl Unit {
         let depth = (1..=REGISTER.min(extent)).rev().find(|d| extent % d == 0)?;
         // Odd extents would take as many steps as elements.
         let full = depth * 2 >= REGISTER || depth == extent && depth >= least_depth(*op);
-        (full && nest.guess(row) >= FEWEST_ROWS).then_some(Unit { product, left, right, depth, sharing: None })
+        // Of the axes that programs have one place of, the last one changes from program to program.
+        let other = |a: &&Axis| a.symbol != row.symbol && a.symbol != column.symbol && !a.is_single();
+        let last = nest.axes.iter().rfind(other).filter(|a| !walks(&right, a));
+        let sharing = last.and_then(|axis| Some((axis.symbol.clone(), axis.known()?)));
+        (full && nest.guess(row) >= FEWEST_ROWS).then_some(Unit { product, left, right, depth, sharing })
     }
 }
 
@@ -106,14 +94,9 @@ fn least_depth(product: BinaryOp) -> i64 {
 pub(super) fn deepest_last(nest: &FlatNest, column: &Axis) -> Option<FlatNest> {
     let last = nest.folds.len().checked_sub(1).filter(|_| is_dot_sum(nest))?;
     let Scalar::Binary(op, a, b) = nest.body.node(nest.body.result()) else { return None };
-    let left = [*a, *b].into_iter().find_map(|id| match nest.body.node(id) {
-        Scalar::Load(Source::Input(_), coords) => match coords.as_slice() {
-            [Coord::Index(at)] if stride(at, &column.symbol) == Stride::Known(0) => Some(at),
-            _ => None,
-        },
-        _ => None,
-    })?;
-    let beside = |fold: &Axis| stride(left, &fold.symbol) == Stride::Known(1);
+    let mut operands = [*a, *b].into_iter().filter_map(|id| load(&nest.body, id, DType::I32));
+    let (_, left) = operands.find(|(_, at)| stride(at, &column.symbol) == Stride::Known(0))?;
+    let beside = |fold: &Axis| stride(&left, &fold.symbol) == Stride::Known(1);
     let long = |fold: &Axis| fold.known().is_some_and(|n| n >= least_depth(*op));
     let at = nest.folds[..last].iter().rposition(|fold| beside(fold) && long(fold))?;
     if beside(&nest.folds[last]) {
@@ -140,9 +123,6 @@ struct Stretches {
 }
 
 impl Stretches {
-    /// One that is all of the folds.
-    const WHOLE: Stretches = Stretches { outside: 0, length: i64::MAX, count: 1 };
-
     /// Of as many steps as what a panel of weights and a block of rows have there stays in the first cache.
     fn of(nest: &FlatNest, unit: &Unit) -> Option<Stretches> {
         let last = nest.folds.len().checked_sub(1)?;
@@ -154,7 +134,7 @@ impl Stretches {
                 steps *= of_fold;
                 continue;
             }
-            let outside = nest.folds[..n].iter().try_fold(1i64, |all, f| all.checked_mul(f.known()?))?;
+            let outside = product(&nest.folds[..n]).as_const()?;
             let most = (MOST_STEPS / steps).max(1);
             // Those that another fold is around are equal.
             let even = (1..=most.min(of_fold)).rev().find(|l| of_fold % l == 0)?;
@@ -169,9 +149,7 @@ impl Stretches {
     /// Where the outer folds are, and the beginning along the next one, in a stretch of a number. How far it goes.
     fn enter(&self, nest: &FlatNest, place: &mut Place, number: &Expr) -> Option<(Expr, Expr)> {
         let cut = nest.folds.get(self.outside)?;
-        let Some(extent) = cut.known().filter(|_| self.count > 1) else {
-            return Some((Expr::default(), cut.extent.clone()));
-        };
+        let extent = cut.known()?;
         let parts = (extent + self.length - 1) / self.length;
         let mut rest = number.floor_div(&Expr::from(parts)).simplify(&place.ranges);
         for fold in nest.folds[..self.outside].iter().rev() {
@@ -186,9 +164,10 @@ impl Stretches {
 }
 
 /// Where sums of a product are, and how they come there.
-struct Sums<'a> {
-    stretches: &'a Stretches,
-    /// Where the stretch begins along the first fold that it walks along, and how far it goes.
+struct Sums {
+    /// How many folds, the outermost ones, have one place.
+    outside: usize,
+    /// Where the sums begin along the next one, and how far they go.
     walked: (Expr, Expr),
     out: (usize, Expr),
     adds: bool,
@@ -215,10 +194,9 @@ impl Builder<'_> {
             return Some(false);
         }
         let out = self.local(nest.body.result_type(), (BLOCK * BLOCK) as usize);
-        let (walked, out) =
-            (Stretches::WHOLE.enter(nest, &mut place.clone(), &Expr::default())?, (out, Expr::default()));
+        let (walked, out) = ((Expr::default(), nest.folds.first()?.extent.clone()), (out, Expr::default()));
         let asks = unit.sharing.as_ref().map(|(axis, extent)| (Expr::from(axis), *extent));
-        let sums = Sums { stretches: &Stretches::WHOLE, walked, out: out.clone(), adds: false, asks };
+        let sums = Sums { outside: 0, walked, out: out.clone(), adds: false, asks };
         let Some(product) = self.product(nest, unit, place, (row, column), &sums)? else { return Some(false) };
         body.push(product);
         self.finish_sums(body, nest, place, (row, column), (&out, column.1))?;
@@ -271,7 +249,7 @@ impl Builder<'_> {
                 place.at.insert(row.0.clone(), row.1.lo.add(&at));
                 let out = (out, Expr::from(&block).scale(waiting));
                 let asks = asks.then(|| (Expr::from(&block), group.block));
-                let sums = Sums { stretches: &stretches, walked, out: out.clone(), adds: lo > 0, asks };
+                let sums = Sums { outside: stretches.outside, walked, out: out.clone(), adds: lo > 0, asks };
                 let Some(product) = self.product(nest, unit, &place, (rows, columns), &sums)? else {
                     return Some(false);
                 };
@@ -316,7 +294,7 @@ impl Builder<'_> {
     ) -> Option<bool> {
         let Some(blocks) = row.1.count.as_const().filter(|_| row.1.parts == 1) else { return Some(false) };
         let size = if far {
-            let of_block = row.1.block.saturating_mul(places(nest)?).saturating_mul(4).max(1);
+            let of_block = row.1.block.saturating_mul(product(&nest.folds).as_const()?).saturating_mul(4).max(1);
             let most = (NEAR_ROWS / of_block).max(MOST_BLOCKS);
             if blocks <= most + most / 4 {
                 return Some(false);
@@ -358,14 +336,14 @@ impl Builder<'_> {
         unit: &Unit,
         place: &Place,
         (row, column): (Cut<'_>, Cut<'_>),
-        sums: &Sums<'_>,
+        sums: &Sums,
     ) -> Option<Option<Stmt>> {
         let mut summed = place.clone();
         let mut folds = Vec::new();
         let last = nest.folds.len().checked_sub(1)?;
-        for (n, fold) in nest.folds.iter().enumerate().skip(sums.stretches.outside) {
+        for (n, fold) in nest.folds.iter().enumerate().skip(sums.outside) {
             let (variable, step) = (self.symbol("k"), if n == last { unit.depth } else { 1 });
-            let (first, extent) = match n == sums.stretches.outside {
+            let (first, extent) = match n == sums.outside {
                 true => sums.walked.clone(),
                 false => (Expr::default(), fold.extent.clone()),
             };
@@ -486,11 +464,6 @@ impl Builder<'_> {
         }
         Some(())
     }
-}
-
-/// How many products a result is the sum of, where that is known.
-fn places(nest: &FlatNest) -> Option<i64> {
-    nest.folds.iter().try_fold(1i64, |all, fold| all.checked_mul(fold.known()?))
 }
 
 /// Whether a block of so many rows and columns is one for the unit.

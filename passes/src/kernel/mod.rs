@@ -267,6 +267,12 @@ const ROW: usize = 0;
 const COLUMN: usize = 1;
 const LANE: usize = 2;
 
+/// Numbers of 4 bytes of a line of a cache.
+const LINE: i64 = 16;
+
+/// Most numbers of 4 bytes in a program's local memory: 192 KiB of its stack.
+const MOST_LOCAL: i64 = 48 << 10;
+
 /// The most boxes into which conditions cut a nest.
 const MOST_BOXES: usize = 40;
 
@@ -555,7 +561,7 @@ impl Builder<'_> {
         let column = schedule.column.as_ref().and_then(axis);
         let deepest = column.as_ref().filter(|_| self.machine.matrices).and_then(|c| matrix::deepest_last(nest, c));
         let nest = deepest.as_ref().unwrap_or(nest);
-        let mut unit = match (&row, &column) {
+        let unit = match (&row, &column) {
             (Some(row), Some(column)) if self.machine.matrices && schedule.lanes.is_none() => {
                 Unit::of(nest, row, column)
             }
@@ -571,12 +577,9 @@ impl Builder<'_> {
         if unit.is_some() {
             (schedule.rows, schedule.columns) = (matrix::BLOCK, schedule.columns.min(matrix::BLOCK));
         }
+        let unit = unit.as_ref();
         let taken = |a: &Axis| [&row, &column].iter().any(|t| t.as_ref().is_some_and(|t| t.symbol == a.symbol));
         let outer: Vec<Axis> = nest.axes.iter().filter(|a| !taken(a)).cloned().collect();
-        if let Some(unit) = &mut unit {
-            unit.shared_along(&outer);
-        }
-        let unit = unit.as_ref();
         let cut = |a: &Option<Axis>, cut: &dyn Fn(&Axis) -> Vec<Segment>| match a {
             None => vec![None],
             Some(a) => cut(a).into_iter().map(|s| Some((a.symbol.clone(), s))).collect(),

@@ -9,7 +9,7 @@ use super::flat::{Axis, FlatNest};
 use super::fold::Tiling;
 use super::parts::{counted, loaded, stored};
 use super::schedule::{Machine, Schedule};
-use super::{Builder, single};
+use super::{Builder, LINE, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::id::Id;
@@ -24,9 +24,6 @@ const LEAST_KEYS: i64 = 128;
 
 /// Keys of a stretch.
 const STRETCH: i64 = 256;
-
-/// Numbers of a cache line.
-const LINE: i64 = 16;
 
 /// How a program goes along the keys.
 #[derive(Clone)]
@@ -47,6 +44,11 @@ pub(super) struct Keys {
     pub run: i64,
 }
 
+/// From one row of so many numbers to the next: at a distance that 4,096 bytes divide rows would lie in one set of the cache.
+fn apart(numbers: i64) -> i64 {
+    if numbers % 1024 == 0 { numbers + LINE } else { numbers }
+}
+
 impl Keys {
     /// All keys at once where they are few and known, else in stretches. Where not all of them are seen `ends` are the symbols of the first one and of
     /// what follows the last one, of which there are some; [`Keys::between`] says what they are.
@@ -65,8 +67,7 @@ impl Keys {
         if let Some(most) = a.key.known().filter(|&keys| keys <= at_once) {
             // A run behind the last key is minus infinity where it is not known which one is the last.
             let rows = whole(extent).as_const()? + if ends.is_some() { run } else { 0 };
-            // Rows at a distance that 4,096 bytes divide would lie in one set of the cache.
-            let stride = if rows % 1024 == 0 { rows + LINE } else { rows };
+            let stride = apart(rows);
             let count = end.sub(&first);
             let all = Keys { first, stretch: None, width: whole(&count), count, most, stride, run };
             return (most >= LEAST_KEYS).then_some(all);
@@ -88,9 +89,7 @@ impl Keys {
     pub fn in_runs(self, run: i64) -> Option<Keys> {
         let count = self.count.as_const().filter(|_| self.stretch.is_none())?;
         let width = (count + run - 1) / run * run;
-        // As in [`Keys::of`].
-        let stride = if width % 1024 == 0 { width + LINE } else { width };
-        Some(Keys { width: Expr::from(width), stride, run, ..self })
+        Some(Keys { width: Expr::from(width), stride: apart(width), run, ..self })
     }
 
     /// The keys between ends that are known now.

@@ -109,7 +109,7 @@ pub(crate) fn worthwhile(flat: &FlatNest) -> Option<usize> {
 }
 
 /// The input and the address that a node loads.
-fn load(code: &Code, id: Id<Scalar>, dtype: DType) -> Option<(usize, Expr)> {
+pub(super) fn load(code: &Code, id: Id<Scalar>, dtype: DType) -> Option<(usize, Expr)> {
     match code.node(id) {
         Scalar::Load(Source::Input(n), coords) if code.dtype(id) == dtype => match coords.as_slice() {
             [Coord::Index(address)] => Some((*n, address.clone())),

@@ -9,7 +9,7 @@ use super::emit::{Emitter, Place, tile_axis};
 use super::flat::{Axis, FlatNest, Stride, stride};
 use super::parts::{counted, loaded, stored};
 use super::schedule::Schedule;
-use super::{Builder, COLUMN, MOST_BOXES, single};
+use super::{Builder, COLUMN, MOST_BOXES, MOST_LOCAL, single};
 use kiln_ir::dtype::DType;
 use kiln_ir::expr::{Expr, Ranges, Symbol};
 use kiln_ir::id::Id;
@@ -22,9 +22,6 @@ const MOST_TILES: i64 = 60;
 
 /// Most bytes of weights that stay in the second cache while blocks of tiles go by.
 const NEAR_WEIGHTS: i64 = 512 << 10;
-
-/// Most numbers of f32 in a program's local memory: 192 KiB of its stack.
-const MOST_LOCAL: i64 = 48 << 10;
 
 /// With fewer tiles than this in a block, weights would be read too often; columns of a panel, which is as wide as any.
 const LEAST_BLOCK: i64 = 16;

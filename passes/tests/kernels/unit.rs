@@ -14,7 +14,12 @@ const AMX: usize = 4;
 
 /// The texts of the kernels that the unit multiplies in.
 fn by_unit(c: &Compiled, target: usize) -> Vec<String> {
-    c.kernels[target].iter().map(TileProgram::to_string).filter(|text| text.contains("multiply ")).collect()
+    let texts: Vec<String> =
+        c.kernels[target].iter().map(TileProgram::to_string).filter(|text| text.contains("multiply ")).collect();
+    for text in &texts {
+        assert_eq!(TileProgram::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}")).to_string(), *text);
+    }
+    texts
 }
 
 fn product(rows: usize, places: usize, columns: usize) -> String {

@@ -224,8 +224,7 @@ impl<'a> Search<'a> {
         if add(&mut options, &database) {
             compiled = self.compile(model, &options)?;
         }
-        let scheduled = &compiled.scheduled;
-        let machine = emit::Emitter::new(level, scheduled.has_pairs(), scheduled.terms)?.machine();
+        let machine = emit::Emitter::of(level, &compiled.scheduled)?.machine();
         let subjects = tune::subjects(&compiled, &machine);
         let until = (Some(end), &self.budget);
         tune::search_all(&compiled, &subjects, &settings, &mut database, until, &mut |_, _, _, _, _| {})?;

@@ -108,14 +108,9 @@ fn power_of_two(code: &mut At<'_>, n: ValueId, dtype: DType) -> ValueId {
     code.bits(dtype, bits)
 }
 
-/// `e^x`, for x within the limits of the format (or NaN).
-fn exp_within(code: &mut At<'_>, x: ValueId) -> ValueId {
-    exp_of(code, x, None)
-}
-
-/// The same, and 0 in the lanes that are `gone`: before `2^n` is multiplied, since processors of Intel take more than a hundred cycles
+/// `e^x`, for x within the limits of the format (or NaN), and 0 in the lanes that are `gone`: before `2^n` is multiplied, since processors of Intel take more than a hundred cycles
 /// for each vector with a result that is too small to be one, as every row of a masked softmax has.
-fn exp_of(code: &mut At<'_>, x: ValueId, gone: Option<ValueId>) -> ValueId {
+fn exp_within(code: &mut At<'_>, x: ValueId, gone: Option<ValueId>) -> ValueId {
     let dtype = code.ty(x).dtype;
     let Reduced { n, shifted, r, quadratic } = reduce(code, x);
     let one = code.num(x, 1.0);
@@ -142,7 +137,7 @@ pub(super) fn exp(code: &mut At<'_>, x: ValueId) -> ValueId {
     let x = code.with(BinaryOp::Max, x, low);
     let gone = code.with(BinaryOp::Le, x, low);
     let x = code.with(BinaryOp::Min, x, high);
-    exp_of(code, x, Some(gone))
+    exp_within(code, x, Some(gone))
 }
 
 /// `e^x - 1`, for x from 0 to where `e^x` has the greatest exponent less 1 (or NaN).
@@ -215,7 +210,7 @@ pub(super) fn erf(code: &mut At<'_>, x: ValueId) -> ValueId {
     let p = code.polynomial(bounded, &ERF_LARGE);
     let p = code.mul(p, bounded);
     let minus = code.unary(UnaryOp::Neg, p);
-    let e = exp_within(code, minus);
+    let e = exp_within(code, minus, None);
     let one = code.num(x, 1.0);
     let large = code.sub(one, e);
     let large = with_sign(code, large, x);
